@@ -1,0 +1,63 @@
+"""Files that survive: whatever is written is written beside its name, flushed and renamed."""
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+from leery.errors import OutputError
+
+__all__ = ["make_folder", "write_atomically"]
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a whole file or nothing: a temporary file beside it, flushed to disk, then renamed.
+
+    Args:
+        path: where the file goes; its folder must exist.
+        content: the bytes, or text that is encoded as UTF-8.
+
+    Raises:
+        OutputError: when the folder or the file cannot be written; an older file is untouched.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except OSError as error:
+        message = (
+            f"cannot write {path}: {error.strerror or error}; "
+            "name a folder that you may write to and that has room"
+        )
+        raise OutputError(message) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def make_folder(path: Path) -> Path:
+    """Create a folder (and its parents) and prove that a file can be written into it.
+
+    Raises:
+        OutputError: when it cannot be created or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        message = (
+            f"expected a folder that can be written at {path}, got: {error.strerror or error}; "
+            "name another one"
+        )
+        raise OutputError(message) from error
+    return path

@@ -1,0 +1,16 @@
+"""Attacks on a classifier: one gradient loop, of which FGSM, BIM and PGD are settings; noise.
+
+>>> from leery.attacks import BIM
+>>> from leery.classifiers import pretrained
+>>> from leery.data import load
+>>> model = pretrained("mnist").model
+>>> images, labels = load("mnist", "test")
+>>> adversarial = BIM(0.3)(model, images[:8], labels[:8])
+>>> bool((model(adversarial).argmax(1) == labels[:8]).any())
+False
+"""
+
+from leery.attacks._gradient import BIM, FGSM, PGD, GradientAttack
+from leery.attacks._noise import gaussian_noise
+
+__all__ = ["BIM", "FGSM", "PGD", "GradientAttack", "gaussian_noise"]

@@ -1,0 +1,40 @@
+"""Noise: the control that a detector of attacks must not confuse with one."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from leery._checks import check_images
+from leery.errors import InputError
+
+__all__ = ["gaussian_noise"]
+
+
+def gaussian_noise(
+    images: Tensor, sigma: float, *, seed: int = 0, bounds: tuple[float, float] = (0.0, 1.0)
+) -> Tensor:
+    """The noisy twin of each image: Gaussian noise on every pixel, clipped to the bounds.
+
+    Args:
+        images: float ``(N, ...)``.
+        sigma: the standard deviation before clipping, in the units of the images.
+        seed: of the noise.
+        bounds: the lowest and the highest pixel value.
+
+    Returns:
+        Like ``images``.
+
+    Raises:
+        InputError: when sigma is negative or not finite, or the images do not fit.
+
+    Source:
+        Tuna, Catak, Eskil (2020), section 5.3, with sigma = epsilon of the attack compared with.
+    """
+    check_images(images, floating=True)
+    if not (math.isfinite(sigma) and sigma >= 0):
+        message = f"expected a finite sigma of at least 0, got {sigma}; correct it"
+        raise InputError(message)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(images.shape, generator=generator, dtype=images.dtype)
+    return (images.detach() + sigma * noise.to(images.device)).clamp(*bounds)

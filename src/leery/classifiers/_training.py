@@ -1,0 +1,158 @@
+"""Training a classifier with the paper's settings (its table 2), from a seed."""
+
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from leery import data
+from leery._progress import progress_bars
+from leery.classifiers._networks import DigitNet, FashionNet
+from leery.errors import InputError
+
+__all__ = ["RECIPES", "Classifier", "Recipe", "accuracy", "build", "train"]
+
+NETWORKS: Mapping[str, Callable[[float], nn.Module]] = {
+    "mnist": DigitNet,
+    "fashion-mnist": FashionNet,
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a classifier is trained: Adam on the cross-entropy, no augmentation, no schedule.
+
+    Source:
+        Tuna, Catak, Eskil (2020), table 2.
+    """
+
+    epochs: int = 10
+    batch_size: int = 64
+    learning_rate: float = 0.001
+    dropout: float = 0.5
+
+
+RECIPES: Mapping[str, Recipe] = {"mnist": Recipe(), "fashion-mnist": Recipe(dropout=0.25)}
+"""The recipe of each dataset's shipped weights.
+
+FashionNet falls short of the paper's accuracy with the paper's dropout of 0.5 and reaches it with
+the 0.25 of the authors' later notebooks.
+"""
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained classifier and the record of how it came about.
+
+    Attributes:
+        model: in eval mode.
+        record: dataset, network, recipe, seed, test accuracy in [0, 1], command, versions.
+    """
+
+    model: nn.Module
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def build(dataset: str, *, dropout: float | None = None) -> nn.Module:
+    """The dataset's network with fresh weights, in eval mode, in channels-last layout.
+
+    Channels-last only changes how the convolutions lie in memory: the same numbers, faster.
+
+    Args:
+        dataset: "mnist" or "fashion-mnist".
+        dropout: the probability of dropping a unit; by default that of the shipped weights.
+
+    Raises:
+        InputError: when the dataset is unknown.
+    """
+    data.named(dataset)
+    rate = RECIPES[dataset].dropout if dropout is None else dropout
+    network = NETWORKS[dataset](rate).eval()
+    return network.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
+
+
+def train(
+    dataset: str,
+    *,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    root: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> Classifier:
+    """Train the dataset's network from scratch; the last epoch is what is returned.
+
+    No epoch, seed or setting is chosen on test images: they only measure the final accuracy.
+    The global random state is left as it was.
+
+    Args:
+        dataset: "mnist" or "fashion-mnist".
+        recipe: by default that of the shipped weights.
+        seed: of the initial weights, the order of the images and the dropout masks.
+        root: a folder with the data files, as for :func:`leery.data.load`.
+        progress: show a bar on standard error.
+
+    Raises:
+        InputError: when the dataset is unknown.
+        DataError: when its files cannot be had.
+    """
+    images, labels = data.load(dataset, "train", root)
+    recipe = recipe or RECIPES[dataset]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build(dataset, dropout=recipe.dropout)
+        _run_epochs(model, images, labels, recipe, f"training {dataset}", progress=progress)
+    test_images, test_labels = data.load(dataset, "test", root)
+    record = {
+        "dataset": dataset,
+        "network": type(model).__name__,
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "test_accuracy": accuracy(model, test_images, test_labels),
+        "data_sha256": data.data_sums(dataset),
+        "command": f"leery train {dataset} --seed {seed} --dropout {recipe.dropout}",
+        "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
+        "threads": torch.get_num_threads(),
+    }
+    return Classifier(model, record)
+
+
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 250) -> float:
+    """The share of images whose largest logit is at the label, in [0, 1].
+
+    Raises:
+        InputError: when there is no image.
+    """
+    if len(images) == 0:
+        message = "expected at least one image, got none; pass a non-empty batch"
+        raise InputError(message)
+    with torch.no_grad():
+        predicted = torch.cat([model(batch).argmax(1) for batch in images.split(batch_size)])
+    return float((predicted == labels).double().mean())
+
+
+def _run_epochs(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    title: str,
+    *,
+    progress: bool,
+) -> None:
+    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
+    model.train()
+    with progress_bars(enabled=progress) as bars:
+        task = bars.add_task(title, total=recipe.epochs * len(images))
+        for _ in range(recipe.epochs):
+            for rows in torch.randperm(len(images)).split(recipe.batch_size):
+                loss = functional.cross_entropy(model(images[rows]), labels[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                bars.advance(task, len(rows))
+    model.eval()

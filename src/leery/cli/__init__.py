@@ -1,0 +1,55 @@
+"""The command line: one module a command; errors are one sentence on standard error.
+
+Exit codes: 0 done; 1 leery refused something and said why; 2 the command line itself is wrong;
+130 stopped with Ctrl-C.
+"""
+
+import sys
+from typing import NoReturn
+
+import typer
+from rich.console import Console
+
+from leery.cli import _reproduce, _train
+from leery.errors import LeeryError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="leery",
+    help="Makes an image classifier leery of its inputs: detects adversarial examples.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command(name="reproduce")(_reproduce.reproduce)
+app.command(name="train")(_train.train)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    *,
+    show_version: bool = typer.Option(False, "--version", help="Print the version and stop."),
+) -> None:
+    if show_version:
+        from leery import (
+            __version__,
+        )
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> NoReturn:
+    """The ``leery`` command."""
+    try:
+        app(standalone_mode=True)
+    except LeeryError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"leery: {error}", markup=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo(
+            "leery: stopped; run the command again, and it goes on where it stopped", err=True
+        )
+        sys.exit(130)
+    sys.exit(0)

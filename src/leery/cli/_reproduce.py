@@ -1,0 +1,55 @@
+"""``leery reproduce``: the paper's study."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from leery.cli._options import DataDir, Dataset, Seed
+
+__all__ = ["reproduce"]
+
+
+def reproduce(
+    dataset: Dataset,
+    *,
+    limit: Annotated[
+        int | None, typer.Option(help="Use only the first so many test images.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The folder of the files; by default runs/DATASET.", show_default=False),
+    ] = None,
+    retrain: Annotated[bool, typer.Option("--retrain", help="Train the classifier anew.")] = False,
+    seed: Seed = 0,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes; by default one a processor.", show_default=False),
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Run the paper's study on a dataset: tables on the terminal, files in a folder.
+
+    FGSM, BIM and PGD at the paper's two strengths; each of the six metrics, the two groups and
+    all six together; in-sample as in the paper, and held out by source image. A run that was cut
+    off goes on where it stopped.
+
+    Examples:
+      leery reproduce mnist
+      leery reproduce fashion-mnist --out runs/fashion
+      leery reproduce mnist --limit 1000 --workers 1
+    """
+    from leery.study import (
+        StudyConfig,
+        terminal_summary,
+    )
+    from leery.study import reproduce as run
+
+    config = StudyConfig(dataset, limit=limit, seed=seed, retrain=retrain, data_dir=data_dir)
+    result = run(config, out or Path("runs") / dataset, workers=workers, progress=True)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 120
+    for part in terminal_summary(result):
+        console.print(part)

@@ -1,0 +1,49 @@
+"""``leery train``: a classifier of the paper, from scratch."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leery.cli._options import DataDir, Dataset, Seed
+
+__all__ = ["train"]
+
+
+def train(
+    dataset: Dataset,
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder of the weights; by default runs/DATASET/classifier.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Seed = 0,
+    dropout: Annotated[
+        float | None,
+        typer.Option(help="By default that of the shipped weights.", show_default=False),
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Train the dataset's classifier with the paper's settings and write weights and record.
+
+    Examples:
+      leery train mnist
+      leery train fashion-mnist --seed 1 --out weights
+    """
+    from leery import classifiers, data
+    from leery._files import make_folder
+
+    data.named(dataset)
+    folder = make_folder(out or Path("runs") / dataset / "classifier")
+    recipe = classifiers.RECIPES[dataset]
+    if dropout is not None:
+        recipe = replace(recipe, dropout=dropout)
+    trained = classifiers.train(dataset, recipe=recipe, seed=seed, root=data_dir, progress=True)
+    path = classifiers.save_classifier(trained, folder)
+    typer.echo(
+        f"accuracy on the test images: {trained.record['test_accuracy']:.2%}; weights: {path}"
+    )

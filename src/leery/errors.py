@@ -1,0 +1,79 @@
+"""The exceptions leery raises on purpose, all under one root.
+
+Every message is one sentence that says what was expected, what was got and what to do::
+
+    LeeryError
+    ├── InputError (ValueError)            an argument of a call
+    │   ├── NoDropoutError                 a model that has no dropout to sample
+    │   └── UnknownLayerError              a layer name the model does not have
+    ├── NotFittedError (sklearn's)         used before it was fitted or calibrated
+    ├── UnsupportedModelError              a model whose graph cannot be had or split
+    ├── DetectorFileError (ValueError)     a detector file that cannot be read
+    │   └── WrongModelError                ... or that belongs to another classifier
+    ├── DataError (OSError)                a dataset that cannot be had
+    │   └── CorruptDataError               ... or whose bytes are not the published ones
+    └── OutputError (OSError)              a folder or file that cannot be written
+
+Each also subclasses the usual Python (or scikit-learn) type, so code that never heard of leery
+can catch it.
+"""
+
+from sklearn.exceptions import NotFittedError as _SklearnNotFittedError
+
+__all__ = [
+    "CorruptDataError",
+    "DataError",
+    "DetectorFileError",
+    "InputError",
+    "LeeryError",
+    "NoDropoutError",
+    "NotFittedError",
+    "OutputError",
+    "UnknownLayerError",
+    "UnsupportedModelError",
+    "WrongModelError",
+]
+
+
+class LeeryError(Exception):
+    """Root of every exception that leery raises on purpose."""
+
+
+class InputError(LeeryError, ValueError):
+    """An argument has the wrong type, shape, range or value."""
+
+
+class NoDropoutError(InputError):
+    """Monte-Carlo dropout was asked of a model that has no active dropout layer."""
+
+
+class UnknownLayerError(InputError):
+    """A layer was named that the model does not have."""
+
+
+class NotFittedError(LeeryError, _SklearnNotFittedError):  # type: ignore[misc]  # untyped
+    """Something was used before it was fitted or calibrated."""
+
+
+class UnsupportedModelError(LeeryError, RuntimeError):
+    """The model's graph cannot be captured, or holds something that cannot be split."""
+
+
+class DetectorFileError(LeeryError, ValueError):
+    """A detector file is damaged, foreign or from a newer leery."""
+
+
+class WrongModelError(DetectorFileError):
+    """A detector file belongs to another classifier than the one it was loaded for."""
+
+
+class DataError(LeeryError, OSError):
+    """A dataset cannot be had from any source."""
+
+
+class CorruptDataError(DataError):
+    """A data file's bytes are not the published ones."""
+
+
+class OutputError(LeeryError, OSError):
+    """A result cannot be written where it should go."""

@@ -1,0 +1,71 @@
+"""How scores come about before they are judged: in-sample as in the paper, or held out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from sklearn.model_selection import GroupKFold
+
+from leery.detector import Combiner
+from leery.errors import InputError
+from leery.evaluation._pool import Pool
+
+__all__ = ["PROTOCOLS", "Protocol", "held_out_scores", "in_sample_scores"]
+
+Protocol = Literal["paper", "held-out"]
+
+
+def in_sample_scores(pool: Pool, names: Sequence[str], _seed: int = 0) -> np.ndarray:
+    """The paper's protocol: the combiner is fitted and judged on the same rows.
+
+    Args:
+        pool: the measured twins.
+        names: the metrics to combine.
+
+    Returns:
+        float64 ``(N,)``, log odds; larger is more adversarial. Optimistic.
+    """
+    values = pool.values(names)
+    return Combiner.fit(values, pool.adversarial).score(values)
+
+
+def held_out_scores(
+    pool: Pool, names: Sequence[str], seed: int = 0, *, folds: int = 5
+) -> np.ndarray:
+    """The honest protocol: every row is scored by a combiner that never saw its source image.
+
+    An image and its twins always stand in the same fold.
+
+    Args:
+        pool: the measured twins.
+        names: the metrics to combine.
+        seed: of the dealing of source images into folds.
+        folds: how many there are.
+
+    Returns:
+        float64 ``(N,)``, log odds; larger is more adversarial.
+
+    Raises:
+        InputError: when there are fewer source images than folds.
+    """
+    count = len(np.unique(pool.source))
+    if count < folds:
+        message = (
+            f"expected at least {folds} correctly classified images for {folds} folds, got "
+            f"{count}; take more images"
+        )
+        raise InputError(message)
+    values = pool.values(names)
+    scores = np.empty(len(values))
+    splitter = GroupKFold(n_splits=folds, shuffle=True, random_state=seed)
+    for fit, judge in splitter.split(values, groups=pool.source):
+        combiner = Combiner.fit(values[fit], pool.adversarial[fit])
+        scores[judge] = combiner.score(values[judge])
+    return scores
+
+
+PROTOCOLS: Mapping[Protocol, Callable[[Pool, Sequence[str], int], np.ndarray]] = {
+    "paper": in_sample_scores,
+    "held-out": held_out_scores,
+}
+"""The protocols by name: functions of a pool, the names of metrics and a seed."""

@@ -1,0 +1,14 @@
+"""Monte-Carlo dropout: many passes with dropout on, for the price of few.
+
+>>> from leery.classifiers import pretrained
+>>> from leery.data import load
+>>> images, _ = load("mnist", "test")
+>>> probs = MCDropout(pretrained("mnist").model, passes=50).sample(images[:8])
+>>> tuple(probs.shape)
+(50, 8, 10)
+"""
+
+from leery.mc_dropout._masks import Masks, MaskSource
+from leery.mc_dropout._sampler import MCDropout, Observation
+
+__all__ = ["MCDropout", "MaskSource", "Masks", "Observation"]

@@ -1,0 +1,224 @@
+"""The engine: the deterministic part of a graph once, the rest once a pass with its masks.
+
+A node is *stochastic* when an active dropout is among its ancestors. Everything else is computed
+once a batch. In the stochastic part, a dropout that only feeds linear layers is not multiplied
+out: a mask on a linear layer's input is a choice of its columns, so only those are multiplied.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional
+
+from leery.mc_dropout._graph import (
+    STEADY_ROWS,
+    ModelGraph,
+    dropout_rate,
+    drops_channels,
+    evaluate,
+)
+from leery.mc_dropout._masks import Masks, Site
+
+__all__ = ["Engine"]
+
+_ATEN = torch.ops.aten
+_RESHAPES = (_ATEN.flatten.using_ints, _ATEN.view.default, _ATEN.reshape.default)
+
+Values = dict[fx.Node, Any]
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """A linear layer behind a dropout, computed on the kept columns only.
+
+    Attributes:
+        source: the node that the dropout acts on.
+        linear: the node of the linear layer.
+        site: the index of the dropout's site.
+    """
+
+    source: fx.Node
+    linear: fx.Node
+    site: int
+
+
+@dataclass
+class _Once:
+    """What the passes share: values of the deterministic part, and matrices laid out for them."""
+
+    values: Values
+    matrices: dict[tuple[str, fx.Node], Tensor]
+
+    def matrix(self, kind: str, node: fx.Node, make: Callable[[], Tensor]) -> Tensor:
+        key = (kind, node)
+        if key not in self.matrices:
+            self.matrices[key] = make()
+        return self.matrices[key]
+
+
+class Engine:
+    """Runs a captured graph without dropout, and pass by pass with given masks.
+
+    Args:
+        graph: of the model.
+        layer: the feature layer whose output :meth:`run` also returns, or None.
+    """
+
+    def __init__(self, graph: ModelGraph, layer: str | None = None) -> None:
+        self._graph = graph
+        dropouts = graph.dropouts()
+        self.sites = tuple(_site(node) for node in dropouts)
+        self._site_of = {node: index for index, node in enumerate(dropouts)}
+        self._tap = graph.layer_output(layer) if layer is not None else None
+        stochastic = _descendants(graph, dropouts)
+        needed = _ancestors(graph.output, self._tap)
+        self._prefix = [node for node in graph.nodes if node not in stochastic and node in needed]
+        self._suffix = [node for node in graph.nodes if node in stochastic]
+        self._steps = self._plan()
+
+    def prefix(self, batch: Tensor) -> _Once:
+        """The deterministic part for a batch on the model's device."""
+        values: Values = {self._graph.input: batch}
+        for node in self._prefix:
+            values[node] = evaluate(self._graph, node, values)
+        return _Once(values, {})
+
+    def without_dropout(self, once: _Once) -> tuple[Tensor, Tensor | None]:
+        """Logits ``(N, classes)`` and features ``(N, D)``, as the model gives them in eval mode."""
+        values = dict(once.values)
+        for node in self._suffix:
+            dropped = node in self._site_of
+            values[node] = values[_source(node)] if dropped else self._evaluate(node, values)
+        features = None if self._tap is None else values[self._tap].flatten(1)
+        return values[self._graph.output], features
+
+    def one_pass(self, once: _Once, masks: Masks, index: int) -> Tensor:
+        """Logits ``(N, classes)`` of pass ``index``."""
+        values = dict(once.values)
+        for step in self._steps:
+            if isinstance(step, _Columns):
+                values[step.linear] = self._columns(step, once, values, masks, index)
+            elif step in self._site_of:
+                values[step] = self._dropped(step, values, masks, index)
+            else:
+                values[step] = self._evaluate(step, values)
+        logits: Tensor = values[self._graph.output]
+        return logits
+
+    def _evaluate(self, node: fx.Node, values: Values) -> Any:  # noqa: ANN401 - any node's value
+        return evaluate(self._graph, node, values)
+
+    def _dropped(self, node: fx.Node, values: Values, masks: Masks, index: int) -> Tensor:
+        site = self._site_of[node]
+        activation: Tensor = values[_source(node)]
+        return activation * masks.kept[site][index].to(activation.dtype).mul_(
+            self.sites[site].scale
+        )
+
+    def _columns(
+        self, step: _Columns, once: _Once, values: Values, masks: Masks, index: int
+    ) -> Tensor:
+        """``dropout(x) @ W.T + b`` from the kept rows of ``x.T`` and ``W.T``.
+
+        Rows of the transposes are contiguous, so that choosing them copies whole blocks; the
+        result is the transpose of a contiguous matrix, which the next such step takes as it is.
+        """
+        weight, bias = (values[node] for node in _parameters(step.linear) if node is not None)
+        kept = masks.kept[step.site][index].flatten().nonzero().squeeze(1)
+        weight_rows = once.matrix("weight", step.linear, lambda: weight.t().contiguous())
+
+        def transposed() -> Tensor:
+            units = values[step.source].flatten(1).t()
+            short = max(0, STEADY_ROWS - units.shape[1])
+            return functional.pad(units, (0, short)) if short else units.contiguous()
+
+        if step.source in once.values:
+            rows = once.matrix("input", step.source, transposed)
+        else:
+            rows = transposed()
+        product = weight_rows.index_select(0, kept).t() @ rows.index_select(0, kept)
+        product = product.mul_(self.sites[step.site].scale).add_(bias.unsqueeze(1))
+        return product.t()[: len(values[step.source])]
+
+    def _plan(self) -> list[_Columns | fx.Node]:
+        """The stochastic nodes in order, each linear layer behind a dropout as one step."""
+        columns: dict[fx.Node, _Columns] = {}
+        absorbed: set[fx.Node] = set()
+        for dropout, site in self._site_of.items():
+            chains = _chains_to_linear(dropout)
+            if chains is None or drops_channels(dropout):
+                continue
+            for linear, between in chains:
+                columns[linear] = _Columns(_source(dropout), linear, site)
+                absorbed.update(between)
+            absorbed.add(dropout)
+        return [columns.get(node, node) for node in self._suffix if node not in absorbed]
+
+
+def _source(dropout: fx.Node) -> fx.Node:
+    """The node that a dropout acts on."""
+    source = dropout.args[0]
+    assert isinstance(source, fx.Node)
+    return source
+
+
+def _site(node: fx.Node) -> Site:
+    shape = tuple(int(size) for size in node.meta["val"].shape[1:])
+    if drops_channels(node):
+        shape = (shape[0], *(1,) * (len(shape) - 1))
+    return Site(node.name, dropout_rate(node), shape)
+
+
+def _descendants(graph: ModelGraph, roots: Sequence[fx.Node]) -> set[fx.Node]:
+    found = set(roots)
+    for node in graph.nodes:
+        if any(parent in found for parent in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _ancestors(*roots: fx.Node | None) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    waiting = [root for root in roots if root is not None]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting.extend(node.all_input_nodes)
+    return found
+
+
+def _chains_to_linear(dropout: fx.Node) -> list[tuple[fx.Node, list[fx.Node]]] | None:
+    """The linear layers that a dropout ends in through reshapes alone, with those reshapes.
+
+    None when it feeds anything else, or where a linear layer does not see one flat vector an
+    image.
+    """
+    found: list[tuple[fx.Node, list[fx.Node]]] = []
+    waiting: list[tuple[fx.Node, list[fx.Node]]] = [(dropout, [])]
+    while waiting:
+        node, between = waiting.pop()
+        for user in node.users:
+            if user.target is _ATEN.linear.default and user.args[0] is node and _is_flat(node):
+                if any(parameter is None for parameter in _parameters(user)):
+                    return None
+                found.append((user, between))
+            elif user.target in _RESHAPES:
+                waiting.append((user, [*between, user]))
+            else:
+                return None
+    return found or None
+
+
+def _is_flat(node: fx.Node) -> bool:
+    """Whether a node is one vector an image: ``(N, K)`` with all of the image's units in it."""
+    return bool(node.meta["val"].ndim == 2)  # noqa: PLR2004 - images and units
+
+
+def _parameters(linear: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
+    """The weight and bias nodes of a linear layer."""
+    args = (*linear.args, None)
+    return args[1], args[2]  # type: ignore[return-value]

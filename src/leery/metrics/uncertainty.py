@@ -1,0 +1,238 @@
+"""How uncertain a classifier is about an input: functions of its class probabilities.
+
+All take ``probs`` of shape ``(passes, batch, classes)`` and compute in float64, because a
+difference of entropies or of squares loses what float32 has left in confident predictions.
+"""
+
+import torch
+from torch import Tensor
+
+from leery.errors import InputError
+
+__all__ = [
+    "aleatoric",
+    "confidence",
+    "epistemic",
+    "mutual_information",
+    "predictive_entropy",
+    "scibilic",
+    "variance",
+]
+
+_SUM_TOLERANCE = 1e-3
+
+
+def confidence(probs: Tensor) -> Tensor:
+    r"""The largest class probability of the mean prediction; smaller is more uncertain.
+
+    .. math:: \max_c \bar p_c, \qquad \bar p = \frac1T \sum_t p_t
+
+    Args:
+        probs: float ``(passes, batch, classes)``, rows sum to 1.
+
+    Returns:
+        float64 ``(batch,)`` in [1 / classes, 1].
+
+    Raises:
+        InputError: when ``probs`` are no probabilities of that shape.
+
+    Source:
+        Tuna, Catak, Eskil (2020), eq. 5.
+
+    Example:
+        >>> confidence(torch.tensor([[[0.6, 0.4]], [[1.0, 0.0]]]))
+        tensor([0.8000], dtype=torch.float64)
+    """
+    return _checked(probs).mean(0).amax(-1)
+
+
+def predictive_entropy(probs: Tensor) -> Tensor:
+    r"""The entropy of the mean prediction; larger is more uncertain.
+
+    .. math:: H(\bar p) = -\sum_c \bar p_c \log \bar p_c
+
+    Args:
+        probs: float ``(passes, batch, classes)``, rows sum to 1.
+
+    Returns:
+        float64 ``(batch,)``, nats, in [0, log classes].
+
+    Raises:
+        InputError: when ``probs`` are no probabilities of that shape.
+
+    Notes:
+        0 log 0 is 0.
+
+    Source:
+        Tuna, Catak, Eskil (2020), eq. 6.
+
+    Example:
+        >>> predictive_entropy(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
+        tensor([0.6931], dtype=torch.float64)
+    """
+    return _entropy(_checked(probs).mean(0))
+
+
+def variance(probs: Tensor) -> Tensor:
+    r"""The variance of the passes, averaged over the classes; larger is more uncertain.
+
+    .. math:: \frac1C \sum_c \frac1T \sum_t (p_{t,c} - \bar p_c)^2
+
+    Args:
+        probs: float ``(passes, batch, classes)``, rows sum to 1.
+
+    Returns:
+        float64 ``(batch,)`` in [0, 1/4]; 0 for a single pass.
+
+    Raises:
+        InputError: when ``probs`` are no probabilities of that shape.
+
+    Source:
+        Tuna, Catak, Eskil (2020), eq. 7 (divided by T, not T - 1) and the mean over classes
+        that its text asks for.
+
+    Example:
+        >>> variance(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
+        tensor([0.2500], dtype=torch.float64)
+    """
+    return _checked(probs).var(0, correction=0).mean(-1)
+
+
+def mutual_information(probs: Tensor) -> Tensor:
+    r"""What the passes disagree about: the entropy of the mean minus the mean of the entropies.
+
+    .. math:: H(\bar p) - \frac1T \sum_t H(p_t)
+
+    Args:
+        probs: float ``(passes, batch, classes)``, rows sum to 1.
+
+    Returns:
+        float64 ``(batch,)``, nats, in [0, log classes]; 0 for a single pass; larger is more
+        uncertain.
+
+    Raises:
+        InputError: when ``probs`` are no probabilities of that shape.
+
+    Notes:
+        Rounding can make the difference negative by about 1e-16; it is then 0.
+
+    Source:
+        Tuna, Catak, Eskil (2020), eq. 8, whose printed sign would add the two terms; its own
+        table (mutual information below entropy) shows that the difference was used.
+
+    Example:
+        >>> mutual_information(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
+        tensor([0.6931], dtype=torch.float64)
+        >>> mutual_information(torch.tensor([[[0.5, 0.5]], [[0.5, 0.5]]]))
+        tensor([0.], dtype=torch.float64)
+    """
+    probs = _checked(probs)
+    return (_entropy(probs.mean(0)) - _entropy(probs).mean(0)).clamp_min(0)
+
+
+def aleatoric(probs: Tensor) -> Tensor:
+    r"""The part of the predictive variance inside the passes, averaged over the classes.
+
+    .. math:: \frac1C \sum_c \frac1T \sum_t p_{t,c} (1 - p_{t,c})
+
+    Args:
+        probs: float ``(passes, batch, classes)``, rows sum to 1.
+
+    Returns:
+        float64 ``(batch,)`` in [0, 1/4]; larger is more uncertain.
+
+    Raises:
+        InputError: when ``probs`` are no probabilities of that shape.
+
+    Source:
+        Kwon et al. (2020), as used in the authors' later notebooks.
+
+    Example:
+        >>> aleatoric(torch.tensor([[[0.5, 0.5]]]))
+        tensor([0.2500], dtype=torch.float64)
+    """
+    probs = _checked(probs)
+    return (probs * (1 - probs)).mean((0, -1))
+
+
+def epistemic(probs: Tensor) -> Tensor:
+    """The part of the predictive variance between the passes: another name of :func:`variance`.
+
+    Args:
+        probs: float ``(passes, batch, classes)``, rows sum to 1.
+
+    Returns:
+        float64 ``(batch,)`` in [0, 1/4]; larger is more uncertain.
+
+    Raises:
+        InputError: when ``probs`` are no probabilities of that shape.
+
+    Source:
+        Kwon et al. (2020), as used in the authors' later notebooks.
+
+    Example:
+        >>> epistemic(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
+        tensor([0.2500], dtype=torch.float64)
+    """
+    return variance(probs)
+
+
+def scibilic(probs: Tensor) -> Tensor:
+    r"""The uncertainty between the passes as a multiple of that inside them.
+
+    .. math:: \mathrm{epistemic} / \mathrm{aleatoric}
+
+    Args:
+        probs: float ``(passes, batch, classes)``, rows sum to 1.
+
+    Returns:
+        float64 ``(batch,)``, at least 0, infinite when one-hot passes disagree.
+
+    Raises:
+        InputError: when ``probs`` are no probabilities of that shape.
+
+    Notes:
+        Where both parts are exactly 0 (every pass gives the same one-hot row) the ratio is
+        undefined and 0 by convention: nothing there is uncertain.
+
+    Source:
+        The authors' later notebooks.
+
+    Example:
+        >>> scibilic(torch.tensor([[[0.8, 0.2]], [[0.6, 0.4]]]))
+        tensor([0.0500], dtype=torch.float64)
+    """
+    between, within = epistemic(probs), aleatoric(probs)
+    undefined = (between == 0) & (within == 0)
+    return torch.where(undefined, torch.zeros_like(between), between / within)
+
+
+def _entropy(probs: Tensor) -> Tensor:
+    """Entropy of the last dimension in nats, with 0 log 0 = 0."""
+    terms: Tensor = torch.special.entr(probs)
+    return terms.sum(-1)
+
+
+def _checked(probs: Tensor) -> Tensor:
+    """``probs`` in float64, refused when they are no class probabilities of passes."""
+    if not isinstance(probs, Tensor) or not probs.is_floating_point():
+        kind = probs.dtype if isinstance(probs, Tensor) else type(probs).__name__
+        message = f"expected probs as a floating-point torch.Tensor, got {kind}; convert them"
+        raise InputError(message)
+    if probs.ndim != 3 or probs.shape[0] == 0 or probs.shape[2] == 0:  # noqa: PLR2004
+        message = (
+            f"expected probs (passes, batch, classes), got shape {tuple(probs.shape)}; "
+            "stack the passes in the first dimension"
+        )
+        raise InputError(message)
+    probs = probs.double()
+    off = (probs.sum(-1) - 1).abs()
+    # NaN fails every comparison, so the conditions are stated for what is right.
+    if not bool(((probs >= 0).all(-1) & (off <= _SUM_TOLERANCE)).all()):
+        message = (
+            "expected probabilities (at least 0, rows summing to 1), got "
+            f"values in {float(probs.min()):g}..{float(probs.max()):g} and rows off by up to "
+            f"{float(off.max()):g}; apply softmax to logits first"
+        )
+        raise InputError(message)
+    return probs

@@ -1,0 +1,180 @@
+"""The study from start to end: stages in worker processes, then the files people read."""
+
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import Progress
+
+from leery import __version__, data
+from leery._files import make_folder, write_atomically
+from leery._progress import progress_bars
+from leery.errors import InputError
+from leery.study import _stages as stages
+from leery.study._config import METRIC_SETS, StudyConfig
+from leery.study._figures import roc_figure
+from leery.study._stages import Desk, Twins
+from leery.study._tables import StudyResult, results_frame, uncertainty_frame
+from leery.study._workers import Task, Workers, default_workers, worker_pool
+
+__all__ = ["reproduce"]
+
+_REPORTED = ("leery", "torch", "numpy", "scipy", "scikit-learn", "pandas", "safetensors")
+
+
+@dataclass
+class _Clock:
+    """Wall time of each stage of this run, and how many of its tasks were found done."""
+
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str, tasks: int = 1, reused: int = 0) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        seconds = round(time.monotonic() - start, 2)
+        self.stages[name] = {"seconds": seconds, "tasks": tasks, "reused": reused}
+
+
+def reproduce(
+    config: StudyConfig, out: Path, *, workers: int | None = None, progress: bool = False
+) -> StudyResult:
+    """Run the paper's study of one dataset and write its files.
+
+    Writes results.csv, uncertainty.csv, roc.png and manifest.json, each whole or not at all, and
+    keeps finished stages under ``stages`` so that a run that was cut off goes on. Stages of
+    another configuration or of another version of the program are done anew.
+
+    Args:
+        config: what to study.
+        out: the folder of the files; created.
+        workers: the number of processes, by default one for each processor. It does not change
+            the results.
+        progress: show bars on standard error.
+
+    Raises:
+        InputError: when a setting is outside its range.
+        DataError: when the data cannot be had.
+        OutputError: when the folder cannot be written to.
+    """
+    count = default_workers() if workers is None else workers
+    if count < 1:
+        message = f"expected at least 1 worker, got {count}; pass a larger number"
+        raise InputError(message)
+    clock = _Clock()
+    desk = Desk(config, _stage_folder(config, out))
+    with clock.stage("data"):
+        for split in ("train", "test"):
+            data.load(config.dataset, split, config.data_dir)
+    with worker_pool(count) as pool, progress_bars(enabled=progress) as bars:
+        for name, tasks in _plan(desk):
+            _do(name, tasks, pool, bars, clock)
+    with clock.stage("report"):
+        result = _write_tables(desk, out)
+    _write_manifest(desk, out, count, clock)
+    return result
+
+
+def _stage_folder(config: StudyConfig, out: Path) -> Path:
+    """The folder of the stages, emptied when they belong to another study."""
+    folder = make_folder(out) / "stages"
+    identity = json.dumps(config.identity(), indent=2, sort_keys=True)
+    mark = folder / "identity.json"
+    if folder.exists() and not (mark.is_file() and mark.read_text() == identity):
+        shutil.rmtree(folder)
+    make_folder(folder)
+    write_atomically(mark, identity)
+    return folder
+
+
+def _plan(desk: Desk) -> Iterator[tuple[str, list[tuple[Path, Task]]]]:
+    """The stages in order; each task with the file whose presence says that it is done."""
+    yield "classifier", [(desk.weights.with_suffix(".json"), (stages.make_classifier, (desk,)))]
+    yield "detector", [(desk.detector, (stages.fit_detector, (desk,)))]
+    yield (
+        "measure",
+        [
+            (desk.table(twins, start), (stages.measure, (desk, twins, start)))
+            for twins in stages.all_twins(desk.config)
+            for start in stages.shards(desk.config)
+        ],
+    )
+    yield (
+        "evaluate",
+        [
+            (desk.evaluation(condition), (stages.evaluate, (desk, condition)))
+            for condition in desk.config.conditions
+        ],
+    )
+
+
+def _do(
+    name: str,
+    tasks: Sequence[tuple[Path, Task]],
+    pool: Workers,
+    bars: Progress,
+    clock: _Clock,
+) -> None:
+    """One stage: the tasks whose file is missing."""
+    missing = [task for path, task in tasks if not path.exists()]
+    done = len(tasks) - len(missing)
+    bar = bars.add_task(f"{name:<10}", total=len(tasks), completed=done)
+    with clock.stage(name, len(tasks), done):
+        for _ in pool.run(missing):
+            bars.advance(bar)
+
+
+def _write_tables(desk: Desk, out: Path) -> StudyResult:
+    config = desk.config
+    judged = {condition: stages.load_evaluation(desk, condition) for condition in config.conditions}
+    rows = [row for content in judged.values() for row in content["rows"]]
+    results = results_frame(config.dataset, rows)
+    labels = stages.test_labels(config)
+    clean = stages.load_table(desk, Twins())
+    uncertainty = uncertainty_frame(config.dataset, clean, labels)
+    areas = {
+        condition: {
+            row["metrics"]: row["auc"]
+            for row in content["rows"]
+            if (row["protocol"], row["positives"]) == ("held-out", "all")
+        }
+        for condition, content in judged.items()
+    }
+    curves = {condition: content["curves"] for condition, content in judged.items()}
+    assert all(set(found) == set(METRIC_SETS) for found in areas.values())
+    write_atomically(out / "results.csv", results.to_csv(index=False))
+    write_atomically(out / "uncertainty.csv", uncertainty.to_csv(index=False))
+    write_atomically(out / "roc.png", roc_figure(config, curves, areas, stages.FPR_GRID))
+    accuracy = float(np.mean(clean.predicted == labels))
+    return StudyResult(accuracy, results, uncertainty, out)
+
+
+def _write_manifest(desk: Desk, out: Path, workers: int, clock: _Clock) -> None:
+    record = desk.classifier().record
+    manifest: dict[str, Any] = {
+        "command": sys.argv,
+        "config": {**asdict(desk.config), "data_dir": str(desk.config.data_dir or "")},
+        "identity": desk.config.identity(),
+        "classifier": record,
+        "versions": {name: version(name) for name in _REPORTED},
+        "machine": {
+            "python": platform.python_version(),
+            "system": platform.platform(),
+            "processors": os.cpu_count(),
+            "workers": workers,
+        },
+        "stages": clock.stages,
+        "seconds": round(sum(stage["seconds"] for stage in clock.stages.values()), 2),
+    }
+    assert manifest["versions"]["leery"] == __version__
+    write_atomically(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")

@@ -1,0 +1,87 @@
+"""Worker processes that share out tasks, stop at Ctrl-C, and never outlive their parent."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from leery.errors import LeeryError
+
+__all__ = ["Task", "Workers", "default_workers", "worker_pool"]
+
+Task = tuple[Callable[..., None], tuple[Any, ...]]
+"""A function of a module and its arguments."""
+
+
+def default_workers() -> int:
+    """The number of processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Workers:
+    """Runs tasks in processes of one computing thread each.
+
+    Args:
+        executor: of the processes.
+    """
+
+    def __init__(self, executor: ProcessPoolExecutor) -> None:
+        self._executor = executor
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[None]:
+        """Do all tasks in any order; yields once for each that is done.
+
+        Raises:
+            LeeryError: what a task raised, or that a process died.
+        """
+        futures: list[Future[None]] = [
+            self._executor.submit(function, *arguments) for function, arguments in tasks
+        ]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield
+        except BrokenProcessPool as error:
+            message = (
+                "expected the worker processes to live, got one that died (out of memory, or "
+                "killed); run the command again, and it goes on where it stopped"
+            )
+            raise LeeryError(message) from error
+
+
+@contextmanager
+def worker_pool(count: int) -> Iterator[Workers]:
+    """Processes for a while; they are gone afterwards, however it ends."""
+    executor = ProcessPoolExecutor(
+        count, mp_context=multiprocessing.get_context("spawn"), initializer=_settle_in
+    )
+    try:
+        yield Workers(executor)
+    except BaseException:
+        # Not waited for: a task may take long, and what it has not written it does again.
+        executor.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    executor.shutdown()
+
+
+def _settle_in() -> None:
+    """A new worker: one thread, deaf to Ctrl-C (its parent acts on it), mortal with its parent."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
