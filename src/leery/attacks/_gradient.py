@@ -123,7 +123,8 @@ class GradientAttack:
         norm, device = NORMS[self.norm], device_of(model)
         # Copies: tensors made under the caller's inference mode cannot take part in autograd.
         origin = clean.to(device, copy=True)
-        iterate, truth = start.to(device, copy=True), labels.to(device).long()
+        iterate = start.to(device, copy=True)
+        truth = labels.to(device, torch.int64, copy=True)
         for _ in range(self.steps):
             gradient = _input_gradient(model, iterate, truth)
             delta = iterate + self.alpha * norm.direction(gradient) - origin

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leery import data
+from leery._guest import guest
 from leery._progress import progress_bars
 from leery.classifiers._networks import DigitNet, FashionNet
 from leery.errors import InputError
@@ -124,13 +125,15 @@ def train(
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 250) -> float:
     """The share of images whose largest logit is at the label, in [0, 1].
 
+    The model runs in eval mode and is left as it was.
+
     Raises:
         InputError: when there is no image.
     """
     if len(images) == 0:
         message = "expected at least one image, got none; pass a non-empty batch"
         raise InputError(message)
-    with torch.no_grad():
+    with guest(model), torch.no_grad():
         predicted = torch.cat([model(batch).argmax(1) for batch in images.split(batch_size)])
     return float((predicted == labels).double().mean())
 

@@ -10,6 +10,7 @@ from typing import NoReturn
 import typer
 from rich.console import Console
 
+from leery import __version__
 from leery.cli import _reproduce, _train
 from leery.errors import LeeryError
 
@@ -32,10 +33,6 @@ def _root(
     show_version: bool = typer.Option(False, "--version", help="Print the version and stop."),
 ) -> None:
     if show_version:
-        from leery import (
-            __version__,
-        )
-
         typer.echo(__version__)
         raise typer.Exit
 
@@ -47,9 +44,4 @@ def main() -> NoReturn:
     except LeeryError as error:
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"leery: {error}", markup=False)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo(
-            "leery: stopped; run the command again, and it goes on where it stopped", err=True
-        )
-        sys.exit(130)
     sys.exit(0)

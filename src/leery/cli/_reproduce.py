@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from leery import study
 from leery.cli._options import DataDir, Dataset, Seed
 
 __all__ = ["reproduce"]
@@ -40,16 +41,17 @@ def reproduce(
       leery reproduce fashion-mnist --out runs/fashion
       leery reproduce mnist --limit 1000 --workers 1
     """
-    from leery.study import (
-        StudyConfig,
-        terminal_summary,
-    )
-    from leery.study import reproduce as run
-
-    config = StudyConfig(dataset, limit=limit, seed=seed, retrain=retrain, data_dir=data_dir)
-    result = run(config, out or Path("runs") / dataset, workers=workers, progress=True)
+    config = study.StudyConfig(dataset, limit=limit, seed=seed, retrain=retrain, data_dir=data_dir)
+    folder = out or Path("runs") / dataset
+    try:
+        result = study.reproduce(config, folder, workers=workers, progress=True)
+    except KeyboardInterrupt as interrupt:
+        typer.echo(
+            "leery: stopped; run the command again, and it goes on where it stopped", err=True
+        )
+        raise typer.Exit(130) from interrupt
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 120
-    for part in terminal_summary(result):
+        console.width = 130
+    for part in study.terminal_summary(result):
         console.print(part)

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from leery import classifiers, data
+from leery._files import make_folder
 from leery.cli._options import DataDir, Dataset, Seed
 
 __all__ = ["train"]
@@ -34,9 +36,6 @@ def train(
       leery train mnist
       leery train fashion-mnist --seed 1 --out weights
     """
-    from leery import classifiers, data
-    from leery._files import make_folder
-
     data.named(dataset)
     folder = make_folder(out or Path("runs") / dataset / "classifier")
     recipe = classifiers.RECIPES[dataset]

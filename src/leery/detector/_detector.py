@@ -93,6 +93,7 @@ class Detector:
         self.combiner_: Combiner | None = None
         self.calibration_: _Calibration | None = None
         self._fingerprint: str | None = None
+        self._classes = 0
         self._closeness = {
             name: make_closeness(name, bandwidth=bandwidth)
             for name in self.metrics
@@ -135,6 +136,7 @@ class Detector:
             name: metric.fit(features, labels) for name, metric in self._closeness.items()
         }
         self._fingerprint = fingerprint(self.model)
+        self._classes = classes
         self.combiner_ = self.calibration_ = None
         return self
 
@@ -265,6 +267,7 @@ class Detector:
         }
         facts: dict[str, Any] = {
             "classifier_sha256": self._fingerprint,
+            "classes": self._classes,
             "settings": self._settings(),
         }
         if self.combiner_ is not None:
@@ -318,13 +321,22 @@ class Detector:
         }
 
     def _restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        self.closeness_ = {
-            name: metric.restore(_below(tensors, name)) for name, metric in self._closeness.items()
-        }
+        self._classes = int(facts["classes"])
+        expected = {str(label) for label in range(self._classes)}
+        self.closeness_ = {}
+        for name, metric in self._closeness.items():
+            state = _below(tensors, name)
+            if set(state) != expected:
+                message = f"{name} of classes {sorted(state)} instead of {sorted(expected)}"
+                raise InputError(message)
+            self.closeness_[name] = metric.restore(state)
         self._fingerprint = facts["classifier_sha256"]
         if "intercept" in facts:
             parts = {name: tensor.numpy() for name, tensor in _below(tensors, "combiner").items()}
-            self.combiner_ = Combiner(**parts, intercept=facts["intercept"])
+            if any(part.shape != (len(self.metrics),) for part in parts.values()):
+                message = f"combiner not for {len(self.metrics)} metrics"
+                raise InputError(message)
+            self.combiner_ = Combiner(**parts, intercept=float(facts["intercept"]))
         if "calibration" in facts:
             self.calibration_ = _Calibration(**facts["calibration"])
 

@@ -71,7 +71,7 @@ def _panel(
     axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
     for name in METRIC_SETS:
         colour, line, width = _STYLES[name]
-        label = f"{name.replace('_', ' ')}  {areas[name]:.3f}"
+        label = f"{name.replace('_', ' ').replace('kl', 'KL')}  {areas[name]:.3f}"
         axes.plot(grid, curves[name], line, color=colour, linewidth=width, label=label)
     axes.set_title(f"{condition.attack}, epsilon {condition.epsilon:.2f}")
     axes.set_aspect("equal")

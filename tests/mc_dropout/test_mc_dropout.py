@@ -1,0 +1,299 @@
+"""The engine against the plain loop with the same masks; laws of fixed and fresh masks."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tests.conftest import Batch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from leery.attacks import BIM
+from leery.classifiers import pretrained
+from leery.errors import InputError, NoDropoutError, UnknownLayerError, UnsupportedModelError
+from leery.evaluation import roc_auc
+from leery.features import extract_features
+from leery.mc_dropout import MCDropout
+from leery.metrics import (
+    confidence,
+    mutual_information,
+    predictive_entropy,
+    uncertainty,
+)
+
+
+def plain_loop(sampler: MCDropout, images: Tensor) -> Tensor:
+    """Every pass through the whole model, its dropout layers replaced by the sampler's masks."""
+    (engine,) = sampler._engines.values()
+    masks = sampler._masks(engine)
+    layers = [
+        module
+        for module in sampler.model.modules()
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+    ]
+    assert len(layers) == len(engine.sites)
+    passes = []
+    for index in range(sampler.passes):
+        hooks = [
+            layer.register_forward_hook(_mask(kept[index], site.scale))
+            for layer, kept, site in zip(layers, masks.kept, engine.sites, strict=True)
+        ]
+        with torch.no_grad():
+            passes.append(sampler.model.eval()(images).softmax(-1))
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(passes)
+
+
+def _mask(kept: Tensor, scale: float):  # type: ignore[no-untyped-def]  # noqa: ANN202 - a hook
+    return lambda _module, inputs, _output: inputs[0] * kept.float() * scale
+
+
+class Residual(nn.Module):
+    """Batch norm, an in-place ReLU, channel dropout, and a branch around a dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6))
+        self.act = nn.ReLU(inplace=True)
+        self.channels = nn.Dropout2d(0.3)
+        self.second = nn.Conv2d(6, 6, 3, padding=1)
+        self.units = nn.Dropout(0.4, inplace=True)
+        self.head = nn.Linear(6 * 14 * 14, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.act(self.first(images))
+        hidden = hidden + self.second(self.channels(hidden))
+        pooled = functional.max_pool2d(functional.relu_(hidden), 2)
+        out: Tensor = self.head(self.units(pooled.flatten(1)))
+        return out
+
+
+def two_heads() -> nn.Module:
+    """One dropout that feeds two linear layers, one of them without bias."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
+            self.left = nn.Linear(784, 10)
+            self.right = nn.Linear(784, 10)
+            self.last = nn.Sequential(nn.Dropout(0.2), nn.Linear(10, 10, bias=False))
+
+        def forward(self, images: Tensor) -> Tensor:
+            units = self.drop(images.flatten(1))
+            out: Tensor = self.last(torch.tanh(self.left(units)) + self.right(units))
+            return out
+
+    return Heads()
+
+
+def perceptron(rate: float) -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 40), nn.ReLU(), nn.Dropout(rate), nn.Linear(40, 10)
+    )
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "DigitNet": lambda: pretrained("mnist").model,
+    "FashionNet": lambda: pretrained("fashion-mnist").model,
+    "residual": Residual,
+    "two heads": two_heads,
+    "perceptron": lambda: perceptron(0.5),
+    "all dropped": lambda: perceptron(1.0),
+    "dropout first": lambda: nn.Sequential(nn.Dropout(0.1), nn.Flatten(), nn.Linear(784, 10)),
+    "dropout last": lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Dropout(0.3)),
+    "partly off": lambda: nn.Sequential(nn.Dropout(0.0), nn.Flatten(), *perceptron(0.25)[1:]),  # type: ignore[index]
+}
+
+
+@pytest.fixture(params=list(MODELS))
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        made: nn.Module = MODELS[request.param]()
+        for module in made.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2)
+        return made.eval()
+
+
+@pytest.mark.parametrize("count", [1, 33])
+def test_the_engine_equals_the_plain_loop_with_the_same_masks(
+    model: nn.Module, count: int, digits: Batch
+) -> None:
+    images = digits[0][:count]
+    sampler = MCDropout(model, passes=6, seed=4)
+    probs = sampler.sample(images)
+    assert probs.shape == (6, count, 10)
+    assert float((probs - plain_loop(sampler, images)).abs().max()) < 1e-5
+    assert float((probs.sum(-1) - 1).abs().max()) < 1e-5
+
+
+def test_the_passes_differ_unless_nothing_or_everything_is_dropped(
+    model: nn.Module, digits: Batch, request: pytest.FixtureRequest
+) -> None:
+    probs = MCDropout(model, passes=5).sample(digits[0][:4])
+    spread = float(probs.std(0).max())
+    if "all dropped" in request.node.callspec.id:
+        assert spread == 0.0
+    else:
+        assert spread > 1e-4
+
+
+@pytest.mark.parametrize("name", ["DigitNet", "FashionNet"])
+def test_a_score_does_not_depend_on_the_batch_size(name: str, digits: Batch) -> None:
+    sampler = MCDropout(MODELS[name](), passes=20, layer="hidden")
+    images = digits[0][:256]
+    whole = sampler.observe(images)
+    for size in (1, 7):
+        sampler.batch_size = size
+        cut = sampler.observe(images[:70])
+        assert cut.features is not None
+        assert whole.features is not None
+        assert float((cut.probs - whole.probs[:, :70]).abs().max()) <= 1e-6
+        assert float((cut.features - whole.features[:70]).abs().max()) <= 1e-5
+        assert torch.allclose(cut.logits, whole.logits[:70], rtol=0, atol=1e-5)
+
+
+def test_features_and_logits_are_those_of_the_model_without_dropout(
+    digit_net: nn.Module, digits: Batch
+) -> None:
+    seen = MCDropout(digit_net, passes=2, layer="hidden").observe(digits[0][:40])
+    features, logits = extract_features(digit_net, digits[0][:40], "hidden")
+    assert seen.features is not None
+    assert features.shape == (40, 128)
+    assert torch.allclose(seen.features, features, atol=1e-5)
+    assert torch.allclose(seen.logits, logits, atol=1e-5)
+    with torch.no_grad():
+        assert torch.allclose(logits, digit_net(digits[0][:40]), atol=1e-5)
+
+
+def test_fixed_masks_repeat_and_depend_on_the_seed(digit_net: nn.Module, digits: Batch) -> None:
+    images = digits[0][:30]
+    first = MCDropout(digit_net, passes=5, seed=7)
+    probs = first.sample(images)
+    assert torch.equal(first.sample(images), probs)
+    assert torch.equal(MCDropout(digit_net, passes=5, seed=7).sample(images), probs)
+    assert not torch.equal(MCDropout(digit_net, passes=5, seed=8).sample(images), probs)
+
+
+def test_fresh_masks_differ_at_each_call_and_repeat_from_the_seed(
+    digit_net: nn.Module, digits: Batch
+) -> None:
+    images = digits[0][:30]
+    one = MCDropout(digit_net, passes=5, seed=7, masks="fresh")
+    other = MCDropout(digit_net, passes=5, seed=7, masks="fresh")
+    first, second = one.sample(images), one.sample(images)
+    assert not torch.equal(first, second)
+    assert torch.equal(other.sample(images), first)
+    assert torch.equal(other.sample(images), second)
+
+
+def test_fixed_and_fresh_masks_agree_in_auc_on_2000_digits(
+    digit_net: nn.Module, digits: Batch
+) -> None:
+    images, labels = (part[:2000] for part in digits)
+    twins = BIM(0.12)(digit_net, images, labels)
+    truth = torch.arange(4000).numpy() >= 2000
+    areas: dict[str, dict[str, float]] = {}
+    for masks in ("fixed", "fresh"):
+        sampler = MCDropout(digit_net, passes=50, masks=masks)
+        probs = sampler.sample(torch.cat([images, twins]))
+        areas[masks] = {
+            metric.__name__: roc_auc(metric(probs).numpy(), truth)
+            for metric in (uncertainty.variance, predictive_entropy, mutual_information)
+        }
+        areas[masks]["confidence"] = roc_auc(-confidence(probs).numpy(), truth)
+    for name, area in areas["fixed"].items():
+        assert area > 0.8
+        assert area == pytest.approx(areas["fresh"][name], abs=0.01)
+
+
+def test_the_share_of_kept_units_is_one_minus_the_rate() -> None:
+    sampler = MCDropout(perceptron(0.3), passes=400)
+    sampler.sample(torch.rand(2, 1, 28, 28))
+    (engine,) = sampler._engines.values()
+    (kept,) = sampler._masks(engine).kept
+    assert kept.shape == (400, 40)
+    # 16,000 draws: the standard error is 0.0036.
+    assert float(kept.double().mean()) == pytest.approx(0.7, abs=0.015)
+
+
+def test_later_changes_of_the_weights_are_seen(digits: Batch) -> None:
+    model = perceptron(0.5)
+    sampler = MCDropout(model, passes=3)
+    before = sampler.sample(digits[0][:5])
+    with torch.no_grad():
+        list(model.parameters())[-2].mul_(3.0)
+    after = sampler.sample(digits[0][:5])
+    assert not torch.allclose(before, after)
+    assert float((after - plain_loop(sampler, digits[0][:5])).abs().max()) < 1e-5
+
+
+def test_memory_does_not_grow_with_the_batch_because_it_is_cut(digits: Batch) -> None:
+    sampler = MCDropout(perceptron(0.5), passes=3, batch_size=8)
+    seen = [part.probs.shape[1] for part in sampler.stream(digits[0][:20])]
+    assert seen == [8, 8, 4]
+
+
+def test_a_model_without_dropout_is_refused_with_the_ways_out() -> None:
+    for rate in (None, 0.0):
+        layers = [nn.Flatten(), nn.Linear(784, 10)]
+        model = nn.Sequential(*layers, *([] if rate is None else [nn.Dropout(rate)]))
+        with pytest.raises(NoDropoutError, match=r"nn.Dropout layers of p > 0, got Sequential"):
+            MCDropout(model)
+
+
+class Branching(nn.Module):
+    """Control flow that depends on the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = perceptron(0.5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.net(images) if images.mean() > 0.1 else self.net(-images)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        (Branching(), "expected a model whose graph torch.export can capture"),
+        (
+            nn.Sequential(nn.Flatten(), nn.AlphaDropout(0.5), nn.Linear(784, 10)),
+            "got aten.alpha_dropout.default",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_split_is_refused(model: nn.Module, text: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=text):
+        MCDropout(model, passes=2).sample(torch.rand(3, 1, 28, 28))
+
+
+def test_impossible_settings_are_refused(digit_net: nn.Module) -> None:
+    with pytest.raises(InputError, match="at least 1 pass, got 0"):
+        MCDropout(digit_net, passes=0)
+    with pytest.raises(InputError, match="seed of at least 0, got -1"):
+        MCDropout(digit_net, seed=-1)
+    with pytest.raises(InputError, match='masks "fixed" or "fresh", got \'new\''):
+        MCDropout(digit_net, masks="new")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="batch size of at least 1, got 0"):
+        MCDropout(digit_net, batch_size=0)
+    with pytest.raises(UnknownLayerError, match="got 'fc'; the model has: convolutions, "):
+        MCDropout(digit_net, layer="fc")
+
+
+def test_images_the_model_does_not_accept_are_refused(digit_net: nn.Module) -> None:
+    with pytest.raises(InputError, match=r"got shape \(2, 3, 28, 28\)"):
+        MCDropout(digit_net, passes=2).sample(torch.rand(4, 3, 28, 28))
+    with pytest.raises(InputError, match="got an empty batch"):
+        MCDropout(digit_net, passes=2).sample(torch.rand(0, 1, 28, 28))
+    with pytest.raises(InputError, match="NaN or infinity in 1 of 2"):
+        MCDropout(digit_net, passes=2).sample(
+            torch.stack([torch.zeros(1, 28, 28), torch.full((1, 28, 28), torch.inf)])
+        )

@@ -1,0 +1,188 @@
+"""Kernel density against scikit-learn's, KL against scipy's; limits and refusals."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import scipy
+import sklearn.neighbors
+import torch
+from tests.conftest import Batch
+from torch import Tensor, nn
+
+from leery.attacks import FGSM
+from leery.errors import InputError, NotFittedError
+from leery.features import extract_features
+from leery.metrics import ClassKL, KernelDensity
+from leery.metrics import closeness as module
+
+Make = Callable[[], KernelDensity | ClassKL]
+
+
+def sample(count: int, width: int = 6, classes: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    features = torch.randn((count, width), generator=generator) * 2 + labels[:, None]
+    return features, labels
+
+
+@pytest.mark.parametrize("bandwidth", [0.3, 1.0, 1.7, 20.0])
+@pytest.mark.parametrize("width", [1, 6, 128])
+def test_the_density_equals_scikit_learns(bandwidth: float, width: int) -> None:
+    features, labels = sample(300, width)
+    queries, classes = sample(50, width, seed=1)
+    found = KernelDensity(bandwidth).fit(features, labels).score(queries, classes)
+    assert found.dtype == torch.float64
+    for label in range(3):
+        expected = peer_density(features[labels == label], queries[classes == label], bandwidth)
+        assert np.allclose(found[classes == label].numpy(), expected, atol=1e-4, rtol=0)
+
+
+def peer_density(reference: Tensor, queries: Tensor, bandwidth: float) -> np.ndarray:
+    """scikit-learn's, with all points in one leaf: bounds between leaves lose the far tails."""
+    peer = sklearn.neighbors.KernelDensity(bandwidth=bandwidth, leaf_size=len(reference))
+    found: np.ndarray = peer.fit(reference.double().numpy()).score_samples(queries.double().numpy())
+    return found
+
+
+def test_the_density_equals_scikit_learns_on_the_last_hidden_layer_of_digits(
+    digit_net: nn.Module, digits: Batch, training_digits: Batch
+) -> None:
+    images, labels = training_digits
+    features, _ = extract_features(digit_net, images, "hidden")
+    twins = FGSM(0.3)(digit_net, digits[0][:60], digits[1][:60])
+    queries, logits = extract_features(digit_net, torch.cat([digits[0][:60], twins]), "hidden")
+    classes = logits.argmax(1)
+    found = KernelDensity(1.7).fit(features, labels).score(queries, classes)
+    for label in classes.unique().tolist():
+        rows = classes == label
+        expected = peer_density(features[labels == label], queries[rows], 1.7)
+        assert np.allclose(found[rows].numpy(), expected, atol=1e-4, rtol=0)
+
+
+def test_the_density_of_far_points_and_large_features_keeps_its_digits() -> None:
+    features, labels = sample(200, 64)
+    far = 1000 + features
+    queries = far[:20] + 30
+    found = KernelDensity(1.0).fit(far, labels).score(queries, labels[:20])
+    for row in range(20):
+        distances = (far[labels == labels[row]].double() - queries[row].double()).square().sum(1)
+        expected = torch.logsumexp(-distances / 2, 0) - math.log(int((labels == labels[row]).sum()))
+        expected = expected - 32 * math.log(2 * math.pi)
+        assert float(found[row]) == pytest.approx(float(expected), abs=1e-4)
+        assert float(found[row]) < -1000
+
+
+def test_a_density_integrates_to_one() -> None:
+    features, labels = sample(40, 1, classes=1)
+    grid = torch.linspace(-30, 30, 6001).unsqueeze(1)
+    density = KernelDensity(0.8).fit(features, labels)
+    log = density.score(grid, torch.zeros(6001, dtype=torch.int64))
+    assert float(log.exp().sum() * 0.01) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_chunks_do_not_change_the_density(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = sample(200)
+    queries, classes = sample(70, seed=3)
+    density = KernelDensity(1.0).fit(features, labels)
+    whole = density.score(queries, classes)
+    monkeypatch.setattr(module, "_CELLS", 150)
+    assert torch.allclose(density.score(queries, classes), whole, atol=1e-12, rtol=0)
+    alone = [density.score(queries[i : i + 1], classes[i : i + 1]) for i in range(70)]
+    assert torch.allclose(torch.cat(alone), whole, atol=1e-12, rtol=0)
+
+
+def test_one_training_point_gives_the_kernel_itself() -> None:
+    density = KernelDensity(2.0).fit(torch.zeros(1, 3), torch.tensor([0]))
+    found = density.score(torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([0]))
+    assert float(found) == pytest.approx(-0.5 - 1.5 * math.log(2 * math.pi * 4), abs=1e-12)
+
+
+@pytest.mark.parametrize("pmf", ["softmax", "sum"])
+def test_the_divergence_equals_scipys(pmf: str) -> None:
+    features, labels = sample(90)
+    queries, classes = sample(40, seed=1)
+    if pmf == "sum":
+        features, queries = features.abs() + 0.01, queries.abs() + 0.01
+    found = ClassKL(pmf).fit(features, labels).score(queries, classes)  # type: ignore[arg-type]
+
+    def vectors(rows: Tensor) -> np.ndarray:
+        array = rows.double().numpy()
+        softmax = scipy.special.softmax(array, axis=1)
+        out: np.ndarray = softmax if pmf == "softmax" else array / array.sum(1, keepdims=True)
+        return out
+
+    for row in range(40):
+        mean = vectors(features[labels == classes[row]]).mean(0)
+        expected = scipy.stats.entropy(vectors(queries[row : row + 1])[0], mean)
+        assert float(found[row]) == pytest.approx(float(expected), abs=1e-10)
+
+
+def test_the_divergence_is_zero_at_the_mean_and_positive_elsewhere() -> None:
+    features, labels = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([0])
+    metric = ClassKL("softmax").fit(features, labels)
+    found = metric.score(torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]]), torch.tensor([0, 0]))
+    assert float(found[0]) == pytest.approx(0.0, abs=1e-15)
+    # softmax is (.09, .2447, .6652): (p3 - p1) * (3 - 1)
+    assert float(found[1]) == pytest.approx(2 * (0.66524096 - 0.09003057), abs=1e-7)
+
+
+def test_dead_units_and_zero_vectors_follow_the_documented_conventions() -> None:
+    metric = ClassKL("sum").fit(torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
+    queries = torch.tensor([[0.0, 5.0], [0.0, 0.0], [4.0, 0.0]])
+    found = metric.score(queries, torch.zeros(3, dtype=torch.int64)).tolist()
+    assert found[0] == pytest.approx(math.log(1e12))
+    assert found[1] == pytest.approx(0.5 * math.log(0.5) + 0.5 * math.log(0.5e12))
+    assert found[2] == 0.0
+
+
+@pytest.mark.parametrize("make", [lambda: KernelDensity(1.5), ClassKL])
+def test_a_restored_metric_scores_bit_equal(make: Make) -> None:
+    features, labels = sample(60)
+    queries, classes = sample(30, seed=2)
+    fitted = make().fit(features, labels)
+    restored = make().restore(fitted.to_tensors())
+    assert torch.equal(restored.score(queries, classes), fitted.score(queries, classes))
+
+
+@pytest.mark.parametrize("make", [lambda: KernelDensity(1.5), ClassKL])
+def test_closeness_is_differentiable(make: Make) -> None:
+    features, labels = sample(30, 3)
+    queries, classes = sample(4, 3, seed=2)
+    metric = make().fit(features.double(), labels)
+    assert torch.autograd.gradcheck(
+        lambda rows: metric.score(rows, classes), queries.double().requires_grad_()
+    )
+
+
+@pytest.mark.parametrize("make", [lambda: KernelDensity(1.5), ClassKL])
+def test_what_does_not_fit_is_refused(make: Make) -> None:
+    features, labels = sample(30)
+    with pytest.raises(NotFittedError, match=r"call fit\(features, labels\) first"):
+        make().score(features, labels)
+    metric = make().fit(features, labels)
+    with pytest.raises(InputError, match="width 6 as in fit, got 5"):
+        metric.score(features[:, :5], labels)
+    with pytest.raises(InputError, match=r"classes out of \[0, 1, 2\], got \[7\] too"):
+        metric.score(features, labels * 0 + 7)
+    with pytest.raises(InputError, match="expected finite features"):
+        metric.score(features / 0, labels)
+    with pytest.raises(InputError, match=r"features \(N, D\).*got \(30, 3, 2\)"):
+        metric.fit(features.view(30, 3, 2), labels)
+    with pytest.raises(InputError, match=r"at least 1, got \(0, 6\)"):
+        metric.fit(features[:0], labels[:0])
+    with pytest.raises(InputError, match="floating-point torch.Tensor, got torch.int64"):
+        metric.fit(features.long(), labels)
+    with pytest.raises(InputError, match=r"shape \(30,\), got \(29,\)"):
+        metric.fit(features, labels[1:])
+
+
+def test_impossible_settings_are_refused() -> None:
+    for bandwidth in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(InputError, match="finite bandwidth above 0, got"):
+            KernelDensity(bandwidth)
+    with pytest.raises(InputError, match='"softmax" or "sum", got \'max\''):
+        ClassKL("max")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match='at least 0 with pmf="sum", got -1'):
+        ClassKL("sum").fit(torch.tensor([[-1.0, 2.0]]), torch.tensor([0]))

@@ -1,0 +1,223 @@
+"""The study for real: its files, its restarts, the same results whatever the workers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from leery.data import named
+from leery.errors import InputError, LeeryError, OutputError
+from leery.study import METRIC_SETS, RESULT_COLUMNS, StudyConfig, reproduce
+from leery.study._workers import worker_pool
+
+LIMIT = 120
+COMMAND = [sys.executable, "-m", "leery", "reproduce", "mnist", "--limit", str(LIMIT)]
+
+
+def run(*arguments: str, limit: int | None = None) -> "subprocess.CompletedProcess[str]":
+    command = [*COMMAND, *arguments]
+    if limit is not None:
+        command[command.index(str(LIMIT))] = str(limit)
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The study of a few digits with two workers."""
+    out = tmp_path_factory.mktemp("study")
+    done = run("--out", str(out), "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    (out / "stdout").write_text(done.stdout)
+    return out
+
+
+def test_the_results_hold_every_condition_set_protocol_and_choice_once(undisturbed: Path) -> None:
+    results = pd.read_csv(undisturbed / "results.csv")
+    assert tuple(results.columns) == RESULT_COLUMNS
+    assert len(results) == 6 * len(METRIC_SETS) * 2 * 3
+    key = ["attack", "epsilon", "metrics", "protocol", "positives"]
+    assert not results.duplicated(key).any()
+    assert set(results["epsilon"]) == {0.30, 0.12}
+    judged = results[results["n_adversarial"] > 0]
+    for column in ("auc", "tpr_at_1_fpr", "tpr_at_5_fpr", "average_precision", "attack_success"):
+        assert judged[column].between(0, 1).all()
+    assert (judged["auc_low"] <= judged["auc"]).all()
+    assert (judged["auc"] <= judged["auc_high"]).all()
+    assert results[results["n_adversarial"] == 0]["auc"].isna().all()
+
+
+def test_counts_and_success_agree(undisturbed: Path) -> None:
+    results = pd.read_csv(undisturbed / "results.csv")
+    for _, rows in results.groupby(["attack", "epsilon", "metrics", "protocol"]):
+        counts = rows.set_index("positives")["n_adversarial"]
+        assert counts["all"] == counts["successful"] + counts["failed"]
+        assert (rows["n_clean"] == counts["all"]).all()
+        assert (rows["n_noisy"] == counts["all"]).all()
+        assert rows["attack_success"].iloc[0] == pytest.approx(counts["successful"] / counts["all"])
+
+
+def test_strong_attacks_succeed_and_are_detected(undisturbed: Path) -> None:
+    results = pd.read_csv(undisturbed / "results.csv").set_index(
+        ["attack", "epsilon", "metrics", "protocol", "positives"]
+    )
+    for attack in ("BIM", "PGD"):
+        row = results.loc[(attack, 0.30, "all", "held-out", "all")]
+        assert row["attack_success"] == 1.0
+        assert row["auc"] > 0.95
+        assert results.loc[(attack, 0.30, "kernel_density", "held-out", "all"), "auc"] > 0.95
+
+
+def test_the_uncertainty_table_has_wrong_and_right_means(undisturbed: Path) -> None:
+    table = pd.read_csv(undisturbed / "uncertainty.csv").set_index("metric")
+    assert table["n_wrong"].iloc[0] + table["n_right"].iloc[0] == LIMIT
+    assert 0 <= table.loc["variance", "right"] < 0.25
+
+
+def test_the_manifest_tells_where_the_numbers_come_from(undisturbed: Path) -> None:
+    manifest = json.loads((undisturbed / "manifest.json").read_text())
+    assert manifest["command"][1:4] == ["reproduce", "mnist", "--limit"]
+    assert manifest["identity"]["seed"] == 0
+    assert len(manifest["identity"]["data_sha256"]) == 4
+    assert len(manifest["classifier"]["weights_sha256"]) == 64
+    assert manifest["versions"]["torch"].startswith("2.")
+    assert set(manifest["stages"]) == {
+        "data", "classifier", "detector", "measure", "evaluate", "report",
+    }  # fmt: skip
+    assert all(stage["seconds"] >= 0 for stage in manifest["stages"].values())
+
+
+def test_the_terminal_shows_the_tables_and_the_figure_is_a_picture(undisturbed: Path) -> None:
+    shown = (undisturbed / "stdout").read_text()
+    results = pd.read_csv(undisturbed / "results.csv")
+    whole = results[
+        (results["attack"] == "BIM")
+        & (results["epsilon"] == 0.12)
+        & (results["metrics"] == "all")
+        & (results["protocol"] == "held-out")
+        & (results["positives"] == "all")
+    ]["auc"].iloc[0]
+    assert f"{whole:.3f}".removeprefix("0") in shown
+    assert "Classifier accuracy" in shown
+    assert max(len(line) for line in shown.splitlines()) <= 130
+    assert (undisturbed / "roc.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_worker_gives_what_two_give(undisturbed: Path, tmp_path: Path) -> None:
+    assert run("--out", str(tmp_path), "--workers", "1").returncode == 0
+    for name in ("results.csv", "uncertainty.csv"):
+        assert (tmp_path / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+def started(out: Path, ready: Callable[[], bool]) -> "subprocess.Popen[str]":
+    """A run that is going on, interrupted in the middle of its work."""
+    process = subprocess.Popen(
+        [*COMMAND, "--out", str(out), "--workers", "2"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not ready():
+        assert process.poll() is None, "the run ended before it could be disturbed"
+        time.sleep(0.02)
+    return process
+
+
+def group_members(group: int) -> list[int]:
+    """The living processes of a process group."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, owner = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(owner) == group and state != "Z":
+            found.append(int(entry.name))
+    return found
+
+
+def gone(group: int) -> bool:
+    """Whether a process group ends by itself; it is given a minute."""
+    for _ in range(600):
+        if not group_members(group):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_killed_in_the_middle_it_resumes_to_the_same_results(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    measured = tmp_path / "stages" / "measure"
+    process = started(tmp_path, lambda: len(list(measured.rglob("*.npz"))) >= 2)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert gone(process.pid), "workers outlived their parent"
+    assert not (tmp_path / "results.csv").exists()
+    finished = {path: path.stat().st_mtime_ns for path in measured.rglob("*.npz")}
+    assert run("--out", str(tmp_path), "--workers", "2").returncode == 0
+    assert (tmp_path / "results.csv").read_bytes() == (undisturbed / "results.csv").read_bytes()
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in finished.items())
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["stages"]["measure"]["reused"] == len(finished)
+    assert manifest["stages"]["detector"]["reused"] == 1
+
+
+def test_ctrl_c_ends_it_with_one_sentence_and_no_process_left(tmp_path: Path) -> None:
+    folder = tmp_path / "stages"
+    process = started(tmp_path, (folder / "detector.leery").exists)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "leery: stopped; run the command again, and it goes on where it stopped\n"
+    assert gone(process.pid)
+    assert not (tmp_path / "results.csv").exists()
+    assert not list(tmp_path.rglob(".*.npz.*"))
+
+
+def test_another_configuration_does_not_reuse_the_stages(tmp_path: Path) -> None:
+    config = StudyConfig("mnist", limit=30)
+    reproduce(config, tmp_path)
+    first = pd.read_csv(tmp_path / "results.csv")
+    result = reproduce(StudyConfig("mnist", limit=40), tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert all(stage.get("reused", 0) == 0 for stage in manifest["stages"].values())
+    assert result.results["n_clean"].iloc[0] > first["n_clean"].iloc[0]
+    damaged = tmp_path / "stages" / "measure" / "clean" / "000000.npz"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    with pytest.raises(OutputError, match=r"stage file at .*clean.*delete it and run"):
+        reproduce(StudyConfig("mnist", limit=40), tmp_path)
+
+
+def test_fashion_runs_through_the_same_code(tmp_path: Path) -> None:
+    result = reproduce(StudyConfig("fashion-mnist", limit=20), tmp_path, workers=2)
+    assert set(result.results["epsilon"]) == {0.03, 0.12}
+    assert set(result.results["dataset"]) == {"fashion-mnist"}
+    assert result.results["n_clean"].max() <= 20
+    assert np.isfinite(result.uncertainty["right"]).all()
+
+
+def test_impossible_configurations_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="limit of at least 1 image, got 0"):
+        StudyConfig("mnist", limit=0)
+    with pytest.raises(InputError, match="seed of at least 0, got -1"):
+        StudyConfig("mnist", seed=-1)
+    with pytest.raises(InputError, match="got 'cifar'; the names are"):
+        StudyConfig("cifar")
+    with pytest.raises(InputError, match="at least 1 worker, got 0"):
+        reproduce(StudyConfig("mnist", limit=5), tmp_path, workers=0)
+
+
+def test_a_dead_worker_and_a_refusal_reach_the_parent() -> None:
+    with pytest.raises(LeeryError, match="got one that died"), worker_pool(1) as pool:
+        list(pool.run([(os._exit, (3,))]))
+    with pytest.raises(InputError, match="got 'cifar'"), worker_pool(1) as pool:
+        list(pool.run([(named, ("cifar",))]))

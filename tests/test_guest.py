@@ -1,0 +1,189 @@
+"""The user's model is a guest: no call, finished or failed, leaves a trace on it or the process."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from leery import Detector, MCDropout
+from leery._guest import guest
+from leery.attacks import BIM, FGSM, PGD
+from leery.classifiers import accuracy
+from leery.errors import LeeryError
+from leery.features import extract_features
+
+
+class Delicate(nn.Module):
+    """Batch norm that would drift, dropout, mixed modes and flags, hooks, and a trip wire."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.hidden = nn.Sequential(nn.Flatten(), nn.Linear(4 * 6 * 6, 12), nn.ReLU(inplace=True))
+        self.drop = nn.Dropout(0.5)
+        self.out = nn.Linear(12, 3)
+        self.tripped = False
+        self.hook_calls = 0
+        self.out.register_forward_pre_hook(lambda *_: None)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.drop(self.hidden(torch.relu(self.norm(self.convolution(images)))))
+        if self.tripped:
+            message = "the wire was touched"
+            raise ZeroDivisionError(message)
+        out: Tensor = self.out(hidden)
+        return out
+
+
+@dataclass
+class Scene:
+    model: Delicate
+    images: Tensor
+    labels: Tensor
+    detector: Detector
+    folder: Path
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Delicate()
+        images = torch.rand(30, 1, 8, 8)
+    labels = torch.arange(30) % 3
+    detector = Detector(model, "hidden", passes=3).fit(images, labels)
+    detector.fit_combiner(images, 1 - images).calibrate(images)
+    detector.save(tmp_path / "d")
+    # A state that eval() and train() alone would not bring back.
+    model.train()
+    model.norm.eval()
+    model.hidden.eval()
+    model.convolution.weight.requires_grad_(False)
+    model.out.bias.grad = torch.ones(3)
+    return Scene(model, images, labels, detector, tmp_path)
+
+
+def snapshot(model: Delicate, images: Tensor, labels: Tensor) -> dict[str, Any]:
+    state: dict[str, Any] = {
+        "modes": [module.training for module in model.modules()],
+        "hooks": [
+            (
+                len(module._forward_hooks),
+                len(module._forward_pre_hooks),
+                len(module._backward_hooks),
+            )
+            for module in model.modules()
+        ],
+        "flags": [parameter.requires_grad for parameter in model.parameters()],
+        "gradients": [
+            None if parameter.grad is None else parameter.grad.tolist()
+            for parameter in model.parameters()
+        ],
+        "state": {name: tensor.tolist() for name, tensor in model.state_dict().items()},
+        "identity": [id(tensor) for tensor in (*model.parameters(), *model.buffers())],
+        "attributes": sorted(vars(model)),
+        "torch": torch.get_rng_state().tolist(),
+        "numpy": str(np.random.get_state()),  # noqa: NPY002 - the global state is what is guarded
+        "python": random.getstate(),
+        "grad mode": torch.is_grad_enabled(),
+        "threads": torch.get_num_threads(),
+        "images": images.tolist(),
+        "image flags": (images.requires_grad, images.grad),
+        "labels": labels.tolist(),
+    }
+    return state
+
+
+CALLS: dict[str, Callable[[Scene], object]] = {
+    "FGSM": lambda s: FGSM(0.1)(s.model, s.images, s.labels),
+    "BIM": lambda s: BIM(0.1)(s.model, s.images, s.labels),
+    "PGD": lambda s: PGD(0.5, norm="l2", steps=2)(s.model, s.images, s.labels),
+    "extract_features": lambda s: extract_features(s.model, s.images, "hidden"),
+    "accuracy": lambda s: accuracy(s.model, s.images, s.labels),
+    "MCDropout.sample": lambda s: MCDropout(s.model, 3).sample(s.images),
+    "MCDropout.sample fresh": lambda s: MCDropout(s.model, 3, masks="fresh").sample(s.images),
+    "MCDropout.observe": lambda s: MCDropout(s.model, 3, layer="hidden").observe(s.images),
+    "Detector": lambda s: Detector(s.model, "hidden"),
+    "Detector.fit": lambda s: Detector(s.model, "hidden", passes=3).fit(s.images, s.labels),
+    "Detector.measure": lambda s: Detector.load(s.folder / "d", s.model).measure(s.images),
+    "Detector.fit_combiner": lambda s: Detector.load(s.folder / "d", s.model).fit_combiner(
+        s.images, s.images / 2, s.images / 3
+    ),
+    "Detector.score": lambda s: Detector.load(s.folder / "d", s.model).score(s.images),
+    "Detector.calibrate": lambda s: Detector.load(s.folder / "d", s.model).calibrate(s.images),
+    "Detector.predict": lambda s: Detector.load(s.folder / "d", s.model).predict(s.images),
+    "Detector.save": lambda s: s.detector.save(s.folder / "again"),
+    "Detector.load": lambda s: Detector.load(s.folder / "d", s.model),
+}
+
+NO_FORWARD = {"Detector", "Detector.save", "Detector.load"}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_finished_call_leaves_no_trace(name: str, scene: Scene) -> None:
+    before = snapshot(scene.model, scene.images, scene.labels)
+    CALLS[name](scene)
+    assert snapshot(scene.model, scene.images, scene.labels) == before
+
+
+@pytest.mark.parametrize("name", sorted(set(CALLS) - NO_FORWARD))
+def test_a_call_that_fails_inside_the_model_leaves_no_trace(name: str, scene: Scene) -> None:
+    scene.model.tripped = True
+    before = snapshot(scene.model, scene.images, scene.labels)
+    with pytest.raises(ZeroDivisionError, match="the wire was touched"):
+        CALLS[name](scene)
+    assert snapshot(scene.model, scene.images, scene.labels) == before
+
+
+@pytest.mark.parametrize("name", sorted(set(CALLS) - NO_FORWARD))
+def test_a_call_that_is_refused_leaves_no_trace(name: str, scene: Scene) -> None:
+    scene.images[4, 0, 2, 2] = 300.0
+    scene.images[5] = torch.inf
+    if name == "accuracy":
+        scene.images = scene.images[:0]
+    before = snapshot(scene.model, scene.images, scene.labels)
+    with pytest.raises(LeeryError):
+        CALLS[name](scene)
+    after = snapshot(scene.model, scene.images, scene.labels)
+    assert str(after) == str(before)
+
+
+class Random(nn.Module):
+    """Draws from the global generator in its forward pass."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows + torch.rand(len(rows), 1)
+
+
+def test_random_numbers_the_model_draws_are_forgotten() -> None:
+    state = torch.get_rng_state()
+    with guest(Random()) as model:
+        model(torch.zeros(3, 2))
+        assert not torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Stubborn(nn.Module):
+    """Its own ``train`` has side effects, which must not be set off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def train(self, mode: bool = True) -> "Stubborn":
+        message = f"train({mode}) was called"
+        raise AssertionError(message)
+
+
+def test_an_overridden_train_method_is_not_called() -> None:
+    model = Stubborn()
+    with guest(model):
+        assert not model.layer.training
+    assert model.layer.training

@@ -1,0 +1,158 @@
+"""The house in order: import directions, public names, sizes, no copies of the errors' tree."""
+
+import ast
+import importlib
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import leery
+from leery import errors
+
+ROOT = Path(leery.__file__).parent
+
+# From the ground floor up: a module may import from floors above it in this list only.
+FLOORS = [
+    {"errors"},
+    {"_files", "_progress", "_checks", "_guest"},
+    {"data"},
+    {"classifiers", "attacks", "features", "metrics"},
+    {"mc_dropout"},
+    {"detector"},
+    {"evaluation"},
+    {"study"},
+    {"cli"},
+    {"__main__"},
+]
+PROGRAMS = {"study", "cli", "__main__"}
+
+
+def modules() -> list[Path]:
+    return sorted(ROOT.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    """The top-level module or package that a file belongs to."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[tuple[str, str]]:
+    """Every import of leery's own: the room and the whole module."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "leery":
+                yield (parts[1] if len(parts) > 1 else ""), name
+
+
+def floor(name: str) -> int:
+    return next(number for number, rooms in enumerate(FLOORS) if name in rooms)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_up_the_list(path: Path) -> None:
+    own = room(path)
+    if own == "__init__":
+        assert not {name for name, _ in imports(path)} & PROGRAMS
+        return
+    for name, whole in imports(path):
+        if not (ROOT / name).is_dir() and not (ROOT / f"{name}.py").is_file():
+            assert own in PROGRAMS, f"{whole} imports the package from within the library"
+        elif name != own:
+            assert floor(name) < floor(own), f"{own} must not import {whole}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_private_modules_are_private_to_their_package(path: Path) -> None:
+    for name, whole in imports(path):
+        private = [part for part in whole.split(".")[2:] if part.startswith("_") and part[1] != "_"]
+        assert not private or name == room(path), f"{path.name} reaches into {whole}"
+
+
+PUBLIC = {
+    "leery": """METRICS PAPER_METRICS CorruptDataError DataError Detector DetectorFileError
+        InputError LeeryError MCDropout MetricTable NoDropoutError NotFittedError OutputError
+        UnknownLayerError UnsupportedModelError WrongModelError __version__""",
+    "leery.attacks": "BIM FGSM PGD GradientAttack gaussian_noise",
+    "leery.classifiers": """RECIPES Classifier DigitNet FashionNet Recipe accuracy build
+        load_classifier pretrained save_classifier train""",
+    "leery.data": "DATASETS NamedDataset cache_folder data_sums load named parse_idx",
+    "leery.detector": """CLOSENESS_METRICS METRICS PAPER_METRICS UNCERTAINTY_METRICS Combiner
+        Detector MetricTable""",
+    "leery.errors": """CorruptDataError DataError DetectorFileError InputError LeeryError
+        NoDropoutError NotFittedError OutputError UnknownLayerError UnsupportedModelError
+        WrongModelError""",
+    "leery.evaluation": """POSITIVES PROTOCOLS Detection Interval Pool Positives Protocol
+        detection held_out_scores in_sample_scores roc_auc roc_auc_interval select_positives
+        tpr_at_fpr""",
+    "leery.features": "check_layer extract_features",
+    "leery.mc_dropout": "MCDropout MaskSource Masks Observation",
+    "leery.metrics": """ClassKL KernelDensity aleatoric confidence epistemic mutual_information
+        predictive_entropy scibilic variance""",
+    "leery.study": """METRIC_SETS RESULT_COLUMNS STUDIES Condition StudyConfig StudyResult
+        reproduce terminal_summary""",
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_the_public_names_are_these_and_documented(name: str) -> None:
+    module = importlib.import_module(name)
+    assert module.__doc__
+    assert sorted(module.__all__) == sorted(PUBLIC[name].split())
+    for public in module.__all__:
+        found = getattr(module, public)
+        if inspect.isclass(found) or inspect.isfunction(found):
+            assert inspect.getdoc(found), public
+
+
+def test_every_error_also_has_a_usual_type_and_stands_in_the_drawn_tree() -> None:
+    for name in errors.__all__:
+        kind = getattr(errors, name)
+        assert issubclass(kind, errors.LeeryError)
+        if kind is not errors.LeeryError:
+            assert issubclass(kind, (ValueError, OSError, RuntimeError))
+        assert errors.__doc__ is not None
+        assert name in errors.__doc__
+
+
+def functions(path: Path) -> Iterator[tuple[str, int]]:
+    """Every function with its lines of code: no blanks, comments or docstring."""
+    text = path.read_text().splitlines()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.FunctionDef):
+            continue
+        body = node.body
+        assert node.end_lineno is not None
+        start = node.lineno
+        skipped: set[int] = set()
+        if ast.get_docstring(node) is not None:
+            skipped = set(range(body[0].lineno, (body[0].end_lineno or 0) + 1))
+        lines = [
+            text[number - 1].strip()
+            for number in range(start, node.end_lineno + 1)
+            if number not in skipped
+        ]
+        yield node.name, sum(1 for line in lines if line and not line.startswith("#"))
+
+
+def test_no_function_is_longer_than_50_lines_of_code() -> None:
+    sizes = [
+        (count, f"{path.name}:{name}") for path in modules() for name, count in functions(path)
+    ]
+    assert [entry for entry in sizes if entry[0] > 50] == []
+    counts = sorted(count for count, _ in sizes)
+    assert counts[len(counts) // 2] <= 15
+
+
+def test_no_module_is_called_utils() -> None:
+    assert not [path for path in modules() if re.search("util|helper|misc|common", path.stem)]
