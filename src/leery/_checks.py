@@ -5,7 +5,7 @@ from torch import Tensor
 
 from leery.errors import InputError
 
-__all__ = ["check_batch_size", "check_images", "check_labels"]
+__all__ = ["check_batch_size", "check_images", "check_labels", "check_seed"]
 
 
 def check_images(images: Tensor, *, floating: bool = False) -> None:
@@ -79,4 +79,15 @@ def check_batch_size(batch_size: int) -> None:
     """
     if batch_size < 1:
         message = f"expected a batch size of at least 1, got {batch_size}; pass a larger one"
+        raise InputError(message)
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a negative seed.
+
+    Raises:
+        InputError: when it is.
+    """
+    if seed < 0:
+        message = f"expected a seed of at least 0, got {seed}; pass another one"
         raise InputError(message)

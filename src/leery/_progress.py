@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     TaskProgressColumn,
@@ -18,18 +19,19 @@ __all__ = ["progress_bars"]
 
 
 @contextmanager
-def progress_bars(*, enabled: bool = True) -> Iterator[Progress]:
+def progress_bars(*, enabled: bool = True, in_bytes: bool = False) -> Iterator[Progress]:
     """A set of bars (rich's ``Progress``) on standard error; invisible where that is no terminal.
 
     Args:
         enabled: False keeps even a terminal quiet.
+        in_bytes: whether what is counted are bytes.
     """
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
-        MofNCompleteColumn(),
+        DownloadColumn() if in_bytes else MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )

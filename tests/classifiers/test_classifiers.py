@@ -86,5 +86,15 @@ def test_saved_weights_come_back_and_damage_is_noticed(tmp_path: Path) -> None:
 def test_unknown_datasets_and_empty_batches_are_refused(digit_net: nn.Module) -> None:
     with pytest.raises(InputError, match="got 'cifar'; the names are mnist"):
         pretrained("cifar")
+    with pytest.raises(InputError, match="seed of at least 0, got -1"):
+        train("mnist", seed=-1)
+    for setting, text in (
+        ({"epochs": 0}, "at least 1 epoch, got 0"),
+        ({"learning_rate": -1.0}, "learning rate above 0, got -1.0"),
+        ({"dropout": 1.0}, r"dropout in \[0, 1\), got 1.0"),
+        ({"batch_size": 0}, "batch size of at least 1, got 0"),
+    ):
+        with pytest.raises(InputError, match=text):
+            replace(RECIPES["mnist"], **setting)
     with pytest.raises(InputError, match="at least one image, got none"):
         accuracy(digit_net, torch.rand(0, 1, 28, 28), torch.zeros(0, dtype=torch.int64))

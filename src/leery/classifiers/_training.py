@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leery import data
+from leery._checks import check_batch_size, check_seed
 from leery._guest import guest
 from leery._progress import progress_bars
 from leery.classifiers._networks import DigitNet, FashionNet
@@ -28,6 +29,9 @@ NETWORKS: Mapping[str, Callable[[float], nn.Module]] = {
 class Recipe:
     """How a classifier is trained: Adam on the cross-entropy, no augmentation, no schedule.
 
+    Raises:
+        InputError: when a value is outside its range.
+
     Source:
         Tuna, Catak, Eskil (2020), table 2.
     """
@@ -36,6 +40,19 @@ class Recipe:
     batch_size: int = 64
     learning_rate: float = 0.001
     dropout: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse what no training can have."""
+        check_batch_size(self.batch_size)
+        if self.epochs < 1:
+            message = f"expected at least 1 epoch, got {self.epochs}; pass a larger number"
+            raise InputError(message)
+        if not self.learning_rate > 0:
+            message = f"expected a learning rate above 0, got {self.learning_rate}; correct it"
+            raise InputError(message)
+        if not 0 <= self.dropout < 1:
+            message = f"expected a dropout in [0, 1), got {self.dropout}; correct it"
+            raise InputError(message)
 
 
 RECIPES: Mapping[str, Recipe] = {"mnist": Recipe(), "fashion-mnist": Recipe(dropout=0.25)}
@@ -98,9 +115,10 @@ def train(
         progress: show a bar on standard error.
 
     Raises:
-        InputError: when the dataset is unknown.
+        InputError: when the dataset is unknown or the seed negative.
         DataError: when its files cannot be had.
     """
+    check_seed(seed)
     images, labels = data.load(dataset, "train", root)
     recipe = recipe or RECIPES[dataset]
     with torch.random.fork_rng(devices=[]):

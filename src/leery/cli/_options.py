@@ -1,11 +1,13 @@
 """Options that several commands share."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-__all__ = ["DataDir", "Dataset", "Seed"]
+__all__ = ["DataDir", "Dataset", "Seed", "stoppable"]
 
 Dataset = Annotated[
     str, typer.Argument(metavar="DATASET", help="mnist or fashion-mnist", show_default=False)
@@ -21,3 +23,17 @@ DataDir = Annotated[
 ]
 
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
+
+
+@contextmanager
+def stoppable(consequence: str) -> Iterator[None]:
+    """Turn Ctrl-C into one sentence and exit code 130.
+
+    Args:
+        consequence: what the user should know now.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        typer.echo(f"leery: stopped; {consequence}", err=True)
+        raise typer.Exit(130) from interrupt

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from leery import study
-from leery.cli._options import DataDir, Dataset, Seed
+from leery.cli._options import DataDir, Dataset, Seed, stoppable
 
 __all__ = ["reproduce"]
 
@@ -43,13 +43,8 @@ def reproduce(
     """
     config = study.StudyConfig(dataset, limit=limit, seed=seed, retrain=retrain, data_dir=data_dir)
     folder = out or Path("runs") / dataset
-    try:
+    with stoppable("run the command again, and it goes on where it stopped"):
         result = study.reproduce(config, folder, workers=workers, progress=True)
-    except KeyboardInterrupt as interrupt:
-        typer.echo(
-            "leery: stopped; run the command again, and it goes on where it stopped", err=True
-        )
-        raise typer.Exit(130) from interrupt
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 130

@@ -8,7 +8,7 @@ import typer
 
 from leery import classifiers, data
 from leery._files import make_folder
-from leery.cli._options import DataDir, Dataset, Seed
+from leery.cli._options import DataDir, Dataset, Seed, stoppable
 
 __all__ = ["train"]
 
@@ -41,7 +41,8 @@ def train(
     recipe = classifiers.RECIPES[dataset]
     if dropout is not None:
         recipe = replace(recipe, dropout=dropout)
-    trained = classifiers.train(dataset, recipe=recipe, seed=seed, root=data_dir, progress=True)
+    with stoppable("nothing was written"):
+        trained = classifiers.train(dataset, recipe=recipe, seed=seed, root=data_dir, progress=True)
     path = classifiers.save_classifier(trained, folder)
     typer.echo(
         f"accuracy on the test images: {trained.record['test_accuracy']:.2%}; weights: {path}"

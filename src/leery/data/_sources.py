@@ -33,7 +33,7 @@ class _Bar:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._context = progress_bars()
+        self._context = progress_bars(in_bytes=True)
         self._progress = self._context.__enter__()
         self._task = self._progress.add_task(name, total=None)
 
@@ -135,15 +135,17 @@ def _run(*command: str, folder: Path) -> None:
         message = f"{command[0]} is not installed"
         raise SourceError(message)
     try:
-        done = subprocess.run(  # noqa: S603 - a fixed client and fixed package names
-            command,
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=CLIENT_SECONDS,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
+        with progress_bars() as bars:
+            bars.add_task(" ".join(command[:3]), total=None)
+            done = subprocess.run(  # noqa: S603 - a fixed client and fixed package names
+                command,
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                timeout=CLIENT_SECONDS,
+                check=False,
+                stdin=subprocess.DEVNULL,
+            )
     except subprocess.TimeoutExpired as error:
         message = f"no answer within {CLIENT_SECONDS} s"
         raise SourceError(message) from error

@@ -7,7 +7,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from leery._checks import check_batch_size, check_images
+from leery._checks import check_batch_size, check_images, check_seed
 from leery._guest import device_of, guest
 from leery.errors import InputError, NoDropoutError, UnsupportedModelError
 from leery.features import check_layer, extract_features
@@ -76,13 +76,11 @@ class MCDropout:
         if passes < 1:
             message = f"expected at least 1 pass, got {passes}; pass a larger number"
             raise InputError(message)
-        if seed < 0:
-            message = f"expected a seed of at least 0, got {seed}; pass another one"
-            raise InputError(message)
         if masks not in get_args(MaskSource):
             message = f'expected masks "fixed" or "fresh", got {masks!r}; name one of the two'
             raise InputError(message)
         check_batch_size(batch_size)
+        check_seed(seed)
         if layer is not None:
             check_layer(model, layer)
         if not dropout_modules(model):

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from leery import __version__
+from leery._checks import check_seed
 from leery.attacks import BIM, FGSM, PGD, GradientAttack
 from leery.data import data_sums, named
 from leery.detector import CLOSENESS_METRICS, PAPER_METRICS, UNCERTAINTY_METRICS
@@ -97,9 +98,7 @@ class StudyConfig:
         if self.limit is not None and self.limit < 1:
             message = f"expected a limit of at least 1 image, got {self.limit}; raise it"
             raise InputError(message)
-        if self.seed < 0:
-            message = f"expected a seed of at least 0, got {self.seed}; pass another one"
-            raise InputError(message)
+        check_seed(self.seed)
 
     @property
     def bandwidth(self) -> float:
