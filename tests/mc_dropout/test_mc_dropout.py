@@ -88,6 +88,62 @@ def two_heads() -> nn.Module:
     return Heads()
 
 
+class Grouped(nn.Module):
+    """A linear layer that sees each image as four rows, whose units have masks of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+        self.rows = nn.Linear(196, 8)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = self.rows(self.drop(images.flatten(1)).view(-1, 196))
+        out: Tensor = self.head(torch.relu(rows).view(images.size(0), -1))
+        return out
+
+
+class ViewBehind(nn.Module):
+    """A view that merges dimensions right behind a linear layer behind a dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+        self.rows = nn.Linear(784, 40)
+        self.head = nn.Linear(20, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = self.rows(self.drop(images.view(images.size(0), -1))).view(-1, 20)
+        out: Tensor = self.head(torch.relu(rows)).view(-1, 10)
+        return out
+
+
+class DropConnect(nn.Module):
+    """Dropout on a weight instead of on activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+        self.weight = nn.Parameter(torch.rand(10, 784))
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = functional.linear(images.flatten(1), self.drop(self.weight))
+        return out
+
+
+class Mixed(nn.Module):
+    """Dropout where rows and images have been mixed in one dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(784, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.head(self.drop(images.view(-1, 28)).view(-1, 784))
+        return out
+
+
 def perceptron(rate: float) -> nn.Module:
     return nn.Sequential(
         nn.Flatten(), nn.Linear(784, 40), nn.ReLU(), nn.Dropout(rate), nn.Linear(40, 10)
@@ -99,6 +155,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "FashionNet": lambda: pretrained("fashion-mnist").model,
     "residual": Residual,
     "two heads": two_heads,
+    "grouped": Grouped,
+    "view behind": ViewBehind,
+    "drop connect": DropConnect,
     "perceptron": lambda: perceptron(0.5),
     "all dropped": lambda: perceptron(1.0),
     "dropout first": lambda: nn.Sequential(nn.Dropout(0.1), nn.Flatten(), nn.Linear(784, 10)),
@@ -264,6 +323,8 @@ class Branching(nn.Module):
     ("model", "text"),
     [
         (Branching(), "expected a model whose graph torch.export can capture"),
+        (Mixed(), r"first dimension counts the images, got shape \(28\*s\d+, 28\)"),
+        (nn.Sequential(nn.Dropout(0.5), nn.Conv2d(1, 3, 3)), r"logits \(2, classes\), got \(2, 3,"),
         (
             nn.Sequential(nn.Flatten(), nn.AlphaDropout(0.5), nn.Linear(784, 10)),
             "got aten.alpha_dropout.default",

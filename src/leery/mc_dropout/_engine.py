@@ -5,6 +5,7 @@ once a batch. In the stochastic part, a dropout that only feeds linear layers is
 out: a mask on a linear layer's input is a choice of its columns, so only those are multiplied.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ from leery.mc_dropout._masks import Masks, Site
 __all__ = ["Engine"]
 
 _ATEN = torch.ops.aten
-_RESHAPES = (_ATEN.flatten.using_ints, _ATEN.view.default, _ATEN.reshape.default)
+_RESHAPES = (_ATEN.flatten.using_ints, _ATEN.reshape.default)
 
 Values = dict[fx.Node, Any]
 
@@ -70,7 +71,9 @@ class Engine:
     def __init__(self, graph: ModelGraph, layer: str | None = None) -> None:
         self._graph = graph
         dropouts = graph.dropouts()
-        self.sites = tuple(_site(node) for node in dropouts)
+        self.sites = tuple(
+            Site(node.name, dropout_rate(node), graph.mask_shape(node)) for node in dropouts
+        )
         self._site_of = {node: index for index, node in enumerate(dropouts)}
         self._tap = graph.layer_output(layer) if layer is not None else None
         stochastic = _descendants(graph, dropouts)
@@ -148,7 +151,7 @@ class Engine:
         columns: dict[fx.Node, _Columns] = {}
         absorbed: set[fx.Node] = set()
         for dropout, site in self._site_of.items():
-            chains = _chains_to_linear(dropout)
+            chains = _chains_to_linear(dropout, math.prod(self.sites[site].shape))
             if chains is None or drops_channels(dropout):
                 continue
             for linear, between in chains:
@@ -163,13 +166,6 @@ def _source(dropout: fx.Node) -> fx.Node:
     source = dropout.args[0]
     assert isinstance(source, fx.Node)
     return source
-
-
-def _site(node: fx.Node) -> Site:
-    shape = tuple(int(size) for size in node.meta["val"].shape[1:])
-    if drops_channels(node):
-        shape = (shape[0], *(1,) * (len(shape) - 1))
-    return Site(node.name, dropout_rate(node), shape)
 
 
 def _descendants(graph: ModelGraph, roots: Sequence[fx.Node]) -> set[fx.Node]:
@@ -191,18 +187,22 @@ def _ancestors(*roots: fx.Node | None) -> set[fx.Node]:
     return found
 
 
-def _chains_to_linear(dropout: fx.Node) -> list[tuple[fx.Node, list[fx.Node]]] | None:
+def _chains_to_linear(dropout: fx.Node, units: int) -> list[tuple[fx.Node, list[fx.Node]]] | None:
     """The linear layers that a dropout ends in through reshapes alone, with those reshapes.
 
-    None when it feeds anything else, or where a linear layer does not see one flat vector an
-    image.
+    None when it feeds anything else, or where a linear layer does not see one flat vector of all
+    the units of an image.
     """
     found: list[tuple[fx.Node, list[fx.Node]]] = []
     waiting: list[tuple[fx.Node, list[fx.Node]]] = [(dropout, [])]
     while waiting:
         node, between = waiting.pop()
         for user in node.users:
-            if user.target is _ATEN.linear.default and user.args[0] is node and _is_flat(node):
+            if (
+                user.target is _ATEN.linear.default
+                and user.args[0] is node
+                and _is_flat(node, units)
+            ):
                 if any(parameter is None for parameter in _parameters(user)):
                     return None
                 found.append((user, between))
@@ -213,9 +213,10 @@ def _chains_to_linear(dropout: fx.Node) -> list[tuple[fx.Node, list[fx.Node]]] |
     return found or None
 
 
-def _is_flat(node: fx.Node) -> bool:
-    """Whether a node is one vector an image: ``(N, K)`` with all of the image's units in it."""
-    return bool(node.meta["val"].ndim == 2)  # noqa: PLR2004 - images and units
+def _is_flat(node: fx.Node, units: int) -> bool:
+    """Whether a node is one vector an image: ``(N, units)``."""
+    shape = node.meta["val"].shape
+    return len(shape) == 2 and shape[1] == units  # noqa: PLR2004 - images and units
 
 
 def _parameters(linear: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:

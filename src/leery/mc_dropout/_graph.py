@@ -53,6 +53,26 @@ class ModelGraph:
         inside = [node for node in self.nodes if layer in _module_path(node)]
         return inside[-1] if inside else None
 
+    def mask_shape(self, dropout: fx.Node) -> tuple[int, ...]:
+        """The shape of a pass's mask: of one image's units, or of a parameter as a whole.
+
+        Raises:
+            UnsupportedModelError: when the images do not lie along the first dimension.
+        """
+        batch, sizes = self.input.meta["val"].shape[0], tuple(dropout.meta["val"].shape)
+        if drops_channels(dropout):
+            sizes = (*sizes[:2], *(1,) * (len(sizes) - 2))
+        if isinstance(sizes[0], torch.SymInt) and sizes[0].node.expr == batch.node.expr:
+            sizes = sizes[1:]
+        if any(isinstance(size, torch.SymInt) for size in sizes):
+            message = (
+                "expected dropout on activations whose first dimension counts the images, got "
+                f"shape {tuple(dropout.meta['val'].shape)} at {dropout.name}; "
+                "apply dropout before the images are moved or mixed along the dimensions"
+            )
+            raise UnsupportedModelError(message)
+        return sizes
+
     def constant(self, node: fx.Node) -> Any:  # noqa: ANN401 - a parameter, buffer or constant
         """The value of a node that reads an attribute of the model."""
         return operator.attrgetter(str(node.target))(self.module)
@@ -135,13 +155,20 @@ def steady_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 
 def _try(model: nn.Module, example: Tensor) -> None:
     try:
-        model(example)
+        logits = model(example)
     except RuntimeError as error:
         message = (
             f"expected images that the model accepts, got shape {tuple(example.shape)} and "
             f"{example.dtype}, which it refuses ({_brief(error)}); check shape and type"
         )
         raise InputError(message) from error
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(example):  # noqa: PLR2004
+        message = (
+            f"expected a model that returns logits ({len(example)}, classes), got {shape}; "
+            "wrap it in a module that does"
+        )
+        raise UnsupportedModelError(message)
 
 
 @contextmanager
@@ -153,10 +180,15 @@ def _dropout_on(model: nn.Module) -> Iterator[None]:
 
 
 def _make_functional(module: fx.GraphModule) -> None:
-    """Replace in-place calls by functional ones; later readers of the old value get the new."""
+    """Replace in-place calls by functional ones; later readers of the old value get the new.
+
+    Views become reshapes: the same values, and no demand on how they lie in memory.
+    """
     order = {node: place for place, node in enumerate(module.graph.nodes)}
     for node in module.graph.nodes:
         overload = node.target
+        if overload is _ATEN.view.default:
+            node.target = _ATEN.reshape.default
         if not isinstance(overload, torch._ops.OpOverload) or not overload._schema.is_mutable:  # noqa: SLF001
             continue
         name = overload._schema.name.removeprefix("aten::")  # noqa: SLF001

@@ -144,7 +144,7 @@ class MCDropout:
     def _run(self, engine: Engine, masks: Masks, batch: Tensor) -> Observation:
         count, home = len(batch), batch.device
         # A single image is doubled: convolutions add in another order for a batch of one.
-        batch = batch.expand(2, *batch.shape[1:]) if count == 1 else batch
+        batch = torch.cat([batch, batch]) if count == 1 else batch
         with torch.no_grad():
             once = engine.prefix(batch.to(device_of(self.model)))
             logits, features = engine.without_dropout(once)
