@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from leery.errors import InputError, UnknownLayerError
+from leery.errors import InputError, UnknownLayerError, UnsupportedModelError
 from leery.features import extract_features
 from tests.conftest import Batch
 
@@ -43,3 +43,18 @@ def test_layers_that_cannot_serve_are_refused() -> None:
         extract_features(Wrapped(), rows, "unused")
     with pytest.raises(InputError, match="'pair' to give one tensor, got tuple"):
         extract_features(Wrapped(), rows, "pair")
+
+
+def test_a_layer_before_an_in_place_activation_gives_its_own_output() -> None:
+    first = nn.Linear(4, 6)
+    model = nn.Sequential(first, nn.ReLU(inplace=True), nn.Linear(6, 3))
+    rows = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    features, _ = extract_features(model, rows, "0")
+    assert float(features.min()) < 0
+    with torch.no_grad():
+        assert torch.allclose(features, first(rows))
+
+
+def test_a_model_that_returns_no_logits_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"returns logits \(3, classes\), got tuple"):
+        extract_features(nn.Sequential(nn.Linear(4, 2), Pair()), torch.rand(3, 4), "0")

@@ -30,8 +30,9 @@ class Delicate(nn.Module):
         self.drop = nn.Dropout(0.5)
         self.out = nn.Linear(12, 3)
         self.tripped = False
-        self.hook_calls = 0
+        self.seen: list[str] = []
         self.out.register_forward_pre_hook(lambda *_: None)
+        self.out.register_forward_hook(lambda *found: self.seen.append(type(found[2]).__name__))
 
     def forward(self, images: Tensor) -> Tensor:
         hidden = self.drop(self.hidden(torch.relu(self.norm(self.convolution(images)))))
@@ -68,6 +69,11 @@ def scene(tmp_path: Path) -> Scene:
     model.convolution.weight.requires_grad_(False)
     model.out.bias.grad = torch.ones(3)
     return Scene(model, images, labels, detector, tmp_path)
+
+
+def test_hooks_of_the_user_see_real_tensors_only(scene: Scene) -> None:
+    MCDropout(scene.model, 3, layer="hidden").observe(scene.images)
+    assert set(scene.model.seen) == {"Tensor"}
 
 
 def snapshot(model: Delicate, images: Tensor, labels: Tensor) -> dict[str, Any]:

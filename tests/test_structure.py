@@ -93,7 +93,7 @@ PUBLIC = {
         NoDropoutError NotFittedError OutputError UnknownLayerError UnsupportedModelError
         WrongModelError""",
     "leery.evaluation": """POSITIVES PROTOCOLS Detection Interval Pool Positives Protocol
-        detection held_out_scores in_sample_scores roc_auc roc_auc_interval select_positives
+        detection held_out_scores in_sample_scores roc_auc_interval select_positives
         tpr_at_fpr""",
     "leery.features": "check_layer extract_features",
     "leery.mc_dropout": "MCDropout MaskSource Masks Observation",

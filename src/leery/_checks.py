@@ -5,7 +5,7 @@ from torch import Tensor
 
 from leery.errors import InputError
 
-__all__ = ["check_batch_size", "check_images", "check_labels", "check_seed"]
+__all__ = ["check_batch_size", "check_bounds", "check_images", "check_labels", "check_seed"]
 
 
 def check_images(images: Tensor, *, floating: bool = False) -> None:
@@ -90,4 +90,22 @@ def check_seed(seed: int) -> None:
     """
     if seed < 0:
         message = f"expected a seed of at least 0, got {seed}; pass another one"
+        raise InputError(message)
+
+
+def check_bounds(images: Tensor, bounds: tuple[float, float]) -> None:
+    """Refuse images outside the pixel range, and a range that is none.
+
+    Raises:
+        InputError: then.
+    """
+    if not bounds[0] < bounds[1]:
+        message = f"expected bounds (low, high) with low < high, got {bounds}; swap them"
+        raise InputError(message)
+    low, high = float(images.min()), float(images.max())
+    if low < bounds[0] or high > bounds[1]:
+        message = (
+            f"expected pixels within the bounds {bounds}, got {low:g}..{high:g}; "
+            "scale the images or pass bounds=(low, high)"
+        )
         raise InputError(message)

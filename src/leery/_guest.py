@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["device_of", "guest"]
+from leery.errors import InputError, UnsupportedModelError, brief
+
+__all__ = ["device_of", "guest", "run_model"]
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -14,6 +16,39 @@ def device_of(model: nn.Module) -> torch.device:
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+def run_model(model: nn.Module, batch: Tensor) -> Tensor:
+    """The logits ``(N, classes)`` of a batch on the model's device.
+
+    Raises:
+        InputError: when the model does not accept the batch.
+        UnsupportedModelError: when it returns anything but logits of at least two classes.
+    """
+    try:
+        logits = model(batch)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        message = (
+            f"expected images that the model accepts, got shape {tuple(batch.shape)} and "
+            f"{batch.dtype}, which it refuses ({brief(error)}); check shape and type"
+        )
+        raise InputError(message) from error
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(batch):  # noqa: PLR2004
+        message = (
+            f"expected a model that returns logits ({len(batch)}, classes), got {shape}; "
+            "wrap it in a module that does"
+        )
+        raise UnsupportedModelError(message)
+    if logits.shape[1] < 2:  # noqa: PLR2004 - a choice
+        message = (
+            "expected logits of at least 2 classes, got 1; wrap the model so that it returns "
+            "torch.cat([torch.zeros_like(logit), logit], 1)"
+        )
+        raise UnsupportedModelError(message)
+    return logits
 
 
 @contextmanager

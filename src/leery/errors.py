@@ -5,11 +5,11 @@ Every message is one sentence that says what was expected, what was got and what
     LeeryError
     ├── InputError (ValueError)            an argument of a call
     │   ├── NoDropoutError                 a model that has no dropout to sample
-    │   └── UnknownLayerError              a layer name the model does not have
+    │   ├── UnknownLayerError              a layer name the model does not have
+    │   └── WrongModelError                a model that a detector was not fitted on
     ├── NotFittedError (sklearn's)         used before it was fitted or calibrated
     ├── UnsupportedModelError              a model whose graph cannot be had or split
     ├── DetectorFileError (ValueError)     a detector file that cannot be read
-    │   └── WrongModelError                ... or that belongs to another classifier
     ├── DataError (OSError)                a dataset that cannot be had
     │   └── CorruptDataError               ... or whose bytes are not the published ones
     └── OutputError (OSError)              a folder or file that cannot be written
@@ -51,6 +51,10 @@ class UnknownLayerError(InputError):
     """A layer was named that the model does not have."""
 
 
+class WrongModelError(InputError):
+    """The classifier is not the one that the detector was fitted on."""
+
+
 class NotFittedError(LeeryError, _SklearnNotFittedError):  # type: ignore[misc]  # untyped
     """Something was used before it was fitted or calibrated."""
 
@@ -63,10 +67,6 @@ class DetectorFileError(LeeryError, ValueError):
     """A detector file is damaged, foreign or from a newer leery."""
 
 
-class WrongModelError(DetectorFileError):
-    """A detector file belongs to another classifier than the one it was loaded for."""
-
-
 class DataError(LeeryError, OSError):
     """A dataset cannot be had from any source."""
 
@@ -77,3 +77,9 @@ class CorruptDataError(DataError):
 
 class OutputError(LeeryError, OSError):
     """A result cannot be written where it should go."""
+
+
+def brief(error: BaseException) -> str:
+    """An exception's type and the first line of its text."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from leery._checks import check_batch_size, check_images
-from leery._guest import device_of, guest
+from leery._guest import device_of, guest, run_model
 from leery.errors import InputError, UnknownLayerError
 
 __all__ = ["check_layer", "extract_features"]
@@ -43,6 +43,7 @@ def extract_features(
     Raises:
         UnknownLayerError: when the model has no such layer or did not run it.
         InputError: when the images do not fit or the layer gives no tensor.
+        UnsupportedModelError: when the model does not return logits ``(N, classes)``.
     """
     check_images(images)
     check_batch_size(batch_size)
@@ -57,7 +58,8 @@ def extract_features(
                 "name a layer whose output is a tensor"
             )
             raise InputError(message)
-        seen["features"] = output.flatten(1)
+        # A copy: an in-place activation behind the layer would write over it.
+        seen["features"] = output.flatten(1).clone()
 
     features, logits = [], []
     hook = model.get_submodule(layer).register_forward_hook(keep)
@@ -65,7 +67,7 @@ def extract_features(
         with guest(model), torch.no_grad():
             for batch in images.split(batch_size):
                 seen.clear()
-                logits.append(model(batch.to(device)).to(images.device))
+                logits.append(run_model(model, batch.to(device)).to(images.device))
                 if "features" not in seen:
                     message = (
                         f"expected layer {layer!r} to run in the forward pass, but it did not; "

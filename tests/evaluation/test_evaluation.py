@@ -14,7 +14,6 @@ from leery.evaluation import (
     detection,
     held_out_scores,
     in_sample_scores,
-    roc_auc,
     roc_auc_interval,
     select_positives,
     tpr_at_fpr,
@@ -34,9 +33,10 @@ def twins(
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_the_area_equals_scikit_learns_with_and_without_ties(*, ties: bool) -> None:
-    scores, truth, _ = twins(200, 1)
+    scores, truth, source = twins(200, 1)
     scores = scores.round(0) if ties else scores
-    assert roc_auc(scores, truth) == pytest.approx(sklearn.metrics.roc_auc_score(truth, scores))
+    expected = sklearn.metrics.roc_auc_score(truth, scores)
+    assert roc_auc_interval(scores, truth, source).estimate == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("shared", [0.0, 1.0, 3.0])
@@ -48,7 +48,7 @@ def test_the_interval_equals_a_bootstrap_over_source_images(shared: float) -> No
     areas = []
     for _ in range(2000):
         rows = by_image[:, generator.integers(0, 300, 300)].ravel()
-        areas.append(roc_auc(scores[rows], truth[rows]))
+        areas.append(sklearn.metrics.roc_auc_score(truth[rows], scores[rows]))
     low, high = np.quantile(areas, [0.025, 0.975])
     assert found.low == pytest.approx(low, abs=0.006)
     assert found.high == pytest.approx(high, abs=0.006)
@@ -80,8 +80,24 @@ def test_limits_of_the_interval() -> None:
         np.array([1.0, 3.0, 2.0]), np.array([0, 0, 1], bool), np.array([0, 1, 0])
     )
     assert (lone.estimate, lone.low, lone.high) == (0.5, 0.0, 1.0)
-    with pytest.raises(InputError, match="expected positives and negatives, got 0 and 3"):
-        roc_auc(np.arange(3.0), np.zeros(3, bool))
+    lucky = roc_auc_interval(np.arange(2.0), np.array([0, 1], bool), np.array([0, 0]))
+    assert (lucky.estimate, lucky.low, lucky.high) == (1.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("scores", "truth", "text"),
+    [
+        (np.arange(3.0), np.zeros(3, bool), "expected positives and negatives, got 0 and 3"),
+        (np.arange(3.0), np.array([0, 1, 1]), "expected one bool a score, .* got int64 of shape"),
+        (np.arange(3.0), np.zeros(2, bool), r"shape \(3,\), got bool of shape \(2,\)"),
+        (np.array([1.0, np.nan]), np.array([True, False]), "expected finite scores"),
+    ],
+)
+def test_what_has_no_roc_curve_is_refused(scores: np.ndarray, truth: np.ndarray, text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        roc_auc_interval(scores, truth, np.arange(len(scores)))
+    with pytest.raises(InputError, match=text):
+        tpr_at_fpr(scores, truth, 0.05)
 
 
 def test_tpr_at_fpr_is_the_best_threshold_within_the_rate() -> None:

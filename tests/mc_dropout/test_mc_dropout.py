@@ -4,14 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.conftest import Batch
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
 
 from leery.attacks import BIM
 from leery.classifiers import pretrained
 from leery.errors import InputError, NoDropoutError, UnknownLayerError, UnsupportedModelError
-from leery.evaluation import roc_auc
 from leery.features import extract_features
 from leery.mc_dropout import MCDropout
 from leery.metrics import (
@@ -20,12 +19,13 @@ from leery.metrics import (
     predictive_entropy,
     uncertainty,
 )
+from tests.conftest import Batch
 
 
 def plain_loop(sampler: MCDropout, images: Tensor) -> Tensor:
     """Every pass through the whole model, its dropout layers replaced by the sampler's masks."""
-    (engine,) = sampler._engines.values()
-    masks = sampler._masks(engine)
+    (captured,) = sampler._captured.values()
+    engine, masks = captured.engine, captured.masks
     layers = [
         module
         for module in sampler.model.modules()
@@ -131,6 +131,48 @@ class DropConnect(nn.Module):
         return out
 
 
+class TwoMasks(nn.Module):
+    """Dropout on the input and on the weight of one linear layer, and a dead branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop_input, self.drop_weight = nn.Dropout(0.5), nn.Dropout(0.3)
+        self.weight = nn.Parameter(torch.randn(10, 784) / 28)
+        self.bias = nn.Parameter(torch.zeros(10))
+        self.dead = nn.Linear(784, 3)
+        self.scale = nn.Parameter(torch.ones(784))
+
+    def forward(self, images: Tensor) -> Tensor:
+        units = self.drop_input(images.flatten(1))
+        self.dead(units * self.scale)
+        out: Tensor = functional.linear(units, self.drop_weight(self.weight), self.bias)
+        return out
+
+
+class WritesOver(nn.Module):
+    """In-place dropout on a view of a tensor that is read again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5, inplace=True)
+        self.left, self.right = nn.Linear(784, 10), nn.Linear(1, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = images * 2
+        out: Tensor = self.left(self.drop(hidden.flatten(1))) + self.right(hidden.mean((2, 3)))
+        return out
+
+
+class AsksForTheBatchSize(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = perceptron(0.5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.net(images)
+        return out * 100 if images.shape[0] > 3 else out
+
+
 class Mixed(nn.Module):
     """Dropout where rows and images have been mixed in one dimension."""
 
@@ -158,6 +200,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "grouped": Grouped,
     "view behind": ViewBehind,
     "drop connect": DropConnect,
+    "two masks": TwoMasks,
     "perceptron": lambda: perceptron(0.5),
     "all dropped": lambda: perceptron(1.0),
     "dropout first": lambda: nn.Sequential(nn.Dropout(0.1), nn.Flatten(), nn.Linear(784, 10)),
@@ -263,10 +306,10 @@ def test_fixed_and_fresh_masks_agree_in_auc_on_2000_digits(
         sampler = MCDropout(digit_net, passes=50, masks=masks)
         probs = sampler.sample(torch.cat([images, twins]))
         areas[masks] = {
-            metric.__name__: roc_auc(metric(probs).numpy(), truth)
+            metric.__name__: roc_auc_score(truth, metric(probs).numpy())
             for metric in (uncertainty.variance, predictive_entropy, mutual_information)
         }
-        areas[masks]["confidence"] = roc_auc(-confidence(probs).numpy(), truth)
+        areas[masks]["confidence"] = roc_auc_score(truth, -confidence(probs).numpy())
     for name, area in areas["fixed"].items():
         assert area > 0.8
         assert area == pytest.approx(areas["fresh"][name], abs=0.01)
@@ -275,8 +318,8 @@ def test_fixed_and_fresh_masks_agree_in_auc_on_2000_digits(
 def test_the_share_of_kept_units_is_one_minus_the_rate() -> None:
     sampler = MCDropout(perceptron(0.3), passes=400)
     sampler.sample(torch.rand(2, 1, 28, 28))
-    (engine,) = sampler._engines.values()
-    (kept,) = sampler._masks(engine).kept
+    (captured,) = sampler._captured.values()
+    (kept,) = captured.masks.kept
     assert kept.shape == (400, 40)
     # 16,000 draws: the standard error is 0.0036.
     assert float(kept.double().mean()) == pytest.approx(0.7, abs=0.015)
@@ -291,6 +334,61 @@ def test_later_changes_of_the_weights_are_seen(digits: Batch) -> None:
     after = sampler.sample(digits[0][:5])
     assert not torch.allclose(before, after)
     assert float((after - plain_loop(sampler, digits[0][:5])).abs().max()) < 1e-5
+
+
+def _assign(model: nn.Sequential) -> None:
+    model.load_state_dict({k: v * 2 for k, v in model.state_dict().items()}, assign=True)
+
+
+def _replace(model: nn.Sequential) -> None:
+    with torch.random.fork_rng(devices=[]):
+        model[4] = nn.Linear(40, 10)
+
+
+def _other_rate(model: nn.Sequential) -> None:
+    model[3].p = 0.05  # type: ignore[assignment]
+
+
+def _convert(model: nn.Sequential) -> None:
+    model.double().float()
+    with torch.no_grad():
+        model[1].weight.mul_(2)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("change", [_assign, _replace, _other_rate, _convert])
+def test_replaced_tensors_layers_and_rates_are_seen(
+    change: Callable[[nn.Sequential], None], digits: Batch
+) -> None:
+    model = perceptron(0.5)
+    assert isinstance(model, nn.Sequential)
+    sampler = MCDropout(model, passes=3)
+    before = sampler.sample(digits[0][:5])
+    change(model)
+    after = sampler.sample(digits[0][:5])
+    assert not torch.allclose(before, after)
+    assert torch.equal(after, MCDropout(model, passes=3).sample(digits[0][:5]))
+
+
+def test_masks_do_not_depend_on_the_default_type_or_device(digits: Batch) -> None:
+    model = perceptron(0.5)
+    expected = MCDropout(model, passes=3).sample(digits[0][:5])
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(MCDropout(model, passes=3).sample(digits[0][:5]), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.device("meta"):
+        assert torch.equal(MCDropout(model, passes=3).sample(digits[0][:5]), expected)
+
+
+def test_a_layer_that_leaves_no_trace_and_weights_that_are_not_finite_are_refused() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Identity(), nn.Dropout(0.5), nn.Linear(784, 10))
+    with pytest.raises(UnknownLayerError, match="got '1', which leaves no trace in the model's"):
+        MCDropout(model, passes=2, layer="1").observe(torch.rand(3, 1, 28, 28))
+    with torch.no_grad():
+        model[3].weight.mul_(torch.nan)  # type: ignore[operator]
+    with pytest.raises(InputError, match="finite logits, got NaN or infinity; check the model's"):
+        MCDropout(model, passes=2).sample(torch.rand(3, 1, 28, 28))
 
 
 def test_memory_does_not_grow_with_the_batch_because_it_is_cut(digits: Batch) -> None:
@@ -323,6 +421,9 @@ class Branching(nn.Module):
     ("model", "text"),
     [
         (Branching(), "expected a model whose graph torch.export can capture"),
+        (WritesOver(), "aten.dropout_.default on a view of one that is read later"),
+        (AsksForTheBatchSize(), "whose forward asks for the batch size"),
+        (nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(784, 1)), "at least 2 classes"),
         (Mixed(), r"first dimension counts the images, got shape \(28\*s\d+, 28\)"),
         (nn.Sequential(nn.Dropout(0.5), nn.Conv2d(1, 3, 3)), r"logits \(2, classes\), got \(2, 3,"),
         (

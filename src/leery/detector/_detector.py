@@ -170,8 +170,10 @@ class Detector:
 
         Raises:
             NotFittedError: before :meth:`fit`.
+            WrongModelError: when the classifier has changed since :meth:`fit`.
             InputError: when the images do not fit.
         """
+        self._check_model()
         others = [clean] if noisy is None else [clean, noisy]
         negatives = [self.measure(images).values for images in others]
         positives = self.measure(adversarial).values
@@ -210,6 +212,7 @@ class Detector:
 
         Raises:
             NotFittedError: before :meth:`fit_combiner`.
+            WrongModelError: when the classifier has changed since :meth:`fit`.
             InputError: when the rate is outside its range or needs more images than there are.
 
         Source:
@@ -219,9 +222,10 @@ class Detector:
         if not 0 < fpr < 1:
             message = f"expected a false-alarm rate between 0 and 1, got {fpr}; correct it"
             raise InputError(message)
+        self._check_model()
         scores = self.score(clean)
         # The tolerance keeps, say, 0.05 * 20 from falling below 1 by rounding.
-        rank = math.floor(fpr * (len(scores) + 1) + 1e-9)
+        rank = min(math.floor(fpr * (len(scores) + 1) + 1e-9), len(scores))
         if rank < 1:
             needed = math.ceil(1 / fpr - 1e-9) - 1
             message = (
@@ -257,9 +261,11 @@ class Detector:
 
         Raises:
             NotFittedError: before :meth:`fit`.
+            WrongModelError: when the classifier has changed since :meth:`fit`.
             OutputError: when the file cannot be written.
         """
         closeness = self._fitted(self.closeness_, "fit(images, labels)")
+        self._check_model()
         tensors = {
             f"{name}/{part}": tensor
             for name, metric in closeness.items()
@@ -309,6 +315,15 @@ class Detector:
             )
             raise DetectorFileError(message) from error
         return detector
+
+    def _check_model(self) -> None:
+        """Refuse to build on a fit whose classifier has changed since."""
+        if self._fingerprint is not None and fingerprint(self.model) != self._fingerprint:
+            message = (
+                "expected the classifier as it was at the fit, got changed layers or weights; "
+                "fit the detector again"
+            )
+            raise WrongModelError(message)
 
     def _settings(self) -> dict[str, Any]:
         return {

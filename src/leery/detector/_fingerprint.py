@@ -1,4 +1,4 @@
-"""What tells one classifier from another: its layers, its weights, its dropout rates."""
+"""What tells one classifier from another: its layers with their settings, and its weights."""
 
 import hashlib
 
@@ -9,14 +9,13 @@ __all__ = ["fingerprint"]
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the names and kinds of the submodules, dropout rates, parameters and buffers.
+    """SHA-256 over the names, kinds and settings of the submodules, parameters and buffers.
 
     The device does not count; a single changed weight does.
     """
     digest = hashlib.sha256()
     for name, module in model.named_modules():
-        rate = getattr(module, "p", None)
-        digest.update(f"{name}:{type(module).__qualname__}:{rate}\n".encode())
+        digest.update(f"{name}:{type(module).__qualname__}({module.extra_repr()})\n".encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -9,7 +9,7 @@ from leery.evaluation._detection import (
 )
 from leery.evaluation._pool import Pool
 from leery.evaluation._protocols import PROTOCOLS, Protocol, held_out_scores, in_sample_scores
-from leery.evaluation._roc import Interval, roc_auc, roc_auc_interval, tpr_at_fpr
+from leery.evaluation._roc import Interval, roc_auc_interval, tpr_at_fpr
 
 __all__ = [
     "POSITIVES",
@@ -22,7 +22,6 @@ __all__ = [
     "detection",
     "held_out_scores",
     "in_sample_scores",
-    "roc_auc",
     "roc_auc_interval",
     "select_positives",
     "tpr_at_fpr",

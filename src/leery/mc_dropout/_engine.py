@@ -54,6 +54,9 @@ class _Once:
     matrices: dict[tuple[str, fx.Node], Tensor]
 
     def matrix(self, kind: str, node: fx.Node, make: Callable[[], Tensor]) -> Tensor:
+        """What ``make`` gives, kept for the next pass when the node does not depend on one."""
+        if node not in self.values:
+            return make()
         key = (kind, node)
         if key not in self.matrices:
             self.matrices[key] = make()
@@ -65,7 +68,7 @@ class Engine:
 
     Args:
         graph: of the model.
-        layer: the feature layer whose output :meth:`run` also returns, or None.
+        layer: the feature layer that :meth:`without_dropout` reads, or None.
     """
 
     def __init__(self, graph: ModelGraph, layer: str | None = None) -> None:
@@ -79,8 +82,13 @@ class Engine:
         stochastic = _descendants(graph, dropouts)
         needed = _ancestors(graph.output, self._tap)
         self._prefix = [node for node in graph.nodes if node not in stochastic and node in needed]
-        self._suffix = [node for node in graph.nodes if node in stochastic]
+        self._suffix = [node for node in graph.nodes if node in stochastic and node in needed]
         self._steps = self._plan()
+
+    @property
+    def reads_layer(self) -> bool:
+        """Whether the feature layer was found in the graph."""
+        return self._tap is not None
 
     def prefix(self, batch: Tensor) -> _Once:
         """The deterministic part for a batch on the model's device."""
@@ -131,17 +139,14 @@ class Engine:
         """
         weight, bias = (values[node] for node in _parameters(step.linear) if node is not None)
         kept = masks.kept[step.site][index].flatten().nonzero().squeeze(1)
-        weight_rows = once.matrix("weight", step.linear, lambda: weight.t().contiguous())
 
         def transposed() -> Tensor:
             units = values[step.source].flatten(1).t()
             short = max(0, STEADY_ROWS - units.shape[1])
             return functional.pad(units, (0, short)) if short else units.contiguous()
 
-        if step.source in once.values:
-            rows = once.matrix("input", step.source, transposed)
-        else:
-            rows = transposed()
+        rows = once.matrix("input", step.source, transposed)
+        weight_rows = once.matrix("weight", _weight(step.linear), weight.t().contiguous)
         product = weight_rows.index_select(0, kept).t() @ rows.index_select(0, kept)
         product = product.mul_(self.sites[step.site].scale).add_(bias.unsqueeze(1))
         return product.t()[: len(values[step.source])]
@@ -217,6 +222,13 @@ def _is_flat(node: fx.Node, units: int) -> bool:
     """Whether a node is one vector an image: ``(N, units)``."""
     shape = node.meta["val"].shape
     return len(shape) == 2 and shape[1] == units  # noqa: PLR2004 - images and units
+
+
+def _weight(linear: fx.Node) -> fx.Node:
+    """The weight node of a linear layer."""
+    weight, _ = _parameters(linear)
+    assert weight is not None
+    return weight
 
 
 def _parameters(linear: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:

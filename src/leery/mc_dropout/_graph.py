@@ -6,6 +6,7 @@ their functional twins, so that any value can be computed once and used in every
 
 import operator
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from leery._guest import guest
-from leery.errors import InputError, UnsupportedModelError
+from leery._guest import guest, run_model
+from leery.errors import UnsupportedModelError, brief
 
 __all__ = ["STEADY_ROWS", "ModelGraph", "capture", "dropout_modules"]
 
@@ -24,6 +25,7 @@ STEADY_ROWS = 16
 
 _ATEN = torch.ops.aten
 _DROPOUTS = (_ATEN.dropout.default, _ATEN.feature_dropout.default)
+_ANY_BATCH = 2**31
 _UNSPLITTABLE = (_ATEN.alpha_dropout.default, _ATEN.feature_alpha_dropout.default)
 
 
@@ -93,7 +95,7 @@ def drops_channels(node: fx.Node) -> bool:
     return node.target is _ATEN.feature_dropout.default
 
 
-def dropout_modules(model: nn.Module) -> list[nn.Module]:
+def dropout_modules(model: nn.Module) -> list[nn.modules.dropout._DropoutNd]:
     """The dropout layers of a model that would drop something in train mode."""
     kind = nn.modules.dropout._DropoutNd  # noqa: SLF001 - torch's own base of them all
     return [module for module in model.modules() if isinstance(module, kind) and module.p > 0]
@@ -112,18 +114,24 @@ def capture(model: nn.Module, example: Tensor) -> ModelGraph:
         InputError: when the model does not accept the example.
     """
     with guest(model), torch.no_grad():
-        _try(model, example)
-        with _dropout_on(model), warnings.catch_warnings():
+        run_model(model, example)
+        with _dropout_on(model), _hooks_off(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             batch = ({0: torch.export.Dim.DYNAMIC},)
             try:
                 program = torch.export.export(model, (example,), dynamic_shapes=batch)
             except Exception as error:
                 message = (
-                    f"expected a model whose graph torch.export can capture, got {_brief(error)}; "
+                    f"expected a model whose graph torch.export can capture, got {brief(error)}; "
                     "take data-dependent control flow out of forward and let the batch size vary"
                 )
                 raise UnsupportedModelError(message) from error
+    if any(limits.upper < _ANY_BATCH for limits in program.range_constraints.values()):
+        message = (
+            "expected a model that treats a batch of any size alike, got one whose forward asks "
+            "for the batch size; take that out of forward"
+        )
+        raise UnsupportedModelError(message)
     module = program.module(check_guards=False)
     _make_functional(module)
     return _checked(module)
@@ -153,24 +161,6 @@ def steady_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     return nn.functional.linear(filled, weight, bias)[: len(rows)]
 
 
-def _try(model: nn.Module, example: Tensor) -> None:
-    try:
-        logits = model(example)
-    except RuntimeError as error:
-        message = (
-            f"expected images that the model accepts, got shape {tuple(example.shape)} and "
-            f"{example.dtype}, which it refuses ({_brief(error)}); check shape and type"
-        )
-        raise InputError(message) from error
-    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(example):  # noqa: PLR2004
-        message = (
-            f"expected a model that returns logits ({len(example)}, classes), got {shape}; "
-            "wrap it in a module that does"
-        )
-        raise UnsupportedModelError(message)
-
-
 @contextmanager
 def _dropout_on(model: nn.Module) -> Iterator[None]:
     """Inside :func:`guest`: the dropout layers alone in train mode; guest puts them back."""
@@ -179,12 +169,29 @@ def _dropout_on(model: nn.Module) -> Iterator[None]:
     yield
 
 
+@contextmanager
+def _hooks_off(model: nn.Module) -> Iterator[None]:
+    """No forward hooks while the graph is captured: they would be shown tensors without values.
+
+    Pre-hooks stay; weight normalisation and pruning compute weights in them.
+    """
+    hooks = [(module, module._forward_hooks) for module in model.modules()]  # noqa: SLF001
+    try:
+        for module, _ in hooks:
+            module._forward_hooks = OrderedDict()  # noqa: SLF001
+        yield
+    finally:
+        for module, own in hooks:
+            module._forward_hooks = own  # noqa: SLF001
+
+
 def _make_functional(module: fx.GraphModule) -> None:
     """Replace in-place calls by functional ones; later readers of the old value get the new.
 
     Views become reshapes: the same values, and no demand on how they lie in memory.
     """
     order = {node: place for place, node in enumerate(module.graph.nodes)}
+    memory = _shared_memory(module)
     for node in module.graph.nodes:
         overload = node.target
         if overload is _ATEN.view.default:
@@ -202,9 +209,35 @@ def _make_functional(module: fx.GraphModule) -> None:
             raise UnsupportedModelError(message)
         node.target = functional
         place = order[node]
+        others = memory[node] - {node, node.args[0]}
+        if any(order[user] > place for other in others for user in other.users):
+            message = (
+                f"expected in-place changes of tensors that nothing else reads, got {overload} on "
+                "a view of one that is read later; take inplace=True out there"
+            )
+            raise UnsupportedModelError(message)
         node.args[0].replace_all_uses_with(
             node, delete_user_cb=lambda user, place=place: order[user] > place
         )
+
+
+def _shared_memory(module: fx.GraphModule) -> dict[fx.Node, set[fx.Node]]:
+    """For each node those that may lie in the same memory: its views, bases and in-place twins."""
+    groups: dict[fx.Node, set[fx.Node]] = {}
+    for node in module.graph.nodes:
+        groups[node] = {node}
+        base = node.args[0] if node.args else None
+        if isinstance(base, fx.Node) and _may_alias(node):
+            groups[base].add(node)
+            groups[node] = groups[base]
+    return groups
+
+
+def _may_alias(node: fx.Node) -> bool:
+    """Whether a node's result may lie in the memory of its first argument."""
+    if isinstance(node.target, torch._ops.OpOverload):  # noqa: SLF001
+        return any(found.alias_info is not None for found in node.target._schema.returns)  # noqa: SLF001
+    return node.target is operator.getitem
 
 
 def _checked(module: fx.GraphModule) -> ModelGraph:
@@ -232,8 +265,3 @@ def _checked(module: fx.GraphModule) -> ModelGraph:
 def _module_path(node: fx.Node) -> set[str]:
     """The names of the submodules that a node was computed in."""
     return {path for path, _ in node.meta.get("nn_module_stack", {}).values()}
-
-
-def _brief(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -61,6 +61,8 @@ def draw_masks(sites: Sequence[Site], passes: int, seed: int, draw: int = 0) -> 
     for index, site in enumerate(sites):
         state = np.random.SeedSequence([seed, draw, index]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(state[0]) >> 1)
-        uniform = torch.rand((passes, *site.shape), generator=generator)
+        uniform = torch.rand(
+            (passes, *site.shape), generator=generator, dtype=torch.float32, device="cpu"
+        )
         kept.append(uniform >= site.rate)
     return Masks(tuple(kept))

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from leery._checks import check_batch_size, check_images, check_seed
-from leery._guest import device_of, guest
-from leery.errors import InputError, NoDropoutError, UnsupportedModelError
+from leery._guest import device_of, guest, run_model
+from leery.errors import InputError, NoDropoutError, UnknownLayerError, UnsupportedModelError
 from leery.features import check_layer, extract_features
 from leery.mc_dropout._engine import Engine
 from leery.mc_dropout._graph import capture, dropout_modules
@@ -33,6 +33,15 @@ class Observation:
     probs: Tensor
 
 
+@dataclass(frozen=True)
+class _Captured:
+    """An engine, the fixed masks of its sites, and the state of the model that it stands for."""
+
+    engine: Engine
+    masks: Masks
+    state: tuple[object, ...]
+
+
 class MCDropout:
     """Samples a classifier's class probabilities with its dropout layers on.
 
@@ -44,7 +53,8 @@ class MCDropout:
 
     Args:
         model: returns logits ``(N, classes)`` and has ``nn.Dropout`` or ``nn.Dropout1d/2d/3d``
-            layers of its own. Changes of its weights are seen by later calls.
+            layers of its own. Later calls see changes of its weights, buffers and dropout rates;
+            other attributes are taken as they are at the first call.
         passes: the number of passes, T.
         seed: of the masks.
         masks: "fixed" (drawn once) or "fresh" (drawn anew at each call, one set a call; the
@@ -97,8 +107,7 @@ class MCDropout:
         self.layer = layer
         self.batch_size = batch_size
         self._calls = 0
-        self._engines: dict[tuple[object, ...], Engine] = {}
-        self._fixed: dict[Engine, Masks] = {}
+        self._captured: dict[tuple[object, ...], _Captured] = {}
 
     def sample(self, images: Tensor) -> Tensor:
         """Class probabilities of every pass.
@@ -136,10 +145,10 @@ class MCDropout:
     def stream(self, images: Tensor) -> Iterator[Observation]:
         """:meth:`observe` batch by batch, so that memory does not grow with the images."""
         check_images(images)
-        engine = self._engine(images)
-        masks = self._masks(engine).to(device_of(self.model))
+        captured = self._capture(images)
+        masks = self._masks(captured).to(device_of(self.model))
         for batch in images.split(self.batch_size):
-            yield self._run(engine, masks, batch)
+            yield self._run(captured.engine, masks, batch)
 
     def _run(self, engine: Engine, masks: Masks, batch: Tensor) -> Observation:
         count, home = len(batch), batch.device
@@ -156,42 +165,56 @@ class MCDropout:
             probs[:, :count].to(home),
         )
 
-    def _masks(self, engine: Engine) -> Masks:
-        if self.masks == "fresh":
-            self._calls += 1
-            return draw_masks(engine.sites, self.passes, self.seed, draw=self._calls)
-        if engine not in self._fixed:
-            self._fixed[engine] = draw_masks(engine.sites, self.passes, self.seed)
-        return self._fixed[engine]
+    def _masks(self, captured: _Captured) -> Masks:
+        if self.masks == "fixed":
+            return captured.masks
+        self._calls += 1
+        return draw_masks(captured.engine.sites, self.passes, self.seed, draw=self._calls)
 
-    def _engine(self, images: Tensor) -> Engine:
-        """The engine for inputs of this shape; the first call for a shape captures the graph."""
+    def _capture(self, images: Tensor) -> _Captured:
+        """The engine for inputs of this kind; captured anew when the model is not what it was."""
         device = device_of(self.model)
         key = (images.shape[1:], images.dtype, device)
-        if key not in self._engines:
+        state = self._state()
+        if key not in self._captured or self._captured[key].state != state:
             example = torch.cat([images[:1], images[-1:]]).to(device)
             engine = Engine(capture(self.model, example), self.layer)
             self._prove(engine, example)
-            self._engines[key] = engine
-        return self._engines[key]
+            masks = draw_masks(engine.sites, self.passes, self.seed)
+            self._captured[key] = _Captured(engine, masks, state)
+        return self._captured[key]
+
+    def _state(self) -> tuple[object, ...]:
+        """What a captured graph depends on: which tensors it reads, and the dropout rates.
+
+        The graph keeps its tensors alive, so that no other can take over an identity.
+        """
+        tensors = (id(tensor) for tensor in (*self.model.parameters(), *self.model.buffers()))
+        rates = (float(module.p) for module in dropout_modules(self.model))
+        return (*tensors, *rates)
 
     def _prove(self, engine: Engine, example: Tensor) -> None:
         """Refuse a graph that does not compute what the model computes."""
+        if self.layer is not None and not engine.reads_layer:
+            message = (
+                f"expected a feature layer that computes something, got {self.layer!r}, which "
+                "leaves no trace in the model's graph; name the layer before it"
+            )
+            raise UnknownLayerError(message)
         with torch.no_grad():
-            logits, features = engine.without_dropout(engine.prefix(example))
-            if self.layer is None:
-                with guest(self.model):
-                    truth = self.model(example)
-                same = torch.allclose(logits, truth, rtol=1e-3, atol=1e-4)
-            else:
-                expected, truth = extract_features(self.model, example, self.layer)
-                same = features is not None and torch.allclose(
-                    features, expected, rtol=1e-3, atol=1e-4
-                )
-                same = same and torch.allclose(logits, truth, rtol=1e-3, atol=1e-4)
-        if not same:
+            found = engine.without_dropout(engine.prefix(example))
+            with guest(self.model):
+                truth = run_model(self.model, example)
+            pairs = [(found[0], truth)]
+            if self.layer is not None and found[1] is not None:
+                pairs.append((found[1], extract_features(self.model, example, self.layer)[0]))
+        if not bool(truth.isfinite().all()):
+            message = "expected finite logits, got NaN or infinity; check the model's weights"
+            raise InputError(message)
+        if not all(torch.allclose(*pair, rtol=1e-3, atol=1e-4) for pair in pairs):
             message = (
                 "expected the captured graph to give the model's own output, got another one; "
-                "take in-place changes of shared tensors out of forward"
+                "take in-place changes of shared tensors out of forward, hooks that replace "
+                "outputs off the model, and name a feature layer that is not written over"
             )
             raise UnsupportedModelError(message)

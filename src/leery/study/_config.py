@@ -99,6 +99,9 @@ class StudyConfig:
             message = f"expected a limit of at least 1 image, got {self.limit}; raise it"
             raise InputError(message)
         check_seed(self.seed)
+        if self.passes < 1:
+            message = f"expected at least 1 pass, got {self.passes}; pass a larger number"
+            raise InputError(message)
 
     @property
     def bandwidth(self) -> float:
@@ -136,7 +139,7 @@ def _code_sum() -> str:
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*")):
-        if path.suffix in (".py", ".safetensors"):
+        if path.suffix in (".py", ".safetensors", ".json"):
             digest.update(os.fsencode(path.relative_to(package)))
             digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -1,9 +1,9 @@
 """The study from start to end: stages in worker processes, then the files people read."""
 
+import hashlib
 import json
 import os
 import platform
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -52,8 +52,8 @@ def reproduce(
     """Run the paper's study of one dataset and write its files.
 
     Writes results.csv, uncertainty.csv, roc.png and manifest.json, each whole or not at all, and
-    keeps finished stages under ``stages`` so that a run that was cut off goes on. Stages of
-    another configuration or of another version of the program are done anew.
+    keeps finished stages under ``stages`` so that a run that was cut off goes on. Stages are kept
+    by configuration and by version of the program; the folder can be deleted at any time.
 
     Args:
         config: what to study.
@@ -86,14 +86,11 @@ def reproduce(
 
 
 def _stage_folder(config: StudyConfig, out: Path) -> Path:
-    """The folder of the stages, emptied when they belong to another study."""
-    folder = make_folder(out) / "stages"
+    """The folder of the stages of this very study; another one has a folder of its own."""
     identity = json.dumps(config.identity(), indent=2, sort_keys=True)
-    mark = folder / "identity.json"
-    if folder.exists() and not (mark.is_file() and mark.read_text() == identity):
-        shutil.rmtree(folder)
-    make_folder(folder)
-    write_atomically(mark, identity)
+    name = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    folder = make_folder(make_folder(out) / "stages" / name)
+    write_atomically(folder / "identity.json", identity)
     return folder
 
 

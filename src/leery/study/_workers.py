@@ -41,9 +41,11 @@ class Workers:
         Raises:
             LeeryError: what a task raised, or that a process died.
         """
-        futures: list[Future[object]] = [
-            self._executor.submit(function, *arguments) for function, arguments in tasks
-        ]
+        # Processes start at submission and inherit what is blocked meanwhile.
+        with _interrupts_held_back():
+            futures: list[Future[object]] = [
+                self._executor.submit(function, *arguments) for function, arguments in tasks
+            ]
         try:
             for future in as_completed(futures):
                 future.result()
@@ -59,6 +61,7 @@ class Workers:
 @contextmanager
 def worker_pool(count: int) -> Iterator[Workers]:
     """Processes for a while; they are gone afterwards, however it ends."""
+    others = set(multiprocessing.active_children())
     executor = ProcessPoolExecutor(
         count, mp_context=multiprocessing.get_context("spawn"), initializer=_settle_in
     )
@@ -67,16 +70,26 @@ def worker_pool(count: int) -> Iterator[Workers]:
     except BaseException:
         # Not waited for: a task may take long, and what it has not written it does again.
         executor.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
+        for process in set(multiprocessing.active_children()) - others:
             process.terminate()
+            process.join()
         raise
     executor.shutdown()
 
 
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Ctrl-C waits for a moment; processes that start meanwhile never see it, their parent does."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _settle_in() -> None:
-    """A new worker: one thread, deaf to Ctrl-C (its parent acts on it), mortal with its parent."""
+    """A new worker: one computing thread, and it dies with its parent."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
