@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import tempfile
 from pathlib import Path
 
@@ -21,17 +22,13 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         OutputError: when the folder or the file cannot be written; an older file is untouched.
     """
     data = content.encode() if isinstance(content, str) else content
-    temporary: str | None = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as stream:
+        with temporary.open("xb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         message = (
             f"cannot write {path}: {error.strerror or error}; "
@@ -39,9 +36,8 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         )
         raise OutputError(message) from error
     finally:
-        if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def make_folder(path: Path) -> Path:

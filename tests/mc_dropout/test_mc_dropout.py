@@ -203,6 +203,16 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "two masks": TwoMasks,
     "perceptron": lambda: perceptron(0.5),
     "all dropped": lambda: perceptron(1.0),
+    "all in place": lambda: nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(784, 40),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.5, inplace=True),
+        nn.Linear(40, 40),
+        nn.ELU(inplace=True),
+        nn.Dropout(0.2, inplace=True),
+        nn.Linear(40, 10),
+    ),
     "dropout first": lambda: nn.Sequential(nn.Dropout(0.1), nn.Flatten(), nn.Linear(784, 10)),
     "dropout last": lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Dropout(0.3)),
     "partly off": lambda: nn.Sequential(nn.Dropout(0.0), nn.Flatten(), *perceptron(0.25)[1:]),  # type: ignore[index]

@@ -209,8 +209,8 @@ def _make_functional(module: fx.GraphModule) -> None:
             raise UnsupportedModelError(message)
         node.target = functional
         place = order[node]
-        others = memory[node] - {node, node.args[0]}
-        if any(order[user] > place for other in others for user in other.users):
+        earlier = {other for other in memory[node] - {node.args[0]} if order[other] < place}
+        if any(order[user] > place for other in earlier for user in other.users):
             message = (
                 f"expected in-place changes of tensors that nothing else reads, got {overload} on "
                 "a view of one that is read later; take inplace=True out there"
