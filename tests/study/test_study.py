@@ -246,6 +246,11 @@ def test_another_configuration_does_not_reuse_the_stages(tmp_path: Path) -> None
     damaged.write_bytes(damaged.read_bytes()[:100])
     with pytest.raises(OutputError, match=r"stage file at .*clean.*delete it and run"):
         reproduce(StudyConfig("mnist", limit=40), tmp_path)
+    damaged.unlink()
+    (judged,) = damaged.parents[2].glob("evaluate/BIM-0.30.json")
+    judged.write_text(judged.read_text()[:99])
+    with pytest.raises(OutputError, match=r"stage file at .*BIM-0.30.json, got one that cannot"):
+        reproduce(StudyConfig("mnist", limit=40), tmp_path)
 
 
 def test_fashion_runs_through_the_same_code(tmp_path: Path) -> None:

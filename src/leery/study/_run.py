@@ -136,7 +136,7 @@ def _write_tables(desk: Desk, out: Path) -> StudyResult:
     judged = {condition: stages.load_evaluation(desk, condition) for condition in config.conditions}
     rows = [row for content in judged.values() for row in content["rows"]]
     results = results_frame(config.dataset, rows)
-    labels = stages.test_labels(config)
+    labels = stages.true_labels(config)
     clean = stages.load_table(desk, Twins())
     uncertainty = uncertainty_frame(config.dataset, clean, labels)
     areas = {

@@ -41,7 +41,7 @@ __all__ = [
     "make_classifier",
     "measure",
     "shards",
-    "test_labels",
+    "true_labels",
 ]
 
 SHARD = 500
@@ -165,7 +165,7 @@ def evaluate(desk: Desk, condition: Condition) -> None:
         clean=load_table(desk, Twins()),
         adversarial=load_table(desk, Twins(condition=condition)),
         noisy=load_table(desk, Twins(sigma=condition.epsilon)),
-        labels=_test_set(desk.config)[1].numpy(),
+        labels=true_labels(desk.config),
     )
     rows: list[dict[str, Any]] = []
     curves: dict[str, list[float]] = {}
@@ -190,7 +190,11 @@ def load_evaluation(desk: Desk, condition: Condition) -> dict[str, Any]:
         ``rows``, a list of dictionaries with the columns of results.csv except the dataset, and
         ``curves``, the true-positive rates of each set of metrics at :data:`FPR_GRID`.
     """
-    content: dict[str, Any] = json.loads(_read(desk.evaluation(condition)))
+    path = desk.evaluation(condition)
+    try:
+        content: dict[str, Any] = json.loads(_read(path))
+    except ValueError as error:
+        raise OutputError(_damaged(path, error)) from error
     return content
 
 
@@ -208,7 +212,7 @@ def load_table(desk: Desk, twins: Twins) -> MetricTable:
     return MetricTable(PAPER_METRICS, np.concatenate(values), np.concatenate(predicted))
 
 
-def test_labels(config: StudyConfig) -> np.ndarray:
+def true_labels(config: StudyConfig) -> np.ndarray:
     """The true classes of the test images under study, int64 ``(N,)``."""
     return _test_set(config)[1].numpy()
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from leery.errors import LeeryError
 
@@ -90,6 +91,7 @@ def _interrupts_held_back() -> Iterator[None]:
 def _settle_in() -> None:
     """A new worker: one computing thread, and it dies with its parent."""
     torch.set_num_threads(1)
+    threadpool_limits(1)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
