@@ -9,7 +9,6 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
-    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -30,10 +29,11 @@ def progress_bars(*, enabled: bool = True, in_bytes: bool = False) -> Iterator[P
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TaskProgressColumn(),
         DownloadColumn() if in_bytes else MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("elapsed,"),
         TimeRemainingColumn(),
+        TextColumn("left"),
     )
     visible = enabled and console.is_terminal
     with Progress(*columns, console=console, disable=not visible) as progress:

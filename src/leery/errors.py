@@ -18,6 +18,8 @@ Each also subclasses the usual Python (or scikit-learn) type, so code that never
 can catch it.
 """
 
+import textwrap
+
 from sklearn.exceptions import NotFittedError as _SklearnNotFittedError
 
 __all__ = [
@@ -82,4 +84,6 @@ class OutputError(LeeryError, OSError):
 def brief(error: BaseException) -> str:
     """An exception's type and the first line of its text."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return f"{type(error).__name__}: {textwrap.shorten(lines[0], 200, placeholder=' ...')}"

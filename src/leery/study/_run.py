@@ -72,17 +72,28 @@ def reproduce(
         message = f"expected at least 1 worker, got {count}; pass a larger number"
         raise InputError(message)
     clock = _Clock()
-    desk = Desk(config, _stage_folder(config, out))
     with clock.stage("data"):
-        for split in ("train", "test"):
-            data.load(config.dataset, split, config.data_dir)
+        _check_data(config)
+    desk = Desk(config, _stage_folder(config, out))
     with worker_pool(count) as pool, progress_bars(enabled=progress) as bars:
         for name, tasks in _plan(desk):
-            _do(name, tasks, pool, bars, clock)
+            _do(name, tasks, pool, bars, clock, said=progress)
     with clock.stage("report"):
         result = _write_tables(desk, out)
     _write_manifest(desk, out, count, clock)
     return result
+
+
+def _check_data(config: StudyConfig) -> None:
+    """Have the data at hand, before anything is written; refuse a limit beyond it."""
+    data.load(config.dataset, "train", config.data_dir)
+    count = len(data.load(config.dataset, "test", config.data_dir)[1])
+    if config.limit is not None and config.limit > count:
+        message = (
+            f"expected a limit of at most {count} images, which the test set has, got "
+            f"{config.limit}; leave it out to use all"
+        )
+        raise InputError(message)
 
 
 def _stage_folder(config: StudyConfig, out: Path) -> Path:
@@ -121,11 +132,16 @@ def _do(
     pool: Workers,
     bars: Progress,
     clock: _Clock,
+    *,
+    said: bool,
 ) -> None:
-    """One stage: the tasks whose file is missing."""
+    """One stage: the tasks whose file is missing; said in a line where there are no bars."""
     missing = [task for path, task in tasks if not path.exists()]
     done = len(tasks) - len(missing)
-    bar = bars.add_task(f"{name:<10}", total=len(tasks), completed=done)
+    title = f"{name} ({done} done before)" if done else name
+    bar = bars.add_task(f"{title:<10}", total=len(tasks), completed=done)
+    if bars.disable and said:
+        bars.console.print(f"{title}: {len(missing)} of {len(tasks)} tasks to do")
     with clock.stage(name, len(tasks), done):
         for _ in pool.run(missing):
             bars.advance(bar)
@@ -149,9 +165,10 @@ def _write_tables(desk: Desk, out: Path) -> StudyResult:
     }
     curves = {condition: content["curves"] for condition, content in judged.items()}
     assert all(set(found) == set(METRIC_SETS) for found in areas.values())
+    images = int(results["n_clean"].max())
     write_atomically(out / "results.csv", results.to_csv(index=False))
     write_atomically(out / "uncertainty.csv", uncertainty.to_csv(index=False))
-    write_atomically(out / "roc.png", roc_figure(config, curves, areas, stages.FPR_GRID))
+    write_atomically(out / "roc.png", roc_figure(config, curves, areas, stages.FPR_GRID, images))
     accuracy = float(np.mean(clean.predicted == labels))
     return StudyResult(accuracy, results, uncertainty, out)
 
