@@ -22,12 +22,14 @@ def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str
 
 
 def refused(done: "subprocess.CompletedProcess[str]") -> str:
-    """The message of a refusal, which is one sentence after the program's name."""
+    """The message of a refusal: what follows the program's name, behind the stages begun."""
     assert done.returncode == 1
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
-    assert done.stderr.startswith("leery: ")
-    return done.stderr.removeprefix("leery: ").rstrip("\n")
+    begun, name, message = done.stderr.partition("leery: ")
+    assert name
+    assert all(line.endswith("tasks to do") for line in begun.splitlines())
+    return message.rstrip("\n")
 
 
 def test_version_and_help() -> None:
