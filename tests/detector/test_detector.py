@@ -346,6 +346,10 @@ EDITS: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, object]], object],
         lambda tensors, _: tensors.pop("kernel_density/3"),
         r"missing or wrong parts .*kernel_density.*save the detector again",
     ),
+    "flat features": (
+        lambda tensors, _: tensors.update({"kernel_density/3": torch.zeros(7)}),
+        "missing or wrong parts",
+    ),
     "no combiner": (lambda tensors, _: tensors.pop("combiner/mean"), "missing or wrong parts"),
     "short weights": (
         lambda tensors, _: tensors.update({"combiner/weights": torch.zeros(2)}),

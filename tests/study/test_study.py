@@ -157,6 +157,15 @@ def gone(group: int) -> bool:
     return False
 
 
+def assert_stopped(process: "subprocess.Popen[str]") -> None:
+    """The run says one sentence, exits with 130 and leaves no process behind."""
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.endswith(STOPPED)
+    assert "Traceback" not in errors
+    assert gone(process.pid)
+
+
 def test_killed_in_the_middle_it_resumes_to_the_same_results(
     undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -178,11 +187,7 @@ def test_killed_in_the_middle_it_resumes_to_the_same_results(
 def test_ctrl_c_ends_it_with_one_sentence_and_no_process_left(tmp_path: Path) -> None:
     process = started(tmp_path, lambda: bool(list(tmp_path.rglob("detector.leery"))))
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors.endswith(STOPPED)
-    assert "Traceback" not in errors
-    assert gone(process.pid)
+    assert_stopped(process)
     assert not (tmp_path / "results.csv").exists()
     assert not list(tmp_path.rglob(".*.npz.*"))
 
@@ -191,11 +196,7 @@ def test_ctrl_c_while_the_workers_start_ends_it_just_so(tmp_path: Path) -> None:
     process = started(tmp_path, lambda: bool(workers_of(tmp_path)))
     time.sleep(0.6)  # the new process is importing torch
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors.endswith(STOPPED)
-    assert "Traceback" not in errors
-    assert gone(process.pid)
+    assert_stopped(process)
 
 
 def command_line(pid: int) -> list[bytes]:

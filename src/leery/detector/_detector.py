@@ -308,7 +308,7 @@ class Detector:
         try:
             detector = cls(model, **facts["settings"])
             detector._restore(tensors, facts)
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
             message = (
                 f"expected a whole detector file at {path}, got one with missing or wrong parts "
                 f"({error}); save the detector again"
