@@ -87,20 +87,21 @@ PUBLIC = {
     "leery.classifiers": """RECIPES Classifier DigitNet FashionNet Recipe accuracy build
         load_classifier pretrained save_classifier train""",
     "leery.data": "DATASETS NamedDataset cache_folder data_sums load named parse_idx",
-    "leery.detector": """CLOSENESS_METRICS METRICS PAPER_METRICS UNCERTAINTY_METRICS Combiner
-        Detector MetricTable""",
+    "leery.detector": """CLOSENESS_METRICS DIRECTIONS METRICS PAPER_METRICS UNCERTAINTY_METRICS
+        Combiner Detector MetricTable""",
     "leery.errors": """CorruptDataError DataError DetectorFileError InputError LeeryError
-        NoDropoutError NotFittedError OutputError UnknownLayerError UnsupportedModelError
-        WrongModelError""",
-    "leery.evaluation": """POSITIVES PROTOCOLS Detection Interval Pool Positives Protocol
-        detection held_out_scores in_sample_scores roc_auc_interval select_positives
-        tpr_at_fpr""",
+        NoDropoutError NotFittedError OutputError StudyFileError UnknownLayerError
+        UnsupportedModelError WrongModelError""",
+    "leery.evaluation": """POSITIVES PROTOCOLS Abstention Detection Interval Pool Positives
+        Protocol abstention cross_fit detection held_out_scores in_sample_scores mean_difference
+        quantile roc_auc_difference roc_auc_interval select_positives share_difference
+        share_interval tpr_at_fpr""",
     "leery.features": "check_layer extract_features",
     "leery.mc_dropout": "MCDropout MaskSource Masks Observation",
     "leery.metrics": """ClassKL KernelDensity aleatoric confidence epistemic mutual_information
         predictive_entropy scibilic variance""",
-    "leery.study": """METRIC_SETS RESULT_COLUMNS STUDIES Condition StudyConfig StudyResult
-        reproduce terminal_summary""",
+    "leery.study": """METRIC_SETS PAGE RESULT_COLUMNS STUDIES Condition StudyConfig StudyResult
+        load_result report reproduce reproduce_all terminal_summary""",
 }
 
 

@@ -10,6 +10,7 @@ Every message is one sentence that says what was expected, what was got and what
     ├── NotFittedError (sklearn's)         used before it was fitted or calibrated
     ├── UnsupportedModelError              a model whose graph cannot be had or split
     ├── DetectorFileError (ValueError)     a detector file that cannot be read
+    ├── StudyFileError (ValueError)        a study's file that is missing or damaged
     ├── DataError (OSError)                a dataset that cannot be had
     │   └── CorruptDataError               ... or whose bytes are not the published ones
     └── OutputError (OSError)              a folder or file that cannot be written
@@ -31,6 +32,7 @@ __all__ = [
     "NoDropoutError",
     "NotFittedError",
     "OutputError",
+    "StudyFileError",
     "UnknownLayerError",
     "UnsupportedModelError",
     "WrongModelError",
@@ -67,6 +69,10 @@ class UnsupportedModelError(LeeryError, RuntimeError):
 
 class DetectorFileError(LeeryError, ValueError):
     """A detector file is damaged, foreign or from a newer leery."""
+
+
+class StudyFileError(LeeryError, ValueError):
+    """A file of a study is missing, damaged or not the one that the study wrote."""
 
 
 class DataError(LeeryError, OSError):

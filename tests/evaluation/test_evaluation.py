@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 import sklearn.metrics
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -11,11 +12,17 @@ from leery.detector import Combiner, MetricTable
 from leery.errors import InputError
 from leery.evaluation import (
     Pool,
+    abstention,
+    cross_fit,
     detection,
     held_out_scores,
     in_sample_scores,
+    mean_difference,
+    roc_auc_difference,
     roc_auc_interval,
     select_positives,
+    share_difference,
+    share_interval,
     tpr_at_fpr,
 )
 
@@ -210,6 +217,17 @@ def test_held_out_scores_come_from_combiners_that_never_saw_the_image() -> None:
     assert not by_image[4]
 
 
+def test_every_row_is_judged_once_by_a_combiner_of_the_other_folds() -> None:
+    pool = noise_pool(40, 3)
+    fitted = list(cross_fit(pool, ["m0", "m1"], seed=1))
+    assert len(fitted) == 5
+    judged = np.concatenate([rows for _, rows in fitted])
+    assert sorted(judged) == list(range(len(pool.source)))
+    scores = held_out_scores(pool, ["m0", "m1"], 1)
+    for combiner, rows in fitted:
+        assert scores[rows] == pytest.approx(combiner.score(pool.values(["m0", "m1"])[rows]))
+
+
 def test_the_seed_deals_the_folds() -> None:
     pool = noise_pool(40, 2)
     one, again = (held_out_scores(pool, ["m0", "m1"], 5) for _ in range(2))
@@ -235,3 +253,97 @@ def test_the_combiner_refuses_what_it_cannot_learn_from() -> None:
     values[1, 1] = np.inf
     with pytest.raises(InputError, match="expected finite metrics, got 1 rows"):
         Combiner.fit(values, np.array([0, 0, 1, 1], bool))
+
+
+def test_the_difference_of_areas_equals_a_bootstrap_over_source_images() -> None:
+    first, truth, source = twins(300, 5, shared=2.0)
+    second = first + np.random.default_rng(6).normal(size=900)
+    found = roc_auc_difference(first, second, truth, source)
+    generator = np.random.default_rng(7)
+    by_image = np.arange(900).reshape(3, 300)
+    differences = []
+    for _ in range(1000):
+        rows = by_image[:, generator.integers(0, 300, 300)].ravel()
+        one, two = (
+            sklearn.metrics.roc_auc_score(truth[rows], scores[rows]) for scores in (first, second)
+        )
+        differences.append(one - two)
+    low, high = np.quantile(differences, [0.025, 0.975])
+    assert found.low == pytest.approx(low, abs=0.005)
+    assert found.high == pytest.approx(high, abs=0.005)
+    areas = [roc_auc_interval(scores, truth, source).estimate for scores in (first, second)]
+    assert found.estimate == pytest.approx(areas[0] - areas[1])
+
+
+def test_the_interval_of_the_difference_is_the_paired_one() -> None:
+    first, truth, source = twins(300, 8)
+    second = first + 0.1 * np.random.default_rng(9).normal(size=900)
+    paired = roc_auc_difference(first, second, truth, source)
+    alone = roc_auc_interval(first, truth, source)
+    assert paired.high - paired.low < 0.4 * (alone.high - alone.low)
+
+
+def test_limits_of_the_difference() -> None:
+    scores, truth, source = twins(50, 10)
+    same = roc_auc_difference(scores, scores, truth, source)
+    assert (same.estimate, same.low, same.high) == (0, 0, 0)
+    turned = roc_auc_difference(-scores, scores, truth, source)
+    back = roc_auc_difference(scores, -scores, truth, source)
+    assert (turned.low, turned.high) == (pytest.approx(-back.high), pytest.approx(-back.low))
+    lone = roc_auc_difference(
+        np.array([1.0, 3.0, 2.0]), np.arange(3.0), np.array([0, 0, 1], bool), np.zeros(3, int)
+    )
+    assert (lone.low, lone.high) == (-1, 1)
+
+
+def test_shares_have_the_intervals_of_the_literature() -> None:
+    # Newcombe (1998), table I: 81 of 263.
+    found = share_interval(81, 263)
+    assert (round(found.low, 4), round(found.high, 4)) == (0.2553, 0.3662)
+    # Newcombe (1998), second paper, table II: 56 of 70 against 48 of 80, method 10.
+    found = share_difference((56, 70), (48, 80))
+    assert (round(found.low, 4), round(found.high, 4)) == (0.0524, 0.3339)
+    assert share_interval(0, 10).low == 0
+    for hits, trials in ((1, 0), (3, 2), (-1, 2)):
+        with pytest.raises(InputError, match=f"got {hits} of {trials}"):
+            share_interval(hits, trials)
+
+
+def test_the_difference_of_means_is_welchs() -> None:
+    generator = np.random.default_rng(11)
+    one, two = generator.normal(1, 1, 12), generator.normal(0, 3, 40)
+    sizes = [(part.mean(), part.std(ddof=1), len(part)) for part in (one, two)]
+    expected = scipy.stats.ttest_ind(one, two, equal_var=False).confidence_interval(0.95)
+    found = mean_difference(*sizes)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    still = mean_difference((1.0, 0.0, 5), (0.5, 0.0, 5))
+    assert (still.low, still.high) == (0.5, 0.5)
+    with pytest.raises(InputError, match="at least 2, got 1 and 40"):
+        mean_difference((1.0, 0.0, 1), sizes[1])
+
+
+def test_abstaining_counts_what_is_left() -> None:
+    generator = np.random.default_rng(12)
+    wrong = generator.random(200) < 0.2
+    doubt = wrong + generator.normal(size=200)
+    curve = abstention(wrong, doubt)
+    for place in (0, 57, 199):
+        answered = np.argsort(doubt)[: curve.kept[place]]
+        assert curve.wrong[place] == wrong[answered].sum()
+    assert curve.coverage[-1] == 1
+    assert curve.risk[-1] == pytest.approx(wrong.mean())
+    assert abstention(wrong, wrong.astype(float)).risk.tolist() == [0, wrong.mean()]
+
+
+def test_images_of_equal_doubt_are_answered_together() -> None:
+    wrong = np.array([True, False, True, False])
+    curve = abstention(wrong, np.array([0.0, 0.0, 1.0, 1.0]))
+    assert curve.kept.tolist() == [2, 4]
+    assert curve.wrong.tolist() == [1, 2]
+    flat = abstention(wrong, np.zeros(4))
+    assert (flat.kept.tolist(), flat.risk.tolist()) == ([4], [0.5])
+    for doubt in (np.array([0.0, np.nan, 1.0, 1.0]), np.zeros(3)):
+        with pytest.raises(InputError, match="expected a finite doubt for each image"):
+            abstention(wrong, doubt)
+    with pytest.raises(InputError, match="expected a finite doubt"):
+        abstention(np.zeros(0, bool), np.zeros(0))

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from leery import __version__
-from leery.cli import _reproduce, _train
+from leery.cli import _report, _reproduce, _train
 from leery.errors import LeeryError
 
 __all__ = ["app", "main"]
@@ -24,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(name="reproduce")(_reproduce.reproduce)
+app.command(name="report")(_report.report)
 app.command(name="train")(_train.train)
 
 

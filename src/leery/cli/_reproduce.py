@@ -7,45 +7,70 @@ import typer
 from rich.console import Console
 
 from leery import study
-from leery.cli._options import DataDir, Dataset, Seed, stoppable
+from leery.cli._options import DataDir, Seed, stoppable
 
 __all__ = ["reproduce"]
 
 
 def reproduce(
-    dataset: Dataset,
+    dataset: Annotated[
+        str,
+        typer.Argument(metavar="DATASET", help="mnist, fashion-mnist or all", show_default=False),
+    ],
     *,
     limit: Annotated[
         int | None, typer.Option(help="Use only the first so many test images.", show_default=False)
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="The folder of the files; by default runs/DATASET.", show_default=False),
+        typer.Option(
+            help="The folder of the files; by default runs/DATASET, for all: runs.",
+            show_default=False,
+        ),
     ] = None,
     retrain: Annotated[bool, typer.Option("--retrain", help="Train the classifier anew.")] = False,
     seed: Seed = 0,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            help="Train so many classifiers, at --seed and the seeds after it, and show mean and "
+            "spread.",
+            show_default=False,
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(help="Processes; by default one a processor.", show_default=False),
     ] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Run the paper's study on a dataset: tables on the terminal, files in a folder.
+    """Run the paper's study: tables on the terminal, tables, figures and a report in a folder.
 
     FGSM, BIM and PGD at the paper's two strengths; each of the six metrics, the two groups and
-    all six together; in-sample as in the paper, and held out by source image. A run that was cut
-    off goes on where it stopped.
+    all six together; in-sample as in the paper, and held out by source image; every figure, and
+    a verdict on every claim. A run that was cut off goes on where it stopped.
 
     Examples:
       leery reproduce mnist
+      leery reproduce all
       leery reproduce fashion-mnist --out runs/fashion
-      leery reproduce mnist --limit 1000 --workers 1
+      leery reproduce mnist --limit 2000 --seeds 3
     """
-    config = study.StudyConfig(dataset, limit=limit, seed=seed, retrain=retrain, data_dir=data_dir)
-    folder = out or Path("runs") / dataset
+    names = tuple(study.STUDIES) if dataset == "all" else (dataset,)
+    configs = [
+        study.StudyConfig(
+            name, limit=limit, seed=seed, retrain=retrain, seeds=seeds, data_dir=data_dir
+        )
+        for name in names
+    ]
     with stoppable("run the command again, and it goes on where it stopped"):
-        result = study.reproduce(config, folder, workers=workers, progress=True)
+        if dataset == "all":
+            folder = out or Path("runs")
+            results = study.reproduce_all(configs, folder, workers=workers, progress=True)
+        else:
+            folder = out or Path("runs") / dataset
+            results = [study.reproduce(configs[0], folder, workers=workers, progress=True)]
     console = Console(highlight=False)
-    for part in study.terminal_summary(result):
+    for part in study.terminal_summary(results, folder / study.PAGE):
         console.print(part)
         console.print()

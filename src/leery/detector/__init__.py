@@ -4,6 +4,7 @@ from leery.detector._combiner import Combiner
 from leery.detector._detector import Detector
 from leery.detector._registry import (
     CLOSENESS_METRICS,
+    DIRECTIONS,
     METRICS,
     PAPER_METRICS,
     UNCERTAINTY_METRICS,
@@ -12,6 +13,7 @@ from leery.detector._table import MetricTable
 
 __all__ = [
     "CLOSENESS_METRICS",
+    "DIRECTIONS",
     "METRICS",
     "PAPER_METRICS",
     "UNCERTAINTY_METRICS",

@@ -10,6 +10,7 @@ from leery.metrics import ClassKL, KernelDensity, uncertainty
 
 __all__ = [
     "CLOSENESS_METRICS",
+    "DIRECTIONS",
     "METRICS",
     "PAPER_METRICS",
     "UNCERTAINTY",
@@ -66,6 +67,11 @@ PAPER_METRICS = UNCERTAINTY_METRICS + CLOSENESS_METRICS
 
 METRICS: tuple[str, ...] = (*UNCERTAINTY, *CLOSENESS_METRICS)
 """Every metric a detector can be asked for."""
+
+DIRECTIONS: Mapping[str, int] = {
+    name: -1 if name in ("confidence", "kernel_density") else 1 for name in METRICS
+}
+"""1 where a larger value speaks for an adversarial image, -1 where a smaller one does."""
 
 
 def make_closeness(name: str, *, bandwidth: float) -> Closeness:

@@ -1,5 +1,6 @@
-"""Honest evaluation of a detector: pools of twins, protocols, ROC figures with intervals."""
+"""Honest evaluation of a detector: pools of twins, protocols, figures with intervals."""
 
+from leery.evaluation._abstention import Abstention, abstention
 from leery.evaluation._detection import (
     POSITIVES,
     Detection,
@@ -7,22 +8,43 @@ from leery.evaluation._detection import (
     detection,
     select_positives,
 )
+from leery.evaluation._intervals import (
+    Interval,
+    mean_difference,
+    quantile,
+    share_difference,
+    share_interval,
+)
 from leery.evaluation._pool import Pool
-from leery.evaluation._protocols import PROTOCOLS, Protocol, held_out_scores, in_sample_scores
-from leery.evaluation._roc import Interval, roc_auc_interval, tpr_at_fpr
+from leery.evaluation._protocols import (
+    PROTOCOLS,
+    Protocol,
+    cross_fit,
+    held_out_scores,
+    in_sample_scores,
+)
+from leery.evaluation._roc import roc_auc_difference, roc_auc_interval, tpr_at_fpr
 
 __all__ = [
     "POSITIVES",
     "PROTOCOLS",
+    "Abstention",
     "Detection",
     "Interval",
     "Pool",
     "Positives",
     "Protocol",
+    "abstention",
+    "cross_fit",
     "detection",
     "held_out_scores",
     "in_sample_scores",
+    "mean_difference",
+    "quantile",
+    "roc_auc_difference",
     "roc_auc_interval",
     "select_positives",
+    "share_difference",
+    "share_interval",
     "tpr_at_fpr",
 ]

@@ -1,6 +1,6 @@
 """How scores come about before they are judged: in-sample as in the paper, or held out."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -10,7 +10,7 @@ from leery.detector import Combiner
 from leery.errors import InputError
 from leery.evaluation._pool import Pool
 
-__all__ = ["PROTOCOLS", "Protocol", "held_out_scores", "in_sample_scores"]
+__all__ = ["PROTOCOLS", "Protocol", "cross_fit", "held_out_scores", "in_sample_scores"]
 
 Protocol = Literal["paper", "held-out"]
 
@@ -48,6 +48,30 @@ def held_out_scores(
     Raises:
         InputError: when there are fewer source images than folds.
     """
+    values = pool.values(names)
+    scores = np.empty(len(values))
+    for combiner, judge in cross_fit(pool, names, seed, folds=folds):
+        scores[judge] = combiner.score(values[judge])
+    return scores
+
+
+def cross_fit(
+    pool: Pool, names: Sequence[str], seed: int = 0, *, folds: int = 5
+) -> Iterator[tuple[Combiner, np.ndarray]]:
+    """The combiners of the honest protocol, each with the rows it has not seen.
+
+    Args:
+        pool: the measured twins.
+        names: the metrics to combine.
+        seed: of the dealing of source images into folds.
+        folds: how many there are.
+
+    Yields:
+        A combiner, and the int64 indices of the rows it may judge.
+
+    Raises:
+        InputError: when there are fewer source images than folds.
+    """
     count = len(np.unique(pool.source))
     if count < folds:
         message = (
@@ -56,12 +80,9 @@ def held_out_scores(
         )
         raise InputError(message)
     values = pool.values(names)
-    scores = np.empty(len(values))
     splitter = GroupKFold(n_splits=folds, shuffle=True, random_state=seed)
     for fit, judge in splitter.split(values, groups=pool.source):
-        combiner = Combiner.fit(values[fit], pool.adversarial[fit])
-        scores[judge] = combiner.score(values[judge])
-    return scores
+        yield Combiner.fit(values[fit], pool.adversarial[fit]), judge
 
 
 PROTOCOLS: Mapping[Protocol, Callable[[Pool, Sequence[str], int], np.ndarray]] = {

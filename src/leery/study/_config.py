@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,15 @@ from leery.data import data_sums, named
 from leery.detector import CLOSENESS_METRICS, PAPER_METRICS, UNCERTAINTY_METRICS
 from leery.errors import InputError
 
-__all__ = ["METRIC_SETS", "STUDIES", "Condition", "StudyConfig"]
+__all__ = [
+    "ATTACKS",
+    "METRIC_SETS",
+    "STUDIES",
+    "SUCCESS_EPSILONS",
+    "AttackName",
+    "Condition",
+    "StudyConfig",
+]
 
 AttackName = Literal["FGSM", "BIM", "PGD"]
 
@@ -30,6 +38,15 @@ METRIC_SETS: Mapping[str, tuple[str, ...]] = {
     "all": PAPER_METRICS,
 }
 """The columns of the paper's figures 9 and 10: each metric, the two groups, all six."""
+
+SUCCESS_EPSILONS = (
+    *(0.0, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.10),
+    *(0.12, 0.15, 0.20, 0.25, 0.30, 0.40, 0.50),
+)
+"""The strengths of figure 2, denser where fashion articles change their label."""
+
+TRACE_STEPS = 30
+"""Figures 4 to 7 go in so many equal steps from 0 to the dataset's larger studied strength."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +96,8 @@ class StudyConfig:
         seed: of training, masks, random starts, noise and folds.
         retrain: train the classifier anew instead of using the shipped weights.
         passes: of Monte-Carlo dropout.
+        seeds: repeat the study with so many classifiers, trained anew at ``seed``, ``seed + 1``
+            and so on; None is one study.
         data_dir: a folder with the data files, as for :func:`leery.data.load`.
 
     Raises:
@@ -90,6 +109,7 @@ class StudyConfig:
     seed: int = 0
     retrain: bool = False
     passes: int = 50
+    seeds: int | None = None
     data_dir: Path | None = field(default=None)
 
     def __post_init__(self) -> None:
@@ -102,6 +122,19 @@ class StudyConfig:
         if self.passes < 1:
             message = f"expected at least 1 pass, got {self.passes}; pass a larger number"
             raise InputError(message)
+        if self.seeds is not None and self.seeds < 1:
+            message = f"expected at least 1 seed, got {self.seeds}; pass a larger number"
+            raise InputError(message)
+
+    @property
+    def runs(self) -> tuple["StudyConfig", ...]:
+        """The studies of one classifier each that this one consists of."""
+        if self.seeds is None:
+            return (self,)
+        return tuple(
+            replace(self, seed=self.seed + place, seeds=None, retrain=True)
+            for place in range(self.seeds)
+        )
 
     @property
     def bandwidth(self) -> float:
@@ -118,10 +151,16 @@ class StudyConfig:
         """Every attack at every strength, in the paper's order."""
         return tuple(Condition(attack, epsilon) for epsilon in self.epsilons for attack in ATTACKS)
 
+    @property
+    def trace_epsilons(self) -> tuple[float, ...]:
+        """The strengths of figures 4 to 7, from 0 on."""
+        step = max(self.epsilons) / TRACE_STEPS
+        return tuple(round(step * place, 6) for place in range(TRACE_STEPS + 1))
+
     def identity(self) -> dict[str, Any]:
         """All that the results depend on; stages of another identity are not reused."""
         settings = asdict(self)
-        del settings["data_dir"]
+        del settings["data_dir"], settings["seeds"]
         return {
             **settings,
             "bandwidth": self.bandwidth,
@@ -135,11 +174,16 @@ class StudyConfig:
 
 @cache
 def _code_sum() -> str:
-    """SHA-256 over leery's own files, so that a changed program does its stages anew."""
+    """SHA-256 over leery's own files, so that a changed program does its stages anew.
+
+    What only shows results is left out.
+    """
     package = Path(__file__).parent.parent
+    shows = [package / "cli", package / "study" / "_report", package / "study" / "_terminal.py"]
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*")):
-        if path.suffix in (".py", ".safetensors", ".json"):
+        shown = any(path.is_relative_to(place) for place in shows)
+        if path.suffix in (".py", ".safetensors", ".json") and not shown:
             digest.update(os.fsencode(path.relative_to(package)))
             digest.update(path.read_bytes())
     return digest.hexdigest()

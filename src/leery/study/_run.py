@@ -4,30 +4,31 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
-from leery import __version__, data
+from leery import data
 from leery._files import make_folder, write_atomically
 from leery._progress import progress_bars
 from leery.errors import InputError
-from leery.study import _stages as stages
-from leery.study._config import METRIC_SETS, StudyConfig
-from leery.study._figures import roc_figure
-from leery.study._stages import Desk, Twins
-from leery.study._tables import StudyResult, results_frame, uncertainty_frame
-from leery.study._workers import Task, Workers, default_workers, worker_pool
+from leery.study._config import StudyConfig
+from leery.study._desk import Desk
+from leery.study._gather import gather
+from leery.study._plan import Task, plan
+from leery.study._report import report
+from leery.study._tables import MANIFEST, StudyResult, load_result, save_tables
+from leery.study._workers import Workers, default_workers, worker_pool
 
-__all__ = ["reproduce"]
+__all__ = ["reproduce", "reproduce_all"]
 
 _REPORTED = ("leery", "torch", "numpy", "scipy", "scikit-learn", "pandas", "safetensors")
 
@@ -49,11 +50,11 @@ class _Clock:
 def reproduce(
     config: StudyConfig, out: Path, *, workers: int | None = None, progress: bool = False
 ) -> StudyResult:
-    """Run the paper's study of one dataset and write its files.
+    """Run the paper's study of one dataset and write its tables, figures and report.
 
-    Writes results.csv, uncertainty.csv, roc.png and manifest.json, each whole or not at all, and
-    keeps finished stages under ``stages`` so that a run that was cut off goes on. Stages are kept
-    by configuration and by version of the program; the folder can be deleted at any time.
+    Every file is written whole or not at all. Finished stages are kept under ``stages``, so that
+    a run that was cut off goes on; they are kept by configuration and by version of the program,
+    and the folder can be deleted at any time.
 
     Args:
         config: what to study.
@@ -67,21 +68,62 @@ def reproduce(
         DataError: when the data cannot be had.
         OutputError: when the folder cannot be written to.
     """
+    _run({out: config}, workers=workers, progress=progress)
+    report(out)
+    return load_result(out)
+
+
+def reproduce_all(
+    configs: Sequence[StudyConfig],
+    out: Path,
+    *,
+    workers: int | None = None,
+    progress: bool = False,
+) -> list[StudyResult]:
+    """Run the studies of several datasets, each into a folder of its name, and a joint report.
+
+    Args:
+        configs: of one dataset each.
+        out: the folder of the folders; created.
+        workers: as for :func:`reproduce`.
+        progress: show bars on standard error.
+
+    Raises:
+        InputError: when a setting is outside its range.
+        DataError: when the data cannot be had.
+        OutputError: when the folder cannot be written to.
+    """
+    folders = {out / config.dataset: config for config in configs}
+    _run(folders, workers=workers, progress=progress)
+    report(out)
+    return [load_result(folder) for folder in folders]
+
+
+def _run(studies: Mapping[Path, StudyConfig], *, workers: int | None, progress: bool) -> None:
+    """Do all stages of all studies and leave their tables and manifests."""
     count = default_workers() if workers is None else workers
     if count < 1:
         message = f"expected at least 1 worker, got {count}; pass a larger number"
         raise InputError(message)
     clock = _Clock()
     with clock.stage("data"):
-        _check_data(config)
-    desk = Desk(config, _stage_folder(config, out))
+        for config in studies.values():
+            _check_data(config)
+    desks = {
+        folder: [Desk(member, _stage_folder(member, folder)) for member in config.runs]
+        for folder, config in studies.items()
+    }
+    stages = plan([desk for group in desks.values() for desk in group])
     with worker_pool(count) as pool, progress_bars(enabled=progress) as bars:
-        for name, tasks in _plan(desk):
-            _do(name, tasks, pool, bars, clock, said=progress)
-    with clock.stage("report"):
-        result = _write_tables(desk, out)
-    _write_manifest(desk, out, count, clock)
-    return result
+        whole = bars.add_task(f"{'whole':<12}", total=sum(map(_cost, stages.values())))
+        for name, tasks in stages.items():
+            _do(name, tasks, pool, bars, whole, clock, said=progress)
+    with clock.stage("tables"):
+        sums = {folder: save_tables(folder, gather(group)) for folder, group in desks.items()}
+    for folder, config in studies.items():
+        manifest = _manifest(config, folder, desks[folder], count, clock)
+        content = {**manifest, "tables": sums[folder]}
+        write_atomically(folder / MANIFEST, json.dumps(content, indent=2) + "\n")
 
 
 def _check_data(config: StudyConfig) -> None:
@@ -105,81 +147,44 @@ def _stage_folder(config: StudyConfig, out: Path) -> Path:
     return folder
 
 
-def _plan(desk: Desk) -> Iterator[tuple[str, list[tuple[Path, Task]]]]:
-    """The stages in order; each task with the file whose presence says that it is done."""
-    yield "classifier", [(desk.weights.with_suffix(".json"), (stages.make_classifier, (desk,)))]
-    yield "detector", [(desk.detector, (stages.fit_detector, (desk,)))]
-    yield (
-        "measure",
-        [
-            (desk.table(twins, start), (stages.measure, (desk, twins, start)))
-            for twins in stages.all_twins(desk.config)
-            for start in stages.shards(desk.config)
-        ],
-    )
-    yield (
-        "evaluate",
-        [
-            (desk.evaluation(condition), (stages.evaluate, (desk, condition)))
-            for condition in desk.config.conditions
-        ],
-    )
+def _cost(tasks: Sequence[Task]) -> float:
+    return sum(task.cost for task in tasks)
 
 
 def _do(
     name: str,
-    tasks: Sequence[tuple[Path, Task]],
+    tasks: Sequence[Task],
     pool: Workers,
     bars: Progress,
+    whole: TaskID,
     clock: _Clock,
     *,
     said: bool,
 ) -> None:
     """One stage: the tasks whose file is missing; said in a line where there are no bars."""
-    missing = [task for path, task in tasks if not path.exists()]
+    missing = [task for task in tasks if not task.done]
     done = len(tasks) - len(missing)
     title = f"{name} ({done} done before)" if done else name
-    bar = bars.add_task(f"{title:<10}", total=len(tasks), completed=done)
+    bar = bars.add_task(f"{title:<12}", total=len(tasks), completed=done)
+    bars.advance(whole, _cost(tasks) - _cost(missing))
     if bars.disable and said:
         bars.console.print(f"{title}: {len(missing)} of {len(tasks)} tasks to do")
     with clock.stage(name, len(tasks), done):
-        for _ in pool.run(missing):
+        for place in pool.run([(task.function, task.arguments) for task in missing]):
             bars.advance(bar)
+            bars.advance(whole, missing[place].cost)
 
 
-def _write_tables(desk: Desk, out: Path) -> StudyResult:
-    config = desk.config
-    judged = {condition: stages.load_evaluation(desk, condition) for condition in config.conditions}
-    rows = [row for content in judged.values() for row in content["rows"]]
-    results = results_frame(config.dataset, rows)
-    labels = stages.true_labels(config)
-    clean = stages.load_table(desk, Twins())
-    uncertainty = uncertainty_frame(config.dataset, clean, labels)
-    areas = {
-        condition: {
-            row["metrics"]: row["auc"]
-            for row in content["rows"]
-            if (row["protocol"], row["positives"]) == ("held-out", "all")
-        }
-        for condition, content in judged.items()
-    }
-    curves = {condition: content["curves"] for condition, content in judged.items()}
-    assert all(set(found) == set(METRIC_SETS) for found in areas.values())
-    images = int(results["n_clean"].max())
-    write_atomically(out / "results.csv", results.to_csv(index=False))
-    write_atomically(out / "uncertainty.csv", uncertainty.to_csv(index=False))
-    write_atomically(out / "roc.png", roc_figure(config, curves, areas, stages.FPR_GRID, images))
-    accuracy = float(np.mean(clean.predicted == labels))
-    return StudyResult(accuracy, results, uncertainty, out)
-
-
-def _write_manifest(desk: Desk, out: Path, workers: int, clock: _Clock) -> None:
-    record = desk.classifier().record
-    manifest: dict[str, Any] = {
-        "command": sys.argv,
-        "config": {**asdict(desk.config), "data_dir": str(desk.config.data_dir or "")},
-        "identity": desk.config.identity(),
-        "classifier": record,
+def _manifest(
+    config: StudyConfig, folder: Path, desks: Sequence[Desk], workers: int, clock: _Clock
+) -> dict[str, Any]:
+    """Where the numbers come from."""
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "again": _command(config, folder),
+        "config": {**asdict(config), "data_dir": str(config.data_dir or "")},
+        "identities": [desk.config.identity() for desk in desks],
+        "classifiers": [desk.classifier().record for desk in desks],
         "versions": {name: version(name) for name in _REPORTED},
         "machine": {
             "python": platform.python_version(),
@@ -190,5 +195,20 @@ def _write_manifest(desk: Desk, out: Path, workers: int, clock: _Clock) -> None:
         "stages": clock.stages,
         "seconds": round(sum(stage["seconds"] for stage in clock.stages.values()), 2),
     }
-    assert manifest["versions"]["leery"] == __version__
-    write_atomically(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+
+
+def _command(config: StudyConfig, folder: Path) -> str:
+    """The command that makes these tables."""
+    words = ["leery", "reproduce", config.dataset]
+    for option, value in (
+        ("--limit", config.limit),
+        ("--seed", config.seed or None),
+        ("--seeds", config.seeds),
+        ("--data-dir", config.data_dir),
+        ("--out", folder),
+    ):
+        if value is not None:
+            words += [option, str(value)]
+    if config.retrain:
+        words.append("--retrain")
+    return shlex.join(words)

@@ -1,30 +1,35 @@
-"""The tables of the study: tidy files for machines, one table on the terminal for people."""
+"""The tables that a study leaves: which there are, how they are written, read and verified."""
 
-from collections.abc import Iterator
+import hashlib
+import io
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from rich import box
-from rich.table import Table
 
-from leery.detector import PAPER_METRICS, MetricTable
+from leery._files import make_folder, write_atomically
+from leery.detector import PAPER_METRICS, UNCERTAINTY_METRICS
+from leery.errors import StudyFileError
 
 __all__ = [
+    "MANIFEST",
     "RESULT_COLUMNS",
+    "TABLES",
     "StudyResult",
-    "detection_table",
-    "metrics_table",
-    "results_frame",
-    "terminal_summary",
-    "uncertainty_frame",
-    "uncertainty_table",
+    "load_result",
+    "read_manifest",
+    "save_tables",
+    "to_csv",
 ]
+
+MANIFEST = "manifest.json"
 
 RESULT_COLUMNS = (
     "dataset",
+    "seed",
     "attack",
     "epsilon",
     "metrics",
@@ -43,19 +48,91 @@ RESULT_COLUMNS = (
 )
 """The columns of results.csv."""
 
-_HEADINGS = {
-    "variance": "variance",
-    "predictive_entropy": "entropy",
-    "mutual_information": "mut. inf.",
-    "confidence": "confidence",
-    "kernel_density": "density",
-    "kl_divergence": "KL",
-    "uncertainty": "uncertainty",
-    "closeness": "closeness",
-    "all": "all six",
-}
+PIXELS = tuple(f"pixel_{place:03d}" for place in range(28 * 28))
+"""The columns of an image's pixels, row by row."""
 
-_GROUPS = ("uncertainty", "closeness", "all")
+_CONDITION = ("dataset", "seed", "attack", "epsilon")
+
+_TRACE = (*_CONDITION, "shown", "metric", "against", "value", "low", "high", "images", "predicted")
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A table of a study.
+
+    Attributes:
+        file: its path inside the study's folder.
+        columns: their names.
+        may_be_empty: whether a study of few images can have no row of it.
+    """
+
+    file: str
+    columns: tuple[str, ...]
+    may_be_empty: bool = False
+
+
+TABLES: Mapping[str, _Table] = {
+    "results": _Table("results.csv", RESULT_COLUMNS),
+    "comparisons": _Table(
+        "comparisons.csv", (*_CONDITION, "first", "second", "difference", "low", "high")
+    ),
+    "uncertainty": _Table(
+        "uncertainty.csv",
+        (
+            *("dataset", "seed", "metric", "wrong", "right"),
+            *("wrong_sd", "right_sd", "n_wrong", "n_right"),
+        ),
+    ),
+    "classifier": _Table(
+        "classifier.csv",
+        (
+            *("dataset", "seed", "network", "parameters", "dropout", "optimizer"),
+            *("learning_rate", "batch_size", "epochs", "passes", "bandwidth"),
+            *("accuracy", "n_test", "n_studied"),
+        ),
+    ),
+    "layers": _Table("layers.csv", ("dataset", "name", "layer", "parameters")),
+    "turning-points": _Table(
+        "turning-points.csv",
+        (
+            *("dataset", "seed", "attack", "source", "label", "target", "step", "flip"),
+            *(f"peak_{metric}" for metric in (*UNCERTAINTY_METRICS, "kl_divergence")),
+            *("crossing_kernel_density", "crossing_kl_divergence"),
+            *("entropy_at_flip", "entropy_at_end", "kl_divergence_at_end"),
+        ),
+    ),
+    "kernels": _Table(
+        "kernels.csv",
+        (*_CONDITION, "kernel", "bandwidth", "auc", "auc_low", "auc_high", "images"),
+    ),
+    "printed-bim": _Table(
+        "printed-bim.csv", (*_CONDITION, "images", "changed", "changed_as_printed")
+    ),
+    "example": _Table(
+        "figures/example.csv",
+        (*_CONDITION, "panel", "source", "label", "predicted", "confidence", *PIXELS),
+        may_be_empty=True,
+    ),
+    "attack-success": _Table(
+        "figures/attack-success.csv",
+        (*_CONDITION, "images", "changed", "share", "low", "high"),
+    ),
+    "uncertainty-trace": _Table("figures/uncertainty-trace.csv", _TRACE, may_be_empty=True),
+    "density-trace": _Table("figures/density-trace.csv", _TRACE, may_be_empty=True),
+    "kl-trace": _Table("figures/kl-trace.csv", _TRACE, may_be_empty=True),
+    "predicted-kl-trace": _Table("figures/predicted-kl-trace.csv", _TRACE, may_be_empty=True),
+    "roc": _Table("figures/roc.csv", (*_CONDITION, "metrics", "fpr", "tpr")),
+    "abstention": _Table(
+        "figures/abstention.csv", ("dataset", "seed", "metric", "images", "kept", "wrong")
+    ),
+    "scores": _Table("figures/scores.csv", (*_CONDITION, "kind", "low", "high", "images")),
+    "weights": _Table("figures/weights.csv", (*_CONDITION, "metric", "fold", "weight")),
+    "gallery": _Table(
+        "figures/gallery.csv",
+        (*_CONDITION, "kind", "source", "label", "predicted", "score", *PAPER_METRICS, *PIXELS),
+    ),
+}
+"""The saved tables by name; those of figures stand beside their pictures."""
 
 
 @dataclass(frozen=True)
@@ -63,127 +140,113 @@ class StudyResult:
     """What a study found.
 
     Attributes:
-        accuracy: of the classifier on the test images under study, in [0, 1].
-        results: one row for each condition, set of metrics, protocol and choice of positives;
-            the columns are :data:`RESULT_COLUMNS`.
-        uncertainty: the mean of each metric over wrong and over right predictions.
-        folder: where the files are.
+        folder: where its files are.
+        tables: by name: ``results``, ``comparisons``, ``uncertainty`` and those of the figures;
+            each has the columns ``dataset`` and ``seed`` (of the classifier).
+        manifest: configuration, versions, sums and times.
     """
 
-    accuracy: float
-    results: pd.DataFrame
-    uncertainty: pd.DataFrame
     folder: Path
+    tables: Mapping[str, pd.DataFrame]
+    manifest: Mapping[str, Any]
+
+    @property
+    def dataset(self) -> str:
+        """Which dataset was studied."""
+        return str(self.manifest["config"]["dataset"])
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of the classifiers that were studied."""
+        return tuple(int(seed) for seed in self.tables["classifier"]["seed"])
+
+    @property
+    def results(self) -> pd.DataFrame:
+        """One row for each condition, set of metrics, protocol and choice of positives.
+
+        The columns are :data:`RESULT_COLUMNS`.
+        """
+        return self.tables["results"]
+
+    def of_first_seed(self, name: str) -> pd.DataFrame:
+        """The rows of a table that belong to the first classifier, which the figures show."""
+        table = self.tables[name]
+        return table[table["seed"] == self.seeds[0]]
 
 
-def results_frame(dataset: str, rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """The tidy table of all rows; undefined figures are missing."""
-    return pd.DataFrame([{"dataset": dataset, **row} for row in rows], columns=RESULT_COLUMNS)
+def save_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+    """Write every table of a study.
+
+    Returns:
+        The SHA-256 of each file, by its path inside the folder.
+    """
+    make_folder(folder / "figures")
+    sums = {}
+    for name, spec in TABLES.items():
+        assert tuple(tables[name].columns) == spec.columns, name
+        content = to_csv(tables[name]).encode()
+        write_atomically(folder / spec.file, content)
+        sums[spec.file] = hashlib.sha256(content).hexdigest()
+    return sums
 
 
-def uncertainty_frame(dataset: str, clean: MetricTable, labels: np.ndarray) -> pd.DataFrame:
-    """The mean of each metric over wrong and over right predictions (the paper's tables 3, 4)."""
-    right = clean.predicted == labels
-    return pd.DataFrame(
-        {
-            "dataset": dataset,
-            "metric": clean.names,
-            "wrong": _means(clean.values[~right]),
-            "right": _means(clean.values[right]),
-            "n_wrong": int((~right).sum()),
-            "n_right": int(right.sum()),
-        }
-    )
+def to_csv(table: pd.DataFrame) -> str:
+    """A table as CSV, with eight significant digits."""
+    return str(table.to_csv(index=False, float_format="%.8g"))
 
 
-def detection_table(results: pd.DataFrame) -> Table:
-    """Held out: AUC of the groups and of all six; ``all`` with interval, TPR and in-sample AUC."""
-    table = _auc_table("The groups and all six: ROC-AUC, held out by source image", _GROUPS)
-    for heading in ("95 %", "TPR@1%", "paper"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for key, rows in _by_condition(results):
-        held_out, paper = _areas(rows, "held-out"), _areas(rows, "paper")
-        whole = held_out.loc["all"]
-        table.add_row(
-            *key,
-            *(_short(held_out.loc[name, "auc"]) for name in _GROUPS),
-            f"{_short(whole['auc_low'])}-{_short(whole['auc_high'])}",
-            f"{whole['tpr_at_1_fpr']:.2f}",
-            _short(paper.loc["all", "auc"]),
+def load_result(folder: Path) -> StudyResult:
+    """Read what a study left.
+
+    Raises:
+        StudyFileError: when the manifest or a table is missing, damaged or changed.
+    """
+    manifest = read_manifest(folder)
+    again = manifest["again"]
+    tables = {
+        name: _read_table(folder / spec.file, spec, manifest["tables"].get(spec.file), again)
+        for name, spec in TABLES.items()
+    }
+    return StudyResult(folder, tables, manifest)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a study.
+
+    Raises:
+        StudyFileError: when it is missing or damaged.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+        for entry, kind in (("config", dict), ("tables", dict), ("again", str)):
+            if not isinstance(manifest[entry], kind):
+                message = f"{entry!r} is {type(manifest[entry]).__name__}"
+                raise TypeError(message)  # noqa: TRY301 - one sentence for all that can be wrong
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__} {error}"
+        message = (
+            f"expected the manifest of a study at {path}, got: {reason}; "
+            f"`leery reproduce DATASET --out {folder}` makes it"
         )
-    table.caption = "TPR@1%: found at 1 % false alarms; paper: fitted and judged on the same rows"
+        raise StudyFileError(message) from error
+    return manifest
+
+
+def _read_table(path: Path, spec: _Table, expected: str | None, again: str) -> pd.DataFrame:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise StudyFileError(_unreadable(path, str(error.strerror), again)) from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        reason = f"SHA-256 {found[:12]}... instead of {str(expected)[:12]}..."
+        raise StudyFileError(_unreadable(path, reason, again))
+    table = pd.read_csv(io.BytesIO(content))
+    if tuple(table.columns) != spec.columns or (table.empty and not spec.may_be_empty):
+        raise StudyFileError(_unreadable(path, "other columns, or no row", again))
     return table
 
 
-def metrics_table(results: pd.DataFrame) -> Table:
-    """Held out: AUC of each metric by itself."""
-    table = _auc_table("Each metric by itself: ROC-AUC, held out by source image", PAPER_METRICS)
-    for key, rows in _by_condition(results):
-        held_out = _areas(rows, "held-out")
-        table.add_row(*key, *(_short(held_out.loc[name, "auc"]) for name in PAPER_METRICS))
-    return table
-
-
-def uncertainty_table(uncertainty: pd.DataFrame) -> Table:
-    """The means over wrong and right predictions, for people."""
-    counts = uncertainty.iloc[0]
-    table = _plain_table("Clean test images: mean of each metric")
-    table.add_column("metric")
-    table.add_column(f"wrong ({counts['n_wrong']})", justify="right")
-    table.add_column(f"right ({counts['n_right']})", justify="right")
-    for row in uncertainty.itertuples():
-        table.add_row(str(row.metric), f"{row.wrong:.5f}", f"{row.right:.5f}")
-    return table
-
-
-def terminal_summary(result: StudyResult) -> list[Table | str]:
-    """What the command line prints at the end."""
-    images = int(result.results["n_clean"].max())
-    return [
-        f"Classifier accuracy on the test images: {result.accuracy:.2%}",
-        uncertainty_table(result.uncertainty),
-        f"Attacked: the {images:,} images it gets right; positives are their adversarial twins, "
-        "negatives they themselves and their noisy twins.",
-        metrics_table(result.results),
-        detection_table(result.results),
-        f"All conditions, protocols and positives: {result.folder / 'results.csv'}",
-    ]
-
-
-def _plain_table(title: str) -> Table:
-    """A table that fits a terminal of 80 columns."""
-    return Table(
-        title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
-    )
-
-
-def _auc_table(title: str, names: tuple[str, ...]) -> Table:
-    """An empty table with the columns of a condition and of those sets of metrics."""
-    table = _plain_table(title)
-    table.add_column("attack", no_wrap=True)
-    table.add_column("success", justify="right", no_wrap=True)
-    for name in names:
-        table.add_column(_HEADINGS[name], justify="right", no_wrap=True)
-    return table
-
-
-def _by_condition(results: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
-    """Each condition's first two cells and its rows with all positives."""
-    counted = results[results["positives"] == "all"]
-    for (attack, epsilon), rows in counted.groupby(["attack", "epsilon"], sort=False):
-        success = f"{rows['attack_success'].iloc[0]:.1%}"
-        yield (f"{attack} {epsilon:.2f}", success), rows
-
-
-def _areas(rows: pd.DataFrame, protocol: str) -> pd.DataFrame:
-    return rows[rows["protocol"] == protocol].set_index("metrics")
-
-
-def _means(values: np.ndarray) -> np.ndarray:
-    """Column means; missing where there is no row."""
-    means: np.ndarray = values.mean(axis=0) if len(values) else np.full(values.shape[1], np.nan)
-    return means
-
-
-def _short(value: Any) -> str:  # noqa: ANN401 - a cell of a data frame
-    return f"{float(value):.3f}".removeprefix("0")
+def _unreadable(path: Path, reason: str, again: str) -> str:
+    return f"expected the table that the study wrote at {path}, got: {reason}; `{again}` makes it"

@@ -36,21 +36,22 @@ class Workers:
     def __init__(self, executor: ProcessPoolExecutor) -> None:
         self._executor = executor
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[None]:
-        """Do all tasks in any order; yields once for each that is done.
+    def run(self, tasks: Sequence[Task]) -> Iterator[int]:
+        """Do all tasks in any order; yields the place of each that is done.
 
         Raises:
             LeeryError: what a task raised, or that a process died.
         """
         # Processes start at submission and inherit what is blocked meanwhile.
         with _interrupts_held_back():
-            futures: list[Future[object]] = [
-                self._executor.submit(function, *arguments) for function, arguments in tasks
-            ]
+            places: dict[Future[object], int] = {
+                self._executor.submit(function, *arguments): place
+                for place, (function, arguments) in enumerate(tasks)
+            }
         try:
-            for future in as_completed(futures):
+            for future in as_completed(places):
                 future.result()
-                yield
+                yield places[future]
         except BrokenProcessPool as error:
             message = (
                 "expected the worker processes to live, got one that died (out of memory, or "

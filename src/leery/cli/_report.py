@@ -1,0 +1,36 @@
+"""``leery report``: the report of a study, again from its tables."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leery import study
+from leery.cli._options import stoppable
+
+__all__ = ["report"]
+
+
+def report(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="What leery reproduce wrote: runs/mnist, or runs for all.",
+            show_default=False,
+        ),
+    ],
+) -> None:
+    """Draw figures, judge claims and write the page again, from the saved tables alone.
+
+    Nothing is measured. A table that is missing or was changed is refused by name, with the
+    command that makes it.
+
+    Examples:
+      leery report runs/mnist
+      leery report runs
+    """
+    with stoppable("run the command again to have the whole report"):
+        pages = study.report(folder)
+    for page in pages:
+        typer.echo(page)

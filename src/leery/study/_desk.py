@@ -1,0 +1,224 @@
+"""Where a study works: the files of its stages, how they are named, written and read."""
+
+import io
+import json
+import zipfile
+import zlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from leery import Detector, MetricTable, data
+from leery._files import make_folder, write_atomically
+from leery.attacks import gaussian_noise
+from leery.classifiers import Classifier, load_classifier
+from leery.detector import PAPER_METRICS
+from leery.errors import StudyFileError
+from leery.study._config import AttackName, Condition, StudyConfig
+
+__all__ = [
+    "SHARD",
+    "Desk",
+    "Twins",
+    "all_twins",
+    "read_arrays",
+    "read_json",
+    "write_arrays",
+    "write_json",
+]
+
+SHARD = 500
+"""The number of images of a measuring task."""
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Which version of the test images is measured: clean, noisy or attacked.
+
+    Attributes:
+        condition: the attack, or None.
+        sigma: the standard deviation of the noise, or None.
+    """
+
+    condition: Condition | None = None
+    sigma: float | None = None
+
+    @property
+    def name(self) -> str:
+        """What the twins are called in files."""
+        if self.condition is not None:
+            return self.condition.name
+        return "clean" if self.sigma is None else f"noise-{self.sigma:.2f}"
+
+    @property
+    def gradients(self) -> int:
+        """How many gradients an image costs."""
+        return 0 if self.condition is None else self.condition.make().steps
+
+
+def all_twins(config: StudyConfig) -> list[Twins]:
+    """Every version of the test images that the study measures, the costly ones first."""
+    twins = [
+        Twins(),
+        *(Twins(sigma=epsilon) for epsilon in config.epsilons),
+        *(Twins(condition=condition) for condition in config.conditions),
+    ]
+    return sorted(twins, key=lambda twin: -twin.gradients)
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Where the study of one classifier works.
+
+    Attributes:
+        config: what is studied; ``seeds`` is None.
+        folder: of the stages.
+    """
+
+    config: StudyConfig
+    folder: Path
+
+    @property
+    def weights(self) -> Path:
+        """The classifier's weights file."""
+        return self.folder / "classifier" / f"{self.config.dataset}.safetensors"
+
+    @property
+    def detector_file(self) -> Path:
+        """The fitted detector's file."""
+        return self.folder / "detector.leery"
+
+    def table_file(self, twins: Twins, start: int) -> Path:
+        """Of a measuring task."""
+        return self.folder / "measure" / twins.name / f"{start:06d}.npz"
+
+    def evaluation_file(self, condition: Condition) -> Path:
+        """Of an evaluating task."""
+        return self.folder / "evaluate" / f"{condition.name}.json"
+
+    def success_file(self, condition: Condition) -> Path:
+        """Of the success of an attack at a strength of figure 2."""
+        return self.folder / "success" / f"{condition.name}.json"
+
+    def trace_file(self, attack: AttackName, shard: int) -> Path:
+        """Of the metrics of some images along the strengths of figures 4 to 7."""
+        return self.folder / "trace" / attack / f"{shard:03d}.npz"
+
+    def picture_file(self, name: str) -> Path:
+        """Of images to be shown."""
+        return self.folder / "pictures" / f"{name}.npz"
+
+    def reading_file(self, condition: Condition) -> Path:
+        """Of what the paper's equations give as they are printed."""
+        return self.folder / "as-printed" / f"{condition.name}.json"
+
+    def classifier(self) -> Classifier:
+        """The classifier under study."""
+        return load_classifier(self.folder / "classifier", self.config.dataset)
+
+    def detector(self) -> Detector:
+        """The fitted detector; a process reads it once."""
+        return _detector(self)
+
+    def test_set(self) -> tuple[Tensor, Tensor]:
+        """The images under study, float32 ``(N, 1, 28, 28)``, and their true classes ``(N,)``."""
+        return _test_set(self.config)
+
+    def labels(self) -> np.ndarray:
+        """The true classes of the images under study, int64 ``(N,)``."""
+        labels: np.ndarray = self.test_set()[1].numpy()
+        return labels
+
+    def shards(self) -> range:
+        """Where the measuring tasks of a version of the images start."""
+        return range(0, len(self.labels()), SHARD)
+
+    def attacked(self, limit: int | None = None) -> np.ndarray:
+        """The first images that the classifier gets right: int64 indices, at most so many."""
+        right = np.flatnonzero(self.table(Twins()).predicted == self.labels())
+        return right[:limit]
+
+    def seed(self, name: str, start: int = 0) -> int:
+        """A seed of its own for every task, the same on every machine."""
+        sequence = np.random.SeedSequence([self.config.seed, zlib.crc32(name.encode()), start])
+        return int(sequence.generate_state(1)[0])
+
+    def craft(self, twins: Twins, start: int) -> Tensor:
+        """One shard of a version of the images, always the same."""
+        images, labels = (part[start : start + SHARD] for part in self.test_set())
+        seed = self.seed(twins.name, start)
+        if twins.condition is not None:
+            return twins.condition.make()(self.detector().model, images, labels, seed=seed)
+        if twins.sigma is not None:
+            return gaussian_noise(images, twins.sigma, seed=seed)
+        return images
+
+    def table(self, twins: Twins) -> MetricTable:
+        """The measured metrics of a version of all images, in their order."""
+        parts = [read_arrays(self.table_file(twins, start)) for start in self.shards()]
+        values, predicted = (
+            np.concatenate([part[name] for part in parts]) for name in ("values", "predicted")
+        )
+        return MetricTable(PAPER_METRICS, values, predicted)
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Leave the arrays of a task as its file."""
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)  # type: ignore[arg-type]  # mypy takes them for allow_pickle
+    make_folder(path.parent)
+    write_atomically(path, stream.getvalue())
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays that a task left.
+
+    Raises:
+        StudyFileError: when its file cannot be read.
+    """
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as found:
+            return dict(found)
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise StudyFileError(_damaged(path, error)) from error
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Leave the findings of a task as its file."""
+    make_folder(path.parent)
+    write_atomically(path, json.dumps(content))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The findings that a task left.
+
+    Raises:
+        StudyFileError: when its file cannot be read.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise StudyFileError(_damaged(path, error)) from error
+    return content
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return (
+        f"expected a stage file at {path}, got one that cannot be read ({error}); delete it and "
+        "run leery reproduce again"
+    )
+
+
+@cache
+def _test_set(config: StudyConfig) -> tuple[Tensor, Tensor]:
+    images, labels = data.load(config.dataset, "test", config.data_dir)
+    return images[: config.limit], labels[: config.limit]
+
+
+@cache
+def _detector(desk: Desk) -> Detector:
+    return Detector.load(desk.detector_file, desk.classifier().model)

@@ -1,0 +1,311 @@
+"""From the files of the stages to the tables that a study leaves."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from leery import data
+from leery.detector import DIRECTIONS, PAPER_METRICS, UNCERTAINTY_METRICS
+from leery.evaluation import abstention, share_interval
+from leery.study._config import AttackName, Condition
+from leery.study._desk import Desk, Twins, read_arrays, read_json
+from leery.study._pictures import EXAMPLE_ATTACK
+from leery.study._stages import FPR_GRID
+from leery.study._sweeps import TRACED, Trace, first_flipped, load_success, load_trace
+from leery.study._tables import PIXELS, TABLES
+
+__all__ = ["gather"]
+
+Rows = Iterator[dict[str, Any]]
+
+CURVE_POINTS = 200
+"""Of a risk-coverage curve, at most so many are kept."""
+
+BAND = (0.1, 0.9)
+"""The quantiles between which the band around a mean runs."""
+
+
+def gather(desks: Sequence[Desk]) -> dict[str, pd.DataFrame]:
+    """The tables of the studies of one dataset with one or several classifiers.
+
+    Raises:
+        StudyFileError: when the file of a stage cannot be read.
+    """
+    makers: dict[str, Callable[[Desk], Rows]] = {
+        "results": _results,
+        "comparisons": _comparisons,
+        "uncertainty": _uncertainty,
+        "classifier": _classifier,
+        "turning-points": _turning_points,
+        "kernels": _kernels,
+        "printed-bim": _printed_bim,
+        "example": _example,
+        "attack-success": _attack_success,
+        "roc": _roc,
+        "abstention": _abstention,
+        "scores": _scores,
+        "weights": _weights,
+        "gallery": _gallery,
+        **{figure: partial(_traces, figure=figure) for figure in FIGURES},
+    }
+    tables = {
+        name: _frame(name, [{**_whose(desk), **row} for desk in desks for row in make(desk)])
+        for name, make in makers.items()
+    }
+    layers = [{"dataset": desks[0].config.dataset, **row} for row in _layers(desks[0])]
+    return {**tables, "layers": _frame("layers", layers)}
+
+
+def _frame(name: str, rows: list[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=TABLES[name].columns)
+
+
+def _whose(desk: Desk) -> dict[str, Any]:
+    return {"dataset": desk.config.dataset, "seed": desk.config.seed}
+
+
+def _evaluations(desk: Desk) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each condition's columns and what evaluating left of it."""
+    for condition in desk.config.conditions:
+        yield _columns(condition), read_json(desk.evaluation_file(condition))
+
+
+def _columns(condition: Condition) -> dict[str, Any]:
+    return {"attack": condition.attack, "epsilon": condition.epsilon}
+
+
+def _results(desk: Desk) -> Rows:
+    for _, found in _evaluations(desk):
+        yield from found["rows"]
+
+
+def _comparisons(desk: Desk) -> Rows:
+    for condition, found in _evaluations(desk):
+        for row in found["comparisons"]:
+            yield {**condition, **row}
+
+
+def _roc(desk: Desk) -> Rows:
+    for condition, found in _evaluations(desk):
+        for name, rates in found["curves"].items():
+            for fpr, tpr in zip(FPR_GRID, rates, strict=True):
+                yield {**condition, "metrics": name, "fpr": float(fpr), "tpr": tpr}
+
+
+def _weights(desk: Desk) -> Rows:
+    for condition, found in _evaluations(desk):
+        for fold, weights in enumerate(found["weights"]):
+            for metric, weight in zip(PAPER_METRICS, weights, strict=True):
+                yield {**condition, "metric": metric, "fold": fold, "weight": weight}
+
+
+def _scores(desk: Desk) -> Rows:
+    for condition, found in _evaluations(desk):
+        edges = found["histogram"]["edges"]
+        for kind, counts in found["histogram"]["counts"].items():
+            for low, high, images in zip(edges[:-1], edges[1:], counts, strict=True):
+                yield {**condition, "kind": kind, "low": low, "high": high, "images": images}
+
+
+def _gallery(desk: Desk) -> Rows:
+    labels = desk.labels()
+    for condition in desk.config.conditions:
+        worst = read_json(desk.evaluation_file(condition))["worst"]
+        pixels = read_arrays(desk.picture_file(condition.name))["pixels"]
+        for entry, image in zip(worst, pixels, strict=True):
+            yield {
+                **_columns(condition),
+                **entry,
+                "label": int(labels[entry["source"]]),
+                **_pixels(image),
+            }
+
+
+def _pixels(image: np.ndarray) -> dict[str, float]:
+    return dict(zip(PIXELS, image.round(4).astype(float).ravel().tolist(), strict=True))
+
+
+def _uncertainty(desk: Desk) -> Rows:
+    """The mean of each metric over wrong and over right predictions (the paper's tables 3, 4)."""
+    clean = desk.table(Twins())
+    right = clean.predicted == desk.labels()
+    for metric in clean.names:
+        values = clean.column(metric)
+        row: dict[str, Any] = {"metric": metric}
+        for kind, chosen in (("wrong", values[~right]), ("right", values[right])):
+            count = len(chosen)
+            row[kind] = chosen.mean() if count else np.nan
+            row[f"{kind}_sd"] = chosen.std(ddof=1) if count > 1 else np.nan
+            row[f"n_{kind}"] = count
+        yield row
+
+
+def _classifier(desk: Desk) -> Rows:
+    """The paper's table 2, with the accuracy on the whole test set."""
+    classifier = desk.classifier()
+    record = classifier.record
+    yield {
+        "network": type(classifier.model).__name__,
+        "parameters": sum(weight.numel() for weight in classifier.model.parameters()),
+        **record["recipe"],
+        "optimizer": "Adam",
+        "passes": desk.config.passes,
+        "bandwidth": desk.config.bandwidth,
+        "accuracy": record["test_accuracy"],
+        "n_test": len(data.load(desk.config.dataset, "test", desk.config.data_dir)[1]),
+        "n_studied": len(desk.labels()),
+    }
+
+
+def _layers(desk: Desk) -> Rows:
+    """The paper's table 1."""
+    for name, module in desk.classifier().model.named_modules():
+        if not list(module.children()):
+            count = sum(weight.numel() for weight in module.parameters())
+            yield {"name": name, "layer": str(module), "parameters": count}
+
+
+def _attack_success(desk: Desk) -> Rows:
+    for row in load_success(desk):
+        found = share_interval(row["changed"], row["images"])
+        yield {**row, "share": found.estimate, "low": found.low, "high": found.high}
+
+
+def _abstention(desk: Desk) -> Rows:
+    """Risk-coverage curves; doubt is a metric in its more doubtful direction."""
+    clean = desk.table(Twins())
+    wrong = clean.predicted != desk.labels()
+    for metric in clean.names:
+        curve = abstention(wrong, DIRECTIONS[metric] * clean.column(metric))
+        wanted = np.linspace(1, len(wrong), CURVE_POINTS)
+        for place in np.unique(np.searchsorted(curve.kept, wanted)):
+            yield {
+                "metric": metric,
+                "images": len(wrong),
+                "kept": int(curve.kept[place]),
+                "wrong": int(curve.wrong[place]),
+            }
+
+
+def _kernels(desk: Desk) -> Rows:
+    for condition in desk.config.conditions:
+        found = read_json(desk.reading_file(condition))
+        for row in found["kernels"]:
+            yield {**_columns(condition), **row, "images": found["images"]}
+
+
+def _printed_bim(desk: Desk) -> Rows:
+    for condition in desk.config.conditions:
+        if condition.attack == "BIM":
+            found = read_json(desk.reading_file(condition))
+            yield {**_columns(condition), **found}
+
+
+def _example(desk: Desk) -> Rows:
+    found = read_arrays(desk.picture_file("example"))
+    if not found:
+        return
+    clean, adversarial = found["pixels"]
+    facts = {
+        "attack": EXAMPLE_ATTACK,
+        "epsilon": float(found["epsilon"]),
+        "source": int(found["source"]),
+        "label": int(found["label"][0]),
+    }
+    for place, (panel, image) in enumerate([("clean", clean), ("adversarial", adversarial)]):
+        yield {
+            **facts,
+            "panel": panel,
+            "predicted": int(found["predicted"][place]),
+            "confidence": float(found["confidence"][place]),
+            **_pixels(image),
+        }
+
+
+def _turning_points(desk: Desk) -> Rows:
+    """Where, along the strengths, each image changes its label and each metric turns."""
+    for attack in TRACED:
+        trace = load_trace(desk, attack)
+        epsilons, columns = trace.epsilons, np.arange(len(trace.source))
+        entropy, divergence = (
+            trace.values(metric) for metric in ("predictive_entropy", "kl_divergence")
+        )
+        facts = {
+            "source": trace.source,
+            "label": trace.label,
+            "target": trace.target,
+            "flip": epsilons[trace.flip],
+            "peak_confidence": epsilons[trace.values("confidence").argmin(0)],
+            **{
+                f"peak_{metric}": epsilons[trace.values(metric).argmax(0)]
+                for metric in (*UNCERTAINTY_METRICS[:-1], "kl_divergence")
+            },
+            "crossing_kernel_density": _crossing(trace, "kernel_density"),
+            "crossing_kl_divergence": _crossing(trace, "kl_divergence"),
+            "entropy_at_flip": entropy[trace.flip, columns],
+            "entropy_at_end": entropy[-1],
+            "kl_divergence_at_end": divergence[-1],
+        }
+        frame = pd.DataFrame(facts)[trace.flips]
+        for row in frame.to_dict("records"):
+            yield {"attack": attack, "step": float(epsilons[1]), **row}
+
+
+def _crossing(trace: Trace, metric: str) -> np.ndarray:
+    """The first strength at which the target class is closer than the true one; NaN for never."""
+    source, target = (trace.values(metric, against) for against in ("source", "target"))
+    closer = target > source if metric == "kernel_density" else target < source
+    return np.where(closer.any(0), trace.epsilons[closer.argmax(0)], np.nan)
+
+
+FIGURES: dict[str, tuple[tuple[AttackName, ...], list[tuple[str, str]]]] = {
+    "uncertainty-trace": (("BIM",), [(metric, "predicted") for metric in UNCERTAINTY_METRICS]),
+    "density-trace": (
+        TRACED,
+        [("kernel_density", against) for against in ("source", "target", "predicted")],
+    ),
+    "kl-trace": (("BIM",), [("kl_divergence", against) for against in ("source", "target")]),
+    "predicted-kl-trace": (TRACED, [("kl_divergence", "predicted")]),
+}
+"""What figures 4 to 7 show: attacks, and metrics with the class they are held against."""
+
+
+def _traces(desk: Desk, figure: str) -> Rows:
+    """The lines of one of figures 4 to 7."""
+    attacks, shown = FIGURES[figure]
+    traces = {attack: load_trace(desk, attack) for attack in TRACED}
+    place = first_flipped(traces)
+    for attack in attacks:
+        for metric, against in shown:
+            for row in _trace_rows(traces[attack], metric, against, place):
+                yield {"attack": attack, "metric": metric, "against": against, **row}
+
+
+def _trace_rows(trace: Trace, metric: str, against: str, place: int | None) -> Rows:
+    """The chosen image at every strength, then mean and band of the images that flip."""
+    values = trace.values(metric, against)
+    if place is not None:
+        for step, epsilon in enumerate(trace.epsilons):
+            yield {
+                "epsilon": epsilon,
+                "shown": "image",
+                "value": values[step, place],
+                "images": 1,
+                "predicted": trace.predicted[step, place],
+            }
+    flipped = values[:, trace.flips]
+    if not trace.flips.any():
+        return
+    low, high = np.quantile(flipped, BAND, axis=1)
+    for step, epsilon in enumerate(trace.epsilons):
+        yield {
+            "epsilon": epsilon,
+            "shown": "mean",
+            "value": flipped[step].mean(),
+            "low": low[step],
+            "high": high[step],
+            "images": int(trace.flips.sum()),
+        }

@@ -1,0 +1,94 @@
+"""What the paper's equations 2 and 9 give as they are printed: the tasks behind the errata."""
+
+import math
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from leery import Detector
+from leery.attacks import BIM, GradientAttack, gaussian_noise
+from leery.evaluation import roc_auc_interval
+from leery.features import extract_features
+from leery.metrics import KernelDensity
+from leery.study._config import Condition
+from leery.study._desk import Desk, write_json
+from leery.study._sweeps import predicted_classes
+
+__all__ = ["as_printed", "bim_as_printed"]
+
+IMAGES = 500
+"""Of the test images that the classifier gets right, the first so many are used."""
+
+
+def as_printed(desk: Desk, condition: Condition) -> None:
+    """Leave the success of BIM and the areas of the kernel density under either reading."""
+    detector = desk.detector()
+    rows = desk.attacked(IMAGES)
+    images, labels = (part[rows] for part in desk.test_set())
+    seed = desk.seed(f"as-printed-{condition.name}")
+    twins = condition.make()(detector.model, images, labels, seed=seed)
+    versions = [images, gaussian_noise(images, condition.epsilon, seed=seed), twins]
+    content: dict[str, Any] = {"images": len(rows), "kernels": _kernels(detector, versions)}
+    if condition.attack == "BIM":
+        printed = bim_as_printed(detector.model, images, labels, condition.epsilon)
+        for name, version in (("changed", twins), ("changed_as_printed", printed)):
+            content[name] = int((predicted_classes(detector, version) != labels).sum())
+    write_json(desk.reading_file(condition), content)
+
+
+def bim_as_printed(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
+    r"""BIM with equation 2 taken literally: the step takes the iterate's place, and is clipped.
+
+    .. math:: x_{k+1} = \mathrm{clip}_{x, \epsilon}(\alpha\, sign(\nabla_x L(x_k, y)))
+
+    Args:
+        model: returns logits ``(N, classes)``.
+        images: float ``(N, 1, 28, 28)`` in [0, 1].
+        labels: int ``(N,)``, the true classes.
+        epsilon: the radius of the ball, in pixel units of [0, 1].
+
+    Returns:
+        Like the images.
+    """
+    attack = BIM(epsilon)
+    step = GradientAttack(attack.alpha, steps=1, step_size=attack.alpha, bounds=(-1.0, 2.0))
+    iterate = images
+    for _ in range(attack.steps):
+        moved = step(model, iterate, labels) - iterate
+        iterate = moved.clamp(images - epsilon, images + epsilon).clamp(0, 1)
+    return iterate
+
+
+def _kernels(detector: Detector, versions: list[Tensor]) -> list[dict[str, Any]]:
+    """The kernel density of clean, noisy and adversarial images under either kernel.
+
+    ``exp(-d^2 / sigma^2)``, as printed, is scikit-learn's kernel with a bandwidth of
+    ``sigma / sqrt(2)``.
+    """
+    assert detector.closeness_ is not None
+    fitted = detector.closeness_["kernel_density"].to_tensors()
+    parts = [extract_features(detector.model, part, detector.feature_layer) for part in versions]
+    count = len(versions[0])
+    positive = np.arange(count * len(parts)) >= count * (len(parts) - 1)
+    source = np.tile(np.arange(count), len(parts))
+    rows = []
+    for kernel, bandwidth in (
+        ("exp(-d^2 / (2 h^2)), as in scikit-learn", detector.bandwidth),
+        ("exp(-d^2 / sigma^2), as printed", detector.bandwidth / math.sqrt(2)),
+    ):
+        density = KernelDensity(bandwidth).restore(fitted)
+        values = np.concatenate(
+            [density.score(features, logits.argmax(1)).numpy() for features, logits in parts]
+        )
+        area = roc_auc_interval(-values, positive, source)
+        rows.append(
+            {
+                "kernel": kernel,
+                "bandwidth": bandwidth,
+                "auc": area.estimate,
+                "auc_low": area.low,
+                "auc_high": area.high,
+            }
+        )
+    return rows

@@ -1,0 +1,234 @@
+"""What the figures show, in words: descriptions for those who cannot see them, and captions.
+
+Every number in them is taken from the tables.
+"""
+
+import pandas as pd
+
+from leery.data import named
+from leery.study._report._style import METRIC_NAMES
+from leery.study._tables import StudyResult
+
+__all__ = [
+    "abstention_alt",
+    "density_trace_caption",
+    "example_alt",
+    "example_caption",
+    "gallery_alt",
+    "kl_trace_caption",
+    "predicted_kl_caption",
+    "roc_alt",
+    "roc_caption",
+    "roc_low_caption",
+    "scores_alt",
+    "success_alt",
+    "success_caption",
+    "trace_alt",
+    "uncertainty_trace_caption",
+    "weights_alt",
+]
+
+HALF = 0.5
+
+
+def example_alt(study: StudyResult) -> str:
+    clean, adversarial = study.of_first_seed("example").to_dict("records")
+    names = named(study.dataset).classes
+    return (
+        f"Test image {clean['source']}, seen as {names[clean['predicted']]} with confidence "
+        f"{clean['confidence']:.2f}; the perturbation; and their sum, seen as "
+        f"{names[adversarial['predicted']]} with confidence {adversarial['confidence']:.2f}."
+    )
+
+
+def example_caption(study: StudyResult) -> str:
+    row = study.of_first_seed("example").iloc[0]
+    return (
+        "The first test image whose label both BIM and FGSM change inside the range, under "
+        f"{row['attack']} at {row['epsilon']:g}, the weakest strength of the grid that does it. "
+        "The confidence is the mean over the dropout passes; the label is that with dropout off."
+    )
+
+
+def success_alt(study: StudyResult) -> str:
+    table = study.of_first_seed("attack-success")
+    parts = []
+    for attack in ("FGSM", "BIM", "PGD"):
+        rows = table[table["attack"] == attack].sort_values("epsilon")
+        half = rows[rows["share"] >= HALF]
+        reached = (
+            f"half of the labels at {half['epsilon'].iloc[0]:g}" if len(half) else "never half"
+        )
+        parts.append(f"{attack} changes {reached} and {rows['share'].max():.0%} at most")
+    return f"{study.dataset}: " + "; ".join(parts) + "."
+
+
+def success_caption(study: StudyResult) -> str:
+    images = study.of_first_seed("attack-success")["images"].iloc[0]
+    return (
+        f"The first {images:,} test images that the classifier gets right; the band is Wilson's "
+        "95% interval. Look at where each curve leaves the ground and where it ends: one step "
+        "(FGSM) against many (BIM, PGD). The paper has FGSM level off near 65% and the others "
+        "reach 100% near 0.2."
+    )
+
+
+def _grid_text(study: StudyResult) -> str:
+    table = study.of_first_seed("turning-points")
+    step = table["step"].iloc[0] if len(table) else 0
+    return (
+        "One row is the image of figure 1; the other the mean and the band (10 to 90%) of those of "
+        "the first 500 rightly classified test images whose label the attack changes inside the "
+        f"range. Steps of {step:g}. "
+    )
+
+
+def _median_flip(study: StudyResult, attack: str) -> str:
+    table = study.of_first_seed("turning-points")
+    flips = table.loc[table["attack"] == attack, "flip"]
+    return f"{flips.median():g}" if len(flips) else "-"
+
+
+def uncertainty_trace_caption(study: StudyResult) -> str:
+    return _grid_text(study) + (
+        "The line marks the change of label. Orange is the paper's low-confidence interval, here "
+        "the strengths at which the entropy is at least half its largest value; blue its "
+        "high-confidence intervals, where uncertainty does not tell. Single images peak at their "
+        f"own change of label (median {_median_flip(study, 'BIM')}), so the mean is flatter."
+    )
+
+
+def trace_alt(study: StudyResult, name: str, what: str) -> str:
+    table = study.of_first_seed(name)
+    mean = table[table["shown"] == "mean"]
+    parts = []
+    for (attack, metric, against), rows in mean.groupby(
+        ["attack", "metric", "against"], sort=False
+    ):
+        ends = rows.sort_values("epsilon")["value"]
+        label = f"{METRIC_NAMES[metric]}, {against} class"
+        parts.append(f"{attack}, {label}: from {ends.iloc[0]:.3g} to {ends.iloc[-1]:.3g}")
+    return f"{what} against epsilon. Means of the images, " + "; ".join(parts) + "."
+
+
+def _crossing_text(study: StudyResult, column: str, attack: str) -> str:
+    table = study.of_first_seed("turning-points")
+    rows = table[table["attack"] == attack]
+    near = (rows[column] - rows["flip"]).abs() <= 1.5 * rows["step"]
+    return f"{near.mean():.0%} of the images" if len(rows) else "no image"
+
+
+def density_trace_caption(study: StudyResult) -> str:
+    return _grid_text(study) + (
+        "The target is the class at the first change of label, which the vertical line marks. The "
+        "paper has the lines of source and target cross there; they do, within one step, for "
+        f"{_crossing_text(study, 'crossing_kernel_density', 'BIM')} under BIM and "
+        f"{_crossing_text(study, 'crossing_kernel_density', 'FGSM')} under FGSM. Larger is closer."
+    )
+
+
+def kl_trace_caption(study: StudyResult) -> str:
+    return _grid_text(study) + (
+        "Smaller is closer. The paper has the lines cross where the label changes; they do, within "
+        f"one step, for {_crossing_text(study, 'crossing_kl_divergence', 'BIM')}."
+    )
+
+
+def predicted_kl_caption(study: StudyResult) -> str:
+    return (
+        "Left, the image of figure 1, its changes of label marked; right, mean and band (10 to "
+        "90%). The paper has a peak at the change of label and BIM ending far below FGSM; in the "
+        f"images here the peak lies there for {_crossing_text(study, 'peak_kl_divergence', 'BIM')} "
+        f"under BIM and {_crossing_text(study, 'peak_kl_divergence', 'FGSM')} under FGSM."
+    )
+
+
+def _areas(study: StudyResult) -> pd.DataFrame:
+    """Held-out areas, all positives: a row for each condition, a column for each set."""
+    table = study.of_first_seed("results")
+    table = table[(table["protocol"] == "held-out") & (table["positives"] == "all")]
+    areas: pd.DataFrame = table.pivot_table(
+        index=["attack", "epsilon"], columns="metrics", values="auc", sort=False
+    )
+    return areas
+
+
+def roc_alt(study: StudyResult) -> str:
+    areas = _areas(study)
+    best = areas.drop(columns=["all", "uncertainty", "closeness"])
+    parts = [
+        f"{attack} {epsilon:.2f}: all six {areas['all'][attack, epsilon]:.3f}, best single metric "
+        f"{METRIC_NAMES[row.idxmax()]} {row.max():.3f}"
+        for (attack, epsilon), row in best.iterrows()
+    ]
+    return "ROC curves of nine sets of metrics. Areas: " + "; ".join(parts) + "."
+
+
+def roc_caption(study: StudyResult) -> str:
+    areas = _areas(study)
+    worst = areas["all"].idxmin()
+    single = areas.drop(columns=["all", "uncertainty", "closeness"])
+    winners = single.idxmax(axis=1).map(METRIC_NAMES.get).unique()
+    return (
+        "Held out by source image; positives are all adversarial twins, negatives the clean and "
+        f"the noisy images. The best single metric is {' or '.join(winners)}, depending on the "
+        f"condition; all six are weakest at {worst[0]} {worst[1]:.2f} ({areas['all'].min():.3f})."
+    )
+
+
+def roc_low_caption(study: StudyResult) -> str:
+    table = study.of_first_seed("results")
+    rows = table[
+        (table["protocol"] == "held-out")
+        & (table["positives"] == "all")
+        & (table["metrics"] == "all")
+    ]
+    return (
+        "The same curves on a logarithmic axis, where a detector in use works. At 1% false alarms "
+        f"all six find from {rows['tpr_at_1_fpr'].min():.0%} to {rows['tpr_at_1_fpr'].max():.0%} "
+        "of the adversarial images: an area near 0.9 is not yet a guard."
+    )
+
+
+def scores_alt(study: StudyResult) -> str:
+    table = study.of_first_seed("scores")
+    middle = (table["low"] + table["high"]) / 2 * table["images"]
+    sums = table.assign(total=middle).groupby("kind", sort=False)[["total", "images"]].sum()
+    means = sums["total"] / sums["images"]
+    parts = [f"{kind} {mean:.1f}" for kind, mean in means.items() if mean == mean]  # noqa: PLR0124
+    return "Histograms of the score by kind of image. Means over conditions: " + ", ".join(parts)
+
+
+def weights_alt(study: StudyResult) -> str:
+    table = study.of_first_seed("weights")
+    strongest = table.groupby(["attack", "epsilon", "metric"], sort=False)["weight"].mean()
+    parts = []
+    for (attack, epsilon), weights in strongest.groupby(["attack", "epsilon"], sort=False):
+        name = weights.abs().idxmax()[2]
+        weight = weights.loc[(attack, epsilon, name)]
+        parts.append(f"{attack} {epsilon:.2f}: {METRIC_NAMES[name]} {weight:.1f}")
+    return "Weights of the combiner. The largest of each condition: " + "; ".join(parts) + "."
+
+
+def abstention_alt(study: StudyResult) -> str:
+    table = study.of_first_seed("abstention")
+    parts = []
+    for metric, rows in table.groupby("metric", sort=False):
+        kept = rows[rows["kept"] <= 0.9 * rows["images"]]
+        if len(kept):
+            last = kept.iloc[-1]
+            parts.append(f"{METRIC_NAMES[metric]} {last['wrong'] / last['kept']:.2%}")
+    error = table["wrong"].max() / table["images"].iloc[0]
+    return (
+        f"Risk-coverage curves. All images answered: {error:.2%} wrong. At 90% coverage: "
+        + ", ".join(parts)
+    )
+
+
+def gallery_alt(study: StudyResult) -> str:
+    names = named(study.dataset).classes
+    return "Images with their scores. " + "; ".join(
+        f"{row['attack']} {row['epsilon']:.2f}, {row['kind']}: {names[row['label']]} seen as "
+        f"{names[row['predicted']]}"
+        for row in study.of_first_seed("gallery").to_dict("records")
+    )

@@ -1,0 +1,331 @@
+"""The paper's claims, each with the comparison that decides it and the verdict."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import pandas as pd
+
+from leery.detector import PAPER_METRICS, UNCERTAINTY_METRICS
+from leery.study._report import _comparisons as compare
+from leery.study._report._comparisons import Studies
+from leery.study._report._evidence import Evidence
+
+__all__ = ["CLAIMS", "VERDICTS", "Claim", "Judged", "claims_table", "evidence_table", "judge"]
+
+Verdict = Literal["holds", "holds in part", "does not hold", "undecided"]
+
+VERDICTS: Mapping[Verdict, str] = {
+    "holds": "every comparison speaks for it",
+    "holds in part": "not every comparison speaks for it, but more do than speak against it",
+    "does not hold": "at least as many comparisons speak against it as for it",
+    "undecided": "more than half of the comparisons speak neither for nor against it",
+}
+"""The verdicts and what each means; a comparison speaks when its 95% interval excludes zero."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper.
+
+    Attributes:
+        key: short and unique.
+        source: where the paper says so.
+        sentence: what it says, in our words.
+        test: the comparison that decides.
+        gather: finds the evidence in the tables.
+    """
+
+    key: str
+    source: str
+    sentence: str
+    test: str
+    gather: Callable[[Studies], Iterator[Evidence]]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim with what was found.
+
+    Attributes:
+        claim: as the paper has it.
+        evidence: every comparison that was made.
+    """
+
+    claim: Claim
+    evidence: tuple[Evidence, ...]
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many comparisons speak "for", "against" and "neither"."""
+        return Counter(entry.speaks for entry in self.evidence)
+
+    @property
+    def verdict(self) -> Verdict:
+        """See :data:`VERDICTS`."""
+        counts, total = self.counts, len(self.evidence)
+        if total and counts["for"] == total:
+            return "holds"
+        if 2 * counts["neither"] > total or not total:
+            return "undecided"
+        return "holds in part" if counts["for"] > counts["against"] else "does not hold"
+
+    @property
+    def extremes(self) -> tuple[float, float]:
+        """The smallest and the largest figure that could be measured; NaN where none could."""
+        known = [entry.found.estimate for entry in self.evidence]
+        known = [estimate for estimate in known if not math.isnan(estimate)] or [math.nan]
+        return min(known), max(known)
+
+    @property
+    def range(self) -> str:
+        """The same in words."""
+        first, last = self.extremes
+        if math.isnan(first):
+            return "not measured"
+        return f"{first:.3f}" if first == last else f"{first:.3f} to {last:.3f}"
+
+    @property
+    def remark(self) -> str:
+        """What keeps it from being decided, if it is the classifiers."""
+        blurred = sum(entry.blurred for entry in self.evidence)
+        if not blurred:
+            return ""
+        return (
+            f"In {blurred} of {len(self.evidence)} comparisons the classifiers differ from one "
+            "another by more than the effect."
+        )
+
+
+def judge(studies: Studies) -> list[Judged]:
+    """The verdict on every claim, from the tables of the studies alone."""
+    return [Judged(claim, tuple(claim.gather(studies))) for claim in CLAIMS]
+
+
+def claims_table(judged: Sequence[Judged]) -> pd.DataFrame:
+    """One row a claim."""
+    return pd.DataFrame(
+        [
+            {
+                "claim": entry.claim.key,
+                "source": entry.claim.source,
+                "sentence": entry.claim.sentence,
+                "test": entry.claim.test,
+                "verdict": entry.verdict,
+                **{side: entry.counts[side] for side in ("for", "against", "neither")},
+                "smallest": entry.extremes[0],
+                "largest": entry.extremes[1],
+                "remark": entry.remark,
+            }
+            for entry in judged
+        ]
+    )
+
+
+def evidence_table(judged: Sequence[Judged]) -> pd.DataFrame:
+    """One row a comparison."""
+    return pd.DataFrame(
+        [
+            {
+                "claim": entry.claim.key,
+                "where": found.where,
+                "figure": found.what,
+                "estimate": found.found.estimate,
+                "low": found.found.low,
+                "high": found.found.high,
+                "bound": found.bound,
+                "speaks": found.speaks,
+            }
+            for entry in judged
+            for found in entry.evidence
+        ]
+    )
+
+
+def _density_leads(studies: Studies) -> Iterator[Evidence]:
+    yield from compare.ahead(studies, compare.strong, ["closeness"], ["uncertainty"])
+    rivals = [*UNCERTAINTY_METRICS, "kl_divergence"]
+    yield from compare.ahead(studies, compare.strong, ["kernel_density"], rivals)
+
+
+CLAIMS = (
+    Claim(
+        "tables-3-4",
+        "section 5.2, tables 3 and 4",
+        "The classifier is more uncertain where it is wrong than where it is right.",
+        "Clean images; difference of means of each metric, Welch's interval.",
+        compare.more_doubtful,
+    ),
+    Claim(
+        "abstaining",
+        "section 5.2",
+        "Abstaining where uncertainty is high makes the remaining answers more reliable.",
+        "Clean images; error rate of the most uncertain 10% minus that of the rest, for each "
+        "metric, Newcombe's interval.",
+        compare.abstaining,
+    ),
+    Claim(
+        "figure-2-strong",
+        "section 3.2, figure 2",
+        "BIM and PGD fool the classifier on practically every image from epsilon 0.2 on.",
+        "Share of labels changed at each epsilon from 0.2 on, Wilson's interval, above 99%.",
+        compare.fooled,
+    ),
+    Claim(
+        "figure-2-fgsm",
+        "section 3.2, figure 2",
+        "FGSM fools the classifier on about 65% of the images at most, however large epsilon.",
+        "Largest share of labels changed up to epsilon 0.5, Wilson's interval, within 60 to 70%.",
+        compare.levels_off,
+    ),
+    Claim(
+        "figure-4-peak",
+        "section 3.4.5, figure 4",
+        "Uncertainty is highest (confidence lowest) at the strength where the label changes.",
+        "BIM; share of images whose extreme lies within one grid step of the change, above half.",
+        partial(
+            compare.turns_at_flip,
+            attacks=["BIM"],
+            columns={
+                f"peak_{metric}": f"extreme of {metric} at the change of label"
+                for metric in UNCERTAINTY_METRICS
+            },
+        ),
+    ),
+    Claim(
+        "figure-4-fall",
+        "section 3.4.5, figure 4",
+        "Beyond that strength uncertainty falls again: the classifier is confidently wrong.",
+        "BIM; entropy at the change of label minus entropy at the largest strength, paired.",
+        compare.falls_again,
+    ),
+    Claim(
+        "figure-5",
+        "section 3.5.3, figure 5",
+        "The densities under the true and the target class cross where the label changes.",
+        "BIM and FGSM; share of images that cross within one grid step of the change, above half.",
+        partial(
+            compare.turns_at_flip,
+            attacks=["BIM", "FGSM"],
+            columns={"crossing_kernel_density": "densities cross at the change of label"},
+        ),
+    ),
+    Claim(
+        "figure-6",
+        "section 3.5.3, figure 6",
+        "So do the KL divergences from the true and the target class.",
+        "BIM; share of images that cross within one grid step of the change, above half.",
+        partial(
+            compare.turns_at_flip,
+            attacks=["BIM"],
+            columns={"crossing_kl_divergence": "divergences cross at the change of label"},
+        ),
+    ),
+    Claim(
+        "figure-7-peak",
+        "section 3.5.3, figure 7",
+        "The KL divergence from the predicted class peaks where the label changes.",
+        "BIM and FGSM; share of images that peak within one grid step of the change, above half.",
+        partial(
+            compare.turns_at_flip,
+            attacks=["BIM", "FGSM"],
+            columns={"peak_kl_divergence": "divergence peaks at the change of label"},
+        ),
+    ),
+    Claim(
+        "figure-7-end",
+        "section 3.5.3, figure 7",
+        "At the largest strength BIM ends closer to the predicted class than FGSM.",
+        "KL divergence from the predicted class, FGSM minus BIM, of images that both change.",
+        compare.ends_lower,
+    ),
+    Claim(
+        "a",
+        "section 6",
+        "No single metric is the best everywhere: the choice depends on the threat.",
+        "For each metric, the clearest lead of another one in any condition; difference of areas, "
+        "Bonferroni-corrected interval.",
+        compare.no_best,
+    ),
+    Claim(
+        "b",
+        "section 5.3",
+        "Against strong attacks closeness, above all kernel density, beats uncertainty.",
+        "BIM and PGD at the larger strength; closeness minus uncertainty, kernel density minus "
+        "each metric of uncertainty and minus KL divergence.",
+        _density_leads,
+    ),
+    Claim(
+        "c",
+        "section 5.3",
+        "Against weak attacks uncertainty beats closeness.",
+        "FGSM, and BIM and PGD at the smaller strength; uncertainty minus closeness.",
+        partial(compare.ahead, chosen=compare.weak, better=["uncertainty"], worse=["closeness"]),
+    ),
+    Claim(
+        "d",
+        "section 5.3",
+        "Entropy and confidence are slightly ahead of variance and mutual information.",
+        "Every condition; each of the former minus each of the latter.",
+        partial(
+            compare.ahead,
+            chosen=compare.everywhere,
+            better=["predictive_entropy", "confidence"],
+            worse=["variance", "mutual_information"],
+        ),
+    ),
+    Claim(
+        "e-helps",
+        "section 5.3",
+        "KL divergence adds to kernel density.",
+        "Every condition; the two together minus kernel density alone.",
+        partial(
+            compare.ahead,
+            chosen=compare.everywhere,
+            better=["closeness"],
+            worse=["kernel_density"],
+        ),
+    ),
+    Claim(
+        "e-less",
+        "section 5.3",
+        "KL divergence is less useful than kernel density.",
+        "Every attack at the larger strength; kernel density minus KL divergence.",
+        partial(
+            compare.ahead,
+            chosen=compare.high,
+            better=["kernel_density"],
+            worse=["kl_divergence"],
+        ),
+    ),
+    Claim(
+        "e-weak",
+        "section 5.3",
+        "Against attacks of low strength KL divergence is more useful than kernel density.",
+        "Every attack at the smaller strength; KL divergence minus kernel density.",
+        partial(
+            compare.ahead,
+            chosen=compare.low,
+            better=["kl_divergence"],
+            worse=["kernel_density"],
+        ),
+    ),
+    Claim(
+        "f",
+        "sections 5.3 and 6",
+        "All six metrics together beat each of them alone.",
+        "Every condition; all six minus each metric.",
+        partial(compare.ahead, chosen=compare.everywhere, better=["all"], worse=PAPER_METRICS),
+    ),
+    Claim(
+        "g",
+        "section 6",
+        "All six together reach an area of up to 96%.",
+        "The best condition, fitted and judged on the same rows as in the paper, above 0.96.",
+        compare.up_to,
+    ),
+)
+"""The claims in the order of the paper."""

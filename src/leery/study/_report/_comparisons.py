@@ -1,0 +1,267 @@
+"""The comparisons that decide claims: each gathers its evidence from the saved tables.
+
+Every function here yields figures of which the claim says that they are above a bound.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from scipy import stats
+
+from leery.detector import DIRECTIONS, PAPER_METRICS, UNCERTAINTY_METRICS
+from leery.evaluation import Interval, mean_difference, share_difference, share_interval
+from leery.study._report._evidence import UNKNOWN, Evidence, evidence, negated, widened
+from leery.study._tables import StudyResult
+
+__all__ = [
+    "Studies",
+    "abstaining",
+    "ahead",
+    "ends_lower",
+    "everywhere",
+    "falls_again",
+    "fooled",
+    "high",
+    "levels_off",
+    "low",
+    "more_doubtful",
+    "no_best",
+    "strong",
+    "turns_at_flip",
+    "up_to",
+    "weak",
+]
+
+Studies = Sequence[StudyResult]
+
+Chosen = Callable[[StudyResult, str, float], bool]
+
+
+def everywhere(_study: StudyResult, _attack: str, _epsilon: float) -> bool:
+    return True
+
+
+def high(study: StudyResult, _attack: str, epsilon: float) -> bool:
+    """The larger of the dataset's two strengths."""
+    return epsilon == float(study.results["epsilon"].max())
+
+
+def low(study: StudyResult, attack: str, epsilon: float) -> bool:
+    """The smaller of the two."""
+    return not high(study, attack, epsilon)
+
+
+def strong(study: StudyResult, attack: str, epsilon: float) -> bool:
+    """BIM and PGD at the larger strength, where they change every label."""
+    return attack != "FGSM" and high(study, attack, epsilon)
+
+
+def weak(study: StudyResult, attack: str, epsilon: float) -> bool:
+    return not strong(study, attack, epsilon)
+
+
+def ahead(
+    studies: Studies, chosen: Chosen, better: Sequence[str], worse: Sequence[str]
+) -> Iterator[Evidence]:
+    """How much larger the held-out ROC-AUC of each first set is than that of each second."""
+    for study in studies:
+        for (attack, epsilon), rows in study.tables["comparisons"].groupby(
+            ["attack", "epsilon"], sort=False
+        ):
+            if not chosen(study, attack, epsilon):
+                continue
+            where = f"{study.dataset}, {attack} {epsilon:.2f}"
+            for first in better:
+                for second in worse:
+                    found = _differences(rows, first, second)
+                    yield evidence(where, f"AUC({first}) - AUC({second})", found)
+
+
+def _differences(rows: pd.DataFrame, first: str, second: str) -> list[Interval]:
+    """AUC of the first set minus AUC of the second, one interval a classifier."""
+    found = []
+    for one, two, turn in ((first, second, False), (second, first, True)):
+        pairs = rows[(rows["first"] == one) & (rows["second"] == two)]
+        for row in pairs[["difference", "low", "high"]].itertuples(index=False):
+            interval = Interval(*map(float, row))
+            found.append(negated(interval) if turn else interval)
+    return found
+
+
+def no_best(studies: Studies) -> Iterator[Evidence]:
+    """For each metric the condition and rival that beat it most clearly."""
+    comparisons = (len(PAPER_METRICS) - 1) * sum(
+        len(study.results.drop_duplicates(["attack", "epsilon"])) for study in studies
+    )
+    for metric in PAPER_METRICS:
+        rivals = [name for name in PAPER_METRICS if name != metric]
+        lags = [
+            Evidence(
+                lag.where,
+                lag.what,
+                widened(lag.found, comparisons),
+                widened(lag.images_only, comparisons),
+            )
+            for lag in ahead(studies, everywhere, rivals, [metric])
+        ]
+        yield max(lags, key=lambda lag: lag.found.low)
+
+
+def up_to(studies: Studies) -> Iterator[Evidence]:
+    """The best area of all six metrics, judged as in the paper."""
+    best = []
+    for study in studies:
+        rows = study.results
+        rows = rows[
+            (rows["metrics"] == "all")
+            & (rows["protocol"] == "paper")
+            & (rows["positives"] == "all")
+        ]
+        for (attack, epsilon), found in rows.groupby(["attack", "epsilon"], sort=False):
+            areas = found[["auc", "auc_low", "auc_high"]].itertuples(index=False)
+            intervals = [Interval(*map(float, row)) for row in areas]
+            where = f"{study.dataset}, {attack} {epsilon:.2f}"
+            best.append(evidence(where, "AUC(all), in-sample", intervals, bound=0.96))
+    yield max(best, key=lambda entry: entry.found.estimate)
+
+
+def _by_seed(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    for _, rows in table.groupby("seed", sort=False):
+        yield rows
+
+
+def more_doubtful(studies: Studies) -> Iterator[Evidence]:
+    """Wrong minus right predictions, each metric turned so that larger is more doubtful."""
+    for study in studies:
+        for metric in UNCERTAINTY_METRICS:
+            table = study.tables["uncertainty"]
+            rows = table[table["metric"] == metric].itertuples()
+            sign = "-" if DIRECTIONS[metric] < 0 else ""
+            yield evidence(
+                study.dataset,
+                f"{sign}{metric}: mean of wrong - mean of right",
+                [_gap(row, DIRECTIONS[metric]) for row in rows],
+            )
+
+
+def _gap(row: Any, direction: int) -> Interval:  # noqa: ANN401 - pandas makes the row's type
+    if min(row.n_wrong, row.n_right) < 2:  # noqa: PLR2004 - a spread needs two
+        return UNKNOWN
+    found = mean_difference(
+        (row.wrong, row.wrong_sd, row.n_wrong), (row.right, row.right_sd, row.n_right)
+    )
+    return found if direction > 0 else negated(found)
+
+
+def abstaining(studies: Studies) -> Iterator[Evidence]:
+    """The error rate of the 10% most doubtful images minus that of the others."""
+    for study in studies:
+        table = study.tables["abstention"]
+        for metric in UNCERTAINTY_METRICS:
+            curves = _by_seed(table[table["metric"] == metric])
+            yield evidence(
+                study.dataset,
+                f"error rate of the 10% of highest doubt by {metric} - that of the rest",
+                [_rest_against_kept(curve) for curve in curves],
+            )
+
+
+def _rest_against_kept(curve: pd.DataFrame) -> Interval:
+    images, errors = int(curve["images"].iloc[0]), int(curve["wrong"].max())
+    kept = curve[curve["kept"] <= 0.9 * images]
+    if kept.empty:
+        return UNKNOWN
+    last = kept.loc[kept["kept"].idxmax()]
+    answered, wrong = int(last["kept"]), int(last["wrong"])
+    return share_difference((errors - wrong, images - answered), (wrong, answered))
+
+
+def fooled(studies: Studies) -> Iterator[Evidence]:
+    """The success of BIM and PGD from 0.2 on."""
+    for study in studies:
+        table = study.tables["attack-success"]
+        rows = table[(table["attack"] != "FGSM") & (table["epsilon"] >= 0.2)]  # noqa: PLR2004
+        for (attack, epsilon), found in rows.groupby(["attack", "epsilon"], sort=False):
+            yield evidence(
+                f"{study.dataset}, {attack} {epsilon:.2f}",
+                "share of labels changed",
+                _shares(found),
+                bound=0.99,
+            )
+
+
+def levels_off(studies: Studies) -> Iterator[Evidence]:
+    """The largest success of FGSM, which should lie near 65%."""
+    for study in studies:
+        table = study.tables["attack-success"]
+        table = table[table["attack"] == "FGSM"]
+        best = [_shares(rows.loc[[rows["share"].idxmax()]])[0] for rows in _by_seed(table)]
+        where = f"{study.dataset}, FGSM, any epsilon"
+        above = [_shifted(found, -0.60) for found in best]
+        below = [_shifted(negated(found), 0.70) for found in best]
+        yield evidence(where, "largest share of labels changed - 60%", above)
+        yield evidence(where, "70% - largest share of labels changed", below)
+
+
+def _shifted(found: Interval, by: float) -> Interval:
+    return Interval(found.estimate + by, found.low + by, found.high + by)
+
+
+def _shares(rows: pd.DataFrame) -> list[Interval]:
+    columns = rows[["share", "low", "high"]].itertuples(index=False)
+    return [Interval(*map(float, row)) for row in columns]
+
+
+def turns_at_flip(
+    studies: Studies, attacks: Sequence[str], columns: Mapping[str, str]
+) -> Iterator[Evidence]:
+    """The share of images at which something happens within a step of the change of label."""
+    for study in studies:
+        table = study.tables["turning-points"]
+        for attack in attacks:
+            for column, what in columns.items():
+                intervals = [
+                    _share_near(rows[column], rows["flip"], rows["step"])
+                    for rows in _by_seed(table[table["attack"] == attack])
+                ]
+                where = f"{study.dataset}, {attack}"
+                yield evidence(where, f"share of images: {what}", intervals, bound=0.5)
+
+
+def _share_near(turn: pd.Series, flip: pd.Series, step: pd.Series) -> Interval:
+    near = (turn - flip).abs() <= 1.5 * step
+    return share_interval(int(near.sum()), len(near)) if len(near) else UNKNOWN
+
+
+def falls_again(studies: Studies) -> Iterator[Evidence]:
+    """The entropy at the change of label minus that at the largest strength, image by image."""
+    for study in studies:
+        table = study.tables["turning-points"]
+        intervals = [
+            _mean(rows["entropy_at_flip"] - rows["entropy_at_end"])
+            for rows in _by_seed(table[table["attack"] == "BIM"])
+        ]
+        what = "entropy at the change of label - entropy at the largest strength"
+        yield evidence(f"{study.dataset}, BIM", what, intervals)
+
+
+def ends_lower(studies: Studies) -> Iterator[Evidence]:
+    """KL divergence to the predicted class at the end, FGSM minus BIM, of the same images."""
+    for study in studies:
+        intervals = []
+        for rows in _by_seed(study.tables["turning-points"]):
+            ends = rows.pivot_table(index="source", columns="attack", values="kl_divergence_at_end")
+            both = ends.reindex(columns=["FGSM", "BIM"]).dropna()
+            intervals.append(_mean(both["FGSM"] - both["BIM"]))
+        what = "KL divergence at the largest strength: FGSM - BIM, same images"
+        yield evidence(study.dataset, what, intervals)
+
+
+def _mean(values: pd.Series) -> Interval:
+    """A mean with Student's t interval."""
+    if len(values) < 2:  # noqa: PLR2004 - a spread needs two
+        return UNKNOWN
+    found = stats.ttest_1samp(values, 0.0)
+    low, high = found.confidence_interval(0.95)
+    return Interval(float(values.mean()), float(low), float(high))

@@ -1,0 +1,163 @@
+"""The report as one HTML page that needs nothing else."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from leery import __version__
+from leery.study._report._claims import VERDICTS, Judged
+from leery.study._report._errata import errata
+from leery.study._report._plots import Plot
+from leery.study._report._sheets import (
+    Cell,
+    Sheet,
+    all_six_sheet,
+    classifier_sheet,
+    detection_sheet,
+    gallery_sheet,
+    layers_sheet,
+    uncertainty_sheet,
+)
+from leery.study._tables import StudyResult
+
+__all__ = ["render"]
+
+_SECTIONS = (
+    ("summary", "Summary"),
+    ("claims", "Claims and verdicts"),
+    ("classifiers", "Classifiers"),
+    ("uncertainty", "Wrong and right predictions"),
+    ("attacks", "Attacks"),
+    ("strength", "Along the strength"),
+    ("detection", "Detection"),
+    ("gallery", "Misses and false alarms"),
+    ("errata", "Errata"),
+    ("manifest", "Manifest"),
+)
+
+
+@dataclass(frozen=True)
+class _Tile:
+    figure: str
+    label: str
+
+
+def render(
+    studies: Sequence[StudyResult],
+    plots: Sequence[Mapping[str, Plot]],
+    judged: Sequence[Judged],
+    evidence: pd.DataFrame,
+    joint_success: Plot | None = None,
+) -> str:
+    """The page.
+
+    Args:
+        studies: one, or several for a joint report.
+        plots: the figures of each study, by name.
+        judged: the claims with their verdicts.
+        evidence: every comparison.
+        joint_success: figure 2 of several datasets.
+    """
+    template = _environment().from_string(_resource("page.html.jinja"))
+    names = " and ".join(study.dataset for study in studies)
+    return template.render(
+        title=f"leery's study of uncertainty and closeness: {names}",
+        version=__version__,
+        css=_resource("page.css"),
+        js=_resource("page.js"),
+        sections=_SECTIONS,
+        tiles=_tiles(studies, judged),
+        passes=int(studies[0].tables["classifier"]["passes"].iloc[0]),
+        several=len(studies[0].seeds) > 1,
+        studies=[_shown(study, drawn) for study, drawn in zip(studies, plots, strict=True)],
+        classifiers=classifier_sheet(studies),
+        judged=judged,
+        verdicts=VERDICTS,
+        evidence=_evidence_sheet(evidence),
+        errata=errata(studies),
+        joint_success=joint_success,
+    )
+
+
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+
+
+def _resource(name: str) -> str:
+    return (files("leery.study._report") / name).read_text(encoding="utf-8")
+
+
+def _shown(study: StudyResult, plots: Mapping[str, Plot]) -> dict[str, Any]:
+    """What the template needs of a study."""
+    return {
+        "dataset": study.dataset,
+        "plots": {name: plots.get(name) for name in _PLOTS},
+        "all_six": all_six_sheet(study),
+        "layers": layers_sheet(study),
+        "uncertainty": uncertainty_sheet(study),
+        "detection": detection_sheet(study),
+        "gallery": gallery_sheet(study),
+        "again": study.manifest["again"],
+        "manifest": json.dumps(study.manifest, indent=2),
+    }
+
+
+_PLOTS = (
+    *("example", "attack-success", "abstention", "gallery", "roc", "roc-low", "scores"),
+    *("weights", "uncertainty-trace", "density-trace", "kl-trace", "predicted-kl-trace"),
+)
+
+
+def _tiles(studies: Sequence[StudyResult], judged: Sequence[Judged]) -> list[_Tile]:
+    tiles = []
+    for study in studies:
+        accuracy = study.tables["classifier"]["accuracy"].mean()
+        tiles.append(_Tile(f"{accuracy:.2%}", f"accuracy of the classifier, {study.dataset}"))
+        areas = study.results[
+            (study.results["metrics"] == "all")
+            & (study.results["protocol"] == "held-out")
+            & (study.results["positives"] == "all")
+        ].groupby(["attack", "epsilon"])["auc"]
+        means = areas.mean()
+        tiles.append(
+            _Tile(
+                f"{means.min():.3f} to {means.max():.3f}",
+                f"ROC-AUC of all six metrics, six conditions, held out, {study.dataset}",
+            )
+        )
+    counts = Counter(entry.verdict for entry in judged)
+    verdicts = " / ".join(str(counts[verdict]) for verdict in VERDICTS)
+    tiles.append(_Tile(verdicts, f"of {len(judged)} claims: {', '.join(VERDICTS)}"))
+    return tiles
+
+
+def _evidence_sheet(evidence: pd.DataFrame) -> Sheet:
+    rows = [
+        [
+            Cell(row["claim"]),
+            Cell(row["where"]),
+            Cell(row["figure"]),
+            *(_figure(row[name]) for name in ("estimate", "low", "high")),
+            Cell(f"{row['bound']:g}", row["bound"]),
+            Cell(row["speaks"]),
+        ]
+        for row in evidence.to_dict("records")
+    ]
+    return Sheet(
+        "evidence",
+        "Every comparison: it speaks for the claim when the whole interval lies above the bound",
+        ("claim", "where", "figure", "estimate", "low", "high", "bound", "speaks"),
+        rows,
+    )
+
+
+def _figure(value: float) -> Cell:
+    return Cell(f"{value:.4f}", value) if value == value else Cell("-", None)  # noqa: PLR0124

@@ -1,0 +1,172 @@
+"""What the attacks do as their strength grows: the tasks behind figures 2 and 4 to 7."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from leery import Detector
+from leery.detector import CLOSENESS_METRICS, PAPER_METRICS
+from leery.features import extract_features
+from leery.study._config import ATTACKS, SUCCESS_EPSILONS, AttackName, Condition
+from leery.study._desk import Desk, read_arrays, read_json, write_arrays, write_json
+
+__all__ = [
+    "TRACED",
+    "Trace",
+    "first_flipped",
+    "load_success",
+    "load_trace",
+    "predicted_classes",
+    "success",
+    "success_conditions",
+    "trace",
+    "trace_shards",
+]
+
+SUCCESS_IMAGES = 1000
+"""Of the test images that the classifier gets right, the first so many are attacked."""
+
+TRACE_IMAGES, TRACE_SHARD = 500, 50
+
+TRACED: tuple[AttackName, ...] = ("BIM", "FGSM")
+"""The attacks of figures 4 to 7."""
+
+
+def success_conditions() -> tuple[Condition, ...]:
+    """The points of figure 2, the costly attacks first."""
+    names = sorted(get_args(AttackName), key=lambda name: -ATTACKS[name](0.1).steps)
+    return tuple(Condition(name, epsilon) for name in names for epsilon in SUCCESS_EPSILONS)
+
+
+def success(desk: Desk, condition: Condition) -> None:
+    """Count the images whose label an attack changes, of those that were right."""
+    rows = desk.attacked(SUCCESS_IMAGES)
+    images, labels = (part[rows] for part in desk.test_set())
+    seed = desk.seed(f"success-{condition.name}")
+    model = desk.detector().model
+    twins = condition.make()(model, images, labels, seed=seed)
+    changed = predicted_classes(desk.detector(), twins) != labels
+    write_json(desk.success_file(condition), {"images": len(rows), "changed": int(changed.sum())})
+
+
+def load_success(desk: Desk) -> Iterator[dict[str, Any]]:
+    """The points of figure 2: ``attack``, ``epsilon``, ``images``, ``changed``."""
+    for condition in success_conditions():
+        counts = read_json(desk.success_file(condition))
+        yield {"attack": condition.attack, "epsilon": condition.epsilon, **counts}
+
+
+def predicted_classes(detector: Detector, images: Tensor) -> Tensor:
+    """The classes that the classifier gives with dropout off, int64 ``(N,)``."""
+    return extract_features(detector.model, images, detector.feature_layer)[1].argmax(1)
+
+
+def trace_shards(desk: Desk) -> range:
+    """The numbers of an attack's tracing tasks."""
+    return range(math.ceil(min(TRACE_IMAGES, len(desk.labels())) / TRACE_SHARD))
+
+
+def trace(desk: Desk, attack: AttackName, shard: int) -> None:
+    """Measure some images at every strength of an attack, and leave their metrics.
+
+    The file holds ``source`` ``(n,)``, ``label`` ``(n,)``, ``predicted`` ``(E, n)``, ``target``
+    ``(n,)`` (the class at the first change of label; -1 where there is none), ``values``
+    ``(E, n, 6)`` (the metrics of the paper), and ``to_source`` and ``to_target`` ``(E, n, 2)``
+    (the metrics of closeness held against the true and the target class).
+    """
+    detector = desk.detector()
+    rows = np.array_split(desk.attacked(TRACE_IMAGES), len(trace_shards(desk)))[shard]
+    images, labels = (part[rows] for part in desk.test_set())
+    twins = [
+        ATTACKS[attack](epsilon)(detector.model, images, labels)
+        for epsilon in desk.config.trace_epsilons
+    ]
+    tables = [detector.measure(version) for version in twins]
+    predicted = np.stack([table.predicted for table in tables])
+    changed = predicted != labels.numpy()
+    first = changed.argmax(0)
+    target = np.where(changed.any(0), predicted[first, np.arange(len(rows))], -1)
+    against = torch.from_numpy(np.where(target < 0, labels.numpy(), target))
+    write_arrays(
+        desk.trace_file(attack, shard),
+        source=rows,
+        label=labels.numpy(),
+        predicted=predicted,
+        target=target,
+        values=np.stack([table.values for table in tables]),
+        to_source=np.stack([_closeness(detector, version, labels) for version in twins]),
+        to_target=np.stack([_closeness(detector, version, against) for version in twins]),
+    )
+
+
+def _closeness(detector: Detector, images: Tensor, classes: Tensor) -> np.ndarray:
+    """The metrics of closeness to given classes, float64 ``(n, 2)``."""
+    features, _ = extract_features(detector.model, images, detector.feature_layer)
+    fitted = detector.closeness_
+    assert fitted is not None
+    columns = [fitted[name].score(features, classes) for name in CLOSENESS_METRICS]
+    return torch.stack(columns, dim=1).numpy()
+
+
+class Trace:
+    """The metrics of images along the strengths of an attack.
+
+    Attributes:
+        epsilons: float64 ``(E,)``.
+        source: int64 ``(n,)``, which test images.
+        label: int64 ``(n,)``, their true classes.
+        target: int64 ``(n,)``, the class at the first change of label; -1 where there is none.
+        predicted: int64 ``(E, n)``.
+    """
+
+    def __init__(self, epsilons: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
+        self.epsilons = epsilons
+        self.source, self.label = arrays["source"], arrays["label"]
+        self.target, self.predicted = arrays["target"], arrays["predicted"]
+        self._values = {"predicted": arrays["values"]}
+        self._closeness = {"source": arrays["to_source"], "target": arrays["to_target"]}
+
+    @property
+    def flips(self) -> np.ndarray:
+        """Whether the label changes inside the range, bool ``(n,)``."""
+        return self.target >= 0
+
+    @property
+    def flip(self) -> np.ndarray:
+        """The place of the strength where the label changes first, int64 ``(n,)``."""
+        places: np.ndarray = (self.predicted != self.label).argmax(0)
+        return places
+
+    def values(self, metric: str, against: str = "predicted") -> np.ndarray:
+        """A metric at every strength, float64 ``(E, n)``.
+
+        Args:
+            metric: of the six of the paper.
+            against: for metrics of closeness, the "predicted", "source" or "target" class.
+        """
+        if against == "predicted":
+            return self._values[against][:, :, PAPER_METRICS.index(metric)]
+        return self._closeness[against][:, :, CLOSENESS_METRICS.index(metric)]
+
+
+def load_trace(desk: Desk, attack: AttackName) -> Trace:
+    """What the tracing tasks of an attack left."""
+    parts = [read_arrays(desk.trace_file(attack, shard)) for shard in trace_shards(desk)]
+    arrays = {
+        name: np.concatenate([part[name] for part in parts], axis=min(parts[0][name].ndim - 1, 1))
+        for name in parts[0]
+    }
+    return Trace(np.array(desk.config.trace_epsilons), arrays)
+
+
+def first_flipped(traces: dict[AttackName, Trace]) -> int | None:
+    """The place of the first image whose label every attack changes inside the range, if any.
+
+    This is the image of figures 1 and 4 to 7.
+    """
+    flipped = np.logical_and.reduce([trace.flips for trace in traces.values()])
+    return int(flipped.argmax()) if flipped.any() else None
