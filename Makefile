@@ -5,11 +5,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help reproduce test check format clean
+.PHONY: help reproduce results test test-browser check format clean
 
 help:
 	@echo "make reproduce   the paper's digit study on all 10,000 test images: runs/mnist/"
 	@echo "make test        the whole test suite"
+	@echo "make test-browser  the report in headless Chromium"
+	@echo "make results     the study of both datasets into docs/results, and the README's tables"
 	@echo "make check       formatting, lint, types"
 	@echo "make format      format and mend what can be mended"
 	@echo "make clean       remove the environment and what the tools left; runs/ stays"
@@ -28,9 +30,25 @@ help:
 reproduce: .venv/runtime
 	$(BIN)/leery reproduce mnist
 
+# The committed results: tables, and the figures that the README shows.
+results: .venv/runtime
+	$(BIN)/leery reproduce all --out docs/results
+	$(BIN)/python docs/readme_tables.py
+
 # Parallel by processes of one thread each; a file's tests stay together and share what they set up.
 test: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --ignore tests/browser
+
+.venv/browser: .venv/dev
+	$(INSTALL) --editable '.[browser]'
+	@touch $@
+
+# Debian's Chromium is installed where there is none; LEERY_CHROMIUM names another one.
+test-browser: .venv/browser
+	@test -n "$$LEERY_CHROMIUM" || command -v chromium > /dev/null || \
+		(apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium) > /dev/null || \
+		(echo "expected Chromium, got none; install it, or name one in LEERY_CHROMIUM" && exit 1)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/browser
 
 check: .venv/dev
 	$(BIN)/ruff format --check src tests

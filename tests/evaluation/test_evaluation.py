@@ -289,7 +289,7 @@ def test_limits_of_the_difference() -> None:
     assert (same.estimate, same.low, same.high) == (0, 0, 0)
     turned = roc_auc_difference(-scores, scores, truth, source)
     back = roc_auc_difference(scores, -scores, truth, source)
-    assert (turned.low, turned.high) == (pytest.approx(-back.high), pytest.approx(-back.low))
+    assert [turned.low, turned.high] == pytest.approx([-back.high, -back.low])
     lone = roc_auc_difference(
         np.array([1.0, 3.0, 2.0]), np.arange(3.0), np.array([0, 0, 1], bool), np.zeros(3, int)
     )

@@ -205,7 +205,7 @@ def classifier_sheet(studies: Sequence[StudyResult]) -> Sheet:
     entries.append(("test images", [word(f"{first['n_test']:,}") for first in firsts]))
     entries.append(("of them studied", [word(f"{first['n_studied']:,}") for first in firsts]))
     return Sheet(
-        "classifiers",
+        "classifiers-table",
         "Classifiers and settings (the paper's table 2)",
         ["", *(study.dataset for study in studies)],
         [[word(name), *cells] for name, cells in entries],

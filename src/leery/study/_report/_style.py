@@ -143,6 +143,8 @@ def themed(svg: str, name: str) -> str:
     size = f'style="max-width: {1.5 * width:.0f}px; min-width: {0.9 * width:.0f}px"'
     body = re.sub(r'(<svg[^>]*?) width="[^"]*pt"', rf"\1 {size}", body)
     body = re.sub(r'(<svg[^>]*?) height="[^"]*pt"', r"\1", body)
+    # Equal pictures have equal ids, which nothing refers to.
+    body = re.sub(r'(<image\b[^>]*?) id="[^"]*"', r"\1", body)
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', body)
     body = re.sub(r'(href=")#([^"]+)"', rf'\1#{name}-\2"', body)

@@ -1,0 +1,81 @@
+"""Write the README's tables of results anew from docs/results, which a real run left.
+
+make results runs the study and then this; tests/test_readme.py holds the README to it.
+"""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+DOCS = Path(__file__).parent
+RESULTS, README = DOCS / "results", DOCS.parent / "README.md"
+
+COLUMNS = {
+    "variance": "variance",
+    "predictive_entropy": "entropy",
+    "mutual_information": "mut. inf.",
+    "confidence": "confidence",
+    "kernel_density": "density",
+    "kl_divergence": "KL",
+    "uncertainty": "uncertainty",
+    "closeness": "closeness",
+}
+
+
+def results_table(dataset: str) -> str:
+    """The held-out areas of a dataset, all positives, with those of the paper's protocol."""
+    table = pd.read_csv(RESULTS / dataset / "results.csv")
+    table = table[table["positives"] == "all"]
+    headings = ["attack", "changes the label", *COLUMNS.values(), "**all six**", "95 % interval"]
+    headings += ["TPR at 1 % FPR", "as in the paper"]
+    lines = [_line(headings), _line(["---"] * len(headings))]
+    for (attack, epsilon), rows in table.groupby(["attack", "epsilon"], sort=False):
+        held_out, paper = (
+            rows[rows["protocol"] == protocol].set_index("metrics")
+            for protocol in ("held-out", "paper")
+        )
+        whole = held_out.loc["all"]
+        cells = [f"{attack} {epsilon:.2f}", f"{whole['attack_success']:.1%}"]
+        cells += [f"{held_out.loc[name, 'auc']:.3f}" for name in COLUMNS]
+        cells += [f"**{whole['auc']:.3f}**", f"{whole['auc_low']:.3f}–{whole['auc_high']:.3f}"]
+        cells += [f"{whole['tpr_at_1_fpr']:.2f}", f"{paper.loc['all', 'auc']:.3f}"]
+        lines.append(_line(cells))
+    return "\n".join(lines)
+
+
+def claims_table() -> str:
+    """The verdicts on the paper's claims, on both datasets together."""
+    table = pd.read_csv(RESULTS / "claims.csv")
+    lines = [_line(["the paper says", "where", "verdict", "comparisons for / against / neither"])]
+    lines.append(_line(["---"] * 4))
+    for row in table.to_dict("records"):
+        counts = " / ".join(str(row[side]) for side in ("for", "against", "neither"))
+        lines.append(_line([row["sentence"], row["source"], f"**{row['verdict']}**", counts]))
+    return "\n".join(lines)
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def blocks() -> dict[str, str]:
+    """What stands between ``<!-- NAME -->`` and ``<!-- end of NAME -->``, by name."""
+    return {
+        "results of mnist": results_table("mnist"),
+        "results of fashion-mnist": results_table("fashion-mnist"),
+        "claims": claims_table(),
+    }
+
+
+def filled(text: str) -> str:
+    """The README with its tables as docs/results has them."""
+    for name, block in blocks().items():
+        marked = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end of {name} -->)", re.DOTALL)
+        text, found = marked.subn(rf"\g<1>{block}\g<2>", text)
+        assert found == 1, name
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(filled(README.read_text()))

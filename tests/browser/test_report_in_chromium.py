@@ -1,0 +1,126 @@
+"""The report in headless Chromium, as a reader has it: phone, laptop, dark, paper.
+
+make test-browser runs these; LEERY_CHROMIUM names a browser that lies elsewhere.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from leery.study import report
+
+playwright_api = pytest.importorskip("playwright.sync_api", reason="make test-browser installs it")
+axe_api = pytest.importorskip("axe_playwright_python.sync_playwright")
+
+pytestmark = pytest.mark.browser
+
+SAVED = Path(__file__).parents[2] / "docs" / "results"
+
+VIEWS = {
+    "phone": {"viewport": {"width": 360, "height": 780}, "color_scheme": "light"},
+    "laptop": {"viewport": {"width": 1366, "height": 768}, "color_scheme": "light"},
+    "dark": {"viewport": {"width": 1366, "height": 768}, "color_scheme": "dark"},
+    "paper": {"viewport": {"width": 794, "height": 1123}, "color_scheme": "dark"},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reports of the committed results."""
+    copy = tmp_path_factory.mktemp("browser") / "runs"
+    shutil.copytree(SAVED, copy, ignore=shutil.ignore_patterns("stages", "*.svg", "*.html"))
+    report(copy)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator["playwright_api.Browser"]:
+    path = os.environ.get("LEERY_CHROMIUM") or shutil.which("chromium")
+    assert path, "expected Chromium, got none; make test-browser installs it, or set LEERY_CHROMIUM"
+    with playwright_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=path,
+            args=["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.mark.parametrize(
+    ("place", "view"), [*((".", view) for view in VIEWS), ("mnist", "phone"), ("mnist", "paper")]
+)
+def test_the_report_is_whole_readable_and_fits(
+    folder: Path, chromium: "playwright_api.Browser", place: str, view: str
+) -> None:
+    context = chromium.new_context(**VIEWS[view])
+    page = context.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    if view == "paper":
+        page.emulate_media(media="print")
+    address = (folder / place / "report.html").resolve().as_uri()
+    page.goto(address)
+    if view == "paper":
+        page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+        assert page.evaluate("[...document.querySelectorAll('main details')].every(d => d.open)")
+    assert said == []
+    assert [url for url in asked if not url.startswith("data:")] == [address]
+    width = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert width[0] <= width[1]
+    broken = "[...document.images].filter(i => !i.complete || !i.naturalWidth).length"
+    assert page.evaluate(broken) == 0
+    heights = page.evaluate(
+        "[...document.querySelectorAll('figure svg')].map(s => s.getBoundingClientRect().height)"
+    )
+    assert len(heights) >= 12
+    assert min(heights) > 90
+    options = {"resultTypes": ["violations", "passes"]}
+    found = axe_api.Axe().run(page, options=options).response
+    assert [(entry["id"], entry["nodes"][0]["html"]) for entry in found["violations"]] == []
+    # The contrast rule must have looked at something, or its silence would say nothing.
+    looked = {entry["id"]: len(entry["nodes"]) for entry in found["passes"]}
+    assert looked["color-contrast"] > 50
+    context.close()
+
+
+def test_headings_sort_and_the_filter_hides(
+    folder: Path, chromium: "playwright_api.Browser"
+) -> None:
+    page = chromium.new_page()
+    page.goto((folder / "mnist" / "report.html").resolve().as_uri())
+    rows = "[...document.querySelectorAll('#all-six-mnist tbody tr')]"
+    cells = f"{rows}.map(row => row.cells[3].textContent)"
+    heading = page.locator("#all-six-mnist th button", has_text="ROC-AUC").first
+    before = page.evaluate(cells)
+    heading.click()
+    assert page.evaluate(cells) == sorted(before)
+    heading.click()
+    assert page.evaluate(cells) == sorted(before, reverse=True)
+    names = f"{rows}.map(row => row.cells[0].textContent)"
+    page.locator("#all-six-mnist th button", has_text="attack").click()
+    assert page.evaluate(names) == ["BIM", "BIM", "FGSM", "FGSM", "PGD", "PGD"]
+    page.locator("input[data-table=detection-mnist]").fill("bim 0.12 held out all six")
+    shown = page.locator("#detection-mnist tbody tr:visible")
+    assert shown.count() == 1
+    assert "0.951" in shown.first.inner_text()
+    page.locator("input[data-table=detection-mnist]").fill("")
+    assert shown.count() == 108
+
+
+def test_the_contents_stay_in_view(folder: Path, chromium: "playwright_api.Browser") -> None:
+    page = chromium.new_page(viewport={"width": 360, "height": 780})
+    page.goto((folder / "mnist" / "report.html").resolve().as_uri())
+    page.locator("nav summary").click()
+    page.locator("nav a", has_text="Errata").click()
+    page.wait_for_timeout(1500)
+    assert page.locator("nav summary").is_visible()
+    top = page.evaluate("document.querySelector('nav').getBoundingClientRect().top")
+    assert top == 0
+    heading = page.evaluate("document.querySelector('#errata').getBoundingClientRect().top")
+    assert 0 <= heading < 780
