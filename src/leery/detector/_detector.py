@@ -14,12 +14,11 @@ from leery._checks import check_images, check_labels
 from leery.detector._combiner import Combiner
 from leery.detector._fingerprint import fingerprint
 from leery.detector._registry import (
-    CLOSENESS_METRICS,
+    CLOSENESS,
     PAPER_METRICS,
     UNCERTAINTY,
     Closeness,
     check_metrics,
-    make_closeness,
 )
 from leery.detector._storage import read_file, write_file
 from leery.detector._table import MetricTable
@@ -95,9 +94,7 @@ class Detector:
         self._fingerprint: str | None = None
         self._classes = 0
         self._closeness = {
-            name: make_closeness(name, bandwidth=bandwidth)
-            for name in self.metrics
-            if name in CLOSENESS_METRICS
+            name: CLOSENESS[name](bandwidth) for name in self.metrics if name in CLOSENESS
         }
         self._sampler = (
             MCDropout(model, passes, seed, layer=feature_layer, batch_size=batch_size)

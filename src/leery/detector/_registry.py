@@ -9,6 +9,7 @@ from leery.errors import InputError
 from leery.metrics import ClassKL, KernelDensity, uncertainty
 
 __all__ = [
+    "CLOSENESS",
     "CLOSENESS_METRICS",
     "DIRECTIONS",
     "METRICS",
@@ -17,7 +18,6 @@ __all__ = [
     "UNCERTAINTY_METRICS",
     "Closeness",
     "check_metrics",
-    "make_closeness",
 ]
 
 
@@ -65,18 +65,23 @@ CLOSENESS_METRICS = ("kernel_density", "kl_divergence")
 PAPER_METRICS = UNCERTAINTY_METRICS + CLOSENESS_METRICS
 """The six metrics of the paper, in the order of its table 5."""
 
-METRICS: tuple[str, ...] = (*UNCERTAINTY, *CLOSENESS_METRICS)
+CLOSENESS: Mapping[str, Callable[[float], Closeness]] = {
+    "kernel_density": KernelDensity,
+    "kl_divergence": lambda _bandwidth: ClassKL("softmax"),
+    "kl_divergence_sum": lambda _bandwidth: ClassKL("sum"),
+}
+"""Makers of metrics of closeness, given the bandwidth of the kernel; not yet fitted.
+
+The two KL divergences differ in how features become probabilities, which the paper leaves open.
+"""
+
+METRICS: tuple[str, ...] = (*UNCERTAINTY, *CLOSENESS)
 """Every metric a detector can be asked for."""
 
 DIRECTIONS: Mapping[str, int] = {
     name: -1 if name in ("confidence", "kernel_density") else 1 for name in METRICS
 }
 """1 where a larger value speaks for an adversarial image, -1 where a smaller one does."""
-
-
-def make_closeness(name: str, *, bandwidth: float) -> Closeness:
-    """A closeness metric, not yet fitted."""
-    return KernelDensity(bandwidth) if name == "kernel_density" else ClassKL()
 
 
 def check_metrics(names: Sequence[str]) -> tuple[str, ...]:

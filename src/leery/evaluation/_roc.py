@@ -9,7 +9,7 @@ from scipy import special, stats
 from sklearn.metrics import roc_curve
 
 from leery.errors import InputError
-from leery.evaluation._intervals import Interval, quantile
+from leery.evaluation._intervals import Interval, share_interval
 
 __all__ = ["roc_auc_difference", "roc_auc_interval", "tpr_at_fpr"]
 
@@ -43,7 +43,8 @@ def roc_auc_interval(
 
     The area is the probability that a positive outscores a negative, ties counting half.
     The variance is Obuchowski's; the interval is symmetric on the log-odds scale, so that it
-    stays inside [0, 1]. An AUC of exactly 0 or 1 has no such scale: its interval is the point.
+    stays inside [0, 1], and reaches as far as Student's t for as many clusters. An AUC of exactly
+    0 or 1 has no such scale: its interval is Wilson's for as many trials as there are clusters.
     One cluster alone says nothing of the spread: the interval is then [0, 1].
 
     Args:
@@ -62,12 +63,12 @@ def roc_auc_interval(
     """
     placements = _placements(scores, positive)
     estimate = placements.area
-    if estimate in (0.0, 1.0) and _clusters(positive, cluster) > 1:
-        return Interval(estimate, estimate, estimate)
-    error = _standard_error(placements, positive, cluster)
-    if not math.isfinite(error):
+    count = _clusters(positive, cluster)
+    if estimate in (0.0, 1.0) and count > 1:
+        return share_interval(round(estimate * count), count, confidence=confidence)
+    half = _reach(placements, positive, cluster, confidence)
+    if not math.isfinite(half):
         return Interval(estimate, 0.0, 1.0)
-    half = quantile(confidence) * error
     spread = np.array([-half, half]) / (estimate * (1 - estimate))
     low, high = special.expit(special.logit(estimate) + spread)
     return Interval(estimate, float(low), float(high))
@@ -95,7 +96,7 @@ def roc_auc_difference(
         confidence: of the interval.
 
     Returns:
-        AUC of the first minus AUC of the second, in [-1, 1], with a normal interval.
+        AUC of the first minus AUC of the second, in [-1, 1], with Student's interval.
 
     Raises:
         InputError: when one truth is missing, the lengths differ or a score is not finite.
@@ -104,10 +105,9 @@ def roc_auc_difference(
         DeLong et al. (1988) for paired areas, with Obuchowski's (1997) variance for clusters.
     """
     placements = _placements(first, positive) - _placements(second, positive)
-    error = _standard_error(placements, positive, cluster)
-    if not math.isfinite(error):
+    half = _reach(placements, positive, cluster, confidence)
+    if not math.isfinite(half):
         return Interval(placements.area, -1.0, 1.0)
-    half = quantile(confidence) * error
     return Interval(placements.area, placements.area - half, placements.area + half)
 
 
@@ -146,10 +146,19 @@ def _clusters(positive: np.ndarray, cluster: np.ndarray) -> int:
     return min(len(np.unique(cluster[rows])) for rows in (positive, ~positive))
 
 
-def _standard_error(placements: _Placements, positive: np.ndarray, cluster: np.ndarray) -> float:
-    """Of an area or a difference of areas (Obuchowski's eq. 4-5); infinite for one cluster."""
-    if _clusters(positive, cluster) < 2:  # noqa: PLR2004 - a spread needs two
+def _reach(
+    placements: _Placements, positive: np.ndarray, cluster: np.ndarray, confidence: float
+) -> float:
+    """Half the width of the interval, by Student's t over clusters; infinite for one cluster."""
+    freedom = _clusters(positive, cluster) - 1
+    if freedom < 1:
         return math.inf
+    reach = stats.t.ppf((1 + confidence) / 2, freedom)
+    return float(reach) * _standard_error(placements, positive, cluster)
+
+
+def _standard_error(placements: _Placements, positive: np.ndarray, cluster: np.ndarray) -> float:
+    """Of an area or a difference of areas (Obuchowski's eq. 4-5), for two clusters or more."""
     clusters, ids = np.unique(cluster, return_inverse=True)
     with_positive, with_negative = (len(np.unique(ids[rows])) for rows in (positive, ~positive))
     above, below = (

@@ -5,10 +5,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
 
 from leery import __version__
 from leery._checks import check_seed
@@ -19,7 +18,10 @@ from leery.errors import InputError
 
 __all__ = [
     "ATTACKS",
+    "FOLDS",
     "METRIC_SETS",
+    "PAPER_SETS",
+    "STUDIED_METRICS",
     "STUDIES",
     "SUCCESS_EPSILONS",
     "AttackName",
@@ -31,13 +33,27 @@ AttackName = Literal["FGSM", "BIM", "PGD"]
 
 ATTACKS: Mapping[AttackName, type[GradientAttack]] = {"FGSM": FGSM, "BIM": BIM, "PGD": PGD}
 
-METRIC_SETS: Mapping[str, tuple[str, ...]] = {
+STUDIED_METRICS = (*PAPER_METRICS, "kl_divergence_sum")
+"""What is measured: the paper's six, and KL divergence in the other reading of equations 10-12."""
+
+PAPER_SETS: Mapping[str, tuple[str, ...]] = {
     **{name: (name,) for name in PAPER_METRICS},
     "uncertainty": UNCERTAINTY_METRICS,
     "closeness": CLOSENESS_METRICS,
     "all": PAPER_METRICS,
 }
 """The columns of the paper's figures 9 and 10: each metric, the two groups, all six."""
+
+METRIC_SETS: Mapping[str, tuple[str, ...]] = {
+    **PAPER_SETS,
+    "kl_divergence_sum": ("kl_divergence_sum",),
+    "closeness_sum": ("kernel_density", "kl_divergence_sum"),
+    "all_sum": (*UNCERTAINTY_METRICS, "kernel_density", "kl_divergence_sum"),
+}
+"""The same, and those with KL divergence once more in its other reading."""
+
+FOLDS = 5
+"""Of the held-out protocol."""
 
 SUCCESS_EPSILONS = (
     *(0.0, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.10),
@@ -47,6 +63,10 @@ SUCCESS_EPSILONS = (
 
 TRACE_STEPS = 30
 """Figures 4 to 7 go in so many equal steps from 0 to the dataset's larger studied strength."""
+
+
+_COMPUTING = ("torch", "numpy", "scipy", "scikit-learn")
+"""The libraries that the numbers come from."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +113,11 @@ class StudyConfig:
     Args:
         dataset: "mnist" or "fashion-mnist".
         limit: how many of the first test images to use; None is all.
-        seed: of training, masks, random starts, noise and folds.
+        seed: of masks, random starts, noise and folds, and of training where there is any.
         retrain: train the classifier anew instead of using the shipped weights.
         passes: of Monte-Carlo dropout.
-        seeds: repeat the study with so many classifiers, trained anew at ``seed``, ``seed + 1``
-            and so on; None is one study.
+        seeds: repeat the study so many times, from training on, at ``seed``, ``seed + 1`` and so
+            on; None is one study.
         data_dir: a folder with the data files, as for :func:`leery.data.load`.
 
     Raises:
@@ -115,8 +135,11 @@ class StudyConfig:
     def __post_init__(self) -> None:
         """Refuse what no study can have."""
         named(self.dataset)
-        if self.limit is not None and self.limit < 1:
-            message = f"expected a limit of at least 1 image, got {self.limit}; raise it"
+        if self.limit is not None and self.limit < FOLDS:
+            message = (
+                f"expected a limit of at least {FOLDS} images, one for each fold, got "
+                f"{self.limit}; raise it"
+            )
             raise InputError(message)
         check_seed(self.seed)
         if self.passes < 1:
@@ -168,7 +191,7 @@ class StudyConfig:
             "data_sha256": data_sums(self.dataset),
             "code_sha256": _code_sum(),
             "leery": __version__,
-            "torch": str(torch.__version__),
+            "versions": {name: version(name) for name in _COMPUTING},
         }
 
 
@@ -176,10 +199,11 @@ class StudyConfig:
 def _code_sum() -> str:
     """SHA-256 over leery's own files, so that a changed program does its stages anew.
 
-    What only shows results is left out.
+    What comes after the stages is left out.
     """
     package = Path(__file__).parent.parent
-    shows = [package / "cli", package / "study" / "_report", package / "study" / "_terminal.py"]
+    after = ("_gather.py", "_report", "_run.py", "_tables.py", "_terminal.py")
+    shows = [package / "cli", *(package / "study" / name for name in after)]
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*")):
         shown = any(path.is_relative_to(place) for place in shows)

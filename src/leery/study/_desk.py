@@ -16,9 +16,8 @@ from leery import Detector, MetricTable, data
 from leery._files import make_folder, write_atomically
 from leery.attacks import gaussian_noise
 from leery.classifiers import Classifier, load_classifier
-from leery.detector import PAPER_METRICS
 from leery.errors import StudyFileError
-from leery.study._config import AttackName, Condition, StudyConfig
+from leery.study._config import STUDIED_METRICS, AttackName, Condition, StudyConfig
 
 __all__ = [
     "SHARD",
@@ -163,7 +162,7 @@ class Desk:
         values, predicted = (
             np.concatenate([part[name] for part in parts]) for name in ("values", "predicted")
         )
-        return MetricTable(PAPER_METRICS, values, predicted)
+        return MetricTable(STUDIED_METRICS, values, predicted)
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:

@@ -14,8 +14,15 @@ from leery.study._config import AttackName, Condition
 from leery.study._desk import Desk, Twins, read_arrays, read_json
 from leery.study._pictures import EXAMPLE_ATTACK
 from leery.study._stages import FPR_GRID
-from leery.study._sweeps import TRACED, Trace, first_flipped, load_success, load_trace
-from leery.study._tables import PIXELS, TABLES
+from leery.study._sweeps import (
+    TRACED,
+    TRACED_CLOSENESS,
+    Trace,
+    first_flipped,
+    load_success,
+    load_trace,
+)
+from leery.study._tables import KL_READINGS, PIXELS, TABLES
 
 __all__ = ["gather"]
 
@@ -230,35 +237,32 @@ def _turning_points(desk: Desk) -> Rows:
     for attack in TRACED:
         trace = load_trace(desk, attack)
         epsilons, columns = trace.epsilons, np.arange(len(trace.source))
-        entropy, divergence = (
-            trace.values(metric) for metric in ("predictive_entropy", "kl_divergence")
-        )
+        entropy = trace.values("predictive_entropy")
         facts = {
             "source": trace.source,
             "label": trace.label,
             "target": trace.target,
-            "flip": epsilons[trace.flip],
+            "flip": np.where(trace.flips, epsilons[trace.flip], np.nan),
             "peak_confidence": epsilons[trace.values("confidence").argmin(0)],
             **{
                 f"peak_{metric}": epsilons[trace.values(metric).argmax(0)]
-                for metric in (*UNCERTAINTY_METRICS[:-1], "kl_divergence")
+                for metric in (*UNCERTAINTY_METRICS[:-1], *KL_READINGS)
             },
-            "crossing_kernel_density": _crossing(trace, "kernel_density"),
-            "crossing_kl_divergence": _crossing(trace, "kl_divergence"),
-            "entropy_at_flip": entropy[trace.flip, columns],
+            **{f"crossing_{metric}": _crossing(trace, metric) for metric in TRACED_CLOSENESS},
+            "entropy_at_flip": np.where(trace.flips, entropy[trace.flip, columns], np.nan),
             "entropy_at_end": entropy[-1],
-            "kl_divergence_at_end": divergence[-1],
+            **{f"{metric}_at_end": trace.values(metric)[-1] for metric in KL_READINGS},
         }
-        frame = pd.DataFrame(facts)[trace.flips]
-        for row in frame.to_dict("records"):
+        for row in pd.DataFrame(facts).to_dict("records"):
             yield {"attack": attack, "step": float(epsilons[1]), **row}
 
 
 def _crossing(trace: Trace, metric: str) -> np.ndarray:
-    """The first strength at which the target class is closer than the true one; NaN for never."""
+    """The first strength at which the target class becomes closer than the true one, else NaN."""
     source, target = (trace.values(metric, against) for against in ("source", "target"))
-    closer = target > source if metric == "kernel_density" else target < source
-    return np.where(closer.any(0), trace.epsilons[closer.argmax(0)], np.nan)
+    closer = DIRECTIONS[metric] * (target - source) < 0
+    crosses = closer[1:] & ~closer[:-1] & trace.flips
+    return np.where(crosses.any(0), trace.epsilons[1 + crosses.argmax(0)], np.nan)
 
 
 FIGURES: dict[str, tuple[tuple[AttackName, ...], list[tuple[str, str]]]] = {
@@ -267,8 +271,11 @@ FIGURES: dict[str, tuple[tuple[AttackName, ...], list[tuple[str, str]]]] = {
         TRACED,
         [("kernel_density", against) for against in ("source", "target", "predicted")],
     ),
-    "kl-trace": (("BIM",), [("kl_divergence", against) for against in ("source", "target")]),
-    "predicted-kl-trace": (TRACED, [("kl_divergence", "predicted")]),
+    "kl-trace": (
+        ("BIM",),
+        [(metric, against) for metric in KL_READINGS for against in ("source", "target")],
+    ),
+    "predicted-kl-trace": (TRACED, [(metric, "predicted") for metric in KL_READINGS]),
 }
 """What figures 4 to 7 show: attacks, and metrics with the class they are held against."""
 
@@ -285,7 +292,10 @@ def _traces(desk: Desk, figure: str) -> Rows:
 
 
 def _trace_rows(trace: Trace, metric: str, against: str, place: int | None) -> Rows:
-    """The chosen image at every strength, then mean and band of the images that flip."""
+    """The chosen image at every strength, then mean and band of all that were traced.
+
+    Of those whose label never changes there is no target class.
+    """
     values = trace.values(metric, against)
     if place is not None:
         for step, epsilon in enumerate(trace.epsilons):
@@ -296,16 +306,16 @@ def _trace_rows(trace: Trace, metric: str, against: str, place: int | None) -> R
                 "images": 1,
                 "predicted": trace.predicted[step, place],
             }
-    flipped = values[:, trace.flips]
-    if not trace.flips.any():
+    shown = values[:, trace.flips] if against == "target" else values
+    if not shown.size:
         return
-    low, high = np.quantile(flipped, BAND, axis=1)
+    low, high = np.quantile(shown, BAND, axis=1)
     for step, epsilon in enumerate(trace.epsilons):
         yield {
             "epsilon": epsilon,
             "shown": "mean",
-            "value": flipped[step].mean(),
+            "value": shown[step].mean(),
             "low": low[step],
             "high": high[step],
-            "images": int(trace.flips.sum()),
+            "images": shown.shape[1],
         }

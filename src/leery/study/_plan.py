@@ -66,7 +66,7 @@ def _detector(desk: Desk) -> Iterator[Task]:
 def _measure(desk: Desk) -> Iterator[Task]:
     images = min(SHARD, len(desk.labels()))
     for twins in all_twins(desk.config):
-        cost = images * (0.0005 + 0.0002 * twins.gradients) / _speed(desk)
+        cost = images * (0.0006 + 0.0003 * twins.gradients) / _speed(desk)
         for start in desk.shards():
             yield Task(desk.table_file(twins, start), measure, (desk, twins, start), cost)
 
@@ -80,14 +80,15 @@ def _evaluate(desk: Desk) -> Iterator[Task]:
 def _success(desk: Desk) -> Iterator[Task]:
     images = min(1000, len(desk.labels()))
     for condition in success_conditions():
-        cost = images * 0.0002 * condition.make().steps / _speed(desk)
+        cost = images * 0.0003 * condition.make().steps / _speed(desk)
         yield Task(desk.success_file(condition), success, (desk, condition), cost)
 
 
 def _trace(desk: Desk) -> Iterator[Task]:
     for attack in TRACED:
         for shard in trace_shards(desk):
-            yield Task(desk.trace_file(attack, shard), trace, (desk, attack, shard), 4)
+            cost = 6 / _speed(desk)
+            yield Task(desk.trace_file(attack, shard), trace, (desk, attack, shard), cost)
 
 
 def _as_printed(desk: Desk) -> Iterator[Task]:

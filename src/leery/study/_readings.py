@@ -28,7 +28,8 @@ def as_printed(desk: Desk, condition: Condition) -> None:
     images, labels = (part[rows] for part in desk.test_set())
     seed = desk.seed(f"as-printed-{condition.name}")
     twins = condition.make()(detector.model, images, labels, seed=seed)
-    versions = [images, gaussian_noise(images, condition.epsilon, seed=seed), twins]
+    noisy = gaussian_noise(images, condition.epsilon, seed=desk.seed("as-printed-noise"))
+    versions = [images, noisy, twins]
     content: dict[str, Any] = {"images": len(rows), "kernels": _kernels(detector, versions)}
     if condition.attack == "BIM":
         printed = bim_as_printed(detector.model, images, labels, condition.epsilon)

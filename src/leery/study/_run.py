@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import platform
 import shlex
@@ -14,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 
 from leery import data
 from leery._files import make_folder, write_atomically
@@ -93,6 +94,12 @@ def reproduce_all(
         DataError: when the data cannot be had.
         OutputError: when the folder cannot be written to.
     """
+    if (out / MANIFEST).exists():
+        message = (
+            f"expected a folder for several studies, got {out} with the files of one in it; name "
+            "another folder"
+        )
+        raise InputError(message)
     folders = {out / config.dataset: config for config in configs}
     _run(folders, workers=workers, progress=progress)
     report(out)
@@ -115,13 +122,13 @@ def _run(studies: Mapping[Path, StudyConfig], *, workers: int | None, progress: 
     }
     stages = plan([desk for group in desks.values() for desk in group])
     with worker_pool(count) as pool, progress_bars(enabled=progress) as bars:
-        whole = bars.add_task(f"{'whole':<12}", total=sum(map(_cost, stages.values())))
+        whole = _Whole(bars, sum(map(_cost, stages.values())))
         for name, tasks in stages.items():
-            _do(name, tasks, pool, bars, whole, clock, said=progress)
+            _do(name, tasks, pool, whole, clock, said=progress)
     with clock.stage("tables"):
         sums = {folder: save_tables(folder, gather(group)) for folder, group in desks.items()}
     for folder, config in studies.items():
-        manifest = _manifest(config, folder, desks[folder], count, clock)
+        manifest = _manifest(config, desks[folder], count, clock)
         content = {**manifest, "tables": sums[folder]}
         write_atomically(folder / MANIFEST, json.dumps(content, indent=2) + "\n")
 
@@ -151,37 +158,61 @@ def _cost(tasks: Sequence[Task]) -> float:
     return sum(task.cost for task in tasks)
 
 
+class _Whole:
+    """How far the whole study is, in per cent of its cost, and how long it still takes.
+
+    Args:
+        bars: to show it in.
+        cost: of all tasks.
+    """
+
+    def __init__(self, bars: Progress, cost: float) -> None:
+        self.bars = bars
+        self._start = time.monotonic()
+        self._cost = cost
+        self._done = self._worked = 0.0
+        self._bar = bars.add_task(f"{'whole, %':<12}", total=100)
+
+    def advance(self, cost: float, *, worked: bool = True) -> None:
+        """Count tasks: done now, or found done."""
+        self._done += cost
+        self._worked += cost if worked else 0
+        self.bars.update(self._bar, completed=100 * self._done / self._cost)
+
+    def __str__(self) -> str:
+        """The share that is done and, once that can be told, the minutes that are left."""
+        said = f"{self._done / self._cost:.0%} of the whole done"
+        if not self._worked:
+            return said
+        left = (time.monotonic() - self._start) * (self._cost - self._done) / self._worked
+        return f"{said}, about {math.ceil(left / 60)} min left"
+
+
 def _do(
-    name: str,
-    tasks: Sequence[Task],
-    pool: Workers,
-    bars: Progress,
-    whole: TaskID,
-    clock: _Clock,
-    *,
-    said: bool,
+    name: str, tasks: Sequence[Task], pool: Workers, whole: _Whole, clock: _Clock, *, said: bool
 ) -> None:
     """One stage: the tasks whose file is missing; said in a line where there are no bars."""
     missing = [task for task in tasks if not task.done]
     done = len(tasks) - len(missing)
     title = f"{name} ({done} done before)" if done else name
+    bars = whole.bars
     bar = bars.add_task(f"{title:<12}", total=len(tasks), completed=done)
-    bars.advance(whole, _cost(tasks) - _cost(missing))
+    whole.advance(_cost(tasks) - _cost(missing), worked=False)
     if bars.disable and said:
-        bars.console.print(f"{title}: {len(missing)} of {len(tasks)} tasks to do")
+        bars.console.print(f"{title}: {len(missing)} of {len(tasks)} tasks to do; {whole}")
     with clock.stage(name, len(tasks), done):
         for place in pool.run([(task.function, task.arguments) for task in missing]):
             bars.advance(bar)
-            bars.advance(whole, missing[place].cost)
+            whole.advance(missing[place].cost)
 
 
 def _manifest(
-    config: StudyConfig, folder: Path, desks: Sequence[Desk], workers: int, clock: _Clock
+    config: StudyConfig, desks: Sequence[Desk], workers: int, clock: _Clock
 ) -> dict[str, Any]:
     """Where the numbers come from."""
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "again": _command(config, folder),
+        "again": _command(config),
         "config": {**asdict(config), "data_dir": str(config.data_dir or "")},
         "identities": [desk.config.identity() for desk in desks],
         "classifiers": [desk.classifier().record for desk in desks],
@@ -197,15 +228,14 @@ def _manifest(
     }
 
 
-def _command(config: StudyConfig, folder: Path) -> str:
-    """The command that makes these tables."""
+def _command(config: StudyConfig) -> str:
+    """The command that makes these tables, but for their folder."""
     words = ["leery", "reproduce", config.dataset]
     for option, value in (
         ("--limit", config.limit),
         ("--seed", config.seed or None),
         ("--seeds", config.seeds),
         ("--data-dir", config.data_dir),
-        ("--out", folder),
     ):
         if value is not None:
             words += [option, str(value)]

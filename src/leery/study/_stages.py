@@ -26,7 +26,7 @@ from leery.evaluation import (
     roc_auc_difference,
     select_positives,
 )
-from leery.study._config import METRIC_SETS, Condition
+from leery.study._config import METRIC_SETS, STUDIED_METRICS, Condition
 from leery.study._desk import Desk, Twins, write_arrays, write_json
 
 __all__ = ["FPR_GRID", "evaluate", "fit_detector", "make_classifier", "measure"]
@@ -61,6 +61,7 @@ def fit_detector(desk: Desk) -> None:
         str(model.last_hidden_layer),
         passes=config.passes,
         seed=config.seed,
+        metrics=STUDIED_METRICS,
         bandwidth=config.bandwidth,
     )
     detector.fit(images, labels).save(desk.detector_file)

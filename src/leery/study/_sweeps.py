@@ -9,9 +9,15 @@ import torch
 from torch import Tensor
 
 from leery import Detector
-from leery.detector import CLOSENESS_METRICS, PAPER_METRICS
+from leery.detector import CLOSENESS_METRICS
 from leery.features import extract_features
-from leery.study._config import ATTACKS, SUCCESS_EPSILONS, AttackName, Condition
+from leery.study._config import (
+    ATTACKS,
+    STUDIED_METRICS,
+    SUCCESS_EPSILONS,
+    AttackName,
+    Condition,
+)
 from leery.study._desk import Desk, read_arrays, read_json, write_arrays, write_json
 
 __all__ = [
@@ -31,6 +37,8 @@ SUCCESS_IMAGES = 1000
 """Of the test images that the classifier gets right, the first so many are attacked."""
 
 TRACE_IMAGES, TRACE_SHARD = 500, 50
+
+TRACED_CLOSENESS = (*CLOSENESS_METRICS, "kl_divergence_sum")
 
 TRACED: tuple[AttackName, ...] = ("BIM", "FGSM")
 """The attacks of figures 4 to 7."""
@@ -75,8 +83,8 @@ def trace(desk: Desk, attack: AttackName, shard: int) -> None:
 
     The file holds ``source`` ``(n,)``, ``label`` ``(n,)``, ``predicted`` ``(E, n)``, ``target``
     ``(n,)`` (the class at the first change of label; -1 where there is none), ``values``
-    ``(E, n, 6)`` (the metrics of the paper), and ``to_source`` and ``to_target`` ``(E, n, 2)``
-    (the metrics of closeness held against the true and the target class).
+    ``(E, n, 7)`` (the studied metrics), and ``to_source`` and ``to_target`` ``(E, n, 3)`` (those
+    of closeness, held against the true and the target class).
     """
     detector = desk.detector()
     rows = np.array_split(desk.attacked(TRACE_IMAGES), len(trace_shards(desk)))[shard]
@@ -104,11 +112,11 @@ def trace(desk: Desk, attack: AttackName, shard: int) -> None:
 
 
 def _closeness(detector: Detector, images: Tensor, classes: Tensor) -> np.ndarray:
-    """The metrics of closeness to given classes, float64 ``(n, 2)``."""
+    """The metrics of closeness to given classes, float64 ``(n, 3)``."""
     features, _ = extract_features(detector.model, images, detector.feature_layer)
     fitted = detector.closeness_
     assert fitted is not None
-    columns = [fitted[name].score(features, classes) for name in CLOSENESS_METRICS]
+    columns = [fitted[name].score(features, classes) for name in TRACED_CLOSENESS]
     return torch.stack(columns, dim=1).numpy()
 
 
@@ -145,12 +153,12 @@ class Trace:
         """A metric at every strength, float64 ``(E, n)``.
 
         Args:
-            metric: of the six of the paper.
+            metric: one of the studied.
             against: for metrics of closeness, the "predicted", "source" or "target" class.
         """
         if against == "predicted":
-            return self._values[against][:, :, PAPER_METRICS.index(metric)]
-        return self._closeness[against][:, :, CLOSENESS_METRICS.index(metric)]
+            return self._values[against][:, :, STUDIED_METRICS.index(metric)]
+        return self._closeness[against][:, :, TRACED_CLOSENESS.index(metric)]
 
 
 def load_trace(desk: Desk, attack: AttackName) -> Trace:

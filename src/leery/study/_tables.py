@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ import pandas as pd
 
 from leery._files import make_folder, write_atomically
 from leery.detector import PAPER_METRICS, UNCERTAINTY_METRICS
-from leery.errors import StudyFileError
+from leery.errors import StudyFileError, brief
+from leery.study._config import STUDIES
 
 __all__ = [
     "MANIFEST",
@@ -47,6 +49,9 @@ RESULT_COLUMNS = (
     "attack_success",
 )
 """The columns of results.csv."""
+
+KL_READINGS = ("kl_divergence", "kl_divergence_sum")
+"""KL divergence with features turned into probabilities by softmax, and by their sum."""
 
 PIXELS = tuple(f"pixel_{place:03d}" for place in range(28 * 28))
 """The columns of an image's pixels, row by row."""
@@ -96,9 +101,10 @@ TABLES: Mapping[str, _Table] = {
         "turning-points.csv",
         (
             *("dataset", "seed", "attack", "source", "label", "target", "step", "flip"),
-            *(f"peak_{metric}" for metric in (*UNCERTAINTY_METRICS, "kl_divergence")),
-            *("crossing_kernel_density", "crossing_kl_divergence"),
-            *("entropy_at_flip", "entropy_at_end", "kl_divergence_at_end"),
+            *(f"peak_{metric}" for metric in (*UNCERTAINTY_METRICS, *KL_READINGS)),
+            *(f"crossing_{metric}" for metric in ("kernel_density", *KL_READINGS)),
+            *("entropy_at_flip", "entropy_at_end"),
+            *(f"{metric}_at_end" for metric in KL_READINGS),
         ),
     ),
     "kernels": _Table(
@@ -142,7 +148,7 @@ class StudyResult:
     Attributes:
         folder: where its files are.
         tables: by name: ``results``, ``comparisons``, ``uncertainty`` and those of the figures;
-            each has the columns ``dataset`` and ``seed`` (of the classifier).
+            each has the columns ``dataset`` and ``seed`` (of the repetition).
         manifest: configuration, versions, sums and times.
     """
 
@@ -157,7 +163,7 @@ class StudyResult:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Of the classifiers that were studied."""
+        """Of the repetitions, each with a classifier of its own."""
         return tuple(int(seed) for seed in self.tables["classifier"]["seed"])
 
     @property
@@ -169,7 +175,7 @@ class StudyResult:
         return self.tables["results"]
 
     def of_first_seed(self, name: str) -> pd.DataFrame:
-        """The rows of a table that belong to the first classifier, which the figures show."""
+        """The rows of a table that belong to the first repetition, which the figures show."""
         table = self.tables[name]
         return table[table["seed"] == self.seeds[0]]
 
@@ -202,7 +208,7 @@ def load_result(folder: Path) -> StudyResult:
         StudyFileError: when the manifest or a table is missing, damaged or changed.
     """
     manifest = read_manifest(folder)
-    again = manifest["again"]
+    again = f"{manifest['again']} --out {shlex.quote(str(folder))}"
     tables = {
         name: _read_table(folder / spec.file, spec, manifest["tables"].get(spec.file), again)
         for name, spec in TABLES.items()
@@ -219,12 +225,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
-        for entry, kind in (("config", dict), ("tables", dict), ("again", str)):
-            if not isinstance(manifest[entry], kind):
-                message = f"{entry!r} is {type(manifest[entry]).__name__}"
-                raise TypeError(message)  # noqa: TRY301 - one sentence for all that can be wrong
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__} {error}"
+        if manifest["config"]["dataset"] not in STUDIES:
+            message = f"a study of {manifest['config']['dataset']!r}"
+            raise ValueError(message)  # noqa: TRY301 - one sentence for all that can be wrong
+        words = [manifest["again"], *manifest["tables"].values()]
+        if not all(isinstance(word, str) for word in words):
+            message = f"entries of other types: {words}"
+            raise TypeError(message)  # noqa: TRY301
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else brief(error)
         message = (
             f"expected the manifest of a study at {path}, got: {reason}; "
             f"`leery reproduce DATASET --out {folder}` makes it"

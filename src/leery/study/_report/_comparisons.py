@@ -11,7 +11,7 @@ from scipy import stats
 
 from leery.detector import DIRECTIONS, PAPER_METRICS, UNCERTAINTY_METRICS
 from leery.evaluation import Interval, mean_difference, share_difference, share_interval
-from leery.study._report._evidence import UNKNOWN, Evidence, evidence, negated, widened
+from leery.study._report._evidence import UNKNOWN, Evidence, evidence, negated
 from leery.study._tables import StudyResult
 
 __all__ = [
@@ -62,7 +62,11 @@ def weak(study: StudyResult, attack: str, epsilon: float) -> bool:
 
 
 def ahead(
-    studies: Studies, chosen: Chosen, better: Sequence[str], worse: Sequence[str]
+    studies: Studies,
+    chosen: Chosen,
+    better: Sequence[str],
+    worse: Sequence[str],
+    comparisons: int = 1,
 ) -> Iterator[Evidence]:
     """How much larger the held-out ROC-AUC of each first set is than that of each second."""
     for study in studies:
@@ -75,7 +79,8 @@ def ahead(
             for first in better:
                 for second in worse:
                     found = _differences(rows, first, second)
-                    yield evidence(where, f"AUC({first}) - AUC({second})", found)
+                    what = f"AUC({first}) - AUC({second})"
+                    yield evidence(where, what, found, comparisons=comparisons)
 
 
 def _differences(rows: pd.DataFrame, first: str, second: str) -> list[Interval]:
@@ -91,21 +96,15 @@ def _differences(rows: pd.DataFrame, first: str, second: str) -> list[Interval]:
 
 def no_best(studies: Studies) -> Iterator[Evidence]:
     """For each metric the condition and rival that beat it most clearly."""
-    comparisons = (len(PAPER_METRICS) - 1) * sum(
-        len(study.results.drop_duplicates(["attack", "epsilon"])) for study in studies
-    )
     for metric in PAPER_METRICS:
         rivals = [name for name in PAPER_METRICS if name != metric]
-        lags = [
-            Evidence(
-                lag.where,
-                lag.what,
-                widened(lag.found, comparisons),
-                widened(lag.images_only, comparisons),
-            )
-            for lag in ahead(studies, everywhere, rivals, [metric])
-        ]
+        comparisons = len(rivals) * _conditions(studies)
+        lags = ahead(studies, everywhere, rivals, [metric], comparisons)
         yield max(lags, key=lambda lag: lag.found.low)
+
+
+def _conditions(studies: Studies) -> int:
+    return sum(len(study.results.drop_duplicates(["attack", "epsilon"])) for study in studies)
 
 
 def up_to(studies: Studies) -> Iterator[Evidence]:
@@ -122,8 +121,10 @@ def up_to(studies: Studies) -> Iterator[Evidence]:
             areas = found[["auc", "auc_low", "auc_high"]].itertuples(index=False)
             intervals = [Interval(*map(float, row)) for row in areas]
             where = f"{study.dataset}, {attack} {epsilon:.2f}"
-            best.append(evidence(where, "AUC(all), in-sample", intervals, bound=0.96))
-    yield max(best, key=lambda entry: entry.found.estimate)
+            what = "AUC(all), in-sample"
+            count = _conditions(studies)
+            best.append(evidence(where, what, intervals, bound=0.96, comparisons=count))
+    yield max(best, key=lambda entry: entry.found.low)
 
 
 def _by_seed(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
@@ -192,20 +193,27 @@ def fooled(studies: Studies) -> Iterator[Evidence]:
 
 
 def levels_off(studies: Studies) -> Iterator[Evidence]:
-    """The largest success of FGSM, which should lie near 65%."""
+    """How far inside the band around 65% the largest success of FGSM lies."""
     for study in studies:
         table = study.tables["attack-success"]
         table = table[table["attack"] == "FGSM"]
-        best = [_shares(rows.loc[[rows["share"].idxmax()]])[0] for rows in _by_seed(table)]
-        where = f"{study.dataset}, FGSM, any epsilon"
-        above = [_shifted(found, -0.60) for found in best]
-        below = [_shifted(negated(found), 0.70) for found in best]
-        yield evidence(where, "largest share of labels changed - 60%", above)
-        yield evidence(where, "70% - largest share of labels changed", below)
+        distances = [
+            _inside(_shares(rows.loc[[rows["share"].idxmax()]])[0], middle=0.65, reach=0.05)
+            for rows in _by_seed(table)
+        ]
+        yield evidence(
+            f"{study.dataset}, FGSM, any epsilon",
+            "5% - distance of the largest share of labels changed from 65%",
+            distances,
+            comparisons=table["epsilon"].nunique(),
+        )
 
 
-def _shifted(found: Interval, by: float) -> Interval:
-    return Interval(found.estimate + by, found.low + by, found.high + by)
+def _inside(found: Interval, *, middle: float, reach: float) -> Interval:
+    """How far inside a band a figure lies; negative where it lies outside."""
+    ends = sorted(abs(end - middle) for end in (found.low, found.high))
+    nearest = 0.0 if found.low <= middle <= found.high else ends[0]
+    return Interval(reach - abs(found.estimate - middle), reach - ends[1], reach - nearest)
 
 
 def _shares(rows: pd.DataFrame) -> list[Interval]:
@@ -221,9 +229,10 @@ def turns_at_flip(
         table = study.tables["turning-points"]
         for attack in attacks:
             for column, what in columns.items():
+                flipped = table[(table["attack"] == attack) & table["flip"].notna()]
                 intervals = [
                     _share_near(rows[column], rows["flip"], rows["step"])
-                    for rows in _by_seed(table[table["attack"] == attack])
+                    for rows in _by_seed(flipped)
                 ]
                 where = f"{study.dataset}, {attack}"
                 yield evidence(where, f"share of images: {what}", intervals, bound=0.5)
@@ -239,22 +248,23 @@ def falls_again(studies: Studies) -> Iterator[Evidence]:
     for study in studies:
         table = study.tables["turning-points"]
         intervals = [
-            _mean(rows["entropy_at_flip"] - rows["entropy_at_end"])
+            _mean((rows["entropy_at_flip"] - rows["entropy_at_end"]).dropna())
             for rows in _by_seed(table[table["attack"] == "BIM"])
         ]
         what = "entropy at the change of label - entropy at the largest strength"
         yield evidence(f"{study.dataset}, BIM", what, intervals)
 
 
-def ends_lower(studies: Studies) -> Iterator[Evidence]:
-    """KL divergence to the predicted class at the end, FGSM minus BIM, of the same images."""
+def ends_lower(studies: Studies, metric: str) -> Iterator[Evidence]:
+    """KL divergence from the predicted class at the end, FGSM minus BIM, of the same images."""
     for study in studies:
         intervals = []
-        for rows in _by_seed(study.tables["turning-points"]):
-            ends = rows.pivot_table(index="source", columns="attack", values="kl_divergence_at_end")
+        table = study.tables["turning-points"]
+        for rows in _by_seed(table[table["flip"].notna()]):
+            ends = rows.pivot_table(index="source", columns="attack", values=f"{metric}_at_end")
             both = ends.reindex(columns=["FGSM", "BIM"]).dropna()
             intervals.append(_mean(both["FGSM"] - both["BIM"]))
-        what = "KL divergence at the largest strength: FGSM - BIM, same images"
+        what = f"{metric} at the largest strength: FGSM - BIM, same images"
         yield evidence(study.dataset, what, intervals)
 
 

@@ -10,7 +10,7 @@ from scipy import stats
 
 from leery.evaluation import Interval, quantile
 
-__all__ = ["UNKNOWN", "Evidence", "Side", "evidence", "negated", "pooled", "widened"]
+__all__ = ["UNKNOWN", "Evidence", "Side", "evidence", "negated", "pooled"]
 
 Side = Literal["for", "against", "neither"]
 
@@ -49,16 +49,35 @@ class Evidence:
 
 
 def evidence(
-    where: str, what: str, intervals: Sequence[Interval], *, bound: float = 0.0
+    where: str,
+    what: str,
+    intervals: Sequence[Interval],
+    *,
+    bound: float = 0.0,
+    comparisons: int = 1,
 ) -> Evidence:
-    """Evidence from 95% intervals over images, one for each classifier; none is unknown."""
+    """Evidence from 95% intervals over images, one for each classifier; none is unknown.
+
+    Args:
+        where: the dataset, and the condition if there is one.
+        what: the name of the figure.
+        intervals: one for each classifier.
+        bound: what the figure is held against.
+        comparisons: from how many figures this one is picked as the most striking.
+    """
     if not intervals:
         return Evidence(where, what, UNKNOWN, UNKNOWN, bound)
-    middle = np.mean([astuple(interval) for interval in intervals], axis=0)
-    return Evidence(where, what, pooled(intervals), Interval(*middle.tolist()), bound)
+    middle = Interval(*np.mean([astuple(interval) for interval in intervals], axis=0).tolist())
+    return Evidence(
+        where,
+        what,
+        found=pooled(intervals, comparisons),
+        images_only=pooled([middle], comparisons),
+        bound=bound,
+    )
 
 
-def pooled(intervals: Sequence[Interval]) -> Interval:
+def pooled(intervals: Sequence[Interval], comparisons: int = 1) -> Interval:
     """The mean over classifiers, with an interval over classifiers and images.
 
     The classifiers share their test images, so more classifiers make the part of the images no
@@ -67,6 +86,7 @@ def pooled(intervals: Sequence[Interval]) -> Interval:
 
     Args:
         intervals: 95% intervals over images, one for each classifier; at least one.
+        comparisons: the interval holds for all of so many at once, by Bonferroni's correction.
 
     Example:
         >>> pooled([Interval(0.5, 0.4, 0.6)])
@@ -74,24 +94,18 @@ def pooled(intervals: Sequence[Interval]) -> Interval:
         >>> pooled([Interval(0.5, 0.5, 0.5), Interval(0.6, 0.6, 0.6)]).low
         -0.085...
     """
-    if len(intervals) == 1:
+    if len(intervals) == comparisons == 1:
         return intervals[0]
+    confidence = 1 - 0.05 / comparisons
+    wider = quantile(confidence) / quantile(0.95)
     estimates, lows, highs = np.array([astuple(interval) for interval in intervals]).T
-    mean = float(estimates.mean())
-    error = estimates.std(ddof=1) / math.sqrt(len(estimates))
-    half = float(stats.t.ppf(0.975, len(estimates) - 1) * error)
-    below, above = (math.sqrt(np.mean((estimates - ends) ** 2)) for ends in (lows, highs))
+    mean, count = float(estimates.mean()), len(estimates)
+    half = 0.0
+    if count > 1:
+        reach = stats.t.ppf((1 + confidence) / 2, count - 1)
+        half = float(reach * estimates.std(ddof=1) / math.sqrt(count))
+    below, above = (wider * math.sqrt(np.mean((estimates - ends) ** 2)) for ends in (lows, highs))
     return Interval(mean, mean - math.hypot(half, below), mean + math.hypot(half, above))
-
-
-def widened(found: Interval, comparisons: int) -> Interval:
-    """A 95% interval made to hold for the most striking of so many comparisons (Bonferroni)."""
-    factor = quantile(1 - 0.05 / comparisons) / quantile(0.95)
-    return Interval(
-        found.estimate,
-        found.estimate - factor * (found.estimate - found.low),
-        found.estimate + factor * (found.high - found.estimate),
-    )
 
 
 def negated(found: Interval) -> Interval:
