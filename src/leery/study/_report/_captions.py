@@ -6,6 +6,7 @@ Every number in them is taken from the tables.
 import pandas as pd
 
 from leery.data import named
+from leery.detector import PAPER_METRICS
 from leery.study._report._style import METRIC_NAMES
 from leery.study._tables import StudyResult
 
@@ -63,11 +64,10 @@ def success_alt(study: StudyResult) -> str:
     return f"{study.dataset}: " + "; ".join(parts) + "."
 
 
-def success_caption(study: StudyResult) -> str:
-    images = study.of_first_seed("attack-success")["images"].iloc[0]
+def success_caption(_study: StudyResult) -> str:
     return (
-        f"The first {images:,} test images that the classifier gets right; the band is Wilson's "
-        "95% interval. Look at where each curve leaves the ground and where it ends: one step "
+        "Test images that the classifier gets right, from the first on; the band is Wilson's 95% "
+        "interval. Look at where each curve leaves the ground and where it ends: one step "
         "(FGSM) against many (BIM, PGD). The paper has FGSM level off near 65% and the others "
         "reach 100% near 0.2."
     )
@@ -75,24 +75,23 @@ def success_caption(study: StudyResult) -> str:
 
 def _grid_text(study: StudyResult) -> str:
     table = study.of_first_seed("turning-points")
-    step = table["step"].iloc[0] if len(table) else 0
+    step, images = table["step"].iloc[0], table["source"].nunique()
     return (
-        "One row is the image of figure 1; the other the mean and the band (10 to 90%) of those of "
-        "the first 500 rightly classified test images whose label the attack changes inside the "
-        f"range. Steps of {step:g}. "
+        "The chosen image is that of figure 1; mean and band (10 to 90%) are over the first "
+        f"{images:,} test images that the classifier gets right. Steps of {step:g}. "
     )
 
 
 def _median_flip(study: StudyResult, attack: str) -> str:
     table = study.of_first_seed("turning-points")
     flips = table.loc[table["attack"] == attack, "flip"]
-    return f"{flips.median():g}" if len(flips) else "-"
+    return f"{flips.median():g}"
 
 
 def uncertainty_trace_caption(study: StudyResult) -> str:
     return _grid_text(study) + (
         "The line marks the change of label. Orange is the paper's low-confidence interval, here "
-        "the strengths at which the entropy is at least half its largest value; blue its "
+        "the strengths between which the entropy is at least half its largest value; blue its "
         "high-confidence intervals, where uncertainty does not tell. Single images peak at their "
         f"own change of label (median {_median_flip(study, 'BIM')}), so the mean is flatter."
     )
@@ -113,15 +112,16 @@ def trace_alt(study: StudyResult, name: str, what: str) -> str:
 
 def _crossing_text(study: StudyResult, column: str, attack: str) -> str:
     table = study.of_first_seed("turning-points")
-    rows = table[table["attack"] == attack]
+    rows = table[(table["attack"] == attack) & table["flip"].notna()]
     near = (rows[column] - rows["flip"]).abs() <= 1.5 * rows["step"]
-    return f"{near.mean():.0%} of the images" if len(rows) else "no image"
+    return f"{near.mean():.0%}" if len(rows) else "none"
 
 
 def density_trace_caption(study: StudyResult) -> str:
     return _grid_text(study) + (
-        "The target is the class at the first change of label, which the vertical line marks. The "
-        "paper has the lines of source and target cross there; they do, within one step, for "
+        "The target is the class at the first change of label, which the vertical line marks; "
+        "where the label never changes there is none. The paper has the lines of source and target "
+        "cross there; of the images that change, they do within one step for "
         f"{_crossing_text(study, 'crossing_kernel_density', 'BIM')} under BIM and "
         f"{_crossing_text(study, 'crossing_kernel_density', 'FGSM')} under FGSM. Larger is closer."
     )
@@ -129,17 +129,21 @@ def density_trace_caption(study: StudyResult) -> str:
 
 def kl_trace_caption(study: StudyResult) -> str:
     return _grid_text(study) + (
-        "Smaller is closer. The paper has the lines cross where the label changes; they do, within "
-        f"one step, for {_crossing_text(study, 'crossing_kl_divergence', 'BIM')}."
+        "Above, features become probabilities by softmax, below by division by their sum: the "
+        "paper leaves it open. Smaller is closer. The paper has the lines cross at the flip; "
+        "of the images that change, they do within one step for "
+        f"{_crossing_text(study, 'crossing_kl_divergence', 'BIM')} (softmax) and "
+        f"{_crossing_text(study, 'crossing_kl_divergence_sum', 'BIM')} (by sum)."
     )
 
 
 def predicted_kl_caption(study: StudyResult) -> str:
     return (
         "Left, the image of figure 1, its changes of label marked; right, mean and band (10 to "
-        "90%). The paper has a peak at the change of label and BIM ending far below FGSM; in the "
-        f"images here the peak lies there for {_crossing_text(study, 'peak_kl_divergence', 'BIM')} "
-        f"under BIM and {_crossing_text(study, 'peak_kl_divergence', 'FGSM')} under FGSM."
+        "90%); above by softmax, below by sum. The paper has a peak at the change of label and BIM "
+        "ending far below FGSM. Of the images that change under BIM the peak lies there for "
+        f"{_crossing_text(study, 'peak_kl_divergence', 'BIM')} (softmax) and "
+        f"{_crossing_text(study, 'peak_kl_divergence_sum', 'BIM')} (by sum)."
     )
 
 
@@ -155,7 +159,7 @@ def _areas(study: StudyResult) -> pd.DataFrame:
 
 def roc_alt(study: StudyResult) -> str:
     areas = _areas(study)
-    best = areas.drop(columns=["all", "uncertainty", "closeness"])
+    best = areas[list(PAPER_METRICS)]
     parts = [
         f"{attack} {epsilon:.2f}: all six {areas['all'][attack, epsilon]:.3f}, best single metric "
         f"{METRIC_NAMES[row.idxmax()]} {row.max():.3f}"
@@ -167,12 +171,11 @@ def roc_alt(study: StudyResult) -> str:
 def roc_caption(study: StudyResult) -> str:
     areas = _areas(study)
     worst = areas["all"].idxmin()
-    single = areas.drop(columns=["all", "uncertainty", "closeness"])
-    winners = single.idxmax(axis=1).map(METRIC_NAMES.get).unique()
+    winners = areas[list(PAPER_METRICS)].idxmax(axis=1).map(METRIC_NAMES.get).unique()
     return (
         "Held out by source image; positives are all adversarial twins, negatives the clean and "
-        f"the noisy images. The best single metric is {' or '.join(winners)}, depending on the "
-        f"condition; all six are weakest at {worst[0]} {worst[1]:.2f} ({areas['all'].min():.3f})."
+        f"the noisy images. Best single metrics of the six conditions: {', '.join(winners)}. All "
+        f"six together are weakest at {worst[0]} {worst[1]:.2f} ({areas['all'].min():.3f})."
     )
 
 
@@ -185,8 +188,8 @@ def roc_low_caption(study: StudyResult) -> str:
     ]
     return (
         "The same curves on a logarithmic axis, where a detector in use works. At 1% false alarms "
-        f"all six find from {rows['tpr_at_1_fpr'].min():.0%} to {rows['tpr_at_1_fpr'].max():.0%} "
-        "of the adversarial images: an area near 0.9 is not yet a guard."
+        f"all six find {rows['tpr_at_1_fpr'].min():.0%} of the adversarial images in the worst "
+        f"condition and {rows['tpr_at_1_fpr'].max():.0%} in the best."
     )
 
 

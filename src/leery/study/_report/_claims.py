@@ -81,10 +81,15 @@ class Judged:
         return min(known), max(known)
 
     @property
+    def measured(self) -> bool:
+        """Whether any figure could be."""
+        return not math.isnan(self.extremes[0])
+
+    @property
     def range(self) -> str:
         """The same in words."""
         first, last = self.extremes
-        if math.isnan(first):
+        if not self.measured:
             return "not measured"
         return f"{first:.3f}" if first == last else f"{first:.3f} to {last:.3f}"
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from leery.detector import PAPER_METRICS, UNCERTAINTY_METRICS
-from leery.study._config import METRIC_SETS
+from leery.study._config import PAPER_SETS
 from leery.study._report._style import (
     ATTACK_LINES,
     INK,
@@ -44,6 +44,9 @@ CLOSE_LINES: dict[str, dict[str, Any]] = {
     "target": {"color": PALETTE["blue"], "linestyle": "-"},
     "predicted": {"color": INK, "linestyle": ":", "linewidth": 2.2},
 }
+
+KL_LABELS = {"kl_divergence": "softmax", "kl_divergence_sum": "by sum"}
+"""How features become probabilities."""
 
 KIND_COLOURS = {
     "clean": PALETTE["blue"],
@@ -115,39 +118,9 @@ def uncertainty_trace_figure(table: pd.DataFrame) -> Figure:
 
 def density_trace_figure(table: pd.DataFrame) -> Figure:
     """Figure 5: kernel density under the true, the target and the predicted class."""
-    return _class_traces(table, "log density")
-
-
-def kl_trace_figure(table: pd.DataFrame) -> Figure:
-    """Figure 6: KL divergence from the true and the target class, under BIM."""
-    return _class_traces(table, "KL divergence (nats)")
-
-
-def predicted_kl_trace_figure(table: pd.DataFrame) -> Figure:
-    """Figure 7: KL divergence from the predicted class, under BIM and FGSM."""
-    figure = new_figure(9, 3.8)
-    panels = figure.subplots(1, 2, sharex=True)
-    for attack in table["attack"].unique():
-        rows = table[table["attack"] == attack]
-        line = {key: value for key, value in ATTACK_LINES[attack].items() if key != "marker"}
-        _trace(panels, rows, line, attack)
-        _mark_flip(panels[0], rows, line["color"])
-    for axes in panels:
-        axes.set_ylabel("KL divergence (nats)")
-        epsilon_axis(axes)
-        axes.legend()
-    panels[0].set_title(_image_title(table))
-    panels[1].set_title(_mean_title(table))
-    return figure
-
-
-def _class_traces(table: pd.DataFrame, label: str) -> Figure:
-    """One image and many; of several attacks a column each, of one attack side by side."""
     attacks = list(table["attack"].unique())
-    shape = (2, len(attacks)) if len(attacks) > 1 else (1, 2)
-    figure = new_figure(5 * shape[1], 3.2 * shape[0] + 0.2)
-    panels = figure.subplots(*shape, sharex=True, squeeze=False)
-    panels = panels if len(attacks) > 1 else panels.T
+    figure = new_figure(5 * len(attacks), 6.6)
+    panels = figure.subplots(2, len(attacks), sharex=True, squeeze=False)
     for column, attack in enumerate(attacks):
         of_attack = table[table["attack"] == attack]
         for against in of_attack["against"].unique():
@@ -156,12 +129,57 @@ def _class_traces(table: pd.DataFrame, label: str) -> Figure:
         _mark_flip(panels[0, column], of_attack)
         panels[0, column].set_title(f"{attack}: {_image_title(table)}")
         panels[1, column].set_title(f"{attack}: {_mean_title(of_attack)}")
+        epsilon_axis(panels[1, column])
     for axes in panels.flat:
-        axes.set_ylabel(label)
-        if axes.get_subplotspec().is_last_row():
-            epsilon_axis(axes)
+        axes.set_ylabel("log density")
     panels[0, 0].legend()
     return figure
+
+
+def kl_trace_figure(table: pd.DataFrame) -> Figure:
+    """Figure 6: KL divergence from the true and the target class, under BIM; a row a reading."""
+    figure, panels = _readings(table)
+    for row, of_reading in zip(panels, _by_reading(table), strict=True):
+        for against in of_reading["against"].unique():
+            rows = of_reading[of_reading["against"] == against]
+            _trace(row, rows, CLOSE_LINES[against], f"{against} class")
+        _mark_flip(row[0], of_reading)
+        row[0].legend()
+    return figure
+
+
+def predicted_kl_trace_figure(table: pd.DataFrame) -> Figure:
+    """Figure 7: KL divergence from the predicted class, under BIM and FGSM; a row a reading."""
+    figure, panels = _readings(table)
+    for row, of_reading in zip(panels, _by_reading(table), strict=True):
+        for attack in of_reading["attack"].unique():
+            rows = of_reading[of_reading["attack"] == attack]
+            line = {key: value for key, value in ATTACK_LINES[attack].items() if key != "marker"}
+            _trace(row, rows, line, attack)
+            _mark_flip(row[0], rows, line["color"])
+        row[0].legend()
+    return figure
+
+
+def _readings(table: pd.DataFrame) -> tuple[Figure, Any]:
+    """A row of two panels, one image and many, for each reading of the KL divergence."""
+    count = len(list(_by_reading(table)))
+    figure = new_figure(10, 3.2 * count + 0.2)
+    panels = figure.subplots(count, 2, sharex=True, squeeze=False)
+    for row, (name, label) in zip(panels, KL_LABELS.items(), strict=False):
+        of_reading = table[table["metric"] == name]
+        row[0].set_title(f"{label}: {_image_title(of_reading)}")
+        row[1].set_title(f"{label}: {_mean_title(of_reading)}")
+        for axes in row:
+            axes.set_ylabel("KL divergence (nats)")
+    for axes in panels[-1]:
+        epsilon_axis(axes)
+    return figure, panels
+
+
+def _by_reading(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    for name in KL_LABELS:
+        yield table[table["metric"] == name]
 
 
 def _trace(panels: Any, rows: pd.DataFrame, line: dict[str, Any], label: str) -> None:  # noqa: ANN401
@@ -210,8 +228,13 @@ def _image_title(table: pd.DataFrame) -> str:
 
 
 def _mean_title(table: pd.DataFrame) -> str:
-    counts = table[table["shown"] == "mean"].groupby("attack", sort=False)["images"].first()
-    return "mean of " + " / ".join(f"{count:,}" for count in counts) + " images"
+    """How many images the mean is over, and how many of them have a target class."""
+    mean = table[table["shown"] == "mean"]
+    if mean.empty:
+        return "no image"
+    title = f"mean of {int(mean['images'].max()):,} images"
+    targets = mean.loc[mean["against"] == "target", "images"]
+    return f"{title} (target: {int(targets.min()):,})" if len(targets) else title
 
 
 def _unit(metric: str) -> str:
@@ -224,7 +247,7 @@ def roc_figure(table: pd.DataFrame, results: pd.DataFrame) -> Figure:
     for axes, (attack, epsilon), rows in panels:
         areas = _areas(results, attack, epsilon)
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8)
-        for name in sorted(METRIC_SETS, key=lambda name: -areas[name]):
+        for name in sorted(PAPER_SETS, key=lambda name: -areas[name]):
             curve = rows[rows["metrics"] == name]
             label = f"{areas[name]:.3f}  {METRIC_NAMES[name]}"
             axes.plot(curve["fpr"], curve["tpr"], label=label, **METRIC_LINES[name])
@@ -264,10 +287,9 @@ def scores_figure(table: pd.DataFrame) -> Figure:
                 continue
             edges = [*bins["low"], bins["high"].iloc[-1]]
             share = bins["images"] / total
-            hatch = "" if kind in ("clean", "noisy") else None
-            axes.stairs(share, edges, color=colour, lw=1.4, label=kind)
-            axes.stairs(share, edges, color=colour, alpha=0.18, fill=True, hatch=hatch, lw=0)
-    figure.axes[0].legend(fontsize=7)
+            axes.stairs(share, edges, color=colour, lw=1.4)
+            axes.stairs(share, edges, color=colour, alpha=0.18, fill=True, lw=0)
+    figure.axes[0].legend([Patch(color=c) for c in KIND_COLOURS.values()], KIND_COLOURS, fontsize=7)
     _grid_labels(figure, "score (log odds of being adversarial)", "share of its kind")
     return figure
 

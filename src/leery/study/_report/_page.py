@@ -74,7 +74,7 @@ def render(
         sections=_SECTIONS,
         tiles=_tiles(studies, judged),
         passes=int(studies[0].tables["classifier"]["passes"].iloc[0]),
-        several=len(studies[0].seeds) > 1,
+        several=any(len(study.seeds) > 1 for study in studies),
         studies=[_shown(study, drawn) for study, drawn in zip(studies, plots, strict=True)],
         classifiers=classifier_sheet(studies),
         judged=judged,

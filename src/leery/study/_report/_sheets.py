@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from leery.data import named
 from leery.detector import PAPER_METRICS, UNCERTAINTY_METRICS
 from leery.evaluation import POSITIVES, PROTOCOLS
+from leery.study._config import STUDIED_METRICS
 from leery.study._report._errata import PAPER_UNCERTAINTY
 from leery.study._report._style import METRIC_NAMES
 from leery.study._tables import StudyResult
@@ -64,20 +64,23 @@ class Sheet:
 
 
 def number(values: pd.Series, digits: int = 3) -> Cell:
-    """A number, or mean and standard deviation over several classifiers."""
-    mean = float(values.mean())
-    if np.isnan(mean):
+    """A number, or mean and standard deviation over several classifiers, and of how many."""
+    known = values.dropna()
+    if known.empty:
         return Cell("-", None)
-    text = f"{mean:.{digits}f}"
-    if len(values) > 1:
-        text += f" ± {values.std(ddof=1):.{digits}f}"
-    return Cell(text, mean)
+    text = f"{known.mean():.{digits}f}"
+    if len(known) > 1:
+        text += f" ± {known.std(ddof=1):.{digits}f}"
+    if len(known) < len(values):
+        text += f" ({len(known)} of {len(values)})"
+    return Cell(text, float(known.mean()))
 
 
 def percent(values: pd.Series, digits: int = 1) -> Cell:
     """The same, of shares, as percentages."""
     cell = number(100 * values, digits)
-    return Cell(f"{cell.text}%", cell.sort) if cell.sort is not None else cell
+    head, space, rest = cell.text.partition(" (")
+    return Cell(f"{head}%{space}{rest}", cell.sort) if cell.sort is not None else cell
 
 
 def count(values: pd.Series) -> Cell:
@@ -95,7 +98,8 @@ def _spread_note(study: StudyResult) -> str:
         return ""
     seeds = ", ".join(map(str, study.seeds))
     return (
-        f" Mean ± standard deviation over {len(study.seeds)} classifiers, trained at seeds {seeds}."
+        f" Mean ± standard deviation over {len(study.seeds)} classifiers, trained at seeds {seeds},"
+        " which are also those of masks, random starts, noise and folds."
     )
 
 
@@ -210,7 +214,8 @@ def classifier_sheet(studies: Sequence[StudyResult]) -> Sheet:
         ["", *(study.dataset for study in studies)],
         [[word(name), *cells] for name, cells in entries],
         "FashionNet falls short of the paper's accuracy with the paper's dropout of 0.5; it uses "
-        "0.25, as the authors' later notebooks do." + _spread_note(studies[0]),
+        "0.25, as the authors' later notebooks do."
+        + "".join(sorted({*map(_spread_note, studies)})),
     )
 
 
@@ -233,7 +238,7 @@ def uncertainty_sheet(study: StudyResult) -> Sheet:
     """The paper's tables 3 and 4."""
     rows = []
     table = study.tables["uncertainty"]
-    for metric in PAPER_METRICS:
+    for metric in STUDIED_METRICS:
         found = table[table["metric"] == metric]
         paper = PAPER_UNCERTAINTY.get(metric)
         rows.append(
@@ -251,8 +256,8 @@ def uncertainty_sheet(study: StudyResult) -> Sheet:
         f"{study.dataset}: mean of each metric over wrong and right predictions (tables 3 and 4)",
         ("metric", f"wrong ({wrong})", f"right ({right})", "paper's table 4: wrong", "right"),
         rows,
-        "The paper prints one such table that can be read; it says fashion articles and fits "
-        "digits (see the errata)." + _spread_note(study),
+        "The paper prints one such table that can be read; which dataset it fits is said under "
+        "the errata." + _spread_note(study),
     )
 
 

@@ -49,6 +49,9 @@ METRIC_NAMES: Mapping[str, str] = {
     "uncertainty": "uncertainty (four)",
     "closeness": "closeness (two)",
     "all": "all six",
+    "kl_divergence_sum": "KL divergence by sum",
+    "closeness_sum": "closeness, KL by sum",
+    "all_sum": "all six, KL by sum",
 }
 """What metrics and sets of them are called in figures and tables."""
 
