@@ -51,13 +51,13 @@ test-browser: .venv/browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/browser
 
 check: .venv/dev
-	$(BIN)/ruff format --check src tests
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests docs
+	$(BIN)/ruff check src tests docs
 	$(BIN)/mypy
 
 format: .venv/dev
-	$(BIN)/ruff format src tests
-	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests docs
+	$(BIN)/ruff check --fix src tests docs
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist

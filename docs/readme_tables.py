@@ -38,7 +38,7 @@ def results_table(dataset: str) -> str:
         whole = held_out.loc["all"]
         cells = [f"{attack} {epsilon:.2f}", f"{whole['attack_success']:.1%}"]
         cells += [f"{held_out.loc[name, 'auc']:.3f}" for name in COLUMNS]
-        cells += [f"**{whole['auc']:.3f}**", f"{whole['auc_low']:.3f}–{whole['auc_high']:.3f}"]
+        cells += [f"**{whole['auc']:.3f}**", f"{whole['auc_low']:.3f} to {whole['auc_high']:.3f}"]
         cells += [f"{whole['tpr_at_1_fpr']:.2f}", f"{paper.loc['all', 'auc']:.3f}"]
         lines.append(_line(cells))
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """What the README shows runs and does what it says."""
 
 import contextlib
+import importlib.util
 import io
 import re
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).parent.parent / "README.md"
+DOCS = README.parent / "docs"
 
 
 def test_the_example_runs_and_keeps_its_false_alarm_rate(
@@ -21,3 +23,21 @@ def test_the_example_runs_and_keeps_its_false_alarm_rate(
     # Calibrated on 2,000, judged on 1,000: beyond 2.5 % in fewer than one of a thousand draws.
     assert float(shown.getvalue()) < 0.025
     assert (tmp_path / "guard.leery").is_file()
+
+
+def test_its_tables_are_those_of_the_committed_results() -> None:
+    spec = importlib.util.spec_from_file_location("readme_tables", DOCS / "readme_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    text = README.read_text()
+    assert tables.filled(text) == text
+    assert text.count("**holds**") >= 1
+
+
+def test_what_it_shows_exists() -> None:
+    shown = re.findall(r"\]\((?!http)([^)#]+)\)", README.read_text())
+    assert any(name.endswith(".svg") for name in shown)
+    for name in shown:
+        assert (README.parent / name).exists(), name

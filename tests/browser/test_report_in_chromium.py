@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator["playwright_api.Browser"]:
+def chromium() -> Iterator[Any]:
     path = os.environ.get("LEERY_CHROMIUM") or shutil.which("chromium")
     assert path, "expected Chromium, got none; make test-browser installs it, or set LEERY_CHROMIUM"
     with playwright_api.sync_playwright() as playwright:
@@ -53,7 +54,7 @@ def chromium() -> Iterator["playwright_api.Browser"]:
     ("place", "view"), [*((".", view) for view in VIEWS), ("mnist", "phone"), ("mnist", "paper")]
 )
 def test_the_report_is_whole_readable_and_fits(
-    folder: Path, chromium: "playwright_api.Browser", place: str, view: str
+    folder: Path, chromium: Any, place: str, view: str
 ) -> None:
     context = chromium.new_context(**VIEWS[view])
     page = context.new_page()
@@ -89,9 +90,7 @@ def test_the_report_is_whole_readable_and_fits(
     context.close()
 
 
-def test_headings_sort_and_the_filter_hides(
-    folder: Path, chromium: "playwright_api.Browser"
-) -> None:
+def test_headings_sort_and_the_filter_hides(folder: Path, chromium: Any) -> None:
     page = chromium.new_page()
     page.goto((folder / "mnist" / "report.html").resolve().as_uri())
     rows = "[...document.querySelectorAll('#all-six-mnist tbody tr')]"
@@ -113,7 +112,7 @@ def test_headings_sort_and_the_filter_hides(
     assert shown.count() == 108
 
 
-def test_the_contents_stay_in_view(folder: Path, chromium: "playwright_api.Browser") -> None:
+def test_the_contents_stay_in_view(folder: Path, chromium: Any) -> None:
     page = chromium.new_page(viewport={"width": 360, "height": 780})
     page.goto((folder / "mnist" / "report.html").resolve().as_uri())
     page.locator("nav summary").click()

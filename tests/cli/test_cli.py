@@ -116,8 +116,8 @@ def test_a_data_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "text"),
     [
-        ("--limit", "0", "expected a limit of at least 1 image, got 0; raise it"),
-        ("--limit", "3", "expected at least 5 correctly classified images for 5 folds, got 3"),
+        ("--limit", "4", "expected a limit of at least 5 images, one for each fold, got 4"),
+        ("--seeds", "0", "expected at least 1 seed, got 0; pass a larger number"),
         ("--seed", "-2", "expected a seed of at least 0, got -2; pass another one"),
         ("--workers", "0", "expected at least 1 worker, got 0; pass a larger number"),
     ],

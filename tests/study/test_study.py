@@ -16,7 +16,7 @@ import pytest
 
 from leery.data import named
 from leery.errors import InputError, LeeryError, OutputError, StudyFileError
-from leery.study import METRIC_SETS, RESULT_COLUMNS, StudyConfig, reproduce
+from leery.study import METRIC_SETS, RESULT_COLUMNS, StudyConfig, reproduce, reproduce_all
 from leery.study._tables import TABLES
 from leery.study._workers import worker_pool
 
@@ -89,7 +89,8 @@ def test_the_uncertainty_table_has_wrong_and_right_means(undisturbed: Path) -> N
 def test_the_manifest_tells_where_the_numbers_come_from(undisturbed: Path) -> None:
     manifest = json.loads((undisturbed / "manifest.json").read_text())
     assert f"reproduce mnist --limit {LIMIT}" in manifest["command"]
-    assert manifest["again"] == f"leery reproduce mnist --limit {LIMIT} --out {undisturbed}"
+    assert manifest["again"] == f"leery reproduce mnist --limit {LIMIT}"
+    assert set(manifest["tables"]) == {table.file for table in TABLES.values()}
     (identity,), (classifier,) = manifest["identities"], manifest["classifiers"]
     assert identity["seed"] == 0
     assert len(identity["data_sha256"]) == 4
@@ -230,8 +231,7 @@ def test_the_users_own_files_and_processes_are_left_alone(tmp_path: Path) -> Non
     notes.write_text("mine")
     own = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
     own.start()
-    with pytest.raises(InputError, match="5 folds, got 2"):
-        reproduce(StudyConfig("mnist", limit=2), tmp_path)
+    reproduce(StudyConfig("mnist", limit=5), tmp_path)
     assert notes.read_text() == "mine"
     assert own.is_alive()
     own.terminate()
@@ -239,7 +239,9 @@ def test_the_users_own_files_and_processes_are_left_alone(tmp_path: Path) -> Non
     (tmp_path / "file").mkdir()
     (tmp_path / "file" / "stages").write_text("I am a file")
     with pytest.raises(OutputError, match="folder that can be written at .*file/stages"):
-        reproduce(StudyConfig("mnist", limit=2), tmp_path / "file")
+        reproduce(StudyConfig("mnist", limit=5), tmp_path / "file")
+    with pytest.raises(InputError, match="folder for several studies, got .* the files of one"):
+        reproduce_all([StudyConfig("mnist", limit=5)], tmp_path)
 
 
 def test_another_configuration_does_not_reuse_the_stages(tmp_path: Path) -> None:
@@ -279,8 +281,8 @@ def test_fashion_runs_through_the_same_code(tmp_path: Path) -> None:
 
 
 def test_impossible_configurations_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="limit of at least 1 image, got 0"):
-        StudyConfig("mnist", limit=0)
+    with pytest.raises(InputError, match="limit of at least 5 images, one for each fold, got 4"):
+        StudyConfig("mnist", limit=4)
     with pytest.raises(InputError, match="seed of at least 0, got -1"):
         StudyConfig("mnist", seed=-1)
     with pytest.raises(InputError, match="got 'cifar'; the names are"):
