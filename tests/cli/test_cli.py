@@ -38,7 +38,7 @@ def test_version_and_help() -> None:
         shown = run(*command, "--help")
         assert shown.returncode == 0
         assert "Usage" in shown.stdout
-    assert "leery reproduce mnist --limit 1000" in run("reproduce", "--help").stdout
+    assert "leery reproduce mnist --limit 2000 --seeds 3" in run("reproduce", "--help").stdout
 
 
 def test_a_wrong_command_line_exits_with_2() -> None:
