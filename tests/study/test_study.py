@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,9 @@ import pytest
 from leery.data import named
 from leery.errors import InputError, LeeryError, OutputError, StudyFileError
 from leery.study import METRIC_SETS, RESULT_COLUMNS, StudyConfig, reproduce, reproduce_all
+from leery.study._desk import Desk
+from leery.study._run import _stage_folder
+from leery.study._stages import make_classifier
 from leery.study._tables import TABLES
 from leery.study._workers import worker_pool
 
@@ -269,6 +273,29 @@ def test_another_configuration_does_not_reuse_the_stages(tmp_path: Path) -> None
     judged.write_text(judged.read_text()[:99])
     with pytest.raises(StudyFileError, match=r"stage file at .*BIM-0.30.json, got one that cannot"):
         reproduce(StudyConfig("mnist", limit=40), tmp_path)
+
+
+def test_several_seeds_make_one_table_with_the_spread_of_each_cell(tmp_path: Path) -> None:
+    config = StudyConfig("mnist", limit=10, seed=3, seeds=2)
+    assert [(run.seed, run.retrain) for run in config.runs] == [(3, True), (4, True)]
+    for run in config.runs:
+        # A stage that is done is not done again: the shipped weights stand in for trainings.
+        desk = Desk(run, _stage_folder(run, tmp_path))
+        make_classifier(Desk(replace(run, retrain=False), desk.folder))
+    result = reproduce(config, tmp_path, workers=2)
+    assert result.seeds == (3, 4)
+    assert result.manifest["stages"]["classifier"]["reused"] == 2
+    assert result.manifest["again"] == "leery reproduce mnist --limit 10 --seed 3 --seeds 2"
+    for name in ("results", "comparisons", "uncertainty", "turning-points", "attack-success"):
+        assert set(result.tables[name]["seed"]) == {3, 4}
+    keys = ["attack", "epsilon", "metrics", "protocol", "positives"]
+    assert (result.results.groupby(keys).size() == 2).all()
+    # Other masks, random starts, noise and folds: the repetitions differ.
+    areas = result.results.pivot_table(index=keys, columns="seed", values="auc")
+    assert (areas[3] != areas[4]).any()
+    text = (tmp_path / "report.html").read_text()
+    assert "over 2 classifiers, trained at seeds 3, 4" in text
+    assert text.count("±") > 100
 
 
 def test_fashion_runs_through_the_same_code(tmp_path: Path) -> None:
