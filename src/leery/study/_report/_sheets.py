@@ -145,7 +145,7 @@ def _interval(rows: pd.DataFrame) -> Cell:
     if len(rows) != 1 or rows["auc"].isna().any():
         return Cell("-", None)
     low, high = float(rows["auc_low"].iloc[0]), float(rows["auc_high"].iloc[0])
-    return Cell(f"{low:.3f} to {high:.3f}", low)
+    return Cell(f"{low:.3f}\N{EN DASH}{high:.3f}", low)
 
 
 def detection_sheet(study: StudyResult) -> Sheet:

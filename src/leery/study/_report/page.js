@@ -49,7 +49,7 @@ const observer = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: "0px 0px -75% 0px" });
 for (const section of document.querySelectorAll("main section[id]")) observer.observe(section);
-// On paper everything is unfolded.
+// On paper everything is unfolded but what would fill pages and stands in a file.
 window.addEventListener("beforeprint", () => {
-  for (const folded of document.querySelectorAll("main details")) folded.open = true;
+  for (const folded of document.querySelectorAll("main details:not([data-folded])")) folded.open = true;
 });
