@@ -20,8 +20,8 @@ Verdict = Literal["holds", "holds in part", "does not hold", "undecided"]
 
 VERDICTS: Mapping[Verdict, str] = {
     "holds": "every comparison speaks for it",
-    "holds in part": "not every comparison speaks for it, but more do than speak against it",
-    "does not hold": "at least as many comparisons speak against it as for it",
+    "holds in part": "not every comparison speaks for it, but no more speak against it than for it",
+    "does not hold": "more comparisons speak against it than for it",
     "undecided": "more than half of the comparisons speak neither for nor against it",
 }
 """The verdicts and what each means; a comparison speaks when its 95% interval excludes zero."""
@@ -71,7 +71,7 @@ class Judged:
             return "holds"
         if 2 * counts["neither"] > total or not total:
             return "undecided"
-        return "holds in part" if counts["for"] > counts["against"] else "does not hold"
+        return "holds in part" if counts["for"] >= counts["against"] else "does not hold"
 
     @property
     def extremes(self) -> tuple[float, float]:
@@ -167,7 +167,7 @@ def _figures_6_and_7(reading: str, key: str, how: str) -> Iterator[Claim]:
     yield Claim(
         f"figure-6{key}",
         "section 3.5.3, figure 6",
-        f"So do the KL divergences from the true and the target class ({how}).",
+        f"The KL divergences from true and target class ({how}) cross where the label changes.",
         "BIM; share of images that cross within one grid step of the change, above half.",
         partial(
             compare.turns_at_flip,
@@ -213,15 +213,15 @@ def _claims_e(reading: str, key: str, how: str) -> Iterator[Claim]:
         f"e-less{key}",
         "section 5.3",
         f"Against strong attacks KL divergence ({how}) is less useful than kernel density.",
-        "Every attack at the larger strength; kernel density minus KL divergence.",
-        partial(compare.ahead, chosen=compare.high, better=["kernel_density"], worse=[reading]),
+        "BIM and PGD at the larger strength; kernel density minus KL divergence.",
+        partial(compare.ahead, chosen=compare.strong, better=["kernel_density"], worse=[reading]),
     )
     yield Claim(
         f"e-weak{key}",
         "section 5.3",
         f"Against weak attacks KL divergence ({how}) is more useful than kernel density.",
-        "Every attack at the smaller strength; KL divergence minus kernel density.",
-        partial(compare.ahead, chosen=compare.low, better=[reading], worse=["kernel_density"]),
+        "FGSM, and BIM and PGD at the smaller strength; KL divergence minus kernel density.",
+        partial(compare.ahead, chosen=compare.weak, better=[reading], worse=["kernel_density"]),
     )
 
 

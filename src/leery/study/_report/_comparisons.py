@@ -22,9 +22,7 @@ __all__ = [
     "everywhere",
     "falls_again",
     "fooled",
-    "high",
     "levels_off",
-    "low",
     "more_doubtful",
     "no_best",
     "strong",
@@ -42,19 +40,9 @@ def everywhere(_study: StudyResult, _attack: str, _epsilon: float) -> bool:
     return True
 
 
-def high(study: StudyResult, _attack: str, epsilon: float) -> bool:
-    """The larger of the dataset's two strengths."""
-    return epsilon == float(study.results["epsilon"].max())
-
-
-def low(study: StudyResult, attack: str, epsilon: float) -> bool:
-    """The smaller of the two."""
-    return not high(study, attack, epsilon)
-
-
 def strong(study: StudyResult, attack: str, epsilon: float) -> bool:
     """BIM and PGD at the larger strength, where they change every label."""
-    return attack != "FGSM" and high(study, attack, epsilon)
+    return attack != "FGSM" and epsilon == float(study.results["epsilon"].max())
 
 
 def weak(study: StudyResult, attack: str, epsilon: float) -> bool:
