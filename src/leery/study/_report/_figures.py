@@ -312,7 +312,7 @@ def weights_figure(table: pd.DataFrame) -> Figure:
 
 def abstention_figure(table: pd.DataFrame) -> Figure:
     """Risk against coverage: the error that is left when the most doubtful are not answered."""
-    figure = new_figure(7.2, 4.2)
+    figure = new_figure(8.6, 4.2)
     axes = figure.subplots()
     for metric in PAPER_METRICS:
         rows = table[table["metric"] == metric]
@@ -324,7 +324,7 @@ def abstention_figure(table: pd.DataFrame) -> Figure:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("coverage (% of the images answered)")
     axes.set_ylabel("risk (% of the answers wrong)")
-    axes.legend(loc="upper left")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
