@@ -1,6 +1,7 @@
 """What the command line shows of a study: tables that fit a terminal of 80 columns."""
 
 from collections.abc import Iterator, Sequence
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def _uncertainty_table(uncertainty: pd.DataFrame) -> Table:
     table.add_column(f"wrong ({means['n_wrong'].iloc[0]:.0f})", justify="right")
     table.add_column(f"right ({means['n_right'].iloc[0]:.0f})", justify="right")
     for row in means.itertuples():
-        table.add_row(str(row.Index), f"{row.wrong:.5f}", f"{row.right:.5f}")
+        means_of = (row.wrong, row.right)
+        table.add_row(str(row.Index), *("-" if isnan(mean) else f"{mean:.5f}" for mean in means_of))
     return table
 
 

@@ -37,6 +37,7 @@ Chosen = Callable[[StudyResult, str, float], bool]
 
 
 def everywhere(_study: StudyResult, _attack: str, _epsilon: float) -> bool:
+    """Every condition."""
     return True
 
 
@@ -46,6 +47,7 @@ def strong(study: StudyResult, attack: str, epsilon: float) -> bool:
 
 
 def weak(study: StudyResult, attack: str, epsilon: float) -> bool:
+    """FGSM, and BIM and PGD at the smaller strength."""
     return not strong(study, attack, epsilon)
 
 
