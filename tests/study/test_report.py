@@ -18,7 +18,7 @@ from leery.evaluation import Interval
 from leery.study import METRIC_SETS, StudyResult, load_result, report
 from leery.study._report._claims import CLAIMS, Judged, claims_table, judge
 from leery.study._report._errata import errata
-from leery.study._report._evidence import Evidence, evidence, pooled
+from leery.study._report._evidence import UNKNOWN, Evidence, evidence, pooled
 from leery.study._report._sheets import all_six_sheet, detection_sheet, uncertainty_sheet
 from leery.study._report._style import themed
 from leery.study._tables import TABLES
@@ -121,9 +121,46 @@ def test_one_best_metric_everywhere_refutes_claim_a(studies: list[StudyResult]) 
         return list(METRIC_SETS).index(name) / 10
 
     entry = found(with_areas(studies, areas, 0.001), "a")
-    assert entry.verdict == "holds in part"
-    best = next(item for item in entry.evidence if item.what.endswith("AUC(kl_divergence)"))
-    assert best.speaks == "against"
+    assert entry.verdict == "does not hold"
+    (best,) = entry.evidence
+    assert best.what == "AUC(kernel_density) - AUC(kl_divergence)"
+
+
+def test_the_best_condition_is_that_of_the_largest_area(studies: list[StudyResult]) -> None:
+    table = both(studies, "results")
+    best = (table["attack"] == "PGD") & (table["epsilon"] == 0.03)
+    area = np.where(best, 0.99, 0.97)
+    # Wide where it is largest: the choice must not go by the lower end.
+    wide = table.assign(auc=area, auc_low=np.where(best, 0.90, 0.969), auc_high=area + 0.005)
+    entry = found(changed(studies, "results", wide), "g")
+    assert entry.evidence[0].where == "fashion-mnist, PGD 0.03"
+    assert entry.verdict == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("speaking", "against", "neither", "expected"),
+    [
+        (3, 0, 0, "holds"),
+        (2, 0, 1, "holds in part"),
+        (1, 1, 0, "holds in part"),
+        (1, 2, 0, "does not hold"),
+        (0, 1, 1, "does not hold"),
+        (0, 0, 1, "undecided"),
+        (1, 1, 3, "undecided"),
+        (1, 0, 2, "undecided"),
+        (1, 0, 1, "holds in part"),
+    ],
+)
+def test_the_verdict_counts_the_comparisons(
+    speaking: int, against: int, neither: int, expected: str
+) -> None:
+    intervals = [
+        *[Interval(2, 1, 3)] * speaking,
+        *[Interval(-2, -3, -1)] * against,
+        *[Interval(0, -1, 1)] * neither,
+    ]
+    entries = tuple(Evidence("", "", interval, interval) for interval in intervals)
+    assert Judged(CLAIMS[0], entries).verdict == expected
 
 
 def ends_of(table: pd.DataFrame, larger: str) -> "pd.Series[float]":
@@ -290,7 +327,7 @@ def test_a_spread_of_classifiers_makes_a_verdict_undecided_and_says_so(
     assert same.extremes == pytest.approx(found(studies, "f").extremes)
     apart = found(of_seeds(studies, 1.0), "f")
     assert apart.verdict == "undecided"
-    assert apart.remark.startswith("In 72 of 72 comparisons the spread between classifiers")
+    assert apart.remark.startswith("Images alone would decide 72 of 72 comparisons")
 
 
 def test_pooling_is_students_interval_when_images_say_nothing_more() -> None:
@@ -323,6 +360,9 @@ def test_evidence_speaks_only_when_its_whole_interval_does() -> None:
     assert speaks(-0.1, 0.1) == "neither"
     assert speaks(0.1, 0.2, bound=0.15) == "neither"
     assert evidence("", "", []).speaks == "neither"
+    some = evidence("", "figure", [Interval(2, 1, 3), Interval(2, 1, 3), UNKNOWN])
+    assert some.speaks == "for"
+    assert some.what == "figure (2 of 3 classifiers)"
     assert Judged(CLAIMS[0], ()).verdict == "undecided"
 
 
@@ -491,6 +531,17 @@ def test_the_command_line_refuses_in_one_sentence_and_leaves_the_old_report(
             report(copy)
     with pytest.raises(StudyFileError, match="expected the files of a study in .*nowhere"):
         report(tmp_path / "nowhere")
+
+
+def test_a_joint_report_does_not_forget_a_damaged_study(tmp_path: Path, folder: Path) -> None:
+    copy = tmp_path / "my runs"
+    shutil.copytree(folder, copy)
+    before = page(copy)
+    (copy / "fashion-mnist" / "manifest.json").unlink()
+    with pytest.raises(StudyFileError, match="manifest of a study at .*fashion-mnist") as refusal:
+        report(copy)
+    assert f"--out '{copy / 'fashion-mnist'}'" in str(refusal.value)
+    assert page(copy) == before
 
 
 def test_the_command_line_names_the_pages(folder: Path) -> None:

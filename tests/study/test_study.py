@@ -246,6 +246,10 @@ def test_the_users_own_files_and_processes_are_left_alone(tmp_path: Path) -> Non
         reproduce(StudyConfig("mnist", limit=5), tmp_path / "file")
     with pytest.raises(InputError, match="folder for several studies, got .* the files of one"):
         reproduce_all([StudyConfig("mnist", limit=5)], tmp_path)
+    (tmp_path / "above" / "mnist").mkdir(parents=True)
+    (tmp_path / "above" / "mnist" / "manifest.json").write_text("{}")
+    with pytest.raises(InputError, match="folder for one study, got .* the folders of several"):
+        reproduce(StudyConfig("mnist", limit=5), tmp_path / "above")
 
 
 def test_another_configuration_does_not_reuse_the_stages(tmp_path: Path) -> None:

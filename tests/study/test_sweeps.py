@@ -160,6 +160,7 @@ def test_bim_as_printed_is_the_clipped_step_alone() -> None:
 
 
 def test_the_readings_compare_both_kernels_and_both_bims(desk: Desk) -> None:
+    success(desk, BIM_12)
     as_printed(desk, BIM_12)
     found = read_json(desk.reading_file(BIM_12))
     assert found["changed"] == read_json(desk.success_file(BIM_12))["changed"]

@@ -21,7 +21,7 @@ from leery import data
 from leery._files import make_folder, write_atomically
 from leery._progress import progress_bars
 from leery.errors import InputError
-from leery.study._config import StudyConfig
+from leery.study._config import STUDIES, StudyConfig
 from leery.study._desk import Desk
 from leery.study._gather import gather
 from leery.study._plan import Task, plan
@@ -69,6 +69,12 @@ def reproduce(
         DataError: when the data cannot be had.
         OutputError: when the folder cannot be written to.
     """
+    if any((out / name / MANIFEST).exists() for name in STUDIES):
+        message = (
+            f"expected a folder for one study, got {out} with the folders of several in it; name "
+            "another folder"
+        )
+        raise InputError(message)
     _run({out: config}, workers=workers, progress=progress)
     report(out)
     return load_result(out)

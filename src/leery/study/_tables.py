@@ -236,7 +236,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else brief(error)
         message = (
             f"expected the manifest of a study at {path}, got: {reason}; "
-            f"`leery reproduce DATASET --out {folder}` makes it"
+            f"`leery reproduce DATASET --out {shlex.quote(str(folder))}` makes it"
         )
         raise StudyFileError(message) from error
     return manifest

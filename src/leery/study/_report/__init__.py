@@ -1,5 +1,6 @@
 """The report of a study: figures, claims, errata and one page, from its saved tables alone."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from leery.study._config import STUDIES
 from leery.study._report._claims import CLAIMS, Judged, claims_table, evidence_table, judge
 from leery.study._report._page import render
 from leery.study._report._plots import Plot, joint_success_plot, plots
-from leery.study._tables import MANIFEST, StudyResult, load_result, to_csv
+from leery.study._tables import MANIFEST, TABLES, StudyResult, load_result, to_csv
 
 __all__ = ["CLAIMS", "PAGE", "Judged", "judge", "report"]
 
@@ -33,11 +34,11 @@ def report(folder: Path) -> list[Path]:
     if (folder / MANIFEST).exists():
         study = load_result(folder)
         return [_page(folder, [study], [plots(study)])]
-    inside = [folder / name for name in STUDIES if (folder / name / MANIFEST).exists()]
+    inside = [folder / name for name in STUDIES if _holds_tables(folder / name)]
     if not inside:
         message = (
             f"expected the files of a study in {folder}, got none; `leery reproduce DATASET --out "
-            f"{folder}` makes them"
+            f"{shlex.quote(str(folder))}` makes them"
         )
         raise StudyFileError(message)
     studies = [load_result(member) for member in inside]
@@ -51,6 +52,11 @@ def report(folder: Path) -> list[Path]:
         for study, figures in zip(studies, drawn, strict=True)
     ]
     return [*pages, _page(folder, studies, moved, joint_success_plot(studies, folder))]
+
+
+def _holds_tables(folder: Path) -> bool:
+    """Whether there is a study, whole or not; one that is not whole is refused when it is read."""
+    return any((folder / name).exists() for name in (MANIFEST, *(t.file for t in TABLES.values())))
 
 
 def _page(

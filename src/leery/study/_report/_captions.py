@@ -85,15 +85,15 @@ def _grid_text(study: StudyResult) -> str:
 def _median_flip(study: StudyResult, attack: str) -> str:
     table = study.of_first_seed("turning-points")
     flips = table.loc[table["attack"] == attack, "flip"]
-    return f"{flips.median():g}"
+    return f"{flips.median():g}" if flips.notna().any() else "none"
 
 
 def uncertainty_trace_caption(study: StudyResult) -> str:
     return _grid_text(study) + (
         "The line marks the change of label. Orange is the paper's low-confidence interval, here "
         "the strengths between which the entropy is at least half its largest value; blue its "
-        "high-confidence intervals, where uncertainty does not tell. Single images peak at their "
-        f"own change of label (median {_median_flip(study, 'BIM')}), so the mean is flatter."
+        "high-confidence intervals, where uncertainty does not tell. The median of the strengths "
+        f"at which labels change is {_median_flip(study, 'BIM')}; the mean blends them all."
     )
 
 
@@ -120,8 +120,9 @@ def _crossing_text(study: StudyResult, column: str, attack: str) -> str:
 def density_trace_caption(study: StudyResult) -> str:
     return _grid_text(study) + (
         "The target is the class at the first change of label, which the vertical line marks; "
-        "where the label never changes there is none. The paper has the lines of source and target "
-        "cross there; of the images that change, they do within one step for "
+        "where the label never changes there is none, so its mean is over fewer images. The paper "
+        "has the lines of source and target cross there; of the images that change, they do "
+        "within one step for "
         f"{_crossing_text(study, 'crossing_kernel_density', 'BIM')} under BIM and "
         f"{_crossing_text(study, 'crossing_kernel_density', 'FGSM')} under FGSM. Larger is closer."
     )
@@ -216,7 +217,7 @@ def weights_alt(study: StudyResult) -> str:
 def abstention_alt(study: StudyResult) -> str:
     table = study.of_first_seed("abstention")
     parts = []
-    for metric, rows in table.groupby("metric", sort=False):
+    for metric, rows in table[table["metric"].isin(PAPER_METRICS)].groupby("metric", sort=False):
         kept = rows[rows["kept"] <= 0.9 * rows["images"]]
         if len(kept):
             last = kept.iloc[-1]

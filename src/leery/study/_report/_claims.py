@@ -20,11 +20,11 @@ Verdict = Literal["holds", "holds in part", "does not hold", "undecided"]
 
 VERDICTS: Mapping[Verdict, str] = {
     "holds": "every comparison speaks for it",
-    "holds in part": "not every comparison speaks for it, but no more speak against it than for it",
-    "does not hold": "more comparisons speak against it than for it",
-    "undecided": "more than half of the comparisons speak neither for nor against it",
+    "undecided": "else, more than half of the comparisons speak neither for nor against it",
+    "holds in part": "else, no more comparisons speak against it than for it",
+    "does not hold": "else",
 }
-"""The verdicts and what each means; a comparison speaks when its 95% interval excludes zero."""
+"""The verdicts in the order in which they are tried; an interval speaks as a whole or not."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ class Judged:
         if not blurred:
             return ""
         return (
-            f"In {blurred} of {len(self.evidence)} comparisons the spread between classifiers is "
-            "larger than the effect."
+            f"Images alone would decide {blurred} of {len(self.evidence)} comparisons that these "
+            "few classifiers leave open."
         )
 
 
@@ -179,7 +179,8 @@ def _figures_6_and_7(reading: str, key: str, how: str) -> Iterator[Claim]:
         f"figure-7-peak{key}",
         "section 3.5.3, figure 7",
         f"The KL divergence from the predicted class ({how}) peaks where the label changes.",
-        "BIM and FGSM; share of images that peak within one grid step of the change, above half.",
+        "BIM and FGSM; share of images whose largest value over the range lies within one grid "
+        "step of the change, above half.",
         partial(
             compare.turns_at_flip,
             attacks=["BIM", "FGSM"],
@@ -251,7 +252,7 @@ CLAIMS = (
     Claim(
         "figure-2-fgsm",
         "section 3.2, figure 2",
-        "FGSM fools the classifier on about 65% of the images at most, however large epsilon.",
+        "The success of FGSM levels off near 65% of the images, however large epsilon.",
         "Largest share of labels changed up to epsilon 0.5: how far inside 60 to 70% it lies, "
         "Wilson's interval, Bonferroni-corrected.",
         compare.levels_off,
@@ -260,7 +261,8 @@ CLAIMS = (
         "figure-4-peak",
         "section 3.4.5, figure 4",
         "Uncertainty is highest (confidence lowest) at the strength where the label changes.",
-        "BIM; share of images whose extreme lies within one grid step of the change, above half.",
+        "BIM; share of images whose extreme over the range lies within one grid step of the "
+        "change, above half.",
         partial(
             compare.turns_at_flip,
             attacks=["BIM"],
@@ -273,7 +275,7 @@ CLAIMS = (
     Claim(
         "figure-4-fall",
         "section 3.4.5, figure 4",
-        "Beyond that strength uncertainty falls again: the classifier is confidently wrong.",
+        "Beyond that strength entropy falls again: the classifier is confidently wrong.",
         "BIM; entropy at the change of label minus entropy at the largest strength, paired.",
         compare.falls_again,
     ),
@@ -293,8 +295,8 @@ CLAIMS = (
         "a",
         "section 6",
         "No single metric is the best everywhere: the choice depends on the threat.",
-        "For each metric, the clearest lead of another one in any condition; difference of areas, "
-        "Bonferroni-corrected interval.",
+        "For the metric that is beaten least: the largest lead of another one in any condition; "
+        "difference of areas, Bonferroni-corrected interval.",
         compare.no_best,
     ),
     Claim(

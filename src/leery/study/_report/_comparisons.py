@@ -3,6 +3,7 @@
 Every function here yields figures of which the claim says that they are above a bound.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -42,7 +43,7 @@ def everywhere(_study: StudyResult, _attack: str, _epsilon: float) -> bool:
 
 
 def strong(study: StudyResult, attack: str, epsilon: float) -> bool:
-    """BIM and PGD at the larger strength, where they change every label."""
+    """BIM and PGD at the larger strength, where they change practically every label."""
     return attack != "FGSM" and epsilon == float(study.results["epsilon"].max())
 
 
@@ -85,12 +86,18 @@ def _differences(rows: pd.DataFrame, first: str, second: str) -> list[Interval]:
 
 
 def no_best(studies: Studies) -> Iterator[Evidence]:
-    """For each metric the condition and rival that beat it most clearly."""
+    """How far the metric that is beaten least lags behind its strongest rival in any condition."""
+    largest = []
     for metric in PAPER_METRICS:
         rivals = [name for name in PAPER_METRICS if name != metric]
         comparisons = len(rivals) * _conditions(studies)
         lags = ahead(studies, everywhere, rivals, [metric], comparisons)
-        yield max(lags, key=lambda lag: lag.found.low)
+        largest.append(max(lags, key=_known_estimate))
+    yield min(largest, key=_known_estimate)
+
+
+def _known_estimate(entry: Evidence) -> float:
+    return entry.found.estimate if entry.known else -math.inf
 
 
 def _conditions(studies: Studies) -> int:
@@ -114,7 +121,7 @@ def up_to(studies: Studies) -> Iterator[Evidence]:
             what = "AUC(all), in-sample"
             count = _conditions(studies)
             best.append(evidence(where, what, intervals, bound=0.96, comparisons=count))
-    yield max(best, key=lambda entry: entry.found.low)
+    yield max(best, key=_known_estimate)
 
 
 def _by_seed(table: pd.DataFrame) -> Iterator[pd.DataFrame]:

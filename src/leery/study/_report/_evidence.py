@@ -38,6 +38,11 @@ class Evidence:
     bound: float = 0.0
 
     @property
+    def known(self) -> bool:
+        """Whether the figure could be measured."""
+        return not math.isnan(self.found.estimate)
+
+    @property
     def speaks(self) -> Side:
         """Whether the whole interval lies above the bound, below it, or neither."""
         return _side(self.found, self.bound)
@@ -56,7 +61,7 @@ def evidence(
     bound: float = 0.0,
     comparisons: int = 1,
 ) -> Evidence:
-    """Evidence from 95% intervals over images, one for each classifier; none is unknown.
+    """Evidence from 95% intervals over images, one for each classifier; unknown ones are left out.
 
     Args:
         where: the dataset, and the condition if there is one.
@@ -65,8 +70,12 @@ def evidence(
         bound: what the figure is held against.
         comparisons: from how many figures this one is picked as the most striking.
     """
-    if not intervals:
+    known = [interval for interval in intervals if not math.isnan(interval.estimate)]
+    if not known:
         return Evidence(where, what, UNKNOWN, UNKNOWN, bound)
+    if len(known) < len(intervals):
+        what = f"{what} ({len(known)} of {len(intervals)} classifiers)"
+        intervals = known
     middle = Interval(*np.mean([astuple(interval) for interval in intervals], axis=0).tolist())
     return Evidence(
         where,

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -11,7 +11,7 @@ import jinja2
 import pandas as pd
 
 from leery import __version__
-from leery.study._report._claims import VERDICTS, Judged
+from leery.study._report._claims import READINGS, VERDICTS, Judged
 from leery.study._report._errata import errata
 from leery.study._report._plots import Plot
 from leery.study._report._sheets import (
@@ -133,10 +133,20 @@ def _tiles(studies: Sequence[StudyResult], judged: Sequence[Judged]) -> list[_Ti
                 f"ROC-AUC of all six metrics, six conditions, held out, {study.dataset}",
             )
         )
-    counts = Counter(entry.verdict for entry in judged)
-    verdicts = " / ".join(str(counts[verdict]) for verdict in VERDICTS)
-    tiles.append(_Tile(verdicts, f"of {len(judged)} claims: {', '.join(VERDICTS)}"))
-    return tiles
+    return [*tiles, *_verdict_tiles(judged)]
+
+
+def _verdict_tiles(judged: Sequence[Judged]) -> Iterator[_Tile]:
+    """How the verdicts count under each reading of the KL divergence."""
+    keys = {entry.claim.key for entry in judged}
+    for _, key, how in READINGS:
+        other = {f"{name}-sum" for name in keys} if not key else set()
+        doubled = {name for name in keys if f"{name}-sum" in keys} if key else set()
+        chosen = [entry for entry in judged if entry.claim.key not in other | doubled]
+        counts = Counter(entry.verdict for entry in chosen)
+        figure = " / ".join(str(counts[verdict]) for verdict in VERDICTS)
+        words = f"of {len(chosen)} claims: {', '.join(VERDICTS)}; KL divergence with {how}"
+        yield _Tile(figure, words)
 
 
 def _evidence_sheet(evidence: pd.DataFrame) -> Sheet:

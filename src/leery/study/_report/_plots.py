@@ -179,8 +179,8 @@ _SPECS = (
         say.scores_alt,
         _constant(
             "The score is the log odds that the combiner of all six metrics gives, held out. Where "
-            "the colours overlap no threshold can tell. Scores beyond the axis count in its outer "
-            "bins."
+            "clean or noisy images overlap adversarial ones no threshold can tell. Scores beyond "
+            "the axis count in its outer bins."
         ),
         lambda s: draw.scores_figure(s.of_first_seed("scores")),
         "scores",

@@ -213,9 +213,8 @@ def classifier_sheet(studies: Sequence[StudyResult]) -> Sheet:
         "Classifiers and settings (the paper's table 2)",
         ["", *(study.dataset for study in studies)],
         [[word(name), *cells] for name, cells in entries],
-        "FashionNet falls short of the paper's accuracy with the paper's dropout of 0.5; it uses "
-        "0.25, as the authors' later notebooks do."
-        + "".join(sorted({*map(_spread_note, studies)})),
+        "The paper has a dropout of 0.5 for both, the authors' later notebooks 0.25 for fashion "
+        "articles." + "".join(sorted({*map(_spread_note, studies)})),
     )
 
 
@@ -256,8 +255,8 @@ def uncertainty_sheet(study: StudyResult) -> Sheet:
         f"{study.dataset}: mean of each metric over wrong and right predictions (tables 3 and 4)",
         ("metric", f"wrong ({wrong})", f"right ({right})", "paper's table 4: wrong", "right"),
         rows,
-        "The paper prints one such table that can be read; which dataset it fits is said under "
-        "the errata." + _spread_note(study),
+        "The paper prints one such table that can be read; the errata say how well it fits this "
+        "dataset." + _spread_note(study),
     )
 
 
