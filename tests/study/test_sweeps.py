@@ -10,7 +10,7 @@ from leery.errors import StudyFileError
 from leery.study import StudyConfig
 from leery.study._config import Condition
 from leery.study._desk import Desk, Twins, read_arrays, read_json
-from leery.study._gather import _crossing, gather
+from leery.study._gather import _crossing, _turning_points, gather
 from leery.study._pictures import example, gallery
 from leery.study._plan import plan
 from leery.study._readings import as_printed, bim_as_printed
@@ -100,6 +100,35 @@ def test_lines_cross_where_the_target_becomes_closer() -> None:
     # Closer from the start is no crossing, and without a change of label there is no target.
     assert np.isnan(_crossing(plain_trace(down, [0.0] * 4, [0, 0, 1, 1]), "kernel_density")).all()
     assert np.isnan(_crossing(plain_trace(down, up, [0, 0, 0, 0]), "kernel_density")).all()
+
+
+def test_turning_points_are_those_of_each_trace_taken_alone(desk: Desk) -> None:
+    for attack in TRACED:
+        trace(desk, attack, 0)
+    rows = list(_turning_points(desk))
+    assert len(rows) == 2 * 12
+    for row in rows:
+        found = load_trace(desk, row["attack"])
+        place = found.source.tolist().index(row["source"])
+        changed = [step for step in range(31) if found.predicted[step, place] != row["label"]]
+        assert row["step"] == pytest.approx(0.01)
+        if not changed:
+            assert row["target"] == -1
+            assert np.isnan(row["flip"])
+            assert np.isnan(row["entropy_at_flip"])
+            continue
+        assert row["flip"] == pytest.approx(changed[0] / 100)
+        assert row["target"] == found.predicted[changed[0], place]
+        for metric in ("variance", "predictive_entropy", "mutual_information", "kl_divergence"):
+            values = found.values(metric)[:, place].tolist()
+            assert row[f"peak_{metric}"] == pytest.approx(values.index(max(values)) / 100)
+        confidence = found.values("confidence")[:, place].tolist()
+        assert row["peak_confidence"] == pytest.approx(confidence.index(min(confidence)) / 100)
+        entropy = found.values("predictive_entropy")[:, place]
+        assert row["entropy_at_flip"] == entropy[changed[0]]
+        assert row["entropy_at_end"] == entropy[-1]
+        for metric in ("kl_divergence", "kl_divergence_sum"):
+            assert row[f"{metric}_at_end"] == found.values(metric)[-1, place]
 
 
 def test_the_image_of_the_figures_is_the_first_that_every_attack_flips() -> None:
