@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 help:
 	@echo "make reproduce   the paper's digit study on all 10,000 test images: runs/mnist/"
-	@echo "make test        the whole test suite"
+	@echo "make test        the test suite, but for the browser's"
 	@echo "make test-browser  the report in headless Chromium"
 	@echo "make results     the study of both datasets into docs/results, and the README's tables"
 	@echo "make check       formatting, lint, types"
@@ -33,6 +33,7 @@ reproduce: .venv/runtime
 # The committed results: tables, and the figures that the README shows.
 results: .venv/runtime
 	$(BIN)/leery reproduce all --out docs/results
+	$(BIN)/leery reproduce mnist --seeds 3 --limit 2000 --out docs/results/mnist-seeds
 	$(BIN)/python docs/readme_tables.py
 
 # Parallel by processes of one thread each; a file's tests stay together and share what they set up.

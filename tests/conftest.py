@@ -1,4 +1,8 @@
-"""What the tests share: real data, the shipped classifiers, one thread."""
+"""What the tests share: real data, the shipped classifiers, the committed results, one thread."""
+
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,10 +10,16 @@ from torch import Tensor, nn
 
 from leery.classifiers import pretrained
 from leery.data import load
+from leery.study import report
 
 torch.set_num_threads(1)
 
 Batch = tuple[Tensor, Tensor]
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+
+# make test-browser installs what these need; without it naming them collects nothing, which fails.
+collect_ignore = [] if find_spec("playwright") else ["browser"]
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +39,12 @@ def training_digits() -> Batch:
 def digit_net() -> nn.Module:
     """The shipped digit classifier, a fresh copy for each test."""
     return pretrained("mnist").model
+
+
+@pytest.fixture(scope="session")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the committed results of both datasets, with their reports."""
+    copy = tmp_path_factory.mktemp("reports") / "runs"
+    shutil.copytree(RESULTS, copy, ignore=shutil.ignore_patterns("stages", "*.svg", "*.html"))
+    report(copy)
+    return copy

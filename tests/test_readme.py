@@ -6,6 +6,7 @@ import io
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 README = Path(__file__).parent.parent / "README.md"
@@ -33,6 +34,9 @@ def test_its_tables_are_those_of_the_committed_results() -> None:
     spec.loader.exec_module(tables)
     text = README.read_text()
     assert tables.filled(text) == text
+    attacked = pd.read_csv(DOCS / "results" / "mnist" / "results.csv")["n_clean"].max()
+    assert f"the {attacked:,} that the classifier gets right" in text
+    assert f"do not overfit {3 * attacked:,} rows" in text
     assert text.count("**holds**") >= 1
 
 

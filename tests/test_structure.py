@@ -92,9 +92,9 @@ PUBLIC = {
     "leery.errors": """CorruptDataError DataError DetectorFileError InputError LeeryError
         NoDropoutError NotFittedError OutputError StudyFileError UnknownLayerError
         UnsupportedModelError WrongModelError""",
-    "leery.evaluation": """POSITIVES PROTOCOLS Abstention Detection Interval Pool Positives
+    "leery.evaluation": """FOLDS POSITIVES PROTOCOLS Abstention Detection Interval Pool Positives
         Protocol abstention cross_fit detection held_out_scores in_sample_scores mean_difference
-        quantile roc_auc_difference roc_auc_interval select_positives share_difference
+        roc_auc_difference roc_auc_interval select_positives share_difference
         share_interval tpr_at_fpr""",
     "leery.features": "check_layer extract_features",
     "leery.mc_dropout": "MCDropout MaskSource Masks Observation",

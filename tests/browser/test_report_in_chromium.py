@@ -10,15 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from leery.study import report
-
-playwright_api = pytest.importorskip("playwright.sync_api", reason="make test-browser installs it")
-axe_api = pytest.importorskip("axe_playwright_python.sync_playwright")
-
-pytestmark = pytest.mark.browser
-
-SAVED = Path(__file__).parents[2] / "docs" / "results"
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import sync_playwright
 
 VIEWS = {
     "phone": {"viewport": {"width": 360, "height": 780}, "color_scheme": "light"},
@@ -29,19 +22,10 @@ VIEWS = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The reports of the committed results."""
-    copy = tmp_path_factory.mktemp("browser") / "runs"
-    shutil.copytree(SAVED, copy, ignore=shutil.ignore_patterns("stages", "*.svg", "*.html"))
-    report(copy)
-    return copy
-
-
-@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     path = os.environ.get("LEERY_CHROMIUM") or shutil.which("chromium")
     assert path, "expected Chromium, got none; make test-browser installs it, or set LEERY_CHROMIUM"
-    with playwright_api.sync_playwright() as playwright:
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=path,
             args=["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
@@ -54,7 +38,7 @@ def chromium() -> Iterator[Any]:
     ("place", "view"), [*((".", view) for view in VIEWS), ("mnist", "phone"), ("mnist", "paper")]
 )
 def test_the_report_is_whole_readable_and_fits(
-    folder: Path, chromium: Any, place: str, view: str
+    reports: Path, chromium: Any, place: str, view: str
 ) -> None:
     context = chromium.new_context(**VIEWS[view])
     page = context.new_page()
@@ -65,7 +49,7 @@ def test_the_report_is_whole_readable_and_fits(
     page.on("request", lambda request: asked.append(request.url))
     if view == "paper":
         page.emulate_media(media="print")
-    address = (folder / place / "report.html").resolve().as_uri()
+    address = (reports / place / "report.html").resolve().as_uri()
     page.goto(address)
     if view == "paper":
         page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
@@ -83,7 +67,7 @@ def test_the_report_is_whole_readable_and_fits(
     assert len(heights) >= 12
     assert min(heights) > 90
     options = {"resultTypes": ["violations", "passes"]}
-    found = axe_api.Axe().run(page, options=options).response
+    found = Axe().run(page, options=options).response
     assert [(entry["id"], entry["nodes"][0]["html"]) for entry in found["violations"]] == []
     # The contrast rule must have looked at something, or its silence would say nothing.
     looked = {entry["id"]: len(entry["nodes"]) for entry in found["passes"]}
@@ -91,9 +75,9 @@ def test_the_report_is_whole_readable_and_fits(
     context.close()
 
 
-def test_headings_sort_and_the_filter_hides(folder: Path, chromium: Any) -> None:
+def test_headings_sort_and_the_filter_hides(reports: Path, chromium: Any) -> None:
     page = chromium.new_page()
-    page.goto((folder / "mnist" / "report.html").resolve().as_uri())
+    page.goto((reports / "mnist" / "report.html").resolve().as_uri())
     rows = "[...document.querySelectorAll('#all-six-mnist tbody tr')]"
     cells = f"{rows}.map(row => row.cells[3].textContent)"
     heading = page.locator("#all-six-mnist th button", has_text="ROC-AUC").first
@@ -114,9 +98,9 @@ def test_headings_sort_and_the_filter_hides(folder: Path, chromium: Any) -> None
     assert shown.count() == 6 * 12 * 2
 
 
-def test_the_contents_stay_in_view(folder: Path, chromium: Any) -> None:
+def test_the_contents_stay_in_view(reports: Path, chromium: Any) -> None:
     page = chromium.new_page(viewport={"width": 360, "height": 780})
-    page.goto((folder / "mnist" / "report.html").resolve().as_uri())
+    page.goto((reports / "mnist" / "report.html").resolve().as_uri())
     page.locator("nav summary").click()
     page.locator("nav a", has_text="Errata").click()
     page.wait_for_timeout(1500)

@@ -311,7 +311,11 @@ def test_several_seeds_make_one_table_with_the_spread_of_each_cell(tmp_path: Pat
     assert (areas[3] != areas[4]).any()
     text = (tmp_path / "report.html").read_text()
     assert "over 2 classifiers, trained at seeds 3, 4" in text
-    assert text.count("±") > 100
+    measured = result.results.dropna(subset="auc").groupby(keys)["auc"]
+    assert (measured.size() == 2).sum() > 100
+    for _, both in measured:
+        if len(both) == 2:
+            assert f">{both.mean():.3f} ± {both.std():.3f}</td>" in text
 
 
 def test_impossible_configurations_are_refused(tmp_path: Path) -> None:

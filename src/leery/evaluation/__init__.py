@@ -11,12 +11,12 @@ from leery.evaluation._detection import (
 from leery.evaluation._intervals import (
     Interval,
     mean_difference,
-    quantile,
     share_difference,
     share_interval,
 )
 from leery.evaluation._pool import Pool
 from leery.evaluation._protocols import (
+    FOLDS,
     PROTOCOLS,
     Protocol,
     cross_fit,
@@ -26,6 +26,7 @@ from leery.evaluation._protocols import (
 from leery.evaluation._roc import roc_auc_difference, roc_auc_interval, tpr_at_fpr
 
 __all__ = [
+    "FOLDS",
     "POSITIVES",
     "PROTOCOLS",
     "Abstention",
@@ -40,7 +41,6 @@ __all__ = [
     "held_out_scores",
     "in_sample_scores",
     "mean_difference",
-    "quantile",
     "roc_auc_difference",
     "roc_auc_interval",
     "select_positives",

@@ -7,7 +7,7 @@ from scipy import stats
 
 from leery.errors import InputError
 
-__all__ = ["Interval", "mean_difference", "quantile", "share_difference", "share_interval"]
+__all__ = ["Interval", "mean_difference", "share_difference", "share_interval"]
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,6 @@ class Interval:
     estimate: float
     low: float
     high: float
-
-
-def quantile(confidence: float) -> float:
-    """How many standard errors a normal interval reaches to either side."""
-    return float(stats.norm.ppf((1 + confidence) / 2))
 
 
 def share_interval(hits: int, trials: int, *, confidence: float = 0.95) -> Interval:

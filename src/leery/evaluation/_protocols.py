@@ -10,9 +10,12 @@ from leery.detector import Combiner
 from leery.errors import InputError
 from leery.evaluation._pool import Pool
 
-__all__ = ["PROTOCOLS", "Protocol", "cross_fit", "held_out_scores", "in_sample_scores"]
+__all__ = ["FOLDS", "PROTOCOLS", "Protocol", "cross_fit", "held_out_scores", "in_sample_scores"]
 
 Protocol = Literal["paper", "held-out"]
+
+FOLDS = 5
+"""Into how many parts the honest protocol deals the source images."""
 
 
 def in_sample_scores(pool: Pool, names: Sequence[str], _seed: int = 0) -> np.ndarray:
@@ -30,7 +33,7 @@ def in_sample_scores(pool: Pool, names: Sequence[str], _seed: int = 0) -> np.nda
 
 
 def held_out_scores(
-    pool: Pool, names: Sequence[str], seed: int = 0, *, folds: int = 5
+    pool: Pool, names: Sequence[str], seed: int = 0, *, folds: int = FOLDS
 ) -> np.ndarray:
     """The honest protocol: every row is scored by a combiner that never saw its source image.
 
@@ -56,7 +59,7 @@ def held_out_scores(
 
 
 def cross_fit(
-    pool: Pool, names: Sequence[str], seed: int = 0, *, folds: int = 5
+    pool: Pool, names: Sequence[str], seed: int = 0, *, folds: int = FOLDS
 ) -> Iterator[tuple[Combiner, np.ndarray]]:
     """The combiners of the honest protocol, each with the rows it has not seen.
 

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -15,10 +15,10 @@ from leery.attacks import BIM, FGSM, PGD, GradientAttack
 from leery.data import data_sums, named
 from leery.detector import CLOSENESS_METRICS, PAPER_METRICS, UNCERTAINTY_METRICS
 from leery.errors import InputError
+from leery.evaluation import FOLDS
 
 __all__ = [
     "ATTACKS",
-    "FOLDS",
     "METRIC_SETS",
     "PAPER_SETS",
     "STUDIED_METRICS",
@@ -52,9 +52,6 @@ METRIC_SETS: Mapping[str, tuple[str, ...]] = {
 }
 """The same, and those with KL divergence once more in its other reading."""
 
-FOLDS = 5
-"""Of the held-out protocol."""
-
 SUCCESS_EPSILONS = (
     *(0.0, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.10),
     *(0.12, 0.15, 0.20, 0.25, 0.30, 0.40, 0.50),
@@ -63,7 +60,6 @@ SUCCESS_EPSILONS = (
 
 TRACE_STEPS = 30
 """Figures 4 to 7 go in so many equal steps from 0 to the dataset's larger studied strength."""
-
 
 _COMPUTING = ("torch", "numpy", "scipy", "scikit-learn")
 """The libraries that the numbers come from."""
@@ -130,7 +126,7 @@ class StudyConfig:
     retrain: bool = False
     passes: int = 50
     seeds: int | None = None
-    data_dir: Path | None = field(default=None)
+    data_dir: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no study can have."""

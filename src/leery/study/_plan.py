@@ -9,7 +9,14 @@ from leery.study._desk import SHARD, Desk, all_twins
 from leery.study._pictures import example, gallery
 from leery.study._readings import as_printed
 from leery.study._stages import evaluate, fit_detector, make_classifier, measure
-from leery.study._sweeps import TRACED, success, success_conditions, trace, trace_shards
+from leery.study._sweeps import (
+    SUCCESS_IMAGES,
+    TRACED,
+    success,
+    success_conditions,
+    trace,
+    trace_shards,
+)
 
 __all__ = ["Task", "plan"]
 
@@ -78,7 +85,7 @@ def _evaluate(desk: Desk) -> Iterator[Task]:
 
 
 def _success(desk: Desk) -> Iterator[Task]:
-    images = min(1000, len(desk.labels()))
+    images = min(SUCCESS_IMAGES, len(desk.labels()))
     for condition in success_conditions():
         cost = images * 0.0003 * condition.make().steps / _speed(desk)
         yield Task(desk.success_file(condition), success, (desk, condition), cost)

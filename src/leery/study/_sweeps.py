@@ -21,7 +21,9 @@ from leery.study._config import (
 from leery.study._desk import Desk, read_arrays, read_json, write_arrays, write_json
 
 __all__ = [
+    "SUCCESS_IMAGES",
     "TRACED",
+    "TRACED_CLOSENESS",
     "Trace",
     "first_flipped",
     "load_success",
@@ -99,6 +101,9 @@ def trace(desk: Desk, attack: AttackName, shard: int) -> None:
     first = changed.argmax(0)
     target = np.where(changed.any(0), predicted[first, np.arange(len(rows))], -1)
     against = torch.from_numpy(np.where(target < 0, labels.numpy(), target))
+    features = [
+        extract_features(detector.model, version, detector.feature_layer)[0] for version in twins
+    ]
     write_arrays(
         desk.trace_file(attack, shard),
         source=rows,
@@ -106,14 +111,13 @@ def trace(desk: Desk, attack: AttackName, shard: int) -> None:
         predicted=predicted,
         target=target,
         values=np.stack([table.values for table in tables]),
-        to_source=np.stack([_closeness(detector, version, labels) for version in twins]),
-        to_target=np.stack([_closeness(detector, version, against) for version in twins]),
+        to_source=np.stack([_closeness(detector, part, labels) for part in features]),
+        to_target=np.stack([_closeness(detector, part, against) for part in features]),
     )
 
 
-def _closeness(detector: Detector, images: Tensor, classes: Tensor) -> np.ndarray:
+def _closeness(detector: Detector, features: Tensor, classes: Tensor) -> np.ndarray:
     """The metrics of closeness to given classes, float64 ``(n, 3)``."""
-    features, _ = extract_features(detector.model, images, detector.feature_layer)
     fitted = detector.closeness_
     assert fitted is not None
     columns = [fitted[name].score(features, classes) for name in TRACED_CLOSENESS]
@@ -135,7 +139,7 @@ class Trace:
         self.epsilons = epsilons
         self.source, self.label = arrays["source"], arrays["label"]
         self.target, self.predicted = arrays["target"], arrays["predicted"]
-        self._values = {"predicted": arrays["values"]}
+        self._values = arrays["values"]
         self._closeness = {"source": arrays["to_source"], "target": arrays["to_target"]}
 
     @property
@@ -157,7 +161,7 @@ class Trace:
             against: for metrics of closeness, the "predicted", "source" or "target" class.
         """
         if against == "predicted":
-            return self._values[against][:, :, STUDIED_METRICS.index(metric)]
+            return self._values[:, :, STUDIED_METRICS.index(metric)]
         return self._closeness[against][:, :, TRACED_CLOSENESS.index(metric)]
 
 

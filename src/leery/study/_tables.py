@@ -21,8 +21,9 @@ __all__ = [
     "RESULT_COLUMNS",
     "TABLES",
     "StudyResult",
+    "held_out",
+    "held_out_areas",
     "load_result",
-    "read_manifest",
     "save_tables",
     "to_csv",
 ]
@@ -180,6 +181,22 @@ class StudyResult:
         return table[table["seed"] == self.seeds[0]]
 
 
+def held_out(results: pd.DataFrame) -> pd.DataFrame:
+    """The rows of results that count: held out, all adversarial images as positives."""
+    return results[(results["protocol"] == "held-out") & (results["positives"] == "all")]
+
+
+def held_out_areas(results: pd.DataFrame) -> pd.DataFrame:
+    """Their ROC-AUC, a row for each attack and epsilon, a column for each set of metrics.
+
+    Of several repetitions the mean.
+    """
+    areas: pd.DataFrame = held_out(results).pivot_table(
+        index=["attack", "epsilon"], columns="metrics", values="auc", sort=False
+    )
+    return areas
+
+
 def save_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
     """Write every table of a study.
 
@@ -207,7 +224,7 @@ def load_result(folder: Path) -> StudyResult:
     Raises:
         StudyFileError: when the manifest or a table is missing, damaged or changed.
     """
-    manifest = read_manifest(folder)
+    manifest = _read_manifest(folder)
     again = f"{manifest['again']} --out {shlex.quote(str(folder))}"
     tables = {
         name: _read_table(folder / spec.file, spec, manifest["tables"].get(spec.file), again)
@@ -216,12 +233,7 @@ def load_result(folder: Path) -> StudyResult:
     return StudyResult(folder, tables, manifest)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a study.
-
-    Raises:
-        StudyFileError: when it is missing or damaged.
-    """
+def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())

@@ -7,12 +7,12 @@ from pathlib import Path
 from leery._files import write_atomically
 from leery.errors import StudyFileError
 from leery.study._config import STUDIES
-from leery.study._report._claims import CLAIMS, Judged, claims_table, evidence_table, judge
+from leery.study._report._claims import claims_table, evidence_table, judge
 from leery.study._report._page import render
 from leery.study._report._plots import Plot, joint_success_plot, plots
 from leery.study._tables import MANIFEST, TABLES, StudyResult, load_result, to_csv
 
-__all__ = ["CLAIMS", "PAGE", "Judged", "judge", "report"]
+__all__ = ["PAGE", "judge", "report"]
 
 PAGE = "report.html"
 """The report's file name."""

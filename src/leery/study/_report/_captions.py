@@ -3,12 +3,11 @@
 Every number in them is taken from the tables.
 """
 
-import pandas as pd
-
 from leery.data import named
 from leery.detector import PAPER_METRICS
+from leery.study._report._comparisons import near_flip
 from leery.study._report._style import METRIC_NAMES
-from leery.study._tables import StudyResult
+from leery.study._tables import StudyResult, held_out, held_out_areas
 
 __all__ = [
     "abstention_alt",
@@ -113,8 +112,7 @@ def trace_alt(study: StudyResult, name: str, what: str) -> str:
 def _crossing_text(study: StudyResult, column: str, attack: str) -> str:
     table = study.of_first_seed("turning-points")
     rows = table[(table["attack"] == attack) & table["flip"].notna()]
-    near = (rows[column] - rows["flip"]).abs() <= 1.5 * rows["step"]
-    return f"{near.mean():.0%}" if len(rows) else "none"
+    return f"{near_flip(rows, column).mean():.0%}" if len(rows) else "none"
 
 
 def density_trace_caption(study: StudyResult) -> str:
@@ -148,18 +146,8 @@ def predicted_kl_caption(study: StudyResult) -> str:
     )
 
 
-def _areas(study: StudyResult) -> pd.DataFrame:
-    """Held-out areas, all positives: a row for each condition, a column for each set."""
-    table = study.of_first_seed("results")
-    table = table[(table["protocol"] == "held-out") & (table["positives"] == "all")]
-    areas: pd.DataFrame = table.pivot_table(
-        index=["attack", "epsilon"], columns="metrics", values="auc", sort=False
-    )
-    return areas
-
-
 def roc_alt(study: StudyResult) -> str:
-    areas = _areas(study)
+    areas = held_out_areas(study.of_first_seed("results"))
     best = areas[list(PAPER_METRICS)]
     parts = [
         f"{attack} {epsilon:.2f}: all six {areas['all'][attack, epsilon]:.3f}, best single metric "
@@ -170,7 +158,7 @@ def roc_alt(study: StudyResult) -> str:
 
 
 def roc_caption(study: StudyResult) -> str:
-    areas = _areas(study)
+    areas = held_out_areas(study.of_first_seed("results"))
     worst = areas["all"].idxmin()
     winners = areas[list(PAPER_METRICS)].idxmax(axis=1).map(METRIC_NAMES.get).unique()
     return (
@@ -181,12 +169,8 @@ def roc_caption(study: StudyResult) -> str:
 
 
 def roc_low_caption(study: StudyResult) -> str:
-    table = study.of_first_seed("results")
-    rows = table[
-        (table["protocol"] == "held-out")
-        & (table["positives"] == "all")
-        & (table["metrics"] == "all")
-    ]
+    rows = held_out(study.of_first_seed("results"))
+    rows = rows[rows["metrics"] == "all"]
     return (
         "The same curves on a logarithmic axis, where a detector in use works. At 1% false alarms "
         f"all six find {rows['tpr_at_1_fpr'].min():.0%} of the adversarial images in the worst "

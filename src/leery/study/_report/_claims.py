@@ -14,7 +14,16 @@ from leery.study._report import _comparisons as compare
 from leery.study._report._comparisons import Studies
 from leery.study._report._evidence import Evidence
 
-__all__ = ["CLAIMS", "VERDICTS", "Claim", "Judged", "claims_table", "evidence_table", "judge"]
+__all__ = [
+    "CLAIMS",
+    "READINGS",
+    "VERDICTS",
+    "Claim",
+    "Judged",
+    "claims_table",
+    "evidence_table",
+    "judge",
+]
 
 Verdict = Literal["holds", "holds in part", "does not hold", "undecided"]
 

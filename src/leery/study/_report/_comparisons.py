@@ -25,6 +25,7 @@ __all__ = [
     "fooled",
     "levels_off",
     "more_doubtful",
+    "near_flip",
     "no_best",
     "strong",
     "turns_at_flip",
@@ -227,16 +228,20 @@ def turns_at_flip(
         for attack in attacks:
             for column, what in columns.items():
                 flipped = table[(table["attack"] == attack) & table["flip"].notna()]
-                intervals = [
-                    _share_near(rows[column], rows["flip"], rows["step"])
-                    for rows in _by_seed(flipped)
-                ]
+                intervals = [_share_near(rows, column) for rows in _by_seed(flipped)]
                 where = f"{study.dataset}, {attack}"
                 yield evidence(where, f"share of images: {what}", intervals, bound=0.5)
 
 
-def _share_near(turn: pd.Series, flip: pd.Series, step: pd.Series) -> Interval:
-    near = (turn - flip).abs() <= 1.5 * step
+def near_flip(rows: pd.DataFrame, column: str) -> "pd.Series[bool]":
+    """Whether something happens within a grid step of the change of label, image by image."""
+    # Half a step more: the strengths are multiples of the step up to rounding.
+    near: pd.Series[bool] = (rows[column] - rows["flip"]).abs() <= 1.5 * rows["step"]
+    return near
+
+
+def _share_near(rows: pd.DataFrame, column: str) -> Interval:
+    near = near_flip(rows, column)
     return share_interval(int(near.sum()), len(near)) if len(near) else UNKNOWN
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from leery.evaluation import Interval, quantile
+from leery.evaluation import Interval
 
 __all__ = ["UNKNOWN", "Evidence", "Side", "evidence", "negated", "pooled"]
 
@@ -106,7 +106,7 @@ def pooled(intervals: Sequence[Interval], comparisons: int = 1) -> Interval:
     if len(intervals) == comparisons == 1:
         return intervals[0]
     confidence = 1 - 0.05 / comparisons
-    wider = quantile(confidence) / quantile(0.95)
+    wider = float(stats.norm.ppf((1 + confidence) / 2) / stats.norm.ppf(0.975))
     estimates, lows, highs = np.array([astuple(interval) for interval in intervals]).T
     mean, count = float(estimates.mean()), len(estimates)
     half = 0.0

@@ -22,7 +22,7 @@ from leery.study._report._style import (
     epsilon_axis,
     new_figure,
 )
-from leery.study._tables import PIXELS
+from leery.study._tables import PIXELS, held_out_areas
 
 __all__ = [
     "abstention_figure",
@@ -244,8 +244,9 @@ def _unit(metric: str) -> str:
 def roc_figure(table: pd.DataFrame, results: pd.DataFrame) -> Figure:
     """Figures 9 and 10: ROC curves, a row for each strength, a column for each attack."""
     figure, panels = _grid(table, 4.1)
+    of_all = held_out_areas(results)
     for axes, (attack, epsilon), rows in panels:
-        areas = _areas(results, attack, epsilon)
+        areas = of_all.loc[(attack, epsilon)]
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8)
         for name in sorted(PAPER_SETS, key=lambda name: -areas[name]):
             curve = rows[rows["metrics"] == name]
@@ -372,16 +373,6 @@ def _grid_labels(figure: Figure, horizontal: str, vertical: str) -> None:
     figure.supxlabel(horizontal, fontsize=9, color=INK)
     if vertical:
         figure.supylabel(vertical, fontsize=9, color=INK)
-
-
-def _areas(results: pd.DataFrame, attack: str, epsilon: float) -> dict[str, float]:
-    rows = results[
-        (results["attack"] == attack)
-        & (results["epsilon"] == epsilon)
-        & (results["protocol"] == "held-out")
-        & (results["positives"] == "all")
-    ]
-    return dict(zip(rows["metrics"], rows["auc"], strict=True))
 
 
 def _image(row: "pd.Series[Any]") -> np.ndarray:

@@ -13,7 +13,7 @@ import pandas as pd
 from leery import __version__
 from leery.study._report._claims import READINGS, VERDICTS, Judged
 from leery.study._report._errata import errata
-from leery.study._report._plots import Plot
+from leery.study._report._plots import PLOTS, Plot
 from leery.study._report._sheets import (
     Cell,
     Sheet,
@@ -24,7 +24,7 @@ from leery.study._report._sheets import (
     layers_sheet,
     uncertainty_sheet,
 )
-from leery.study._tables import StudyResult
+from leery.study._tables import StudyResult, held_out_areas
 
 __all__ = ["render"]
 
@@ -99,7 +99,7 @@ def _shown(study: StudyResult, plots: Mapping[str, Plot]) -> dict[str, Any]:
     """What the template needs of a study."""
     return {
         "dataset": study.dataset,
-        "plots": {name: plots.get(name) for name in _PLOTS},
+        "plots": {name: plots.get(name) for name in PLOTS},
         "all_six": all_six_sheet(study),
         "layers": layers_sheet(study),
         "uncertainty": uncertainty_sheet(study),
@@ -110,23 +110,12 @@ def _shown(study: StudyResult, plots: Mapping[str, Plot]) -> dict[str, Any]:
     }
 
 
-_PLOTS = (
-    *("example", "attack-success", "abstention", "gallery", "roc", "roc-low", "scores"),
-    *("weights", "uncertainty-trace", "density-trace", "kl-trace", "predicted-kl-trace"),
-)
-
-
 def _tiles(studies: Sequence[StudyResult], judged: Sequence[Judged]) -> list[_Tile]:
     tiles = []
     for study in studies:
         accuracy = study.tables["classifier"]["accuracy"].mean()
         tiles.append(_Tile(f"{accuracy:.2%}", f"accuracy of the classifier, {study.dataset}"))
-        areas = study.results[
-            (study.results["metrics"] == "all")
-            & (study.results["protocol"] == "held-out")
-            & (study.results["positives"] == "all")
-        ].groupby(["attack", "epsilon"])["auc"]
-        means = areas.mean()
+        means = held_out_areas(study.results)["all"]
         tiles.append(
             _Tile(
                 f"{means.min():.3f} to {means.max():.3f}",

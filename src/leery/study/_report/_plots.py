@@ -15,7 +15,7 @@ from leery.study._report import _figures as draw
 from leery.study._report._style import figure_style, themed, to_svg
 from leery.study._tables import TABLES, StudyResult, to_csv
 
-__all__ = ["Plot", "joint_success_plot", "plots"]
+__all__ = ["PLOTS", "Plot", "joint_success_plot", "plots"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def plots(study: StudyResult) -> dict[str, Plot]:
     """Draw every figure of a study that its images allow, and write the SVG files.
 
     Returns:
-        By name, in the order of the report.
+        By name.
     """
     found = {}
     make_folder(study.folder / "figures")
@@ -221,3 +221,6 @@ _SPECS = (
         "gallery",
     ),
 )
+
+PLOTS = tuple(spec.name for spec in _SPECS)
+"""The names of the figures, in the order in which they are drawn."""
