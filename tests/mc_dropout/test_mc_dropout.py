@@ -1,5 +1,6 @@
 """The engine against the plain loop with the same masks; laws of fixed and fresh masks."""
 
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -9,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leery.attacks import BIM
-from leery.classifiers import pretrained
 from leery.errors import InputError, NoDropoutError, UnknownLayerError, UnsupportedModelError
 from leery.features import extract_features
-from leery.mc_dropout import MCDropout
+from leery.mc_dropout import MCDropout, insert_dropout
 from leery.metrics import (
     confidence,
     mutual_information,
@@ -20,245 +20,84 @@ from leery.metrics import (
     uncertainty,
 )
 from tests.conftest import Batch
-
-
-def plain_loop(sampler: MCDropout, images: Tensor) -> Tensor:
-    """Every pass through the whole model, its dropout layers replaced by the sampler's masks."""
-    (captured,) = sampler._captured.values()
-    engine, masks = captured.engine, captured.masks
-    layers = [
-        module
-        for module in sampler.model.modules()
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
-    ]
-    assert len(layers) == len(engine.sites)
-    passes = []
-    for index in range(sampler.passes):
-        hooks = [
-            layer.register_forward_hook(_mask(kept[index], site.scale))
-            for layer, kept, site in zip(layers, masks.kept, engine.sites, strict=True)
-        ]
-        with torch.no_grad():
-            passes.append(sampler.model.eval()(images).softmax(-1))
-        for hook in hooks:
-            hook.remove()
-    return torch.stack(passes)
-
-
-def _mask(kept: Tensor, scale: float):  # type: ignore[no-untyped-def]  # noqa: ANN202 - a hook
-    return lambda _module, inputs, _output: inputs[0] * kept.float() * scale
-
-
-class Residual(nn.Module):
-    """Batch norm, an in-place ReLU, channel dropout, and a branch around a dropout."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6))
-        self.act = nn.ReLU(inplace=True)
-        self.channels = nn.Dropout2d(0.3)
-        self.second = nn.Conv2d(6, 6, 3, padding=1)
-        self.units = nn.Dropout(0.4, inplace=True)
-        self.head = nn.Linear(6 * 14 * 14, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        hidden = self.act(self.first(images))
-        hidden = hidden + self.second(self.channels(hidden))
-        pooled = functional.max_pool2d(functional.relu_(hidden), 2)
-        out: Tensor = self.head(self.units(pooled.flatten(1)))
-        return out
-
-
-def two_heads() -> nn.Module:
-    """One dropout that feeds two linear layers, one of them without bias."""
-
-    class Heads(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.drop = nn.Dropout(0.5)
-            self.left = nn.Linear(784, 10)
-            self.right = nn.Linear(784, 10)
-            self.last = nn.Sequential(nn.Dropout(0.2), nn.Linear(10, 10, bias=False))
-
-        def forward(self, images: Tensor) -> Tensor:
-            units = self.drop(images.flatten(1))
-            out: Tensor = self.last(torch.tanh(self.left(units)) + self.right(units))
-            return out
-
-    return Heads()
-
-
-class Grouped(nn.Module):
-    """A linear layer that sees each image as four rows, whose units have masks of their own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.drop = nn.Dropout(0.5)
-        self.rows = nn.Linear(196, 8)
-        self.head = nn.Linear(32, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        rows = self.rows(self.drop(images.flatten(1)).view(-1, 196))
-        out: Tensor = self.head(torch.relu(rows).view(images.size(0), -1))
-        return out
-
-
-class ViewBehind(nn.Module):
-    """A view that merges dimensions right behind a linear layer behind a dropout."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.drop = nn.Dropout(0.5)
-        self.rows = nn.Linear(784, 40)
-        self.head = nn.Linear(20, 5)
-
-    def forward(self, images: Tensor) -> Tensor:
-        rows = self.rows(self.drop(images.view(images.size(0), -1))).view(-1, 20)
-        out: Tensor = self.head(torch.relu(rows)).view(-1, 10)
-        return out
-
-
-class DropConnect(nn.Module):
-    """Dropout on a weight instead of on activations."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.drop = nn.Dropout(0.5)
-        self.weight = nn.Parameter(torch.rand(10, 784))
-
-    def forward(self, images: Tensor) -> Tensor:
-        out: Tensor = functional.linear(images.flatten(1), self.drop(self.weight))
-        return out
-
-
-class TwoMasks(nn.Module):
-    """Dropout on the input and on the weight of one linear layer, and a dead branch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.drop_input, self.drop_weight = nn.Dropout(0.5), nn.Dropout(0.3)
-        self.weight = nn.Parameter(torch.randn(10, 784) / 28)
-        self.bias = nn.Parameter(torch.zeros(10))
-        self.dead = nn.Linear(784, 3)
-        self.scale = nn.Parameter(torch.ones(784))
-
-    def forward(self, images: Tensor) -> Tensor:
-        units = self.drop_input(images.flatten(1))
-        self.dead(units * self.scale)
-        out: Tensor = functional.linear(units, self.drop_weight(self.weight), self.bias)
-        return out
-
-
-class WritesOver(nn.Module):
-    """In-place dropout on a view of a tensor that is read again."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.drop = nn.Dropout(0.5, inplace=True)
-        self.left, self.right = nn.Linear(784, 10), nn.Linear(1, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        hidden = images * 2
-        out: Tensor = self.left(self.drop(hidden.flatten(1))) + self.right(hidden.mean((2, 3)))
-        return out
-
-
-class AsksForTheBatchSize(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = perceptron(0.5)
-
-    def forward(self, images: Tensor) -> Tensor:
-        out: Tensor = self.net(images)
-        return out * 100 if images.shape[0] > 3 else out
-
-
-class Mixed(nn.Module):
-    """Dropout where rows and images have been mixed in one dimension."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.drop = nn.Dropout(0.5)
-        self.head = nn.Linear(784, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        out: Tensor = self.head(self.drop(images.view(-1, 28)).view(-1, 784))
-        return out
-
-
-def perceptron(rate: float) -> nn.Module:
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(784, 40), nn.ReLU(), nn.Dropout(rate), nn.Linear(40, 10)
-    )
-
-
-MODELS: dict[str, Callable[[], nn.Module]] = {
-    "DigitNet": lambda: pretrained("mnist").model,
-    "FashionNet": lambda: pretrained("fashion-mnist").model,
-    "residual": Residual,
-    "two heads": two_heads,
-    "grouped": Grouped,
-    "view behind": ViewBehind,
-    "drop connect": DropConnect,
-    "two masks": TwoMasks,
-    "perceptron": lambda: perceptron(0.5),
-    "all dropped": lambda: perceptron(1.0),
-    "all in place": lambda: nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(784, 40),
-        nn.ReLU(inplace=True),
-        nn.Dropout(0.5, inplace=True),
-        nn.Linear(40, 40),
-        nn.ELU(inplace=True),
-        nn.Dropout(0.2, inplace=True),
-        nn.Linear(40, 10),
-    ),
-    "dropout first": lambda: nn.Sequential(nn.Dropout(0.1), nn.Flatten(), nn.Linear(784, 10)),
-    "dropout last": lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Dropout(0.3)),
-    "partly off": lambda: nn.Sequential(nn.Dropout(0.0), nn.Flatten(), *perceptron(0.25)[1:]),  # type: ignore[index]
-}
-
-
-@pytest.fixture(params=list(MODELS))
-def model(request: pytest.FixtureRequest) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        made: nn.Module = MODELS[request.param]()
-        for module in made.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                assert module.running_mean is not None
-                assert module.running_var is not None
-                module.running_mean.normal_()
-                module.running_var.uniform_(0.5, 2)
-        return made.eval()
+from tests.mc_dropout.reference import plain_loop
+from tests.mc_dropout.zoo import ZOO, bare, build, inputs, perceptron
 
 
 @pytest.mark.parametrize("count", [1, 33])
-def test_the_engine_equals_the_plain_loop_with_the_same_masks(
-    model: nn.Module, count: int, digits: Batch
+@pytest.mark.parametrize("name", ZOO)
+def test_the_passes_equal_the_plain_loop_with_the_same_masks(
+    name: str, count: int, digits: Batch
 ) -> None:
-    images = digits[0][:count]
+    model, images = build(name), inputs(name, digits[0][:count])
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     sampler = MCDropout(model, passes=6, seed=4)
-    probs = sampler.sample(images)
-    assert probs.shape == (6, count, 10)
-    assert float((probs - plain_loop(sampler, images)).abs().max()) < 1e-5
-    assert float((probs.sum(-1) - 1).abs().max()) < 1e-5
+    seen = sampler.observe(images)
+    assert seen.probs.shape[:2] == (6, count)
+    assert float((seen.probs - plain_loop(sampler, images)).abs().max()) < 1e-5
+    assert float((seen.probs.sum(-1) - 1).abs().max()) < 1e-5
+    # The passes differ from each other, and the logits are those of the eval mode.
+    assert float(seen.probs.std(0).max()) > 1e-4
+    with torch.no_grad():
+        assert torch.allclose(seen.logits, model(images), rtol=1e-4, atol=1e-5)
+    assert not any(module.training for module in model.modules())
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[key]), key
 
 
-def test_the_passes_differ_unless_nothing_or_everything_is_dropped(
-    model: nn.Module, digits: Batch, request: pytest.FixtureRequest
-) -> None:
-    probs = MCDropout(model, passes=5).sample(digits[0][:4])
-    spread = float(probs.std(0).max())
-    if "all dropped" in request.node.callspec.id:
-        assert spread == 0.0
-    else:
-        assert spread > 1e-4
+@pytest.mark.parametrize("name", ZOO)
+def test_the_plan_says_which_way_is_taken_and_why(name: str, digits: Batch) -> None:
+    plan = MCDropout(build(name), passes=2).explain_plan(inputs(name, digits[0][:3]))
+    assert plan.way == ("loop" if ZOO[name].loop else "graph")
+    assert ZOO[name].loop in plan.reason
+    assert bool(plan.reason) == bool(ZOO[name].loop)
+    assert 0 <= plan.repeated <= 1
+    assert (plan.repeated == 0) == (name == "dropout last")
+    assert plan.stochastic
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_an_image_s_passes_do_not_depend_on_the_others(name: str, digits: Batch) -> None:
+    images = inputs(name, digits[0][:20])
+    sampler = MCDropout(build(name), passes=3)
+    whole = sampler.sample(images)
+    backwards = sampler.sample(images.flip(0)).flip(1)
+    alone = torch.cat([sampler.sample(image.unsqueeze(0)) for image in images[:3]], dim=1)
+    assert float((whole - backwards).abs().max()) < 1e-5
+    assert float((whole[:, :3] - alone).abs().max()) < 1e-5
+
+
+def test_what_is_stochastic_is_named_with_its_rate_and_mask() -> None:
+    plan = MCDropout(build("functional"), layer="hidden").explain_plan(torch.rand(2, 1, 28, 28))
+    assert [(layer.name, layer.kind, layer.shape) for layer in plan.stochastic] == [
+        ("", "Functional", (1, 4, 1, 1)),
+        ("", "Functional", (1, 20)),
+    ]
+    assert [layer.rate for layer in plan.stochastic] == pytest.approx([0.2, 0.4])
+    assert plan.feature_layer == "hidden"
+    text = str(MCDropout(build("transformer")).explain_plan(torch.rand(2, 1, 28, 28)))
+    assert "encoder.layers.1.dropout2 (Dropout): drops 0.2, mask (1, 28, 28)" in text
+    assert "encoder.layers.0.self_attn (MultiheadAttention): drops 0.2, mask (1, 4, 28, 28)" in text
+    assert text.startswith("way: graph (the deterministic part once, ")
+    assert "because torch.export" in str(
+        MCDropout(build("branching")).explain_plan(torch.rand(2, 1, 28, 28))
+    )
+
+
+def test_the_repeated_share_counts_multiplications_of_kept_columns() -> None:
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 100), nn.Dropout(0.5), nn.Linear(100, 80), nn.Linear(80, 10)
+    )
+    sampler = MCDropout(model, passes=1)
+    plan = sampler.explain_plan(torch.rand(2, 1, 28, 28))
+    (prepared,) = sampler._prepared.values()
+    kept = int(prepared.masks.draws[0].sum())
+    assert plan.repeated == pytest.approx((kept * 80 + 800) / (78400 + 8000 + 800))
 
 
 @pytest.mark.parametrize("name", ["DigitNet", "FashionNet"])
 def test_a_score_does_not_depend_on_the_batch_size(name: str, digits: Batch) -> None:
-    sampler = MCDropout(MODELS[name](), passes=20, layer="hidden")
+    sampler = MCDropout(build(name), passes=20, layer="hidden")
     images = digits[0][:256]
     whole = sampler.observe(images)
     for size in (1, 7):
@@ -328,9 +167,9 @@ def test_fixed_and_fresh_masks_agree_in_auc_on_2000_digits(
 def test_the_share_of_kept_units_is_one_minus_the_rate() -> None:
     sampler = MCDropout(perceptron(0.3), passes=400)
     sampler.sample(torch.rand(2, 1, 28, 28))
-    (captured,) = sampler._captured.values()
-    (kept,) = captured.masks.kept
-    assert kept.shape == (400, 40)
+    (prepared,) = sampler._prepared.values()
+    (kept,) = prepared.masks.draws
+    assert kept.shape == (400, 1, 40)
     # 16,000 draws: the standard error is 0.0036.
     assert float(kept.double().mean()) == pytest.approx(0.7, abs=0.015)
 
@@ -391,12 +230,20 @@ def test_masks_do_not_depend_on_the_default_type_or_device(digits: Batch) -> Non
         assert torch.equal(MCDropout(model, passes=3).sample(digits[0][:5]), expected)
 
 
-def test_a_layer_that_leaves_no_trace_and_weights_that_are_not_finite_are_refused() -> None:
+def test_a_layer_without_a_trace_in_the_graph_is_read_by_the_loop(digits: Batch) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Identity(), nn.Dropout(0.5), nn.Linear(784, 10))
-    with pytest.raises(UnknownLayerError, match="got '1', which leaves no trace in the model's"):
-        MCDropout(model, passes=2, layer="1").observe(torch.rand(3, 1, 28, 28))
+    sampler = MCDropout(model, passes=2, layer="1")
+    seen = sampler.observe(digits[0][:5])
+    assert seen.features is not None
+    assert torch.equal(seen.features, digits[0][:5].flatten(1))
+    plan = sampler.explain_plan(digits[0][:5])
+    assert (plan.way, plan.reason) == ("loop", "layer '1' leaves no trace in its graph")
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    model = perceptron(0.5)
     with torch.no_grad():
-        model[3].weight.mul_(torch.nan)  # type: ignore[operator]
+        model[1].weight.mul_(torch.nan)  # type: ignore[operator]
     with pytest.raises(InputError, match="finite logits, got NaN or infinity; check the model's"):
         MCDropout(model, passes=2).sample(torch.rand(3, 1, 28, 28))
 
@@ -407,44 +254,188 @@ def test_memory_does_not_grow_with_the_batch_because_it_is_cut(digits: Batch) ->
     assert seen == [8, 8, 4]
 
 
-def test_a_model_without_dropout_is_refused_with_the_ways_out() -> None:
-    for rate in (None, 0.0):
-        layers = [nn.Flatten(), nn.Linear(784, 10)]
-        model = nn.Sequential(*layers, *([] if rate is None else [nn.Dropout(rate)]))
-        with pytest.raises(NoDropoutError, match=r"nn.Dropout layers of p > 0, got Sequential"):
-            MCDropout(model)
+@pytest.mark.parametrize("rate", [None, 0.0])
+def test_a_model_without_dropout_is_refused_with_the_ways_out(rate: float | None) -> None:
+    layers = [nn.Flatten(), *([] if rate is None else [nn.Dropout(rate)]), nn.Linear(784, 10)]
+    model = nn.Sequential(*layers)
+    text = (
+        rf"got Sequential without any; use leery.mc_dropout.insert_dropout\(model, "
+        rf"before='{len(layers) - 1}', p=0.5\), or metrics that need no dropout"
+    )
+    with pytest.raises(NoDropoutError, match=text):
+        MCDropout(model).sample(torch.rand(3, 1, 28, 28))
 
 
-class Branching(nn.Module):
-    """Control flow that depends on the data."""
+def test_what_is_dropped_whole_is_dropped_in_each_pass(digits: Batch) -> None:
+    model = nn.Sequential(
+        nn.Flatten(), nn.Dropout(0.5), nn.Linear(784, 40), nn.Dropout(1.0), nn.Linear(40, 10)
+    )
+    sampler = MCDropout(model, passes=3)
+    probs = sampler.sample(digits[0][:5])
+    assert torch.allclose(probs, model[4].bias.softmax(0).expand_as(probs))  # type: ignore[operator]
+    with torch.no_grad():
+        assert torch.allclose(sampler.observe(digits[0][:5]).logits, model.eval()(digits[0][:5]))
+
+
+class AlwaysOn(nn.Module):
+    """The usual slip: functional dropout that does not ask for the mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(784, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.head(functional.dropout(images.flatten(1), 0.5))
+        return out
+
+
+class Shuffles(nn.Module):
+    """Random numbers that are no dropout."""
 
     def __init__(self) -> None:
         super().__init__()
         self.net = perceptron(0.5)
 
     def forward(self, images: Tensor) -> Tensor:
-        out: Tensor = self.net(images) if images.mean() > 0.1 else self.net(-images)
+        order = torch.randperm(28) if self.training else torch.arange(28)
+        out: Tensor = self.net(images[..., order])
+        return out
+
+
+class Neighbours(nn.Module):
+    """Each image's logits depend on the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1, track_running_stats=False)
+        self.net = perceptron(0.5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.net(self.norm(images))
+        return out
+
+
+class DropsAsItLikes(nn.Module):
+    """As many draws as there are images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(784, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.head(torch.stack([self.drop(image.flatten()) for image in images]))
+        return out
+
+
+class Scales(nn.Module):
+    """Does more than drop in train mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(784, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = functional.dropout(images.flatten(1), 0.5, self.training)
+        out: Tensor = self.head(hidden) * (2 if self.training else 1)
+        return out
+
+
+class Counts(nn.Module):
+    """Writes into a buffer in train mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.head = nn.Linear(784, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            self.calls.add_(1)  # type: ignore[operator]
+        out: Tensor = self.head(functional.dropout(images.flatten(1), 0.5, self.training))
+        return out
+
+
+class Lopsided(nn.Module):
+    """Dropout where two dimensions count the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(784, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        flat = images.flatten(1)
+        mixing = self.drop(torch.eye(len(flat)))
+        out: Tensor = self.head(mixing @ flat)
         return out
 
 
 @pytest.mark.parametrize(
     ("model", "text"),
     [
-        (Branching(), "expected a model whose graph torch.export can capture"),
-        (WritesOver(), "aten.dropout_.default on a view of one that is read later"),
-        (AsksForTheBatchSize(), "whose forward asks for the batch size"),
+        (AlwaysOn(), "draws nothing at random in eval mode, got one that does; pass training="),
+        (Neighbours(), "depends on the others in its batch; use running"),
+        (DropsAsItLikes(), "got 2 draws for two images and 3 for three; let dropout not depend"),
+        (Scales(), "in train mode does nothing but drop, got other logits with nothing dropped"),
+        (Counts(), "leaves the model's parameters and buffers alone while dropout is on"),
+        (Lopsided(), r"got shape \(2, 2\) for two images and \(3, 3\) for three in 'drop'"),
         (nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(784, 1)), "at least 2 classes"),
-        (Mixed(), r"first dimension counts the images, got shape \(28\*s\d+, 28\)"),
         (nn.Sequential(nn.Dropout(0.5), nn.Conv2d(1, 3, 3)), r"logits \(2, classes\), got \(2, 3,"),
-        (
-            nn.Sequential(nn.Flatten(), nn.AlphaDropout(0.5), nn.Linear(784, 10)),
-            "got aten.alpha_dropout.default",
-        ),
     ],
 )
-def test_a_model_that_cannot_be_split_is_refused(model: nn.Module, text: str) -> None:
+def test_a_model_that_cannot_be_sampled_is_refused(model: nn.Module, text: str) -> None:
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(UnsupportedModelError, match=text):
         MCDropout(model, passes=2).sample(torch.rand(3, 1, 28, 28))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_only_modules_that_draw_are_put_into_train_mode(digits: Batch) -> None:
+    """A model whose train mode shuffles is sampled by its dropout layer alone."""
+    sampler = MCDropout(Shuffles().eval(), passes=4)
+    probs = sampler.sample(digits[0][:5])
+    assert float((probs - plain_loop_in_eval(sampler, digits[0][:5])).abs().max()) < 1e-5
+
+
+def plain_loop_in_eval(sampler: MCDropout, images: Tensor) -> Tensor:
+    """:func:`plain_loop` of the perceptron inside."""
+    inner = sampler.model.net
+    assert isinstance(inner, nn.Module)
+    own = MCDropout(inner, sampler.passes, sampler.seed)
+    own.sample(images)
+    return plain_loop(own, images)
+
+
+@pytest.mark.parametrize("kind", [nn.Sequential, nn.Linear])
+def test_inserted_dropout_leaves_the_model_alone_and_shares_its_weights(
+    kind: type[nn.Module], digits: Batch
+) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 40), nn.Sequential(nn.Linear(40, 10)))
+    before = str(model)
+    twin = insert_dropout(model, before="2" if kind is nn.Sequential else "2.0", p=0.3)
+    assert str(model) == before
+    assert list(twin.state_dict()) == list(model.state_dict())
+    for one, other in zip(twin.parameters(), model.parameters(), strict=True):
+        assert one is other
+    images = digits[0][:9]
+    with torch.no_grad():
+        assert torch.equal(twin.eval()(images), model(images))
+        assert not torch.equal(twin.train()(images), model(images))
+    plan = MCDropout(twin, passes=2).explain_plan(images)
+    assert [layer.name for layer in plan.stochastic] == ["2.0.leery_dropout"]
+    copied = pickle.loads(pickle.dumps(twin))  # noqa: S301 - our own
+    assert str(copied) == str(twin)
+
+
+def test_where_dropout_cannot_be_inserted_it_is_said() -> None:
+    with pytest.raises(UnknownLayerError, match="got 'fc'; the model has: 0, 1, 2, 3"):
+        insert_dropout(bare(), before="fc")
+    for p in (0.0, 1.0):
+        with pytest.raises(InputError, match=f"between 0 and 1, got {p}"):
+            insert_dropout(bare(), before="3", p=p)
+    with pytest.raises(InputError, match="'3', which has one; insert into the original"):
+        insert_dropout(insert_dropout(bare(), before="3"), before="3")
 
 
 def test_impossible_settings_are_refused(digit_net: nn.Module) -> None:

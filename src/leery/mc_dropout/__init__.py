@@ -8,7 +8,9 @@
 (50, 8, 10)
 """
 
-from leery.mc_dropout._masks import Masks, MaskSource
+from leery.mc_dropout._insert import insert_dropout
+from leery.mc_dropout._masks import MaskSource
+from leery.mc_dropout._plan import Plan, StochasticLayer
 from leery.mc_dropout._sampler import MCDropout, Observation
 
-__all__ = ["MCDropout", "MaskSource", "Masks", "Observation"]
+__all__ = ["MCDropout", "MaskSource", "Observation", "Plan", "StochasticLayer", "insert_dropout"]

@@ -17,11 +17,12 @@ from torch.nn import functional
 from leery.mc_dropout._graph import (
     STEADY_ROWS,
     ModelGraph,
-    dropout_rate,
-    drops_channels,
-    evaluate,
+    NoGraphError,
+    arguments,
+    draws,
 )
 from leery.mc_dropout._masks import Masks, Site
+from leery.mc_dropout._random import RANDOM
 
 __all__ = ["Engine"]
 
@@ -39,11 +40,13 @@ class _Columns:
         source: the node that the dropout acts on.
         linear: the node of the linear layer.
         site: the index of the dropout's site.
+        rate: the probability of dropping a unit.
     """
 
     source: fx.Node
     linear: fx.Node
     site: int
+    rate: float
 
 
 @dataclass
@@ -64,45 +67,54 @@ class _Once:
 
 
 class Engine:
-    """Runs a captured graph without dropout, and pass by pass with given masks.
+    """Runs a captured graph without dropout, and pass by pass with given draws.
 
     Args:
         graph: of the model.
+        sites: where the model draws, in the order of the calls.
         layer: the feature layer that :meth:`without_dropout` reads, or None.
+
+    Raises:
+        NoGraphError: when the graph lacks a site or the layer.
     """
 
-    def __init__(self, graph: ModelGraph, layer: str | None = None) -> None:
+    def __init__(self, graph: ModelGraph, sites: Sequence[Site], layer: str | None = None) -> None:
         self._graph = graph
-        dropouts = graph.dropouts()
-        self.sites = tuple(
-            Site(node.name, dropout_rate(node), graph.mask_shape(node)) for node in dropouts
-        )
-        self._site_of = {node: index for index, node in enumerate(dropouts)}
-        self._tap = graph.layer_output(layer) if layer is not None else None
-        stochastic = _descendants(graph, dropouts)
+        active = graph.active()
+        drawing = [node for node in active if draws(node)]
+        if len(drawing) != len(sites):
+            message = f"its graph shows {len(drawing)} of {len(sites)} random operations"
+            raise NoGraphError(message)
+        self._sites = dict(zip(drawing, sites, strict=True))
+        self._place = {node: index for index, node in enumerate(drawing)}
+        self._active = frozenset(active)
+        self._tap = graph.layer_value(layer) if layer is not None else None
+        if layer is not None and self._tap is None:
+            message = f"layer {layer!r} leaves no trace in its graph"
+            raise NoGraphError(message)
+        stochastic = _descendants(graph, active)
         needed = _ancestors(graph.output, self._tap)
         self._prefix = [node for node in graph.nodes if node not in stochastic and node in needed]
         self._suffix = [node for node in graph.nodes if node in stochastic and node in needed]
         self._steps = self._plan()
 
     @property
-    def reads_layer(self) -> bool:
-        """Whether the feature layer was found in the graph."""
-        return self._tap is not None
+    def knows_eval_mode(self) -> bool:
+        """Whether it can tell what each random operation gives when nothing is dropped."""
+        return all(RANDOM[node.target].mean for node in self._active)
 
     def prefix(self, batch: Tensor) -> _Once:
         """The deterministic part for a batch on the model's device."""
         values: Values = {self._graph.input: batch}
         for node in self._prefix:
-            values[node] = evaluate(self._graph, node, values)
+            values[node] = self._graph.evaluate(node, values)
         return _Once(values, {})
 
     def without_dropout(self, once: _Once) -> tuple[Tensor, Tensor | None]:
         """Logits ``(N, classes)`` and features ``(N, D)``, as the model gives them in eval mode."""
         values = dict(once.values)
         for node in self._suffix:
-            dropped = node in self._site_of
-            values[node] = values[_source(node)] if dropped else self._evaluate(node, values)
+            values[node] = self._quiet(node, values)
         features = None if self._tap is None else values[self._tap].flatten(1)
         return values[self._graph.output], features
 
@@ -112,22 +124,26 @@ class Engine:
         for step in self._steps:
             if isinstance(step, _Columns):
                 values[step.linear] = self._columns(step, once, values, masks, index)
-            elif step in self._site_of:
-                values[step] = self._dropped(step, values, masks, index)
+            elif step in self._place:
+                values[step] = self._drawn(step, values, masks, index)
             else:
-                values[step] = self._evaluate(step, values)
+                values[step] = self._graph.evaluate(step, values)
         logits: Tensor = values[self._graph.output]
         return logits
 
-    def _evaluate(self, node: fx.Node, values: Values) -> Any:  # noqa: ANN401 - any node's value
-        return evaluate(self._graph, node, values)
+    def _quiet(self, node: fx.Node, values: Values) -> Any:  # noqa: ANN401 - any node's value
+        if node not in self._active:
+            return self._graph.evaluate(node, values)
+        mean = RANDOM[node.target].mean
+        assert mean is not None, "knows_eval_mode was not asked"
+        args, kwargs = arguments(node, values)
+        return mean(*args, **kwargs)
 
-    def _dropped(self, node: fx.Node, values: Values, masks: Masks, index: int) -> Tensor:
-        site = self._site_of[node]
-        activation: Tensor = values[_source(node)]
-        return activation * masks.kept[site][index].to(activation.dtype).mul_(
-            self.sites[site].scale
-        )
+    def _drawn(self, node: fx.Node, values: Values, masks: Masks, index: int) -> Any:  # noqa: ANN401
+        count = len(values[self._graph.input])
+        draw = self._sites[node].spread(masks.draws[self._place[node]][index], count)
+        args, kwargs = arguments(node, values)
+        return RANDOM[node.target].compute(draw, *args, **kwargs)
 
     def _columns(
         self, step: _Columns, once: _Once, values: Values, masks: Masks, index: int
@@ -138,7 +154,7 @@ class Engine:
         result is the transpose of a contiguous matrix, which the next such step takes as it is.
         """
         weight, bias = (values[node] for node in _parameters(step.linear) if node is not None)
-        kept = masks.kept[step.site][index].flatten().nonzero().squeeze(1)
+        kept = masks.draws[step.site][index].flatten().nonzero().squeeze(1)
 
         def transposed() -> Tensor:
             units = values[step.source].flatten(1).t()
@@ -148,19 +164,22 @@ class Engine:
         rows = once.matrix("input", step.source, transposed)
         weight_rows = once.matrix("weight", _weight(step.linear), weight.t().contiguous)
         product = weight_rows.index_select(0, kept).t() @ rows.index_select(0, kept)
-        product = product.mul_(self.sites[step.site].scale).add_(bias.unsqueeze(1))
+        product = product.mul_(1 / (1 - step.rate)).add_(bias.unsqueeze(1))
         return product.t()[: len(values[step.source])]
 
     def _plan(self) -> list[_Columns | fx.Node]:
         """The stochastic nodes in order, each linear layer behind a dropout as one step."""
         columns: dict[fx.Node, _Columns] = {}
         absorbed: set[fx.Node] = set()
-        for dropout, site in self._site_of.items():
-            chains = _chains_to_linear(dropout, math.prod(self.sites[site].shape))
-            if chains is None or drops_channels(dropout):
+        for dropout, site in self._sites.items():
+            if dropout.target is not _ATEN.dropout.default:
                 continue
+            chains = _chains_to_linear(dropout, math.prod(site.shape))
+            if site.dimension != 0 or site.folds or chains is None:
+                continue
+            place, rate = self._place[dropout], float(dropout.args[1])  # type: ignore[arg-type]
             for linear, between in chains:
-                columns[linear] = _Columns(_source(dropout), linear, site)
+                columns[linear] = _Columns(_source(dropout), linear, place, rate)
                 absorbed.update(between)
             absorbed.add(dropout)
         return [columns.get(node, node) for node in self._suffix if node not in absorbed]

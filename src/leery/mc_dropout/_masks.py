@@ -1,12 +1,15 @@
-"""Dropout masks drawn once from a seed: T passes are T fixed sub-networks."""
+"""What the passes draw, once from a seed: T passes are T fixed sub-networks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from leery.errors import UnsupportedModelError
+from leery.mc_dropout._random import Kind
 
 __all__ = ["MaskSource", "Masks", "Site", "draw_masks"]
 
@@ -15,41 +18,91 @@ MaskSource = Literal["fixed", "fresh"]
 
 @dataclass(frozen=True)
 class Site:
-    """A place in the model where dropout acts.
+    """A place in the model where a pass draws at random.
 
     Attributes:
-        name: of the graph node.
-        rate: the probability of dropping a unit, in (0, 1].
-        shape: of one image's mask; it broadcasts against one image's activation.
+        name: of the innermost submodule that draws; "" for the model itself.
+        kind: what is drawn.
+        rate: the probability of dropping a unit, in (0, 1); None unless units are dropped.
+        shape: of a pass's draw, which all images of the pass share. Where the activation counts
+            the images it has the number of an image's own rows there, mostly 1.
+        dimension: the one that counts the images; None where the draw is for a parameter.
+        interleaved: whether that dimension counts an image's rows first and the images last.
     """
 
     name: str
-    rate: float
+    kind: Kind
+    rate: float | None
     shape: tuple[int, ...]
+    dimension: int | None
+    interleaved: bool = False
+
+    @classmethod
+    def between(
+        cls, name: str, kind: Kind, rate: float | None, *, shapes: Sequence[Sequence[int]]
+    ) -> "Site":
+        """A site, from the shapes that it draws for two images and for three.
+
+        Raises:
+            UnsupportedModelError: when they do not show which dimension counts the images.
+        """
+        two, three = (tuple(shape) for shape in shapes)
+        counting = [place for place, (a, b) in enumerate(zip(two, three, strict=False)) if a != b]
+        if len(two) != len(three) or len(counting) > 1:
+            raise _no_counting_dimension(name, two, three)
+        if not counting:
+            return cls(name, kind, rate, two, None)
+        place = counting[0]
+        rows = three[place] - two[place]
+        if two[place] != 2 * rows:
+            raise _no_counting_dimension(name, two, three)
+        return cls(name, kind, rate, (*two[:place], rows, *two[place + 1 :]), place)
 
     @property
-    def scale(self) -> float:
-        """What kept units are multiplied by; at rate 1 nothing is kept."""
-        return 1 / (1 - self.rate) if self.rate < 1 else 0.0
+    def folds(self) -> bool:
+        """Whether images and rows of one image lie in the same dimension."""
+        return self.dimension is not None and self.shape[self.dimension] > 1
+
+    def flipped(self) -> "Site":
+        """The same place with the other order of images and rows, where they share a dimension."""
+        return replace(self, interleaved=not self.interleaved) if self.folds else self
+
+    def fits(self, shape: Sequence[int], count: int) -> bool:
+        """Whether this is the shape to draw for ``count`` images."""
+        sizes = list(self.shape)
+        if self.dimension is not None:
+            sizes[self.dimension] *= count
+        return tuple(sizes) == tuple(shape)
+
+    def spread(self, draw: Tensor, count: int) -> Tensor:
+        """A pass's draw for ``count`` images; it broadcasts against what is drawn for."""
+        if self.dimension is None or not self.folds:
+            return draw
+        if self.interleaved:
+            return draw.repeat_interleave(count, self.dimension)
+        repeats = [1] * draw.ndim
+        repeats[self.dimension] = count
+        return draw.repeat(repeats)
 
 
 @dataclass(frozen=True)
 class Masks:
-    """Which units are kept, for every site and pass.
+    """What is drawn, for every site and pass.
 
     Attributes:
-        kept: one bool tensor ``(passes, *site.shape)`` for each site, in graph order.
+        draws: one tensor ``(passes, *site.shape)`` for each site, in the order of the calls; bool
+            (kept or not) where units are dropped, else float32.
     """
 
-    kept: tuple[Tensor, ...]
+    draws: tuple[Tensor, ...]
 
     def to(self, device: torch.device) -> "Masks":
-        """The same masks on a device."""
-        return Masks(tuple(mask.to(device) for mask in self.kept))
+        """The same on a device."""
+        return Masks(tuple(draw.to(device) for draw in self.draws))
 
 
 def draw_masks(sites: Sequence[Site], passes: int, seed: int, draw: int = 0) -> Masks:
-    """Independent Bernoulli masks, shared by every image of a pass.
+    """Independent draws, shared by every image of a pass.
 
     They are drawn on the CPU, each site from its own stream, so that they depend on the seed
     and the number of the draw only, and not on the device, the batch size or the other sites.
@@ -57,12 +110,23 @@ def draw_masks(sites: Sequence[Site], passes: int, seed: int, draw: int = 0) -> 
     Source:
         Kirsch, van Amersfoort, Gal (2019), "BatchBALD", section 3.1: consistent MC dropout.
     """
-    kept = []
+    drawn = []
     for index, site in enumerate(sites):
         state = np.random.SeedSequence([seed, draw, index]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(state[0]) >> 1)
-        uniform = torch.rand(
+        sample = torch.randn if site.kind == "normal" else torch.rand
+        numbers = sample(
             (passes, *site.shape), generator=generator, dtype=torch.float32, device="cpu"
         )
-        kept.append(uniform >= site.rate)
-    return Masks(tuple(kept))
+        drawn.append(numbers if site.rate is None else numbers >= site.rate)
+    return Masks(tuple(drawn))
+
+
+def _no_counting_dimension(
+    name: str, two: tuple[int, ...], three: tuple[int, ...]
+) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        "expected dropout on activations of which one dimension counts the images, got shape "
+        f"{two} for two images and {three} for three in {name or 'the model'!r}; apply dropout "
+        "where each image has as many units as any other"
+    )

@@ -8,12 +8,22 @@ import torch
 from torch import Tensor, nn
 
 from leery._checks import check_batch_size, check_images, check_seed
-from leery._guest import device_of, guest, run_model
-from leery.errors import InputError, NoDropoutError, UnknownLayerError, UnsupportedModelError
-from leery.features import check_layer, extract_features
+from leery._guest import device_of, guest
+from leery.errors import InputError, NoDropoutError, UnsupportedModelError
+from leery.features import check_layer
 from leery.mc_dropout._engine import Engine
-from leery.mc_dropout._graph import capture, dropout_modules
+from leery.mc_dropout._graph import NoGraphError, capture
+from leery.mc_dropout._loop import Loop
 from leery.mc_dropout._masks import Masks, MaskSource, draw_masks
+from leery.mc_dropout._modes import dropout_rates
+from leery.mc_dropout._plan import Plan, explain
+from leery.mc_dropout._proofs import (
+    check_equal,
+    does_no_more_than_drop,
+    gives_eval_mode,
+    in_order,
+    two_images,
+)
 
 __all__ = ["MCDropout", "Observation"]
 
@@ -34,36 +44,64 @@ class Observation:
 
 
 @dataclass(frozen=True)
-class _Captured:
-    """An engine, the fixed masks of its sites, and the state of the model that it stands for."""
+class _Prepared:
+    """How inputs of one kind are run, and the state of the model that this holds for.
 
-    engine: Engine
+    Attributes:
+        loop: the definition of a pass.
+        engine: the faster way to the same result, where the graph can be had.
+        shared: whether the engine also gives what the eval mode gives.
+        masks: the fixed ones.
+        plan: what users are told of it.
+        state: of the model.
+    """
+
+    loop: Loop
+    engine: Engine | None
+    shared: bool
     masks: Masks
+    plan: Plan
     state: tuple[object, ...]
+
+    def observe(self, batch: Tensor, masks: Masks) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """Logits and features without dropout, and the logits of each pass; inside guest."""
+        passes = range(len(masks.draws[0]))
+        if self.engine is None:
+            clean = self.loop.without_dropout(batch)
+            return *clean, [self.loop.one_pass(batch, masks, index) for index in passes]
+        once = self.engine.prefix(batch)
+        clean = (
+            self.engine.without_dropout(once) if self.shared else self.loop.without_dropout(batch)
+        )
+        return *clean, [self.engine.one_pass(once, masks, index) for index in passes]
 
 
 class MCDropout:
-    """Samples a classifier's class probabilities with its dropout layers on.
+    """Samples a classifier's class probabilities with its dropout on.
 
     Pass t is one fixed sub-network: its masks come from the seed and are the same for every
-    image and call, so that a probability is a pure function of the image. What does not depend
-    on a mask is computed once an image, and a linear layer behind a dropout multiplies the kept
-    columns only; the result equals the plain loop with the same masks. Batch norm and all else
+    image and call, so that a probability is a pure function of the image. Batch norm and all else
     stay in eval mode, and the model is left as it was.
 
+    Where ``torch.export`` can write the model's forward pass down, what does not depend on a mask
+    is computed once an image, and a linear layer behind a dropout multiplies the kept columns
+    only. Where it cannot, each pass runs the whole model. Both give the same result;
+    :meth:`explain_plan` tells which it is.
+
     Args:
-        model: returns logits ``(N, classes)`` and has ``nn.Dropout`` or ``nn.Dropout1d/2d/3d``
-            layers of its own. Later calls see changes of its weights, buffers and dropout rates;
-            other attributes are taken as they are at the first call.
+        model: returns logits ``(N, classes)`` and has dropout: torch's dropout layers, functional
+            dropout that asks for ``self.training``, dropout inside attention or between
+            recurrent layers, stochastic depth. Later calls see changes of its weights, buffers
+            and dropout layers' rates; other attributes are taken as they are at the first call.
         passes: the number of passes, T.
         seed: of the masks.
         masks: "fixed" (drawn once) or "fresh" (drawn anew at each call, one set a call; the
             k-th call of two samplers with the same seed draws the same).
-        layer: a submodule whose output :meth:`observe` returns as features.
+        layer: a feature layer, as :func:`leery.features.extract_features` takes it, whose value
+            :meth:`observe` returns.
         batch_size: how many images are worked on at once, which bounds the memory.
 
     Raises:
-        NoDropoutError: when the model has no dropout layer that drops anything.
         UnknownLayerError: when the model has no such layer.
         InputError: when another setting is outside its range.
 
@@ -93,13 +131,6 @@ class MCDropout:
         check_seed(seed)
         if layer is not None:
             check_layer(model, layer)
-        if not dropout_modules(model):
-            message = (
-                f"expected a model with nn.Dropout layers of p > 0, got {type(model).__name__} "
-                "without any; add one before its last linear layer (functional dropout is not "
-                "seen), or use metrics that need no dropout"
-            )
-            raise NoDropoutError(message)
         self.model = model
         self.passes = passes
         self.seed = seed
@@ -107,7 +138,7 @@ class MCDropout:
         self.layer = layer
         self.batch_size = batch_size
         self._calls = 0
-        self._captured: dict[tuple[object, ...], _Captured] = {}
+        self._prepared: dict[tuple[object, ...], _Prepared] = {}
 
     def sample(self, images: Tensor) -> Tensor:
         """Class probabilities of every pass.
@@ -144,20 +175,28 @@ class MCDropout:
 
     def stream(self, images: Tensor) -> Iterator[Observation]:
         """:meth:`observe` batch by batch, so that memory does not grow with the images."""
-        check_images(images)
-        captured = self._capture(images)
-        masks = self._masks(captured).to(device_of(self.model))
+        prepared = self._prepare(images)
+        masks = self._masks(prepared).to(device_of(self.model))
         for batch in images.split(self.batch_size):
-            yield self._run(captured.engine, masks, batch)
+            yield self._run(prepared, masks, batch)
 
-    def _run(self, engine: Engine, masks: Masks, batch: Tensor) -> Observation:
+    def explain_plan(self, images: Tensor) -> Plan:
+        """How images of this kind are run: which way, what is random, what is repeated.
+
+        Args:
+            images: ``(N, ...)``; the first two are shown to the model.
+
+        Raises:
+            NoDropoutError, UnsupportedModelError, InputError: as :meth:`observe`.
+        """
+        return self._prepare(images).plan
+
+    def _run(self, prepared: _Prepared, masks: Masks, batch: Tensor) -> Observation:
         count, home = len(batch), batch.device
         # A single image is doubled: convolutions add in another order for a batch of one.
         batch = torch.cat([batch, batch]) if count == 1 else batch
-        with torch.no_grad():
-            once = engine.prefix(batch.to(device_of(self.model)))
-            logits, features = engine.without_dropout(once)
-            passes = [engine.one_pass(once, masks, index) for index in range(self.passes)]
+        with guest(self.model), torch.no_grad():
+            logits, features, passes = prepared.observe(batch.to(device_of(self.model)), masks)
             probs = torch.stack(passes).softmax(-1)
         return Observation(
             logits[:count].to(home),
@@ -165,56 +204,61 @@ class MCDropout:
             probs[:, :count].to(home),
         )
 
-    def _masks(self, captured: _Captured) -> Masks:
+    def _masks(self, prepared: _Prepared) -> Masks:
         if self.masks == "fixed":
-            return captured.masks
+            return prepared.masks
         self._calls += 1
-        return draw_masks(captured.engine.sites, self.passes, self.seed, draw=self._calls)
+        return draw_masks(prepared.loop.sites, self.passes, self.seed, draw=self._calls)
 
-    def _capture(self, images: Tensor) -> _Captured:
-        """The engine for inputs of this kind; captured anew when the model is not what it was."""
+    def _prepare(self, images: Tensor) -> _Prepared:
+        """The way to run inputs of this kind; found anew when the model is not what it was."""
+        check_images(images)
         device = device_of(self.model)
         key = (images.shape[1:], images.dtype, device)
         state = self._state()
-        if key not in self._captured or self._captured[key].state != state:
-            example = torch.cat([images[:1], images[-1:]]).to(device)
-            engine = Engine(capture(self.model, example), self.layer)
-            self._prove(engine, example)
-            masks = draw_masks(engine.sites, self.passes, self.seed)
-            self._captured[key] = _Captured(engine, masks, state)
-        return self._captured[key]
+        if key not in self._prepared or self._prepared[key].state != state:
+            with guest(self.model), torch.no_grad():
+                self._prepared[key] = self._find(two_images(images).to(device), state)
+        return self._prepared[key]
+
+    def _find(self, pair: Tensor, state: tuple[object, ...]) -> _Prepared:
+        loop = Loop.find(self.model, self.layer, pair)
+        if not loop.sites:
+            raise _no_dropout(self.model)
+        loop = in_order(loop, pair, self.seed)
+        masks = draw_masks(loop.sites, self.passes, self.seed)
+        near = masks.to(pair.device)
+        engine: Engine | None = None
+        reason = ""
+        try:
+            engine = Engine(capture(self.model, loop.awake, pair), loop.sites, self.layer)
+            check_equal(engine, loop, pair, near)
+        except NoGraphError as error:
+            engine, reason = None, str(error)
+        shared = engine is not None and gives_eval_mode(engine, loop, pair)
+        if not shared and not does_no_more_than_drop(loop, pair):
+            message = (
+                "expected a model that in train mode does nothing but drop, got other logits with "
+                "nothing dropped; make what else it does depend on another flag"
+            )
+            raise UnsupportedModelError(message)
+        plan = explain(loop, engine, reason, pair, near)
+        return _Prepared(loop, engine, shared, masks, plan, state)
 
     def _state(self) -> tuple[object, ...]:
-        """What a captured graph depends on: which tensors it reads, and the dropout rates.
+        """What a prepared run depends on: which tensors the model reads, and the dropout rates.
 
         The graph keeps its tensors alive, so that no other can take over an identity.
         """
         tensors = (id(tensor) for tensor in (*self.model.parameters(), *self.model.buffers()))
-        rates = (float(module.p) for module in dropout_modules(self.model))
-        return (*tensors, *rates)
+        return (*tensors, *dropout_rates(self.model))
 
-    def _prove(self, engine: Engine, example: Tensor) -> None:
-        """Refuse a graph that does not compute what the model computes."""
-        if self.layer is not None and not engine.reads_layer:
-            message = (
-                f"expected a feature layer that computes something, got {self.layer!r}, which "
-                "leaves no trace in the model's graph; name the layer before it"
-            )
-            raise UnknownLayerError(message)
-        with torch.no_grad():
-            found = engine.without_dropout(engine.prefix(example))
-            with guest(self.model):
-                truth = run_model(self.model, example)
-            pairs = [(found[0], truth)]
-            if self.layer is not None and found[1] is not None:
-                pairs.append((found[1], extract_features(self.model, example, self.layer)[0]))
-        if not bool(truth.isfinite().all()):
-            message = "expected finite logits, got NaN or infinity; check the model's weights"
-            raise InputError(message)
-        if not all(torch.allclose(*pair, rtol=1e-3, atol=1e-4) for pair in pairs):
-            message = (
-                "expected the captured graph to give the model's own output, got another one; "
-                "take in-place changes of shared tensors out of forward, hooks that replace "
-                "outputs off the model, and name a feature layer that is not written over"
-            )
-            raise UnsupportedModelError(message)
+
+def _no_dropout(model: nn.Module) -> NoDropoutError:
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    before = linear[-1] if linear else "..."
+    return NoDropoutError(
+        f"expected a model with dropout that drops something, got {type(model).__name__} without "
+        f"any; use leery.mc_dropout.insert_dropout(model, before={before!r}, p=0.5), or metrics "
+        "that need no dropout"
+    )

@@ -1,0 +1,85 @@
+"""A forward pass whose random operations are handed what they draw."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from leery.errors import UnsupportedModelError
+from leery.mc_dropout._random import IN_PLACE, RANDOM, RandomOp, is_random
+
+__all__ = ["Chance", "Drawing"]
+
+_ATEN = torch.ops.aten
+_BATCH_NORMS = (_ATEN.native_batch_norm.default, _ATEN.cudnn_batch_norm.default)
+_RUNNING_MEAN, _TRAINING = 3, 5
+
+
+class Chance:
+    """A random operation that was met in a forward pass.
+
+    Attributes:
+        operation: what it is.
+        shape: of what it draws.
+        rate: the probability of dropping a unit; None unless units are dropped.
+    """
+
+    def __init__(self, operation: RandomOp, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        self.operation = operation
+        self.shape = tuple(operation.shape(*args, **kwargs))
+        self.rate = operation.rate(*args, **kwargs) if operation.rate else None
+        self._call = args, kwargs
+
+    def given(self, draw: Tensor) -> Any:  # noqa: ANN401 - whatever the operation returns
+        """Its result for a draw that broadcasts against the shape."""
+        args, kwargs = self._call
+        return self.operation.compute(draw, *args, **kwargs)
+
+    def quiet(self) -> Any:  # noqa: ANN401 - whatever the operation returns
+        """Its result when nothing is dropped; None where that is not known."""
+        args, kwargs = self._call
+        return self.operation.mean(*args, **kwargs) if self.operation.mean else None
+
+
+class Drawing(TorchDispatchMode):
+    """While it is active, ``decide`` gives the result of every random operation.
+
+    Batch norm that is in train mode, because the module that calls it is, uses its running
+    statistics nevertheless and leaves them alone.
+
+    Args:
+        decide: takes each operation in turn and returns its result.
+    """
+
+    def __init__(self, decide: Callable[[Chance], Any]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+        self._decide = decide
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401 - torch's own signature
+        types: Any,  # noqa: ANN401
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Called by torch for each ATen operation.
+
+        Raises:
+            UnsupportedModelError: for a random operation that dropout is not made of.
+        """
+        kwargs = kwargs or {}
+        if func in _BATCH_NORMS and args[_RUNNING_MEAN] is not None:
+            args = (*args[:_TRAINING], False, *args[_TRAINING + 1 :])
+        operation = RANDOM.get(IN_PLACE.get(func, func))
+        if operation is not None and operation.draws(args, kwargs):
+            found = self._decide(Chance(operation, args, kwargs))
+            return args[0].copy_(found) if func in IN_PLACE else found
+        if operation is None and is_random(func):
+            message = (
+                f"expected no random operations but those that dropout is made of, got {func} in "
+                "the model's forward; replace it by a dropout layer"
+            )
+            raise UnsupportedModelError(message)
+        return func(*args, **kwargs)

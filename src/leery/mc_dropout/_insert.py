@@ -1,0 +1,65 @@
+"""Dropout for a model that was made without."""
+
+import copy
+
+from torch import Tensor, nn
+
+from leery.errors import InputError, UnknownLayerError
+
+__all__ = ["insert_dropout"]
+
+_ATTRIBUTE = "leery_dropout"
+
+
+def insert_dropout(model: nn.Module, *, before: str, p: float = 0.5) -> nn.Module:
+    """A copy of a model with dropout on the input of one of its layers.
+
+    The copy shares the model's parameters and buffers, keeps their names, and gives the same
+    logits in eval mode; the model itself is left as it was. A model that was not trained with
+    dropout tells less by its uncertainty; rates of 0.1 to 0.5 before the last layer are usual.
+
+    Args:
+        model: any module.
+        before: the name of the layer, out of ``model.named_modules()``; of a sequence, its first.
+        p: the probability of dropping a unit, in (0, 1).
+
+    Raises:
+        UnknownLayerError: when the model has no such layer.
+        InputError: when p is outside its range or the layer has such a dropout already.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+        >>> insert_dropout(model, before="1", p=0.2)[1].leery_dropout
+        Dropout(p=0.2, inplace=False)
+    """
+    if not 0 < p < 1:
+        message = f"expected a dropout rate between 0 and 1, got {p}; correct it"
+        raise InputError(message)
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    twin = copy.deepcopy(model, shared)
+    layers = dict(twin.named_modules())
+    layer = layers.get(before) if before else None
+    while isinstance(layer, nn.Sequential) and len(layer):
+        layer = layer[0]
+    if layer is None:
+        names = ", ".join(name for name in layers if name)
+        message = (
+            f"expected the name of a submodule to put dropout before, got {before!r}; "
+            f"the model has: {names or 'none'}"
+        )
+        raise UnknownLayerError(message)
+    if hasattr(layer, _ATTRIBUTE):
+        message = (
+            f"expected a layer without inserted dropout, got {before!r}, which has one; "
+            "insert into the original model"
+        )
+        raise InputError(message)
+    layer.add_module(_ATTRIBUTE, nn.Dropout(p))
+    layer.register_forward_pre_hook(_drop)
+    return twin
+
+
+def _drop(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The hook; a function of the module, so that models with it can be copied and pickled."""
+    dropout = layer.get_submodule(_ATTRIBUTE)
+    return (dropout(inputs[0]), *inputs[1:])

@@ -1,0 +1,201 @@
+"""The plain loop: every pass through the whole model, with what it draws held fixed.
+
+It defines what a pass is: the engine must equal it where the graph can be had, and this loop
+serves where not.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.module_tracker import ModuleTracker
+
+from leery._guest import run_model
+from leery.errors import UnsupportedModelError
+from leery.features import forward
+from leery.mc_dropout._drawing import Chance, Drawing
+from leery.mc_dropout._masks import Masks, Site
+from leery.mc_dropout._modes import awake, dropout_layers, own_modules
+from leery.mc_dropout._random import Kind
+
+__all__ = ["Loop"]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A model and the places where it draws. Every method wants the model inside guest.
+
+    Attributes:
+        model: as given by the user.
+        layer: the feature layer, or None.
+        awake: the names of the submodules that are in train mode during a pass.
+        sites: the places, in the order of the calls.
+    """
+
+    model: nn.Module
+    layer: str | None
+    awake: frozenset[str]
+    sites: tuple[Site, ...]
+
+    @classmethod
+    def find(cls, model: nn.Module, layer: str | None, pair: Tensor) -> "Loop":
+        """Run the model on two images and on three, and see where it draws.
+
+        Args:
+            model: any classifier.
+            layer: the feature layer, or None.
+            pair: two images on the model's device.
+
+        Raises:
+            UnsupportedModelError: when the model draws in eval mode, draws otherwise for another
+                number of images, or writes into its own tensors.
+            InputError: when it does not accept the images.
+        """
+        if _calls(model, pair, frozenset()):
+            message = (
+                "expected a model that draws nothing at random in eval mode, got one that does; "
+                "pass training=self.training to functional dropout"
+            )
+            raise UnsupportedModelError(message)
+        names = _drawing_modules(model, pair)
+        with _unwritten(model):
+            two = _calls(model, pair, names)
+            three = _calls(model, torch.cat([pair, pair[:1]]), names)
+        if [call.what for call in two] != [call.what for call in three]:
+            got = f"{len(two)} draws for two images and {len(three)} for three"
+            raise _not_alike(got)
+        sites = [
+            Site.between(*one.what, shapes=(one.shape, other.shape))
+            for one, other in zip(two, three, strict=True)
+        ]
+        return cls(model, layer, names, tuple(sites))
+
+    def without_dropout(self, batch: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits ``(N, classes)`` and features ``(N, D)`` in eval mode."""
+        if self.layer is None:
+            return run_model(self.model, batch), None
+        return forward(self.model, batch, self.layer)
+
+    def one_pass(self, batch: Tensor, masks: Masks, index: int) -> Tensor:
+        """Logits ``(N, classes)`` of pass ``index``."""
+        waiting = list(zip(self.sites, masks.draws, strict=True))[::-1]
+
+        def decide(chance: Chance) -> object:
+            site, draws = waiting.pop() if waiting else (None, None)
+            if site is None or draws is None or not site.fits(chance.shape, len(batch)):
+                got = f"another draw of shape {chance.shape}"
+                raise _not_alike(got)
+            return chance.given(site.spread(draws[index], len(batch)))
+
+        with awake(self.model, self.awake), Drawing(decide):
+            return run_model(self.model, batch)
+
+    def quiet_pass(self, batch: Tensor) -> Tensor | None:
+        """Logits ``(N, classes)`` in train mode with nothing dropped; None where not known."""
+        known = True
+
+        def decide(chance: Chance) -> object:
+            nonlocal known
+            value = chance.quiet()
+            known = known and value is not None
+            return chance.given(_ones(chance, batch)) if value is None else value
+
+        with awake(self.model, self.awake), Drawing(decide):
+            logits = run_model(self.model, batch)
+        return logits if known else None
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A random operation as it was met in a forward pass.
+
+    Attributes:
+        what: the submodule that calls it, the kind of draw, the rate.
+        shape: of what is drawn.
+    """
+
+    what: tuple[str, Kind, float | None]
+    shape: tuple[int, ...]
+
+
+def _calls(model: nn.Module, batch: Tensor, names: frozenset[str]) -> list[_Call]:
+    """The random operations of a forward pass with those submodules in train mode."""
+    found: list[_Call] = []
+    tracker = ModuleTracker()
+
+    def decide(chance: Chance) -> object:
+        _, _, name = max(tracker.parents - {"Global"}, key=len).partition(".")
+        found.append(_Call((name, chance.operation.kind, chance.rate), chance.shape))
+        value = chance.quiet()
+        return chance.given(_ones(chance, batch)) if value is None else value
+
+    with awake(model, names), tracker, Drawing(decide):
+        model(batch) if names else run_model(model, batch)
+    return found
+
+
+def _ones(chance: Chance, batch: Tensor) -> Tensor:
+    return torch.ones(chance.shape, device=batch.device)
+
+
+def _drawing_modules(model: nn.Module, pair: Tensor) -> frozenset[str]:
+    """The submodules that must be in train mode for all dropout to be on, and no other.
+
+    A module may do more than drop in train mode, so the model's own modules are left alone unless
+    they draw, or pass on their mode to one that does.
+    """
+    layers, own = dropout_layers(model), own_modules(model)
+    try:
+        with _unwritten(model, quietly=True):
+            everything = _calls(model, pair, layers | own)
+    except Exception:
+        return layers
+    drawing = frozenset(call.what[0] for call in everything)
+    around = frozenset(
+        name for name in own if any(below.startswith(f"{name}.") or not name for below in drawing)
+    )
+    for names in (layers | (own & drawing), layers | (own & (drawing | around))):
+        with _unwritten(model, quietly=True):
+            if _calls(model, pair, names) == everything:
+                return names
+    return layers | own
+
+
+@contextmanager
+def _unwritten(model: nn.Module, *, quietly: bool = False) -> Iterator[None]:
+    """Put back what a forward pass writes into the model's parameters and buffers.
+
+    Args:
+        model: whose tensors are watched.
+        quietly: whether writing is not complained of.
+
+    Raises:
+        UnsupportedModelError: when something was written and not quietly.
+    """
+    tensors = [
+        tensor for tensor in (*model.parameters(), *model.buffers()) if not tensor.is_inference()
+    ]
+    before = [(tensor, tensor._version, tensor.detach().clone()) for tensor in tensors]  # noqa: SLF001 - its count of writes
+    written = False
+    try:
+        yield
+    finally:
+        for tensor, version, value in before:
+            if tensor._version != version:  # noqa: SLF001 - its count of writes
+                written = True
+                tensor.detach().copy_(value)
+    if written and not quietly:
+        message = (
+            "expected a forward that leaves the model's parameters and buffers alone while "
+            "dropout is on, got one that writes into them; move that out of the modules that drop"
+        )
+        raise UnsupportedModelError(message)
+
+
+def _not_alike(got: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"expected a model that draws alike whatever the images are, got {got}; let dropout not "
+        "depend on the images"
+    )

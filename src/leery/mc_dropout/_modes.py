@@ -1,0 +1,70 @@
+"""Which modules are in train mode while passes are drawn."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+__all__ = ["awake", "dropout_layers", "dropout_rates", "own_modules"]
+
+_NORMS = (nn.modules.batchnorm._NormBase,)  # noqa: SLF001 - torch's own base
+_LAYERS = (
+    nn.modules.dropout._DropoutNd,  # noqa: SLF001 - torch's own base of its dropout layers
+    nn.MultiheadAttention,
+    # In eval mode these take a fused path that leaves their dropout layers out.
+    nn.TransformerEncoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+)
+
+
+def dropout_layers(model: nn.Module) -> frozenset[str]:
+    """The names of torch's own layers that drop something in train mode and do nothing else."""
+    return frozenset(
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _LAYERS) or (isinstance(module, nn.RNNBase) and module.dropout > 0)
+    )
+
+
+def dropout_rates(model: nn.Module) -> tuple[float, ...]:
+    """The rates of torch's own layers that drop something."""
+    layers = (model.get_submodule(name) for name in sorted(dropout_layers(model)))
+    rates = (getattr(layer, "p", getattr(layer, "dropout", None)) for layer in layers)
+    return tuple(float(rate) for rate in rates if isinstance(rate, float))
+
+
+def own_modules(model: nn.Module) -> frozenset[str]:
+    """The names of the modules that are none of torch's own, but for kinds of batch norm.
+
+    Functional dropout asks for the mode of the module that calls it.
+    """
+    return frozenset(
+        name
+        for name, module in model.named_modules()
+        if not type(module).__module__.startswith("torch.") and not isinstance(module, _NORMS)
+    )
+
+
+@contextmanager
+def awake(model: nn.Module, names: frozenset[str]) -> Iterator[None]:
+    """The named modules in train mode, all others in eval mode.
+
+    Attention is computed step by step meanwhile: fused kernels draw their dropout unseen. The
+    random states of Python and numpy are put back; torch's are the business of guest.
+    """
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - whatever the model uses
+    before = [(name, module, module.training) for name, module in model.named_modules()]
+    try:
+        for name, module, _ in before:
+            module.training = name in names
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        for _, module, mode in before:
+            module.training = mode
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002 - see above

@@ -1,0 +1,104 @@
+"""How a model's passes are run, as users are told."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from leery.mc_dropout._engine import Engine
+from leery.mc_dropout._graph import STEADY_ROWS
+from leery.mc_dropout._loop import Loop
+from leery.mc_dropout._masks import Masks, Site
+
+__all__ = ["Plan", "StochasticLayer", "explain"]
+
+
+@dataclass(frozen=True)
+class StochasticLayer:
+    """A place where a pass draws at random.
+
+    Attributes:
+        name: of the submodule that draws; "" for the model itself.
+        kind: the class of that submodule.
+        rate: the probability of dropping a unit; None for other draws.
+        shape: of a pass's mask, which all images share.
+    """
+
+    name: str
+    kind: str
+    rate: float | None
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        """A line for people."""
+        dropped = "random numbers" if self.rate is None else f"drops {self.rate:.3g}"
+        return f"{self.name or 'the model'} ({self.kind}): {dropped}, mask {self.shape}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a model's passes are run.
+
+    Attributes:
+        way: "graph" when the deterministic part is computed once and the rest once a pass; "loop"
+            when each pass runs the whole model.
+        reason: why it is the loop; "" for the graph.
+        feature_layer: where the features are read; None when they are not.
+        stochastic: what draws at random, in the order of the forward pass.
+        repeated: the share of a forward pass's multiplications that a pass repeats, in [0, 1];
+            columns of linear layers that a mask drops are not multiplied.
+    """
+
+    way: Literal["graph", "loop"]
+    reason: str
+    feature_layer: str | None
+    stochastic: tuple[StochasticLayer, ...]
+    repeated: float
+
+    def __str__(self) -> str:
+        """A few lines for people."""
+        ways = {
+            "graph": f"the deterministic part once, {self.repeated:.1%} of the work in each pass",
+            "loop": f"the whole model in each pass, because {self.reason}",
+        }
+        return "\n".join(
+            [
+                f"way: {self.way} ({ways[self.way]})",
+                f"feature layer: {self.feature_layer or 'none'}",
+                "stochastic layers:",
+                *(f"  {layer}" for layer in self.stochastic),
+            ]
+        )
+
+
+def explain(loop: Loop, engine: Engine | None, reason: str, pair: Tensor, masks: Masks) -> Plan:
+    """The plan of running ``loop``, or ``engine`` where there is one."""
+    repeated = 1.0
+    if engine is not None:
+        # The engine fills small batches up to as many rows.
+        batch = torch.cat([pair] * (STEADY_ROWS // len(pair)))
+        once = engine.prefix(batch)
+        part = _flops(lambda: engine.one_pass(once, masks, 0))
+        full = _flops(lambda: loop.one_pass(batch, masks, 0))
+        repeated = part / full if full else 1.0
+    return Plan(
+        way="graph" if engine is not None else "loop",
+        reason=reason,
+        feature_layer=loop.layer,
+        stochastic=tuple(_layer(loop.model, site) for site in loop.sites),
+        repeated=min(repeated, 1.0),
+    )
+
+
+def _layer(model: nn.Module, site: Site) -> StochasticLayer:
+    kind = type(model.get_submodule(site.name)).__name__
+    return StochasticLayer(site.name, kind, site.rate, site.shape)
+
+
+def _flops(work: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())
