@@ -179,10 +179,95 @@ def test_what_does_not_fit_is_refused(make: Make) -> None:
 
 
 def test_impossible_settings_are_refused() -> None:
-    for bandwidth in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(InputError, match="finite bandwidth above 0, got"):
-            KernelDensity(bandwidth)
+    for bandwidth in (0.0, -1.0, math.nan, math.inf, "silverman"):
+        with pytest.raises(InputError, match="finite bandwidth above 0 or one of likelihood, "):
+            KernelDensity(bandwidth)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="at least 1 reference a class, got 0"):
+        KernelDensity(1.0, references=0)
+    with pytest.raises(InputError, match="\"float16\", got 'int8'"):
+        KernelDensity(1.0, precision="int8")  # type: ignore[arg-type]
     with pytest.raises(InputError, match='"softmax" or "sum", got \'max\''):
         ClassKL("max")  # type: ignore[arg-type]
     with pytest.raises(InputError, match='at least 0 with pmf="sum", got -1'):
         ClassKL("sum").fit(torch.tensor([[-1.0, 2.0]]), torch.tensor([0]))
+
+
+def leave_one_out(points: np.ndarray, bandwidth: float) -> float:
+    """The mean log likelihood of each point under scikit-learn's estimate from the others."""
+    total = 0.0
+    for row in range(len(points)):
+        others = np.delete(points, row, axis=0)
+        peer = sklearn.neighbors.KernelDensity(bandwidth=bandwidth, leaf_size=len(others))
+        total += float(peer.fit(others).score_samples(points[row : row + 1])[0])
+    return total / len(points)
+
+
+@pytest.mark.parametrize("width", [1, 6])
+def test_the_likeliest_bandwidth_is_that_of_scikit_learns_left_out_points(width: int) -> None:
+    features, labels = sample(90, width)
+    found = KernelDensity("likelihood").fit(features, labels).bandwidth_[0]
+
+    def likelihood(bandwidth: float) -> float:
+        groups = [features[labels == label].double().numpy() for label in range(3)]
+        return sum(leave_one_out(group, bandwidth) for group in groups)
+
+    best = likelihood(found)
+    for factor in (0.7, 0.95, 1.05, 1.4):
+        assert likelihood(found * factor) < best
+
+
+def test_each_class_can_have_a_bandwidth_of_its_own() -> None:
+    features, labels = sample(300)
+    features[labels == 1] *= 10
+    one = KernelDensity("likelihood").fit(features, labels)
+    each = KernelDensity("likelihood-per-class").fit(features, labels)
+    assert len(set(one.bandwidth_.values())) == 1
+    assert each.bandwidth_[1] > 5 * each.bandwidth_[0]
+    alone = KernelDensity("likelihood").fit(features[labels == 1], labels[labels == 1])
+    assert alone.bandwidth_[1] == each.bandwidth_[1]
+    restored = KernelDensity("likelihood-per-class").restore(each.to_tensors())
+    assert restored.bandwidth_ == each.bandwidth_
+    assert torch.equal(restored.score(features, labels), each.score(features, labels))
+
+
+def test_the_bandwidth_scales_with_the_features_and_ignores_repetitions() -> None:
+    features, labels = sample(120)
+    found = KernelDensity("likelihood").fit(features, labels).bandwidth_[0]
+    scaled = KernelDensity("likelihood").fit(features * 50, labels).bandwidth_[0]
+    assert scaled == pytest.approx(50 * found, rel=2e-3)
+    twice = KernelDensity("likelihood").fit(features.repeat(2, 1), labels.repeat(2))
+    assert twice.bandwidth_[0] == pytest.approx(found, rel=2e-3)
+
+
+def test_equal_features_have_no_likeliest_bandwidth() -> None:
+    with pytest.raises(InputError, match=r"differ within a class, got equal ones only in \[0, 1\]"):
+        KernelDensity().fit(torch.ones(8, 3), torch.arange(8) % 2)
+    with pytest.raises(InputError, match="3 bandwidths, one a class, got 0; fit again"):
+        KernelDensity().restore(KernelDensity(1.0).fit(*sample(30)).to_tensors())
+
+
+def test_references_are_drawn_from_the_class_and_repeatable() -> None:
+    features, labels = sample(300)
+    few = KernelDensity(1.0, references=40, seed=3).fit(features, labels)
+    for label, kept in few.reference_.items():
+        rows = {tuple(row) for row in features[labels == label].tolist()}
+        assert len(kept) == 40
+        assert len({tuple(row) for row in kept.tolist()} & rows) == 40
+    again = KernelDensity(1.0, references=40, seed=3).fit(features, labels)
+    other = KernelDensity(1.0, references=40, seed=4).fit(features, labels)
+    assert torch.equal(few.reference_[0], again.reference_[0])
+    assert not torch.equal(few.reference_[0], other.reference_[0])
+    whole = KernelDensity(1.0, references=1000).fit(features, labels)
+    assert torch.equal(whole.reference_[0], features[labels == 0])
+
+
+def test_half_precision_halves_the_file_and_barely_moves_the_density() -> None:
+    features, labels = sample(300)
+    half = KernelDensity(1.0, precision="float16").fit(features, labels)
+    full = KernelDensity(1.0).fit(features, labels)
+    assert half.to_tensors()["0"].dtype == torch.float16
+    assert torch.allclose(
+        half.score(features, labels), full.score(features, labels), atol=0.01, rtol=0
+    )
+    with pytest.raises(InputError, match="features within 65504 for float16, got 6.8"):
+        KernelDensity(1.0, precision="float16").fit(features * 1e6, labels)

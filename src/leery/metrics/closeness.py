@@ -11,12 +11,17 @@ from typing import Literal, Self, get_args
 import torch
 from torch import Tensor
 
-from leery._checks import check_labels
+from leery._checks import check_labels, check_seed
 from leery.errors import InputError, NotFittedError
+from leery.metrics._bandwidth import likeliest_bandwidth
 
-__all__ = ["ClassKL", "KernelDensity", "Pmf"]
+__all__ = ["BandwidthRule", "ClassKL", "KernelDensity", "Pmf", "Precision"]
 
 Pmf = Literal["softmax", "sum"]
+
+BandwidthRule = Literal["likelihood", "likelihood-per-class"]
+
+Precision = Literal["float32", "float16"]
 
 _CELLS = 2**21
 """The number of query-reference distances held at once; float64 makes that 16 MiB."""
@@ -33,11 +38,19 @@ class KernelDensity:
     kernel, one estimate a class, computed as matrix products in float64 on any device.
 
     Args:
-        bandwidth: b, in the units of the features, above 0.
+        bandwidth: b, in the units of the features, above 0; or "likelihood", the b under which
+            the training features are most likely when one is left out, or
+            "likelihood-per-class", one such b a class.
+        references: at most so many training points a class are kept, drawn at random; all by
+            default. The density is then that of the points that are kept.
+        precision: "float32" keeps the training features as they are; "float16" halves their
+            size, at 11 bits a number.
+        seed: of the draw of the references.
 
     Attributes:
         bandwidth: as given.
         reference_: the training features of each class, ``{class: (n_c, D)}``, once fitted.
+        bandwidth_: b of each class, once fitted.
 
     Notes:
         scikit-learn's own trees bound sums between their leaves and lose the far tails: a log
@@ -56,12 +69,28 @@ class KernelDensity:
         tensor([-0.9189], dtype=torch.float64)
     """
 
-    def __init__(self, bandwidth: float) -> None:
-        if not (math.isfinite(bandwidth) and bandwidth > 0):
-            message = f"expected a finite bandwidth above 0, got {bandwidth}; correct it"
+    def __init__(
+        self,
+        bandwidth: float | BandwidthRule = "likelihood",
+        *,
+        references: int | None = None,
+        precision: Precision = "float32",
+        seed: int = 0,
+    ) -> None:
+        _check_bandwidth(bandwidth)
+        if references is not None and references < 1:
+            message = f"expected at least 1 reference a class, got {references}; pass more or None"
             raise InputError(message)
+        if precision not in get_args(Precision):
+            message = f'expected precision "float32" or "float16", got {precision!r}; name one'
+            raise InputError(message)
+        check_seed(seed)
         self.bandwidth = bandwidth
+        self.references = references
+        self.precision: Precision = precision
+        self.seed = seed
         self.reference_: dict[int, Tensor] = {}
+        self.bandwidth_: dict[int, float] = {}
         self._centred: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def fit(self, features: Tensor, labels: Tensor) -> Self:
@@ -77,9 +106,20 @@ class KernelDensity:
         _check_features(features)
         check_labels(labels, len(features))
         features = features.detach()
-        return self.restore(
-            {str(label): features[labels == label] for label in labels.unique().tolist()}
-        )
+        generator = torch.Generator().manual_seed(self.seed)
+        groups = {
+            label: self._kept(features[labels == label], generator)
+            for label in labels.unique().tolist()
+        }
+        tensors = {str(label): group for label, group in groups.items()}
+        if self.bandwidth == "likelihood":
+            tensors["bandwidth"] = torch.full(
+                (len(groups),), likeliest_bandwidth(groups), dtype=torch.float64
+            )
+        elif self.bandwidth == "likelihood-per-class":
+            found = [likeliest_bandwidth({label: group}) for label, group in groups.items()]
+            tensors["bandwidth"] = torch.tensor(found, dtype=torch.float64)
+        return self.restore(tensors)
 
     def score(self, features: Tensor, classes: Tensor) -> Tensor:
         """The log density of each row under the estimate of its class.
@@ -102,19 +142,57 @@ class KernelDensity:
         return result
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """The fitted state: the training features of each class, by class number."""
-        return {str(label): reference for label, reference in self.reference_.items()}
+        """The fitted state: the training features of each class, by class number.
+
+        And "bandwidth", float64 ``(classes,)`` in their order, where it was not a number.
+        """
+        tensors = {str(label): reference for label, reference in self.reference_.items()}
+        if isinstance(self.bandwidth, str):
+            found = [self.bandwidth_[label] for label in self.reference_]
+            tensors["bandwidth"] = torch.tensor(found, dtype=torch.float64)
+        return tensors
 
     def restore(self, tensors: Mapping[str, Tensor]) -> Self:
-        """Take over what :meth:`to_tensors` gave."""
-        self.reference_ = {int(label): reference for label, reference in tensors.items()}
+        """Take over what :meth:`to_tensors` gave.
+
+        Raises:
+            InputError: when a bandwidth is missing or impossible.
+        """
+        labels = sorted(int(name) for name in tensors if name != "bandwidth")
+        self.reference_ = {label: tensors[str(label)] for label in labels}
+        if isinstance(self.bandwidth, str):
+            found = tensors["bandwidth"].double().tolist() if "bandwidth" in tensors else []
+        else:
+            found = [self.bandwidth] * len(labels)
+        if len(found) != len(labels):
+            message = f"expected {len(labels)} bandwidths, one a class, got {len(found)}; fit again"
+            raise InputError(message)
+        for bandwidth in found:
+            _check_bandwidth(bandwidth)
+        self.bandwidth_ = dict(zip(labels, found, strict=True))
         self._centred = {label: _centre(reference) for label, reference in self.reference_.items()}
         return self
+
+    def _kept(self, group: Tensor, generator: torch.Generator) -> Tensor:
+        """What is kept of a class's training features."""
+        if self.references is not None and len(group) > self.references:
+            chosen = torch.randperm(len(group), generator=generator)[: self.references]
+            group = group[chosen.sort().values.to(group.device)]
+        if self.precision == "float32":
+            return group
+        half = group.half()
+        if not bool(half.isfinite().all()):
+            message = (
+                f"expected features within 65504 for float16, got {float(group.abs().max()):g}; "
+                'keep them with precision="float32"'
+            )
+            raise InputError(message)
+        return half
 
     def _log_density(self, features: Tensor, label: int) -> Tensor:
         centre, reference, squares = (tensor.to(features.device) for tensor in self._centred[label])
         count, dimension = reference.shape
-        scale = 2 * self.bandwidth**2
+        scale = 2 * self.bandwidth_[label] ** 2
         queries = features.double() - centre
         parts = []
         for chunk in queries.split(max(1, _CELLS // count)):
@@ -246,6 +324,21 @@ def _by_class(classes: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Each class that occurs, with the indices of its rows."""
     for label in classes.unique().tolist():
         yield label, torch.nonzero(classes == label).squeeze(1)
+
+
+def _check_bandwidth(bandwidth: float | str) -> None:
+    rules = get_args(BandwidthRule)
+    known = bandwidth in rules if isinstance(bandwidth, str) else _is_positive(bandwidth)
+    if not known:
+        message = (
+            f"expected a finite bandwidth above 0 or one of {', '.join(rules)}, got {bandwidth!r}; "
+            "correct it"
+        )
+        raise InputError(message)
+
+
+def _is_positive(number: float) -> bool:
+    return math.isfinite(number) and number > 0
 
 
 def _check_features(features: Tensor) -> None:
