@@ -88,7 +88,8 @@ PUBLIC = {
         load_classifier pretrained save_classifier train""",
     "leery.data": "DATASETS NamedDataset cache_folder data_sums load named parse_idx",
     "leery.detector": """CLOSENESS_METRICS DIRECTIONS METRICS PAPER_METRICS UNCERTAINTY_METRICS
-        Combiner Detector MetricTable""",
+        Calibration Combiner ConformalCombiner Detector Explanation LogisticCombiner MetricTable
+        Promise describe""",
     "leery.errors": """CorruptDataError DataError DetectorFileError InputError LeeryError
         NoDropoutError NotFittedError OutputError StudyFileError UnknownLayerError
         UnsupportedModelError WrongModelError""",
@@ -96,10 +97,11 @@ PUBLIC = {
         Protocol abstention cross_fit detection held_out_scores in_sample_scores mean_difference
         roc_auc_difference roc_auc_interval select_positives share_difference
         share_interval tpr_at_fpr""",
-    "leery.features": "check_layer extract_features",
-    "leery.mc_dropout": "MCDropout MaskSource Masks Observation",
-    "leery.metrics": """ClassKL KernelDensity aleatoric confidence epistemic mutual_information
-        predictive_entropy scibilic variance""",
+    "leery.features": "INPUT_OF check_layer extract_features forward last_hidden_layer",
+    "leery.mc_dropout": """MCDropout MaskSource Observation Plan StochasticLayer
+        insert_dropout""",
+    "leery.metrics": """BandwidthRule ClassKL KernelDensity Pmf Precision aleatoric confidence
+        epistemic mutual_information predictive_entropy scibilic variance""",
     "leery.study": """METRIC_SETS PAGE RESULT_COLUMNS STUDIES Condition StudyConfig StudyResult
         load_result report reproduce reproduce_all terminal_summary""",
 }

@@ -8,7 +8,29 @@ from torch import Tensor, nn
 
 from leery.errors import InputError, UnsupportedModelError, brief
 
-__all__ = ["device_of", "guest", "run_model"]
+__all__ = ["device_of", "guest", "run_model", "unwrapped"]
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside what ``torch.compile`` returns; other modules as they are.
+
+    Raises:
+        InputError: for what is no module.
+        UnsupportedModelError: for a TorchScript module, whose Python code is lost.
+    """
+    inner = getattr(model, "_orig_mod", model)
+    if not isinstance(inner, nn.Module):
+        message = (
+            f"expected a torch.nn.Module as classifier, got {type(inner).__name__}; wrap it in one"
+        )
+        raise InputError(message)
+    if isinstance(inner, torch.jit.ScriptModule):
+        message = (
+            "expected a torch.nn.Module with its Python code, got a TorchScript module; pass the "
+            "module that it was made of"
+        )
+        raise UnsupportedModelError(message)
+    return inner
 
 
 def device_of(model: nn.Module) -> torch.device:

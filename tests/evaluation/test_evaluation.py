@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from leery.detector import Combiner, MetricTable
+from leery.detector import LogisticCombiner, MetricTable
 from leery.errors import InputError
 from leery.evaluation import (
     Pool,
@@ -244,17 +244,17 @@ def test_the_combiner_equals_scikit_learns_pipeline() -> None:
     values = generator.normal(size=(300, 4)) * [1, 10, 100, 0] + [0, 5, 0, 3]
     truth = values[:, 0] + generator.normal(size=300) > 0
     peer = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(values, truth)
-    found = Combiner.fit(values, truth).score(values)
+    found = LogisticCombiner.fit(values, truth).score(values)
     assert np.allclose(found, peer.decision_function(values), atol=1e-12)
 
 
 def test_the_combiner_refuses_what_it_cannot_learn_from() -> None:
     values = np.zeros((4, 2))
     with pytest.raises(InputError, match="got only adversarial ones"):
-        Combiner.fit(values, np.ones(4, bool))
+        LogisticCombiner.fit(values, np.ones(4, bool))
     values[1, 1] = np.inf
     with pytest.raises(InputError, match="expected finite metrics, got 1 rows"):
-        Combiner.fit(values, np.array([0, 0, 1, 1], bool))
+        LogisticCombiner.fit(values, np.array([0, 0, 1, 1], bool))
 
 
 def test_the_difference_of_areas_equals_a_bootstrap_over_source_images() -> None:

@@ -1,7 +1,9 @@
 """The detector: measure inputs, combine the metrics, calibrate, give a verdict; and its file."""
 
-from leery.detector._combiner import Combiner
+from leery.detector._calibration import Calibration, Promise
+from leery.detector._combiner import Combiner, ConformalCombiner, LogisticCombiner
 from leery.detector._detector import Detector
+from leery.detector._explanation import Explanation
 from leery.detector._registry import (
     CLOSENESS_METRICS,
     DIRECTIONS,
@@ -9,6 +11,7 @@ from leery.detector._registry import (
     PAPER_METRICS,
     UNCERTAINTY_METRICS,
 )
+from leery.detector._storage import describe
 from leery.detector._table import MetricTable
 
 __all__ = [
@@ -17,7 +20,13 @@ __all__ = [
     "METRICS",
     "PAPER_METRICS",
     "UNCERTAINTY_METRICS",
+    "Calibration",
     "Combiner",
+    "ConformalCombiner",
     "Detector",
+    "Explanation",
+    "LogisticCombiner",
     "MetricTable",
+    "Promise",
+    "describe",
 ]

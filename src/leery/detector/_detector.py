@@ -1,67 +1,85 @@
 """The detector as users see it."""
 
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Self, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self, TypeVar, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from leery._checks import check_images, check_labels
-from leery.detector._combiner import Combiner
+from leery._guest import unwrapped
+from leery.detector._calibration import Calibration, Promise
+from leery.detector._combiner import (
+    COMBINERS,
+    Combiner,
+    CombinerName,
+    ConformalCombiner,
+    LogisticCombiner,
+)
+from leery.detector._explanation import Explanation, percentiles
 from leery.detector._fingerprint import fingerprint
 from leery.detector._registry import (
     CLOSENESS,
     PAPER_METRICS,
     UNCERTAINTY,
     Closeness,
+    Reference,
     check_metrics,
 )
-from leery.detector._storage import read_file, write_file
+from leery.detector._storage import below, read_file, write_file
 from leery.detector._table import MetricTable
-from leery.errors import DetectorFileError, InputError, NotFittedError, WrongModelError
-from leery.features import check_layer, extract_features
-from leery.mc_dropout import MCDropout, Observation
+from leery.errors import (
+    DetectorFileError,
+    InputError,
+    LeeryError,
+    NotFittedError,
+    WrongModelError,
+)
+from leery.features import check_layer, extract_features, last_hidden_layer
+from leery.mc_dropout import MCDropout, Observation, Plan
+from leery.metrics import BandwidthRule, Precision
 
 __all__ = ["Detector"]
 
-PAPER_BANDWIDTH = 1.7
-
 T = TypeVar("T")
 
-
-@dataclass(frozen=True)
-class _Calibration:
-    """A threshold and the promise it keeps."""
-
-    fpr: float
-    threshold: float
-    count: int
+Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""Adversarial twins of images, given the classifier and the labels."""
 
 
 class Detector:
     """Tells adversarial inputs of a classifier from others.
 
-    Fit it on clean training data, teach the combiner with clean and adversarial images, calibrate
-    it on other clean images, then ask for verdicts. The classifier is left as it was by every
-    call, and the score of an image does not depend on what else is in the batch.
+    Fit it on clean training data, teach the combiner, calibrate it on other clean images, then
+    ask for verdicts. The classifier is left as it was by every call, and the score of an image
+    does not depend on what else is in the batch.
 
     Args:
         model: the classifier; returns logits ``(N, classes)``.
-        feature_layer: the submodule whose output is the last hidden layer.
+        feature_layer: the submodule whose output is the last hidden layer, or "input of " and a
+            submodule; by default the input of the last linear layer, found at :meth:`fit`.
         passes: the number of Monte-Carlo dropout passes.
-        seed: of the dropout masks, which belong to the detector.
+        seed: of the dropout masks, which belong to the detector, and of the references.
         metrics: names out of :data:`leery.METRICS`.
-        bandwidth: of the kernel density, in the units of the features; 1.7 is the paper's for
-            digits.
+        bandwidth: of the kernel density, in the units of the features; or "likelihood", the one
+            under which training features that are left out are most likely, or
+            "likelihood-per-class", one such a class. The paper has 1.7 for digits.
+        references: at most so many training images a class are kept; all by default.
+        precision: "float16" halves the size of what is kept of them.
+        combiner: "logistic", the paper's, which learns from adversarial images; or "conformal",
+            which needs none.
         batch_size: how many images are worked on at once.
+
+    Attributes:
+        feature_layer_: the name of the feature layer in use, once fitted.
+        closeness_: the fitted metrics of closeness by name, once fitted.
+        combiner_: once :meth:`fit_combiner` was called.
+        calibration_: once :meth:`calibrate` was called.
 
     Raises:
         UnknownLayerError: when the model has no such layer.
-        NoDropoutError: when a metric of uncertainty is asked for and the model has no dropout.
         InputError: when another setting is outside its range.
 
     Source:
@@ -72,70 +90,95 @@ class Detector:
     def __init__(
         self,
         model: nn.Module,
-        feature_layer: str,
+        feature_layer: str | None = None,
         *,
         passes: int = 50,
         seed: int = 0,
         metrics: Sequence[str] = PAPER_METRICS,
-        bandwidth: float = PAPER_BANDWIDTH,
+        bandwidth: float | BandwidthRule = "likelihood",
+        references: int | None = None,
+        precision: Precision = "float32",
+        combiner: CombinerName = "logistic",
         batch_size: int = 256,
     ) -> None:
-        check_layer(model, feature_layer)
-        self.model = model
+        self.model = unwrapped(model)
+        if feature_layer is not None:
+            check_layer(self.model, feature_layer)
+        if combiner not in get_args(CombinerName):
+            message = f'expected combiner "logistic" or "conformal", got {combiner!r}; name one'
+            raise InputError(message)
         self.feature_layer = feature_layer
         self.passes = passes
         self.seed = seed
         self.metrics = check_metrics(metrics)
         self.bandwidth = bandwidth
+        self.references = references
+        self.precision = precision
+        self.combiner = combiner
         self.batch_size = batch_size
+        self.feature_layer_: str | None = None
         self.closeness_: dict[str, Closeness] | None = None
         self.combiner_: Combiner | None = None
-        self.calibration_: _Calibration | None = None
+        self.calibration_: Calibration | None = None
+        self._clean: MetricTable | None = None
         self._fingerprint: str | None = None
         self._classes = 0
+        self._inputs: tuple[tuple[int, ...], torch.dtype] | None = None
+        kept = Reference(bandwidth, references, precision, seed)
         self._closeness = {
-            name: CLOSENESS[name](bandwidth) for name in self.metrics if name in CLOSENESS
+            name: CLOSENESS[name](kept) for name in self.metrics if name in CLOSENESS
         }
-        self._sampler = (
-            MCDropout(model, passes, seed, layer=feature_layer, batch_size=batch_size)
-            if any(name in UNCERTAINTY for name in self.metrics)
-            else None
-        )
+        # One for the checks of its settings; the layer is known at the fit.
+        self._sampler = self._make_sampler(feature_layer)
 
-    def fit(self, images: Tensor, labels: Tensor) -> Self:
+    def fit(
+        self, images: Tensor | Iterable[tuple[Tensor, Tensor]], labels: Tensor | None = None
+    ) -> Self:
         """Learn what clean data looks like in the last hidden layer.
 
         A combiner and a calibration from before are forgotten.
 
         Args:
-            images: clean training images ``(N, ...)``.
-            labels: int ``(N,)``, their true classes; every class must occur.
+            images: clean training images ``(N, ...)``; or batches ``(images, labels)``, as a
+                ``DataLoader`` gives them, of which only the features are held.
+            labels: int ``(N,)``, their true classes; every class must occur. None with batches.
 
         Raises:
+            NoDropoutError: when a metric of uncertainty was asked for and the model has no dropout.
+            UnknownLayerError: when no feature layer was named and the model has no linear layer.
             InputError: when images or labels do not fit.
         """
-        check_images(images)
-        check_labels(labels, len(images))
-        features, logits = extract_features(
-            self.model, images, self.feature_layer, batch_size=self.batch_size
-        )
-        classes = logits.shape[1]
-        check_labels(labels, len(images), classes)
-        missing = sorted(set(range(classes)) - set(labels.unique().tolist()))
+        features, classes, truth = self._features(_batches(images, labels))
+        missing = sorted(set(range(classes)) - set(truth.unique().tolist()))
         if missing:
             message = (
                 f"expected training images of all {classes} classes, got none of {missing}; "
                 "add some"
             )
             raise InputError(message)
-        labels = labels.to(features.device)
         self.closeness_ = {
-            name: metric.fit(features, labels) for name, metric in self._closeness.items()
+            name: metric.fit(features, truth) for name, metric in self._closeness.items()
         }
         self._fingerprint = fingerprint(self.model)
         self._classes = classes
-        self.combiner_ = self.calibration_ = None
+        self.combiner_ = self.calibration_ = self._clean = None
         return self
+
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The last hidden layer and the logits, with dropout off.
+
+        Args:
+            images: ``(N, ...)``.
+
+        Returns:
+            Features ``(N, D)`` and logits ``(N, classes)``, on the images' device.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+            InputError: when the images do not fit.
+        """
+        layer = self._fitted(self.feature_layer_, "fit(images, labels)")
+        return extract_features(self.model, images, layer, batch_size=self.batch_size)
 
     def measure(self, images: Tensor) -> MetricTable:
         """Every metric of every image.
@@ -157,81 +200,132 @@ class Detector:
             predicted.append(classes.cpu())
         return MetricTable(self.metrics, torch.cat(values).numpy(), torch.cat(predicted).numpy())
 
-    def fit_combiner(self, clean: Tensor, adversarial: Tensor, noisy: Tensor | None = None) -> Self:
+    def fit_combiner(
+        self,
+        clean: Tensor,
+        adversarial: Tensor | None = None,
+        noisy: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        attacks: Sequence[Attack] = (),
+    ) -> Self:
         """Learn how to weigh the metrics; a calibration from before is forgotten.
 
+        The logistic combiner learns from adversarial images, given or made here; the conformal
+        one from clean and noisy images alone.
+
         Args:
-            clean: images ``(N, ...)`` that are not adversarial.
-            adversarial: images that are.
-            noisy: images with harmless noise, which count as not adversarial.
+            clean: images ``(N, ...)`` that are not adversarial and were not in the fit.
+            adversarial: images that are, of any number.
+            noisy: images with harmless noise, which count as not adversarial; without them a
+                detector takes noise for an attack.
+            labels: int ``(N,)``, the true classes of the clean images; needed for attacks.
+            attacks: such as ``[PGD(0.3)]``; each makes the twins of those clean images that the
+                classifier gets right.
 
         Raises:
             NotFittedError: before :meth:`fit`.
             WrongModelError: when the classifier has changed since :meth:`fit`.
-            InputError: when the images do not fit.
+            InputError: when the images do not fit, or are not what the combiner learns from.
         """
         self._check_model()
-        others = [clean] if noisy is None else [clean, noisy]
-        negatives = [self.measure(images).values for images in others]
-        positives = self.measure(adversarial).values
-        values = np.concatenate([*negatives, positives])
-        truth = np.arange(len(values)) >= len(values) - len(positives)
-        self.combiner_ = Combiner.fit(values, truth)
-        self.calibration_ = None
+        self._fitted(self.closeness_, "fit(images, labels)")
+        learns = self.combiner == "logistic"
+        if learns != (adversarial is not None or len(attacks) > 0):
+            message = (
+                "expected adversarial images or attacks for the logistic combiner, got neither; "
+                'pass some or use combiner="conformal"'
+                if learns
+                else "expected no adversarial images and no attacks for the conformal combiner, "
+                'got some; leave them out or use combiner="logistic"'
+            )
+            raise InputError(message)
+        table = self.measure(clean)
+        parts = [table.values] + ([] if noisy is None else [self.measure(noisy).values])
+        negatives = np.concatenate(parts)
+        if learns:
+            twins = list(self._twins(clean, labels, attacks, table.predicted))
+            if adversarial is not None:
+                twins.append(adversarial)
+            values = np.concatenate([negatives, *(self.measure(part).values for part in twins)])
+            self.combiner_ = LogisticCombiner.fit(values, np.arange(len(values)) >= len(negatives))
+        else:
+            self.combiner_ = ConformalCombiner(self.metrics, negatives)
+        self._clean, self.calibration_ = table, None
         return self
 
     def score(self, images: Tensor) -> np.ndarray:
-        """How adversarial each image looks: the combiner's log odds.
+        """How adversarial each image looks: the combiner's score.
 
         Args:
             images: ``(N, ...)``.
 
         Returns:
-            float64 ``(N,)``; larger is more adversarial.
+            float64 ``(N,)``; larger is more adversarial. Log odds of the logistic combiner, minus
+            the log of a p-value, in nats, of the conformal one.
 
         Raises:
             NotFittedError: before :meth:`fit_combiner`.
             InputError: when the images do not fit.
         """
-        combiner = self._fitted(self.combiner_, "fit_combiner(clean, adversarial)")
-        return combiner.score(self.measure(images).values)
+        return self.judge(self.measure(images))
 
-    def calibrate(self, clean: Tensor, fpr: float = 0.05) -> Self:
+    def judge(self, table: MetricTable) -> np.ndarray:
+        """The score of images that were measured already.
+
+        Args:
+            table: of :meth:`measure`.
+
+        Returns:
+            float64 ``(N,)``, as :meth:`score`.
+
+        Raises:
+            NotFittedError: before :meth:`fit_combiner`.
+            InputError: when the table lacks a metric of the detector.
+        """
+        combiner = self._fitted(self.combiner_, "fit_combiner(clean, adversarial)")
+        return combiner.score(table.select(self.metrics))
+
+    def calibrate(
+        self,
+        clean: Tensor,
+        fpr: float = 0.05,
+        promise: Promise = "marginal",
+        *,
+        confidence: float = 0.95,
+        per_class: bool = False,
+    ) -> Self:
         """Choose the threshold so that at most a share ``fpr`` of clean images is flagged.
 
-        The promise holds on average over sets of clean images that are exchangeable with these;
-        use images that neither :meth:`fit` nor :meth:`fit_combiner` has seen. It can be repeated
-        at any time without a new fit.
+        The promise holds for clean images that are exchangeable with these; use images that
+        neither :meth:`fit` nor :meth:`fit_combiner` has seen. It can be repeated at any time
+        without a new fit.
 
         Args:
             clean: images ``(N, ...)``.
             fpr: the false-alarm rate, in (0, 1).
+            promise: "marginal": the rate is kept on average over sets of calibration images;
+                "pac": it is kept with this set, with probability ``confidence`` over such sets.
+            confidence: of the promise "pac", in (0, 1).
+            per_class: whether the promise is kept among the images of each predicted class.
 
         Raises:
             NotFittedError: before :meth:`fit_combiner`.
             WrongModelError: when the classifier has changed since :meth:`fit`.
-            InputError: when the rate is outside its range or needs more images than there are.
+            InputError: when a setting is outside its range or needs more images than there are.
 
         Source:
-            Split conformal prediction: Vovk, Gammerman, Shafer (2005); the threshold flags an
-            image when its p-value ``(1 + #{clean scores >= its own}) / (N + 1)`` is at most fpr.
+            :class:`leery.detector.Calibration`.
         """
-        if not 0 < fpr < 1:
-            message = f"expected a false-alarm rate between 0 and 1, got {fpr}; correct it"
-            raise InputError(message)
+        empty = np.empty(0)
+        # Settings are refused before the images are measured.
+        Calibration(fpr, promise, confidence, per_class, empty, empty)
         self._check_model()
-        scores = self.score(clean)
-        # The tolerance keeps, say, 0.05 * 20 from falling below 1 by rounding.
-        rank = min(math.floor(fpr * (len(scores) + 1) + 1e-9), len(scores))
-        if rank < 1:
-            needed = math.ceil(1 / fpr - 1e-9) - 1
-            message = (
-                f"expected at least {needed} clean images for a false-alarm rate of {fpr:g}, got "
-                f"{len(scores)}; add images or raise the rate"
-            )
-            raise InputError(message)
-        threshold = float(np.sort(scores)[-rank])
-        self.calibration_ = _Calibration(fpr, threshold, len(scores))
+        table = self.measure(clean)
+        calibration = Calibration(
+            fpr, promise, confidence, per_class, self.judge(table), table.predicted
+        )
+        self.calibration_ = calibration.checked(self._classes)
         return self
 
     def predict(self, images: Tensor) -> np.ndarray:
@@ -248,7 +342,63 @@ class Detector:
             InputError: when the images do not fit.
         """
         calibration = self._fitted(self.calibration_, "calibrate(clean, fpr)")
-        return self.score(images) > calibration.threshold
+        table = self.measure(images)
+        return calibration.flagged(self.judge(table), table.predicted)
+
+    def p_value(self, images: Tensor) -> np.ndarray:
+        """How usual each image's score would be for a clean image.
+
+        Args:
+            images: ``(N, ...)``.
+
+        Returns:
+            float64 ``(N,)``, in [1 / (n + 1), 1] for n calibration images. Flagging where it is at
+            most alpha keeps the false-alarm rate at alpha, on average over calibration sets.
+
+        Raises:
+            NotFittedError: before :meth:`calibrate`.
+            InputError: when the images do not fit.
+        """
+        calibration = self._fitted(self.calibration_, "calibrate(clean, fpr)")
+        table = self.measure(images)
+        return calibration.p_values(self.judge(table), table.predicted)
+
+    def explain(self, images: Tensor) -> Explanation:
+        """Why each image got its score: values, percentiles among clean images, contributions.
+
+        Args:
+            images: ``(N, ...)``.
+
+        Raises:
+            NotFittedError: before :meth:`fit_combiner`.
+            InputError: when the images do not fit.
+        """
+        combiner = self._fitted(self.combiner_, "fit_combiner(clean, adversarial)")
+        clean = self._fitted(self._clean, "fit_combiner(clean, adversarial)")
+        table = self.measure(images)
+        scores = self.judge(table)
+        calibration = self.calibration_
+        return Explanation(
+            table=table,
+            percentiles=percentiles(table, clean),
+            contributions=combiner.contributions(table.values),
+            intercept=combiner.intercept,
+            scores=scores,
+            p_values=None if calibration is None else calibration.p_values(scores, table.predicted),
+        )
+
+    def explain_plan(self) -> Plan:
+        """How images are run: which way, what is random, what is repeated each pass.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+        """
+        shape, dtype = self._fitted(self._inputs, "fit(images, labels)")
+        if self._sampler is None:
+            return Plan(
+                "once", "no metric of uncertainty was asked for", self.feature_layer_, (), 0.0
+            )
+        return self._sampler.explain_plan(torch.zeros((2, *shape), dtype=dtype))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the detector, without its classifier, as one safetensors file.
@@ -262,6 +412,7 @@ class Detector:
             OutputError: when the file cannot be written.
         """
         closeness = self._fitted(self.closeness_, "fit(images, labels)")
+        shape, dtype = self._fitted(self._inputs, "fit(images, labels)")
         self._check_model()
         tensors = {
             f"{name}/{part}": tensor
@@ -269,16 +420,29 @@ class Detector:
             for part, tensor in metric.to_tensors().items()
         }
         facts: dict[str, Any] = {
+            "classifier": type(self.model).__name__,
             "classifier_sha256": self._fingerprint,
             "classes": self._classes,
+            "inputs": {"shape": list(shape), "dtype": str(dtype).removeprefix("torch.")},
             "settings": self._settings(),
         }
-        if self.combiner_ is not None:
-            for part in ("mean", "scale", "weights"):
-                tensors[f"combiner/{part}"] = torch.from_numpy(getattr(self.combiner_, part))
-            facts["intercept"] = self.combiner_.intercept
+        arrays: dict[str, np.ndarray] = {}
+        if self.combiner_ is not None and self._clean is not None:
+            for part, array in self.combiner_.to_arrays().items():
+                arrays[f"combiner/{part}"] = array
+            arrays["clean/values"] = self._clean.values
+            arrays["clean/predicted"] = self._clean.predicted
         if self.calibration_ is not None:
-            facts["calibration"] = asdict(self.calibration_)
+            found = self.calibration_
+            arrays["calibration/scores"] = found.scores
+            arrays["calibration/predicted"] = found.predicted
+            facts["calibration"] = {
+                "fpr": found.fpr,
+                "promise": found.promise,
+                "confidence": found.confidence,
+                "per_class": found.per_class,
+            }
+        tensors |= {name: torch.from_numpy(array) for name, array in arrays.items()}
         write_file(path, tensors, facts)
 
     @classmethod
@@ -294,18 +458,19 @@ class Detector:
             WrongModelError: when it belongs to another classifier.
         """
         tensors, facts = read_file(path)
+        model = unwrapped(model)
         found = fingerprint(model)
-        if facts.get("classifier_sha256") != found:
+        if facts["classifier_sha256"] != found:
             message = (
-                f"expected the classifier that {path} was fitted on (SHA-256 "
-                f"{str(facts.get('classifier_sha256'))[:12]}...), got {type(model).__name__} with "
+                f"expected the classifier that {path} was fitted on ({facts['classifier']}, "
+                f"SHA-256 {facts['classifier_sha256'][:12]}...), got {type(model).__name__} with "
                 f"{found[:12]}...; load the right weights or fit a new detector"
             )
             raise WrongModelError(message)
         try:
             detector = cls(model, **facts["settings"])
             detector._restore(tensors, facts)
-        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        except (LeeryError, LookupError, TypeError, ValueError, RuntimeError) as error:
             message = (
                 f"expected a whole detector file at {path}, got one with missing or wrong parts "
                 f"({error}); save the detector again"
@@ -324,33 +489,98 @@ class Detector:
 
     def _settings(self) -> dict[str, Any]:
         return {
-            "feature_layer": self.feature_layer,
+            "feature_layer": self.feature_layer_,
             "passes": self.passes,
             "seed": self.seed,
             "metrics": list(self.metrics),
             "bandwidth": self.bandwidth,
+            "references": self.references,
+            "precision": self.precision,
+            "combiner": self.combiner,
             "batch_size": self.batch_size,
         }
 
     def _restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        self._classes = int(facts["classes"])
-        expected = {str(label) for label in range(self._classes)}
+        self._classes = facts["classes"]
+        self.feature_layer_ = self.feature_layer
+        dtype = getattr(torch, facts["inputs"]["dtype"])
+        self._inputs = tuple(facts["inputs"]["shape"]), dtype
         self.closeness_ = {}
         for name, metric in self._closeness.items():
-            state = _below(tensors, name)
-            if set(state) != expected:
-                message = f"{name} of classes {sorted(state)} instead of {sorted(expected)}"
+            state = below(tensors, name)
+            labels = {int(part) for part in state if part != "bandwidth"}
+            if labels != set(range(self._classes)):
+                message = f"{name} of classes {sorted(labels)}, not of all {self._classes}"
                 raise InputError(message)
             self.closeness_[name] = metric.restore(state)
         self._fingerprint = facts["classifier_sha256"]
-        if "intercept" in facts:
-            parts = {name: tensor.numpy() for name, tensor in _below(tensors, "combiner").items()}
-            if any(part.shape != (len(self.metrics),) for part in parts.values()):
-                message = f"combiner not for {len(self.metrics)} metrics"
-                raise InputError(message)
-            self.combiner_ = Combiner(**parts, intercept=float(facts["intercept"]))
-        if "calibration" in facts:
-            self.calibration_ = _Calibration(**facts["calibration"])
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        if fused := below(arrays, "combiner"):
+            self.combiner_ = COMBINERS[self.combiner](fused, self.metrics)
+            clean = below(arrays, "clean")
+            self._clean = MetricTable(self.metrics, clean["values"], clean["predicted"])
+        if promised := facts.get("calibration"):
+            held = below(arrays, "calibration")
+            calibration = Calibration(
+                **promised, scores=held["scores"], predicted=held["predicted"]
+            )
+            self.calibration_ = calibration.checked(self._classes)
+
+    def _make_sampler(self, layer: str | None) -> MCDropout | None:
+        if not any(name in UNCERTAINTY for name in self.metrics):
+            return None
+        return MCDropout(
+            self.model, self.passes, self.seed, layer=layer, batch_size=self.batch_size
+        )
+
+    def _features(self, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, int, Tensor]:
+        """Features ``(N, D)``, the number of classes, and labels ``(N,)`` of the training data."""
+        features: list[Tensor] = []
+        truth: list[Tensor] = []
+        classes = 0
+        for images, labels in batches:
+            check_images(images)
+            check_labels(labels, len(images))
+            if not features:
+                self._begin(images)
+            found, logits = self.features(images)
+            classes = logits.shape[1]
+            check_labels(labels, len(images), classes)
+            features.append(found)
+            truth.append(labels.to(found.device))
+        if not features:
+            message = "expected at least one batch of training images, got none; pass some"
+            raise InputError(message)
+        return torch.cat(features), classes, torch.cat(truth)
+
+    def _begin(self, images: Tensor) -> None:
+        """Settle what the first training images decide: the layer, and whether there is dropout."""
+        self.feature_layer_ = self.feature_layer or last_hidden_layer(self.model, images)
+        self._sampler = self._make_sampler(self.feature_layer_)
+        if self._sampler is not None:
+            self._sampler.explain_plan(images)
+        self._inputs = tuple(images.shape[1:]), images.dtype
+
+    def _twins(
+        self,
+        clean: Tensor,
+        labels: Tensor | None,
+        attacks: Sequence[Attack],
+        predicted: np.ndarray,
+    ) -> Iterator[Tensor]:
+        """The adversarial twins, by each attack, of the images that the classifier gets right."""
+        if not attacks:
+            return
+        if labels is None:
+            message = "expected the labels of the clean images for attacks, got None; pass labels="
+            raise InputError(message)
+        check_labels(labels, len(clean), self._classes)
+        right = torch.from_numpy(predicted).to(labels.device) == labels
+        if not bool(right.any()):
+            message = "expected clean images that the classifier gets right, got none; check labels"
+            raise InputError(message)
+        for attack in attacks:
+            yield attack(self.model, clean[right.to(clean.device)], labels[right])
 
     def _observe(self, images: Tensor) -> Iterator[Observation]:
         """What the metrics need to know of the images, batch by batch."""
@@ -358,7 +588,7 @@ class Detector:
             yield from self._sampler.stream(images)
             return
         for batch in images.split(self.batch_size):
-            features, logits = extract_features(self.model, batch, self.feature_layer)
+            features, logits = self.features(batch)
             yield Observation(logits, features, probs=logits.softmax(1).unsqueeze(0))
 
     def _column(
@@ -376,11 +606,12 @@ class Detector:
         return part
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors named ``prefix/<part>``, by part."""
-    start = f"{prefix}/"
-    return {
-        name.removeprefix(start): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(start)
-    }
+def _batches(
+    images: Tensor | Iterable[tuple[Tensor, Tensor]], labels: Tensor | None
+) -> Iterable[tuple[Tensor, Tensor]]:
+    if labels is not None:
+        return [(images, labels)]  # type: ignore[list-item]  # checked where it is used
+    if isinstance(images, Tensor):
+        message = "expected the labels of the training images, got None; pass fit(images, labels)"
+        raise InputError(message)
+    return images

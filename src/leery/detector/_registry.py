@@ -1,12 +1,13 @@
 """The metrics a detector knows by name."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, Self
 
 from torch import Tensor
 
 from leery.errors import InputError
-from leery.metrics import ClassKL, KernelDensity, uncertainty
+from leery.metrics import BandwidthRule, ClassKL, KernelDensity, Precision, uncertainty
 
 __all__ = [
     "CLOSENESS",
@@ -17,6 +18,7 @@ __all__ = [
     "UNCERTAINTY",
     "UNCERTAINTY_METRICS",
     "Closeness",
+    "Reference",
     "check_metrics",
 ]
 
@@ -65,12 +67,33 @@ CLOSENESS_METRICS = ("kernel_density", "kl_divergence")
 PAPER_METRICS = UNCERTAINTY_METRICS + CLOSENESS_METRICS
 """The six metrics of the paper, in the order of its table 5."""
 
-CLOSENESS: Mapping[str, Callable[[float], Closeness]] = {
-    "kernel_density": KernelDensity,
-    "kl_divergence": lambda _bandwidth: ClassKL("softmax"),
-    "kl_divergence_sum": lambda _bandwidth: ClassKL("sum"),
+
+@dataclass(frozen=True)
+class Reference:
+    """How the training data are kept, for the metrics that compare with them.
+
+    Attributes:
+        bandwidth: of the kernel density: a number in the units of the features, "likelihood" or
+            "likelihood-per-class".
+        references: at most so many training images a class are kept; None for all.
+        precision: of what is kept, "float32" or "float16".
+        seed: of the draw of the references.
+    """
+
+    bandwidth: float | BandwidthRule
+    references: int | None
+    precision: Precision
+    seed: int
+
+
+CLOSENESS: Mapping[str, Callable[[Reference], Closeness]] = {
+    "kernel_density": lambda kept: KernelDensity(
+        kept.bandwidth, references=kept.references, precision=kept.precision, seed=kept.seed
+    ),
+    "kl_divergence": lambda _kept: ClassKL("softmax"),
+    "kl_divergence_sum": lambda _kept: ClassKL("sum"),
 }
-"""Makers of metrics of closeness, given the bandwidth of the kernel; not yet fitted.
+"""Makers of metrics of closeness; not yet fitted.
 
 The two KL divergences differ in how features become probabilities, which the paper leaves open.
 """

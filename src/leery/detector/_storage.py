@@ -1,15 +1,16 @@
 """The file of a detector: tensors and JSON in one safetensors file, no pickle.
 
 The metadata field ``leery`` holds the JSON; ``format`` there is the version of this layout.
-Tensors: ``<closeness metric>/<part>`` for what each closeness metric learned, and
-``combiner/mean``, ``combiner/scale``, ``combiner/weights`` in float64 once it is fitted.
+docs/file-format.md describes every part.
 """
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, TypeVar
 
 import safetensors
 from safetensors.torch import save as to_bytes
@@ -18,12 +19,42 @@ from torch import Tensor
 from leery._files import write_atomically
 from leery.errors import DetectorFileError
 
-__all__ = ["FORMAT", "read_file", "write_file"]
+__all__ = ["FORMAT", "below", "describe", "read_file", "write_file"]
 
 FORMAT = 1
 """The version of the layout that this release writes and reads."""
 
 _KEY = "leery"
+
+_Schema = Mapping[str, tuple[type, ...]]
+
+_FACTS: _Schema = {
+    "classifier": (str,),
+    "classifier_sha256": (str,),
+    "classes": (int,),
+    "inputs": (dict,),
+    "settings": (dict,),
+}
+_INPUTS: _Schema = {"shape": (list,), "dtype": (str,)}
+_SETTINGS: _Schema = {
+    "feature_layer": (str,),
+    "passes": (int,),
+    "seed": (int,),
+    "metrics": (list,),
+    "bandwidth": (int, float, str),
+    "references": (int, NoneType),
+    "precision": (str,),
+    "combiner": (str,),
+    "batch_size": (int,),
+}
+_CALIBRATION: _Schema = {
+    "fpr": (float,),
+    "promise": (str,),
+    "confidence": (float,),
+    "per_class": (bool,),
+}
+
+T = TypeVar("T")
 
 
 def write_file(
@@ -46,24 +77,59 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str
         DetectorFileError: when the file is missing, damaged, none of leery's or of a newer
             format.
     """
+    with _opened(path) as stream:
+        facts = _facts(path, stream.metadata() or {})
+        tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+    return tensors, facts
+
+
+def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a detector file holds, read without its classifier.
+
+    Returns:
+        The facts of its JSON, and under "tensors" the type and shape of each tensor by name.
+
+    Raises:
+        DetectorFileError: when the file is missing, damaged, none of leery's or of a newer
+            format.
+    """
+    with _opened(path) as stream:
+        facts = _facts(path, stream.metadata() or {})
+        slices = {name: stream.get_slice(name) for name in stream.keys()}  # noqa: SIM118
+        facts["tensors"] = {
+            name: {"dtype": part.get_dtype(), "shape": part.get_shape()}
+            for name, part in slices.items()
+        }
+    return facts
+
+
+def below(parts: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """The parts named ``prefix/<name>``, by name."""
+    start = f"{prefix}/"
+    return {
+        name.removeprefix(start): part for name, part in parts.items() if name.startswith(start)
+    }
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """A safetensors file, whose own errors become one of leery's."""
     try:
         with safetensors.safe_open(os.fspath(path), framework="pt") as stream:
-            metadata = stream.metadata() or {}
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+            yield stream
     except (safetensors.SafetensorError, OSError) as error:
         message = (
             f"expected a detector file at {path}, got one that cannot be read ({error}); "
             "save the detector again or correct the path"
         )
         raise DetectorFileError(message) from error
-    return tensors, _facts(path, metadata)
 
 
 def _facts(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         facts = json.loads(metadata[_KEY])
         version = int(facts["format"])
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         message = (
             f"expected a detector file at {path}, got a safetensors file without leery's "
             "metadata; name a file that Detector.save wrote"
@@ -75,4 +141,28 @@ def _facts(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[st
             f"{path}; upgrade leery"
         )
         raise DetectorFileError(message)
+    _check(path, "facts", facts, _FACTS)
+    _check(path, "inputs", facts["inputs"], _INPUTS)
+    _check(path, "settings", facts["settings"], _SETTINGS)
+    if "calibration" in facts:
+        _check(path, "calibration", facts["calibration"], _CALIBRATION)
     return dict(facts)
+
+
+def _check(path: str | os.PathLike[str], what: str, found: object, schema: _Schema) -> None:
+    """Refuse a JSON object that lacks a part or has one of another type."""
+    wrong = (
+        [
+            name
+            for name, types in schema.items()
+            if name not in found or type(found[name]) not in types
+        ]
+        if isinstance(found, dict)
+        else list(schema)
+    )
+    if wrong:
+        message = (
+            f"expected a whole detector file at {path}, got {what} with missing or wrong parts "
+            f"({', '.join(wrong)}); save the detector again"
+        )
+        raise DetectorFileError(message)

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from sklearn.model_selection import GroupKFold
 
-from leery.detector import Combiner
+from leery.detector import LogisticCombiner
 from leery.errors import InputError
 from leery.evaluation._pool import Pool
 
@@ -29,7 +29,7 @@ def in_sample_scores(pool: Pool, names: Sequence[str], _seed: int = 0) -> np.nda
         float64 ``(N,)``, log odds; larger is more adversarial. Optimistic.
     """
     values = pool.values(names)
-    return Combiner.fit(values, pool.adversarial).score(values)
+    return LogisticCombiner.fit(values, pool.adversarial).score(values)
 
 
 def held_out_scores(
@@ -60,7 +60,7 @@ def held_out_scores(
 
 def cross_fit(
     pool: Pool, names: Sequence[str], seed: int = 0, *, folds: int = FOLDS
-) -> Iterator[tuple[Combiner, np.ndarray]]:
+) -> Iterator[tuple[LogisticCombiner, np.ndarray]]:
     """The combiners of the honest protocol, each with the rows it has not seen.
 
     Args:
@@ -85,7 +85,7 @@ def cross_fit(
     values = pool.values(names)
     splitter = GroupKFold(n_splits=folds, shuffle=True, random_state=seed)
     for fit, judge in splitter.split(values, groups=pool.source):
-        yield Combiner.fit(values[fit], pool.adversarial[fit]), judge
+        yield LogisticCombiner.fit(values[fit], pool.adversarial[fit]), judge
 
 
 PROTOCOLS: Mapping[Protocol, Callable[[Pool, Sequence[str], int], np.ndarray]] = {

@@ -44,15 +44,15 @@ class Plan:
 
     Attributes:
         way: "graph" when the deterministic part is computed once and the rest once a pass; "loop"
-            when each pass runs the whole model.
-        reason: why it is the loop; "" for the graph.
+            when each pass runs the whole model; "once" when there are no passes.
+        reason: why it is not the graph; "" for the graph.
         feature_layer: where the features are read; None when they are not.
         stochastic: what draws at random, in the order of the forward pass.
         repeated: the share of a forward pass's multiplications that a pass repeats, in [0, 1];
             columns of linear layers that a mask drops are not multiplied.
     """
 
-    way: Literal["graph", "loop"]
+    way: Literal["graph", "loop", "once"]
     reason: str
     feature_layer: str | None
     stochastic: tuple[StochasticLayer, ...]
@@ -63,12 +63,13 @@ class Plan:
         ways = {
             "graph": f"the deterministic part once, {self.repeated:.1%} of the work in each pass",
             "loop": f"the whole model in each pass, because {self.reason}",
+            "once": f"one forward pass, because {self.reason}",
         }
         return "\n".join(
             [
                 f"way: {self.way} ({ways[self.way]})",
                 f"feature layer: {self.feature_layer or 'none'}",
-                "stochastic layers:",
+                f"stochastic layers: {len(self.stochastic) or 'none'}",
                 *(f"  {layer}" for layer in self.stochastic),
             ]
         )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from leery._checks import check_batch_size, check_images, check_seed
-from leery._guest import device_of, guest
+from leery._guest import device_of, guest, unwrapped
 from leery.errors import InputError, NoDropoutError, UnsupportedModelError
 from leery.features import check_layer
 from leery.mc_dropout._engine import Engine
@@ -26,6 +26,9 @@ from leery.mc_dropout._proofs import (
 )
 
 __all__ = ["MCDropout", "Observation"]
+
+MOST_PASSES = 10_000
+"""A bound that keeps a slip, or a file of a stranger, from asking for all the memory."""
 
 
 @dataclass(frozen=True)
@@ -121,17 +124,17 @@ class MCDropout:
         layer: str | None = None,
         batch_size: int = 256,
     ) -> None:
-        if passes < 1:
-            message = f"expected at least 1 pass, got {passes}; pass a larger number"
+        if not 1 <= passes <= MOST_PASSES:
+            message = f"expected 1 to {MOST_PASSES} passes, got {passes}; correct the number"
             raise InputError(message)
         if masks not in get_args(MaskSource):
             message = f'expected masks "fixed" or "fresh", got {masks!r}; name one of the two'
             raise InputError(message)
         check_batch_size(batch_size)
         check_seed(seed)
+        self.model = unwrapped(model)
         if layer is not None:
-            check_layer(model, layer)
-        self.model = model
+            check_layer(self.model, layer)
         self.passes = passes
         self.seed = seed
         self.masks: MaskSource = masks

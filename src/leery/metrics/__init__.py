@@ -5,7 +5,7 @@ closeness metrics are fitted on the last hidden layer's output for training imag
 the field's own quantity, in float64; the detector knows which direction is suspicious.
 """
 
-from leery.metrics.closeness import ClassKL, KernelDensity
+from leery.metrics.closeness import BandwidthRule, ClassKL, KernelDensity, Pmf, Precision
 from leery.metrics.uncertainty import (
     aleatoric,
     confidence,
@@ -17,8 +17,11 @@ from leery.metrics.uncertainty import (
 )
 
 __all__ = [
+    "BandwidthRule",
     "ClassKL",
     "KernelDensity",
+    "Pmf",
+    "Precision",
     "aleatoric",
     "confidence",
     "epistemic",

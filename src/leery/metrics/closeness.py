@@ -156,9 +156,12 @@ class KernelDensity:
         """Take over what :meth:`to_tensors` gave.
 
         Raises:
-            InputError: when a bandwidth is missing or impossible.
+            InputError: when features or bandwidths are missing or impossible.
         """
         labels = sorted(int(name) for name in tensors if name != "bandwidth")
+        for label in labels:
+            _check_features(tensors[str(label)])
+        _check_widths("features", [tensors[str(label)] for label in labels])
         self.reference_ = {label: tensors[str(label)] for label in labels}
         if isinstance(self.bandwidth, str):
             found = tensors["bandwidth"].double().tolist() if "bandwidth" in tensors else []
@@ -289,7 +292,14 @@ class ClassKL:
         return {str(label): mean for label, mean in self.means_.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> Self:
-        """Take over what :meth:`to_tensors` gave."""
+        """Take over what :meth:`to_tensors` gave.
+
+        Raises:
+            InputError: when the means are no vectors of one width.
+        """
+        for mean in tensors.values():
+            _check_features(mean.unsqueeze(0))
+        _check_widths("means", list(tensors.values()))
         self.means_ = {int(label): mean for label, mean in tensors.items()}
         return self
 
@@ -354,6 +364,13 @@ def _check_features(features: Tensor) -> None:
         raise InputError(message)
     if not bool(torch.isfinite(features).all()):
         message = "expected finite features, got NaN or infinity; check the images and the model"
+        raise InputError(message)
+
+
+def _check_widths(what: str, tensors: Sequence[Tensor]) -> None:
+    widths = sorted({tensor.shape[-1] for tensor in tensors})
+    if len(widths) > 1:
+        message = f"expected {what} of one width, got {' and '.join(map(str, widths))}; fit again"
         raise InputError(message)
 
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from leery import Detector
 from leery.attacks import BIM, GradientAttack, gaussian_noise
 from leery.evaluation import roc_auc_interval
-from leery.features import extract_features
 from leery.metrics import KernelDensity
 from leery.study._config import Condition
 from leery.study._desk import Desk, write_json
@@ -30,7 +29,10 @@ def as_printed(desk: Desk, condition: Condition) -> None:
     twins = condition.make()(detector.model, images, labels, seed=seed)
     noisy = gaussian_noise(images, condition.epsilon, seed=desk.seed("as-printed-noise"))
     versions = [images, noisy, twins]
-    content: dict[str, Any] = {"images": len(rows), "kernels": _kernels(detector, versions)}
+    content: dict[str, Any] = {
+        "images": len(rows),
+        "kernels": _kernels(detector, versions, desk.config.bandwidth),
+    }
     if condition.attack == "BIM":
         printed = bim_as_printed(detector.model, images, labels, condition.epsilon)
         for name, version in (("changed", twins), ("changed_as_printed", printed)):
@@ -61,7 +63,7 @@ def bim_as_printed(model: nn.Module, images: Tensor, labels: Tensor, epsilon: fl
     return iterate
 
 
-def _kernels(detector: Detector, versions: list[Tensor]) -> list[dict[str, Any]]:
+def _kernels(detector: Detector, versions: list[Tensor], sigma: float) -> list[dict[str, Any]]:
     """The kernel density of clean, noisy and adversarial images under either kernel.
 
     ``exp(-d^2 / sigma^2)``, as printed, is scikit-learn's kernel with a bandwidth of
@@ -69,14 +71,14 @@ def _kernels(detector: Detector, versions: list[Tensor]) -> list[dict[str, Any]]
     """
     assert detector.closeness_ is not None
     fitted = detector.closeness_["kernel_density"].to_tensors()
-    parts = [extract_features(detector.model, part, detector.feature_layer) for part in versions]
+    parts = [detector.features(part) for part in versions]
     count = len(versions[0])
     positive = np.arange(count * len(parts)) >= count * (len(parts) - 1)
     source = np.tile(np.arange(count), len(parts))
     rows = []
     for kernel, bandwidth in (
-        ("exp(-d^2 / (2 h^2)), as in scikit-learn", detector.bandwidth),
-        ("exp(-d^2 / sigma^2), as printed", detector.bandwidth / math.sqrt(2)),
+        ("exp(-d^2 / (2 h^2)), as in scikit-learn", sigma),
+        ("exp(-d^2 / sigma^2), as printed", sigma / math.sqrt(2)),
     ):
         density = KernelDensity(bandwidth).restore(fitted)
         values = np.concatenate(

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from leery import Detector
 from leery.detector import CLOSENESS_METRICS
-from leery.features import extract_features
 from leery.study._config import (
     ATTACKS,
     STUDIED_METRICS,
@@ -72,7 +71,7 @@ def load_success(desk: Desk) -> Iterator[dict[str, Any]]:
 
 def predicted_classes(detector: Detector, images: Tensor) -> Tensor:
     """The classes that the classifier gives with dropout off, int64 ``(N,)``."""
-    return extract_features(detector.model, images, detector.feature_layer)[1].argmax(1)
+    return detector.features(images)[1].argmax(1)
 
 
 def trace_shards(desk: Desk) -> range:
@@ -101,9 +100,7 @@ def trace(desk: Desk, attack: AttackName, shard: int) -> None:
     first = changed.argmax(0)
     target = np.where(changed.any(0), predicted[first, np.arange(len(rows))], -1)
     against = torch.from_numpy(np.where(target < 0, labels.numpy(), target))
-    features = [
-        extract_features(detector.model, version, detector.feature_layer)[0] for version in twins
-    ]
+    features = [detector.features(version)[0] for version in twins]
     write_arrays(
         desk.trace_file(attack, shard),
         source=rows,

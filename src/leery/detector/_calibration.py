@@ -1,0 +1,138 @@
+"""Thresholds that keep a promise about false alarms, and p-values, from scores of clean images."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Self, get_args
+
+import numpy as np
+from scipy import stats
+
+from leery.errors import InputError
+
+__all__ = ["Calibration", "Promise"]
+
+Promise = Literal["marginal", "pac"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What clean images taught about false alarms.
+
+    Attributes:
+        fpr: the false-alarm rate that is promised, in (0, 1).
+        promise: "marginal": the rate is at most ``fpr`` on average over sets of calibration
+            images; "pac": for this set, with probability ``confidence``.
+        confidence: in (0, 1), of the promise "pac".
+        per_class: whether the promise holds for each predicted class by itself.
+        scores: float64 ``(n,)``, of the calibration images.
+        predicted: int64 ``(n,)``, their predicted classes.
+
+    Source:
+        Split conformal prediction: Vovk, Gammerman, Shafer (2005); "pac": Vovk (2012),
+        "Conditional validity of inductive conformal predictors"; per class: Mondrian, ibid.
+    """
+
+    fpr: float
+    promise: Promise
+    confidence: float
+    per_class: bool
+    scores: np.ndarray
+    predicted: np.ndarray
+
+    def __post_init__(self) -> None:
+        """Refuse settings that no calibration can have."""
+        if not 0 < self.fpr < 1:
+            message = f"expected a false-alarm rate between 0 and 1, got {self.fpr}; correct it"
+        elif self.promise not in get_args(Promise):
+            message = f'expected promise "marginal" or "pac", got {self.promise!r}; name one'
+        elif not 0 < self.confidence < 1:
+            message = f"expected a confidence between 0 and 1, got {self.confidence}; correct it"
+        elif len(self.scores) != len(self.predicted) or not np.isfinite(self.scores).all():
+            message = "expected a finite score for each calibration image; calibrate again"
+        else:
+            return
+        raise InputError(message)
+
+    def checked(self, classes: int) -> Self:
+        """Itself, refused when there are too few images for the promise.
+
+        Args:
+            classes: how many the classifier has.
+
+        Raises:
+            InputError: then, with the number that is needed.
+        """
+        needed = self._needed()
+        message = (
+            f"expected at least {needed} clean images for a false-alarm rate of {self.fpr:g}"
+            + (f" with confidence {self.confidence:g}" if self.promise == "pac" else "")
+        )
+        if not self.per_class and len(self.scores) < needed:
+            message = f"{message}, got {len(self.scores)}; add images or raise the rate"
+            raise InputError(message)
+        counts = np.bincount(self.predicted, minlength=classes)
+        few = [label for label in range(classes) if counts[label] < needed]
+        if self.per_class and few:
+            message = (
+                f"{message} in each predicted class, got {counts[few].tolist()} in {few}; add "
+                "images, raise the rate or leave out per_class"
+            )
+            raise InputError(message)
+        return self
+
+    def flagged(self, scores: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+        """The verdicts, bool ``(N,)``; True is adversarial.
+
+        Args:
+            scores: float64 ``(N,)``.
+            predicted: int64 ``(N,)``, the predicted classes.
+        """
+        verdicts = np.empty(len(scores), dtype=bool)
+        for rows, own in self._groups(predicted):
+            verdicts[rows] = scores[rows] > _threshold(own, self._rank(len(own)))
+        return verdicts
+
+    def p_values(self, scores: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+        """The share of clean images whose score is as large, the image itself counted.
+
+        Args:
+            scores: float64 ``(N,)``.
+            predicted: int64 ``(N,)``, the predicted classes.
+
+        Returns:
+            float64 ``(N,)``, in [1 / (n + 1), 1]; uniform for clean images, small for others.
+        """
+        found = np.empty(len(scores))
+        for rows, own in self._groups(predicted):
+            reached = len(own) - np.searchsorted(own, scores[rows], side="left")
+            found[rows] = (1 + reached) / (len(own) + 1)
+        return found
+
+    def _groups(self, predicted: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Rows that are judged together, with the sorted scores that they are held against."""
+        if not self.per_class:
+            return [(np.arange(len(predicted)), np.sort(self.scores))]
+        return [
+            (np.flatnonzero(predicted == label), np.sort(self.scores[self.predicted == label]))
+            for label in np.unique(predicted)
+        ]
+
+    def _rank(self, count: int) -> int:
+        """Which score of ``count`` is the threshold, from the largest on; 0 when none is."""
+        if self.promise == "marginal":
+            # The tolerance keeps, say, 0.05 * 20 from falling below 1 by rounding.
+            return min(math.floor(self.fpr * (count + 1) + 1e-9), count)
+        # The false-alarm rate above the r-th largest of n scores is Beta(r, n + 1 - r) distributed.
+        ranks = np.arange(1, count + 1)
+        kept = stats.beta.cdf(self.fpr, ranks, count + 1 - ranks) >= self.confidence
+        return int(kept.sum())
+
+    def _needed(self) -> int:
+        """The least number of images that gives a threshold."""
+        if self.promise == "marginal":
+            return math.ceil(1 / self.fpr - 1e-9) - 1
+        return math.ceil(math.log(1 - self.confidence) / math.log(1 - self.fpr) - 1e-9)
+
+
+def _threshold(ordered: np.ndarray, rank: int) -> float:
+    return float(ordered[-rank]) if rank else math.inf
