@@ -12,6 +12,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ class ResNet18(nn.Module):
         self.blocks = nn.Sequential(
             *(
                 Block(inputs, outputs, stride=1 if inputs == outputs else 2)
-                for inputs, outputs in zip(widths, widths[1:], strict=False)
+                for inputs, outputs in pairwise(widths)
             )
         )
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -106,7 +107,9 @@ def main() -> None:
     far = float((mean - other).abs().max())
     spread = float(sampler.sample(images).std(0).max())
     print(sampler.explain_plan(images))
-    print(f"mean over {PASSES} passes: differs by {far:.1e} from the loop's; sd of one {spread:.1e}")
+    print(
+        f"mean over {PASSES} passes: differs by {far:.1e} from the loop's; sd of one {spread:.1e}"
+    )
 
     ours, theirs = [], []
     for pair in range(options.pairs):
@@ -120,8 +123,10 @@ def main() -> None:
             f"{name}, {PASSES} passes: {statistics.median(ratios):.2f} times one plain forward "
             f"pass ({low:.2f} to {high:.2f}, {len(ratios)} pairs)"
         )
-    print(f"{options.images} images, {options.threads} threads, torch {torch.__version__}, "
-          f"{platform.machine()}")
+    print(
+        f"{options.images} images, {options.threads} threads, torch {torch.__version__}, "
+        f"{platform.machine()}"
+    )
 
 
 if __name__ == "__main__":

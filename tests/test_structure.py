@@ -18,11 +18,11 @@ ROOT = Path(leery.__file__).parent
 FLOORS = [
     {"errors"},
     {"_files", "_progress", "_checks", "_guest"},
-    {"data"},
+    {"data", "inputs"},
     {"classifiers", "attacks", "features", "metrics"},
     {"mc_dropout"},
     {"detector"},
-    {"evaluation"},
+    {"evaluation", "scoring"},
     {"study"},
     {"cli"},
     {"__main__"},
@@ -94,14 +94,18 @@ PUBLIC = {
         NoDropoutError NotFittedError OutputError StudyFileError UnknownLayerError
         UnsupportedModelError WrongModelError""",
     "leery.evaluation": """FOLDS POSITIVES PROTOCOLS Abstention Detection Interval Pool Positives
-        Protocol abstention cross_fit detection held_out_scores in_sample_scores mean_difference
+        Protocol abstention cross_fit detection evaluate held_out_scores in_sample_scores
+        mean_difference
         roc_auc_difference roc_auc_interval select_positives share_difference
         share_interval tpr_at_fpr""",
-    "leery.features": "INPUT_OF check_layer extract_features forward last_hidden_layer",
+    "leery.features": """INPUT_OF check_layer extract_features forward last_hidden_layer
+        predict""",
+    "leery.inputs": "Channels Format Item batches count load read",
     "leery.mc_dropout": """MCDropout MaskSource Observation Plan StochasticLayer
         insert_dropout""",
     "leery.metrics": """BandwidthRule ClassKL KernelDensity Pmf Precision aleatoric confidence
         epistemic mutual_information predictive_entropy scibilic variance""",
+    "leery.scoring": "Summary score_to_file",
     "leery.study": """METRIC_SETS PAGE RESULT_COLUMNS STUDIES Condition StudyConfig StudyResult
         load_result report reproduce reproduce_all terminal_summary""",
 }

@@ -4,11 +4,14 @@ import contextlib
 import os
 import secrets
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from leery.errors import OutputError
 
-__all__ = ["make_folder", "write_atomically"]
+__all__ = ["atomic_stream", "make_folder", "write_atomically"]
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -21,11 +24,24 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     Raises:
         OutputError: when the folder or the file cannot be written; an older file is untouched.
     """
-    data = content.encode() if isinstance(content, str) else content
+    with atomic_stream(path) as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic_stream(path: Path) -> Iterator[BinaryIO]:
+    """A stream whose content becomes the file when the block ends well, and is lost when not.
+
+    Args:
+        path: where the file goes; its folder must exist.
+
+    Raises:
+        OutputError: when the folder or the file cannot be written; an older file is untouched.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with temporary.open("xb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)

@@ -10,7 +10,14 @@ from leery._checks import check_batch_size, check_images
 from leery._guest import device_of, guest, run_model
 from leery.errors import InputError, UnknownLayerError
 
-__all__ = ["INPUT_OF", "check_layer", "extract_features", "forward", "last_hidden_layer"]
+__all__ = [
+    "INPUT_OF",
+    "check_layer",
+    "extract_features",
+    "forward",
+    "last_hidden_layer",
+    "predict",
+]
 
 INPUT_OF = "input of "
 """What a feature layer's name starts with where it is the input of the submodule named after it."""
@@ -104,6 +111,32 @@ def extract_features(
             logits.append(found[0].to(images.device))
             features.append(found[1].to(images.device))
     return torch.cat(features), torch.cat(logits)
+
+
+def predict(model: nn.Module, images: Tensor, *, batch_size: int = 256) -> Tensor:
+    """The classes that a model gives with dropout off; the model is left as it was.
+
+    Args:
+        model: returns logits ``(N, classes)``.
+        images: ``(N, ...)``.
+        batch_size: how many images are worked on at once.
+
+    Returns:
+        int64 ``(N,)``, on the images' device.
+
+    Raises:
+        InputError: when the images do not fit.
+        UnsupportedModelError: when the model does not return logits ``(N, classes)``.
+    """
+    check_images(images)
+    check_batch_size(batch_size)
+    device = device_of(model)
+    with guest(model), torch.no_grad():
+        parts = [
+            run_model(model, batch.to(device)).argmax(1).to(images.device)
+            for batch in images.split(batch_size)
+        ]
+    return torch.cat(parts)
 
 
 def forward(model: nn.Module, batch: Tensor, layer: str) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """The command line: one module a command; errors are one sentence on standard error.
 
 Exit codes: 0 done; 1 leery refused something and said why; 2 the command line itself is wrong;
-130 stopped with Ctrl-C.
+3 done, but some inputs could not be read; 130 stopped with Ctrl-C.
 """
 
 import sys
@@ -11,18 +11,36 @@ import typer
 from rich.console import Console
 
 from leery import __version__
-from leery.cli import _report, _reproduce, _train
+from leery.cli import (
+    _attack,
+    _calibrate,
+    _evaluate,
+    _fit,
+    _inspect,
+    _report,
+    _reproduce,
+    _score,
+    _train,
+)
 from leery.errors import LeeryError
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="leery",
-    help="Makes an image classifier leery of its inputs: detects adversarial examples.",
+    help="Makes an image classifier leery of its inputs: detects adversarial examples.\n\n"
+    "Exit codes: 0 done; 1 refused, with the reason; 2 wrong command line; 3 done, but some inputs "
+    "could not be read; 130 stopped with Ctrl-C.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command(name="fit")(_fit.fit)
+app.command(name="calibrate")(_calibrate.calibrate)
+app.command(name="score")(_score.score)
+app.command(name="attack")(_attack.attack)
+app.command(name="evaluate")(_evaluate.evaluate)
+app.command(name="inspect")(_inspect.inspect)
 app.command(name="reproduce")(_reproduce.reproduce)
 app.command(name="report")(_report.report)
 app.command(name="train")(_train.train)

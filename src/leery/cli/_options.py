@@ -1,13 +1,35 @@
 """Options that several commands share."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
-__all__ = ["DataDir", "Dataset", "Seed", "stoppable"]
+from leery.attacks import BIM, FGSM, PGD, GradientAttack
+from leery.errors import InputError
+from leery.inputs import Channels, Format
+
+__all__ = [
+    "Attacks",
+    "ChannelsOption",
+    "DataDir",
+    "Dataset",
+    "Guard",
+    "ImagesKey",
+    "Json",
+    "LabelsKey",
+    "Resize",
+    "Seed",
+    "facts_table",
+    "image_format",
+    "parse_attacks",
+    "print_json",
+    "stoppable",
+]
 
 Dataset = Annotated[
     str, typer.Argument(metavar="DATASET", help="mnist or fashion-mnist", show_default=False)
@@ -23,6 +45,89 @@ DataDir = Annotated[
 ]
 
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
+
+Guard = Annotated[
+    Path,
+    typer.Argument(metavar="GUARD", help="A file that leery fit wrote.", show_default=False),
+]
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+
+Resize = Annotated[
+    bool, typer.Option("--resize", help="Resize pictures to the size of the training pictures.")
+]
+
+ChannelsOption = Annotated[
+    str,
+    typer.Option("--channels", help="Where arrays have their channels: first, last or none."),
+]
+
+ImagesKey = Annotated[str, typer.Option(help="The name of the images in npz files and parquet.")]
+
+LabelsKey = Annotated[str, typer.Option(help="The name of the labels in npz files and parquet.")]
+
+Attacks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--attack",
+        metavar="NAME:EPSILON",
+        help="fgsm, bim or pgd and the radius of its L-infinity ball, as in pgd:0.3; "
+        "NAME:EPSILON:l2 for an L2 ball. Can be repeated.",
+        show_default=False,
+    ),
+]
+
+_ATTACKS: Mapping[str, type[GradientAttack]] = {"fgsm": FGSM, "bim": BIM, "pgd": PGD}
+
+
+def parse_attacks(texts: list[str] | None) -> dict[str, GradientAttack]:
+    """Attacks by the text that names them.
+
+    Raises:
+        InputError: when one is none.
+    """
+    found: dict[str, GradientAttack] = {}
+    for text in texts or []:
+        name, _, rest = text.partition(":")
+        radius, _, norm = rest.partition(":")
+        try:
+            epsilon = float(radius)
+        except ValueError:
+            epsilon = None
+        if name not in _ATTACKS or epsilon is None:
+            message = (
+                f"expected an attack such as pgd:0.3 out of {', '.join(_ATTACKS)}, got {text!r}; "
+                "correct it"
+            )
+            raise InputError(message)
+        found[text] = _ATTACKS[name](epsilon, **({"norm": norm} if norm else {}))  # type: ignore[arg-type]
+    return found
+
+
+def image_format(
+    channels: str,
+    images_key: str,
+    labels_key: str,
+    *,
+    shape: tuple[int, ...] | None = None,
+    resize: bool = False,
+) -> Format:
+    """What the options of a command say of stored images."""
+    kind: Channels = channels  # type: ignore[assignment]  # Format refuses others
+    return Format(shape, resize, kind, images_key, labels_key)
+
+
+def facts_table(title: str, facts: Mapping[str, object]) -> Table:
+    """Names and values for people."""
+    table = Table(title=title, title_justify="left", show_header=False, box=None)
+    for name, value in facts.items():
+        table.add_row(name, str(value))
+    return table
+
+
+def print_json(facts: Mapping[str, Any]) -> None:
+    """One JSON object on standard output."""
+    typer.echo(json.dumps(facts, indent=2))
 
 
 @contextmanager

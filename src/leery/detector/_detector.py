@@ -164,6 +164,15 @@ class Detector:
         self.combiner_ = self.calibration_ = self._clean = None
         return self
 
+    @property
+    def inputs_(self) -> tuple[tuple[int, ...], torch.dtype]:
+        """The shape and the type of one training input.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+        """
+        return self._fitted(self._inputs, "fit(images, labels)")
+
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The last hidden layer and the logits, with dropout off.
 
@@ -393,7 +402,7 @@ class Detector:
         Raises:
             NotFittedError: before :meth:`fit`.
         """
-        shape, dtype = self._fitted(self._inputs, "fit(images, labels)")
+        shape, dtype = self.inputs_
         if self._sampler is None:
             return Plan(
                 "once", "no metric of uncertainty was asked for", self.feature_layer_, (), 0.0
@@ -412,7 +421,7 @@ class Detector:
             OutputError: when the file cannot be written.
         """
         closeness = self._fitted(self.closeness_, "fit(images, labels)")
-        shape, dtype = self._fitted(self._inputs, "fit(images, labels)")
+        shape, dtype = self.inputs_
         self._check_model()
         tensors = {
             f"{name}/{part}": tensor

@@ -8,6 +8,7 @@ from leery.evaluation._detection import (
     detection,
     select_positives,
 )
+from leery.evaluation._evaluate import evaluate
 from leery.evaluation._intervals import (
     Interval,
     mean_difference,
@@ -38,6 +39,7 @@ __all__ = [
     "abstention",
     "cross_fit",
     "detection",
+    "evaluate",
     "held_out_scores",
     "in_sample_scores",
     "mean_difference",

@@ -1,0 +1,211 @@
+"""What the detector's choices cost: combiner, bandwidth, references, precision; on both datasets.
+
+    python benchmarks/choices.py [--images 10000] [--out docs/results/choices]
+
+The combiners are fitted on the first 3,000 test images and judged on the images from 6,000 on;
+those in between were looked at when the conformal combiner was designed, and are left out. All
+judged numbers are areas under the ROC curve, with clean and noisy images as negatives and the
+twins of all images that the classifier gets right as positives.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from leery.attacks import BIM, FGSM, PGD, gaussian_noise
+from leery.classifiers import pretrained
+from leery.data import load
+from leery.detector import (
+    CLOSENESS_METRICS,
+    PAPER_METRICS,
+    UNCERTAINTY_METRICS,
+    ConformalCombiner,
+    LogisticCombiner,
+)
+from leery.features import extract_features
+from leery.mc_dropout import MCDropout
+from leery.metrics import ClassKL, KernelDensity, uncertainty
+
+EPSILONS = {"mnist": (0.30, 0.12), "fashion-mnist": (0.03, 0.12)}
+PAPER_BANDWIDTHS = {"mnist": 1.7, "fashion-mnist": 1.0}
+FITTED, JUDGED_FROM = 3000, 6000
+REFERENCES = (50, 200, 1000, 3000, None)
+
+
+@dataclass
+class Version:
+    """Test images clean, noisy or attacked: what the metrics need of them."""
+
+    doubt: np.ndarray
+    features: Tensor
+    predicted: Tensor
+
+
+@dataclass
+class Scene:
+    """A dataset's classifier, its training features, and the versions of its test images."""
+
+    dataset: str
+    training: tuple[Tensor, Tensor]
+    versions: dict[str, Version]
+    fitted: np.ndarray
+    judged: np.ndarray
+
+    @classmethod
+    def load(cls, dataset: str, count: int) -> "Scene":
+        model = pretrained(dataset).model
+        sampler = MCDropout(model, 50, layer="hidden")
+        images, labels = load(dataset, "train")
+        features, _ = extract_features(model, images, "hidden")
+        test, truth = (part[:count] for part in load(dataset, "test"))
+        right = sampler_classes(sampler, test) == truth
+        place = np.flatnonzero(right.numpy())
+        test, truth = test[right], truth[right]
+        versions = {"clean": observe(sampler, test)}
+        for epsilon in EPSILONS[dataset]:
+            versions[f"noisy {epsilon:.2f}"] = observe(sampler, gaussian_noise(test, epsilon))
+            for attack in (FGSM, BIM, PGD):
+                name = f"{attack.__name__} {epsilon:.2f}"
+                versions[name] = observe(sampler, attack(epsilon)(model, test, truth))
+                print(dataset, name, flush=True)
+        return cls(
+            dataset,
+            (features, labels),
+            versions,
+            np.flatnonzero(place < FITTED),
+            np.flatnonzero(place >= JUDGED_FROM),
+        )
+
+    def conditions(self) -> Iterator[tuple[str, float, str, str]]:
+        for epsilon in EPSILONS[self.dataset]:
+            for attack in ("FGSM", "BIM", "PGD"):
+                yield attack, epsilon, f"{attack} {epsilon:.2f}", f"noisy {epsilon:.2f}"
+
+
+def sampler_classes(sampler: MCDropout, images: Tensor) -> Tensor:
+    return extract_features(sampler.model, images, "hidden")[1].argmax(1)
+
+
+def observe(sampler: MCDropout, images: Tensor) -> Version:
+    doubt, features, predicted = [], [], []
+    for seen in sampler.stream(images):
+        columns = [getattr(uncertainty, name)(seen.probs) for name in UNCERTAINTY_METRICS]
+        doubt.append(torch.stack(columns, 1))
+        assert seen.features is not None
+        features.append(seen.features)
+        predicted.append(seen.logits.argmax(1))
+    return Version(torch.cat(doubt).numpy(), torch.cat(features), torch.cat(predicted))
+
+
+def tables(scene: Scene, density: KernelDensity) -> dict[str, np.ndarray]:
+    """The paper's six metrics of each version."""
+    density.fit(*scene.training)
+    divergence = ClassKL().fit(*scene.training)
+    assert PAPER_METRICS == UNCERTAINTY_METRICS + CLOSENESS_METRICS
+    return {
+        name: np.column_stack(
+            [
+                seen.doubt,
+                density.score(seen.features, seen.predicted).numpy(),
+                divergence.score(seen.features, seen.predicted).numpy(),
+            ]
+        )
+        for name, seen in scene.versions.items()
+    }
+
+
+def area(positive: np.ndarray, *negatives: np.ndarray) -> float:
+    scores = np.concatenate([*negatives, positive])
+    return float(roc_auc_score(np.arange(len(scores)) >= len(scores) - len(positive), scores))
+
+
+def logistic(scene: Scene, six: dict[str, np.ndarray], twins: str, noisy: str) -> LogisticCombiner:
+    rows = [six[name][scene.fitted] for name in ("clean", noisy, twins)]
+    return LogisticCombiner.fit(np.concatenate(rows), np.repeat([False, False, True], len(rows[0])))
+
+
+def judged_areas(scene: Scene, six: dict[str, np.ndarray]) -> Iterator[dict[str, object]]:
+    """One row a condition: the area by each combiner, and by the kernel density alone."""
+    noises = [name for name in six if name.startswith("noisy")]
+    references = {
+        "conformal": ["clean", *noises],
+        "conformal, clean only": ["clean"],
+    }
+    conformal = {
+        label: ConformalCombiner(
+            PAPER_METRICS, np.concatenate([six[name][scene.fitted] for name in names])
+        )
+        for label, names in references.items()
+    }
+    for attack, epsilon, twins, noisy in scene.conditions():
+        combiners = {"logistic": logistic(scene, six, twins, noisy), **conformal}
+        rows = [six[name][scene.judged] for name in (twins, "clean", noisy)]
+        yield {
+            "dataset": scene.dataset,
+            "attack": attack,
+            "epsilon": epsilon,
+            **{label: area(*map(found.score, rows)) for label, found in combiners.items()},
+            "kernel_density": area(
+                *(-part[:, PAPER_METRICS.index("kernel_density")] for part in rows)
+            ),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--out", type=Path, default=Path("docs/results/choices"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    found: dict[str, list[dict[str, object]]] = {"combiners": [], "densities": []}
+    for dataset in EPSILONS:
+        scene = Scene.load(dataset, options.images)
+        densities = {
+            "paper's bandwidth": KernelDensity(PAPER_BANDWIDTHS[dataset]),
+            "likelihood": KernelDensity("likelihood"),
+            "likelihood-per-class": KernelDensity("likelihood-per-class"),
+            "float16": KernelDensity(PAPER_BANDWIDTHS[dataset], precision="float16"),
+        } | {
+            f"{count} references a class": KernelDensity(
+                PAPER_BANDWIDTHS[dataset], references=count
+            )
+            for count in REFERENCES
+            if count is not None
+        }
+        for label, density in densities.items():
+            rows = list(judged_areas(scene, tables(scene, density)))
+            bandwidths = list(density.bandwidth_.values())
+            if label == "paper's bandwidth":
+                found["combiners"] += rows
+            found["densities"] += [
+                {
+                    "setting": label,
+                    "bandwidth_low": min(bandwidths),
+                    "bandwidth_high": max(bandwidths),
+                    **row,
+                }
+                for row in rows
+            ]
+            print(
+                dataset,
+                label,
+                f"bandwidth {min(bandwidths):.2f} to {max(bandwidths):.2f}",
+                flush=True,
+            )
+        for name, table in found.items():
+            pd.DataFrame(table).to_csv(
+                options.out / f"{name}.csv", index=False, float_format="%.4f"
+            )
+    print(pd.DataFrame(found["combiners"]).round(3).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()

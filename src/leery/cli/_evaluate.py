@@ -1,0 +1,112 @@
+"""``leery evaluate``: how well a detector finds attacks."""
+
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from leery import inputs
+from leery._progress import progress_bars
+from leery.cli._model import Model, Weights, load_model
+from leery.cli._options import (
+    Attacks,
+    ChannelsOption,
+    Guard,
+    ImagesKey,
+    Json,
+    LabelsKey,
+    Resize,
+    image_format,
+    parse_attacks,
+    print_json,
+    stoppable,
+)
+from leery.detector import Detector
+from leery.errors import InputError
+from leery.evaluation import evaluate as judged
+
+__all__ = ["evaluate"]
+
+_Data = Annotated[
+    list[Path],
+    typer.Option(
+        help="Clean images with labels that no part of the detector has seen. Can be repeated.",
+        show_default=False,
+    ),
+]
+
+_Noise = Annotated[
+    float, typer.Option(help="The standard deviation of noisy twins, which are not adversarial.")
+]
+
+
+def evaluate(
+    guard: Guard,
+    model: Model,
+    data: _Data,
+    attack: Attacks = None,
+    *,
+    noise: _Noise = 0.0,
+    weights: Weights = None,
+    resize: Resize = False,
+    channels: ChannelsOption = "first",
+    images_key: ImagesKey = "images",
+    labels_key: LabelsKey = "labels",
+    as_json: Json = False,
+) -> None:
+    """Attack clean images and tell how well the detector finds the twins.
+
+    The attacks know the classifier and not the detector: somebody who knows the detector does
+    better. Positives are shown all together, and those that changed the label and those that did
+    not apart.
+
+    Examples:
+      leery evaluate guard.leery --model net:make --data test.npz --attack pgd:0.1 --noise 0.1
+    """
+    detector = Detector.load(guard, load_model(model, weights))
+    form = image_format(channels, images_key, labels_key, shape=detector.inputs_[0], resize=resize)
+    attacks = parse_attacks(attack)
+    with stoppable("nothing was written"), progress_bars() as bars:
+        bars.add_task("attacking and measuring", total=None)
+        images, labels = inputs.load(data, form)
+        if labels is None:
+            message = "expected labelled images, got some without; attacks need the true classes"
+            raise InputError(message)
+        found = judged(detector, images, labels, attacks, noise=noise)
+    if as_json:
+        print_json({"rows": found.to_dict(orient="records")})
+    else:
+        Console(highlight=False).print(_table(found), _false_alarms(found))
+
+
+def _table(found: pd.DataFrame) -> Table:
+    table = Table(title="The attacker knows the classifier and not the detector.")
+    table.add_column("attack, label")
+    heads = ["twins", "AUC", "95 % interval", "TPR at 1 %", "at 5 %"]
+    for head in [*heads, "flagged"] if "found" in found else heads:
+        table.add_column(head, justify="right")
+    words = {"all": "{}", "successful": "  changed", "failed": "  unchanged"}
+    for row in found.itertuples():
+        if row.positives != "all" and row.success in (0, 1):
+            continue
+        cells = [
+            words[str(row.positives)].format(row.attack),
+            f"{row.n_adversarial:,}",
+            f"{row.auc:.3f}",
+            f"{row.auc_low:.3f} to {row.auc_high:.3f}",
+            f"{row.tpr_at_1_fpr:.1%}",
+            f"{row.tpr_at_5_fpr:.1%}",
+        ]
+        table.add_row(*cells, *([f"{row.found:.1%}"] if "found" in found else []))
+    return table
+
+
+def _false_alarms(found: pd.DataFrame) -> str:
+    if "found" not in found:
+        return "Not calibrated: no verdicts."
+    row = found.iloc[0]
+    noisy = f", of noisy ones {row.false_alarms_noisy:.2%}" if "false_alarms_noisy" in row else ""
+    return f"Flagged of clean images {row.false_alarms:.2%}{noisy}."

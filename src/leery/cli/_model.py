@@ -1,0 +1,127 @@
+"""The user's classifier from the command line: a factory in Python, weights in a file."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from safetensors.torch import load_file
+from torch import nn
+
+from leery._guest import unwrapped
+from leery.errors import InputError, brief
+
+__all__ = ["Model", "Weights", "load_model"]
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="MODULE:FACTORY",
+        envvar="LEERY_MODEL",
+        help="A function without arguments, or a class, that gives the classifier; looked for in "
+        "this folder too. Its code is run.",
+        show_default=False,
+    ),
+]
+
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="LEERY_WEIGHTS",
+        help="Its weights: .safetensors, or a state dict that torch.save wrote (read without "
+        "unpickling code). Without, they are what the factory gives.",
+        show_default=False,
+    ),
+]
+
+
+def load_model(name: str, weights: Path | None) -> nn.Module:
+    """The classifier, in eval mode.
+
+    Args:
+        name: ``package.module:factory``.
+        weights: of a state dict, or None.
+
+    Raises:
+        InputError: when the factory or the weights cannot be had or do not fit.
+    """
+    model = unwrapped(_made(name))
+    if weights is not None:
+        _fill(model, _state(weights), weights)
+    return model.eval()
+
+
+def _made(name: str) -> nn.Module:
+    module_name, _, factory_name = name.partition(":")
+    if not module_name or not factory_name:
+        message = f"expected MODULE:FACTORY as model, got {name!r}; name both"
+        raise InputError(message)
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        message = (
+            f"expected a Python module {module_name!r}, got {brief(error)}; install it or change "
+            "to its folder"
+        )
+        raise InputError(message) from error
+    finally:
+        sys.path.pop(0)
+    factory = getattr(module, factory_name, None)
+    if not callable(factory):
+        message = (
+            f"expected a function or class {factory_name!r} in {module_name}, got "
+            f"{type(factory).__name__}; correct the name"
+        )
+        raise InputError(message)
+    made: nn.Module = factory() if not isinstance(factory, nn.Module) else factory
+    return made
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """The tensors of a weights file by name; no code in it is run."""
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    # torch.load raises what its parts raise: pickle, zip, struct, key and runtime errors.
+    except Exception as error:
+        message = (
+            f"expected weights in {path} that can be read without running code, got "
+            f"{brief(error)}; save model.state_dict() with safetensors.torch.save_file"
+        )
+        raise InputError(message) from error
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            return dict(found[key])
+    if not isinstance(found, dict):
+        message = (
+            f"expected a state dict in {path}, got {type(found).__name__}; save model.state_dict()"
+        )
+        raise InputError(message)
+    return dict(found)
+
+
+def _fill(model: nn.Module, state: dict[str, Any], path: Path) -> None:
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        message = (
+            f"expected the weights of {type(model).__name__} in {path}, got ones that do not fit "
+            f"({brief(error)}); name the right file"
+        )
+        raise InputError(message) from error
+    if missing or unexpected:
+        message = (
+            f"expected the weights of {type(model).__name__} in {path}, got a file without "
+            f"{_some(missing)} and with {_some(unexpected)} besides; name the right file"
+        )
+        raise InputError(message)
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:3]) or "nothing"
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown  # noqa: PLR2004 - shown

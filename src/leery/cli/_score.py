@@ -1,0 +1,102 @@
+"""``leery score``: verdicts on any number of inputs."""
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from leery._progress import progress_bars
+from leery.cli._model import Model, Weights, load_model
+from leery.cli._options import (
+    ChannelsOption,
+    Guard,
+    ImagesKey,
+    Json,
+    Resize,
+    facts_table,
+    image_format,
+    print_json,
+    stoppable,
+)
+from leery.detector import Detector
+from leery.inputs import count
+from leery.scoring import Summary, score_to_file
+
+__all__ = ["score"]
+
+UNREADABLE = 3
+"""The exit code when all is done, but some inputs could not be read."""
+
+_Inputs = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="INPUTS...",
+        help="Folders of pictures, pictures, .npy, .npz, .parquet with bytes of pictures.",
+        show_default=False,
+    ),
+]
+
+_Out = Annotated[Path, typer.Option(help="The file of the scores: .parquet, .csv or .jsonl.")]
+
+_Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut off.")]
+
+
+def score(
+    guard: Guard,
+    sources: _Inputs,
+    model: Model,
+    *,
+    out: _Out = Path("scores.parquet"),
+    resume: _Resume = False,
+    weights: Weights = None,
+    resize: Resize = False,
+    channels: ChannelsOption = "first",
+    images_key: ImagesKey = "images",
+    as_json: Json = False,
+) -> None:
+    """Score every input: predicted class, score, p-value, verdict, each metric; one row each.
+
+    Memory does not grow with the inputs. An input that cannot be read has a row with the reason;
+    the exit code is then 3.
+
+    Examples:
+      leery score guard.leery incoming/ --model net:make --out scores.csv
+      leery score guard.leery day1.parquet day2.parquet --model net:make --resume
+    """
+    detector = Detector.load(guard, load_model(model, weights))
+    form = image_format(channels, images_key, "labels", shape=detector.inputs_[0], resize=resize)
+    identity = hashlib.sha256(guard.read_bytes()).hexdigest()
+    with stoppable("run again with --resume to go on"), progress_bars() as bars:
+        task = bars.add_task("scoring", total=count(sources, form))
+        summary = score_to_file(
+            detector,
+            identity,
+            sources,
+            form,
+            out,
+            resume=resume,
+            advance=lambda rows: bars.advance(task, rows),
+        )
+    if as_json:
+        print_json({**asdict(summary), "out": str(out)})
+    else:
+        Console(highlight=False).print(facts_table(str(out), _shown(summary)))
+    if summary.unreadable:
+        raise typer.Exit(UNREADABLE)
+
+
+def _shown(summary: Summary) -> dict[str, str]:
+    readable = summary.rows - summary.unreadable
+    flagged = (
+        "not calibrated"
+        if summary.flagged is None
+        else f"{summary.flagged:,} ({summary.flagged / max(readable, 1):.2%})"
+    )
+    return {
+        "scored": f"{readable:,}",
+        "flagged as adversarial": flagged,
+        "unreadable": f"{summary.unreadable:,}" + (", see error" if summary.unreadable else ""),
+    }

@@ -1,0 +1,14 @@
+"""Users' own images: folders, image files, arrays and parquet, read one after another.
+
+>>> import numpy as np, tempfile, pathlib
+>>> path = pathlib.Path(tempfile.mkdtemp()) / "some.npz"
+>>> np.savez(path, images=np.zeros((3, 1, 8, 8), np.uint8), labels=np.array([0, 1, 0]))
+>>> [item.label for item in read([path], Format())]
+[0, 1, 0]
+"""
+
+from leery.inputs._format import Channels, Format
+from leery.inputs._item import Item
+from leery.inputs._read import batches, count, load, read
+
+__all__ = ["Channels", "Format", "Item", "batches", "count", "load", "read"]

@@ -1,0 +1,165 @@
+"""npy and npz files, row by row: no pickle, and never more in memory than a row."""
+
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.lib import format as npy
+
+from leery.errors import InputError, brief
+from leery.inputs._format import Format, UnreadableError
+from leery.inputs._item import Item
+
+__all__ = ["array_length", "read_array"]
+
+_ROW_BYTES = 2**28
+"""No single input is larger: 256 MiB."""
+
+_SKIP_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class _Header:
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def row_bytes(self) -> int:
+        count = self.dtype.itemsize
+        for size in self.shape[1:]:
+            count *= size
+        return count
+
+
+def array_length(path: Path, form: Format) -> int:
+    """The number of rows of an npy or npz file.
+
+    Raises:
+        InputError: when the file is no such array.
+    """
+    with _opened(path, form.images_key) as stream:
+        return _header(path, stream).shape[0]
+
+
+def read_array(path: Path, form: Format, start: int) -> Iterator[Item]:
+    """The rows of an npy or npz file from ``start`` on, with the labels of an npz.
+
+    Raises:
+        InputError: when the file is no such array, or ends early.
+    """
+    with _opened(path, form.images_key) as stream:
+        header = _header(path, stream)
+        labels = _labels(path, form, header.shape[0])
+        _skip(path, stream, start * header.row_bytes)
+        for row in range(start, header.shape[0]):
+            values = np.frombuffer(_exactly(path, stream, header.row_bytes), header.dtype)
+            yield _item(
+                f"{path}#{row}",
+                values.reshape(header.shape[1:]),
+                form,
+                None if labels is None else int(labels[row]),
+            )
+
+
+def _item(name: str, values: np.ndarray, form: Format, label: int | None) -> Item:
+    try:
+        return Item(name, form.row(values), label)
+    except UnreadableError as error:
+        return Item(name, None, label, str(error))
+
+
+def _labels(path: Path, form: Format, count: int) -> np.ndarray | None:
+    if path.suffix.lower() == ".npy" or f"{form.labels_key}.npy" not in _members(path):
+        return None
+    with _opened(path, form.labels_key) as stream:
+        header = _header(path, stream)
+        if header.shape != (count,) or header.dtype.kind not in "iu":
+            message = (
+                f"expected {count} whole numbers as {form.labels_key} in {path}, got shape "
+                f"{header.shape} of {header.dtype}; correct the file"
+            )
+            raise InputError(message)
+        content = _exactly(path, stream, count * header.row_bytes)
+        return np.frombuffer(content, header.dtype).astype(np.int64)
+
+
+def _members(path: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise _broken(path, error) from error
+
+
+@contextmanager
+def _opened(path: Path, key: str) -> Iterator[BinaryIO]:
+    """The bytes of an npy file, or of the array of that name in an npz file."""
+    if path.suffix.lower() == ".npz" and f"{key}.npy" not in _members(path):
+        names = ", ".join(name.removesuffix(".npy") for name in _members(path)) or "nothing"
+        message = f"expected an array {key!r} in {path}, got {names}; name the array there"
+        raise InputError(message)
+    try:
+        if path.suffix.lower() == ".npy":
+            with path.open("rb") as stream:
+                yield stream
+        else:
+            with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
+                yield member  # type: ignore[misc]  # reads like a file
+    except InputError:
+        raise
+    # zlib.error, NotImplementedError for odd compression, RuntimeError for encryption ...
+    except Exception as error:
+        raise _broken(path, error) from error
+
+
+def _header(path: Path, stream: BinaryIO) -> _Header:
+    version = npy.read_magic(stream)
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    if version not in readers:
+        message = f"expected an npy array of version 1 or 2 in {path}, got {version}; save it anew"
+        raise InputError(message)
+    shape, fortran, dtype = readers[version](stream)
+    header = _Header(shape, dtype)
+    fault = None
+    if dtype.hasobject:
+        fault = "Python objects"
+    elif not shape or min(shape) < 1:
+        fault = f"shape {shape}"
+    elif fortran and len(shape) > 1:
+        fault = "columns first (Fortran order)"
+    elif header.row_bytes > _ROW_BYTES:
+        fault = f"rows of {header.row_bytes} bytes"
+    if fault:
+        message = (
+            f"expected an array of numbers (N, ...) in {path}, rows first, got {fault}; save it "
+            "with numpy.savez(path, images=numpy.ascontiguousarray(images))"
+        )
+        raise InputError(message)
+    return header
+
+
+def _exactly(path: Path, stream: BinaryIO, count: int) -> bytes:
+    content = stream.read(count)
+    if len(content) != count:
+        message = (
+            f"expected {count} more bytes in {path}, got {len(content)}: the file is cut off; "
+            "save it again"
+        )
+        raise InputError(message)
+    return content
+
+
+def _skip(path: Path, stream: BinaryIO, count: int) -> None:
+    while count > 0:
+        count -= len(_exactly(path, stream, min(count, _SKIP_BYTES)))
+
+
+def _broken(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"expected an npy or npz file at {path}, got one that cannot be read ({brief(error)}); "
+        "save it again or correct the path"
+    )

@@ -1,0 +1,147 @@
+"""How stored inputs become what the model takes."""
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from leery.errors import InputError, brief
+
+__all__ = ["Channels", "Format", "UnreadableError"]
+
+Channels = Literal["first", "last", "none"]
+
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+_MOST_PIXELS = 2**25
+"""Larger pictures are refused: a small file can claim a huge picture."""
+
+
+class UnreadableError(Exception):
+    """One input cannot be read; the text says why."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How stored inputs become what the model takes.
+
+    Whole numbers of 8 bits become float32 in [0, 1]; other numbers stay as they are, floats as
+    float32, whole numbers (token ids) as int64.
+
+    Args:
+        shape: of one input, such as (1, 28, 28); others are refused. None takes any, one after
+            the other.
+        resize: whether pictures of another size are resized to the shape (bilinear).
+        channels: where arrays have their channels: "first", "last", or "none", for grey images
+            without such a dimension. Pictures need no telling.
+        images_key: the name of the images in npz files and parquet.
+        labels_key: the name of the labels there.
+
+    Raises:
+        InputError: when a setting is outside its range.
+    """
+
+    shape: tuple[int, ...] | None = None
+    resize: bool = False
+    channels: Channels = "first"
+    images_key: str = "images"
+    labels_key: str = "labels"
+
+    def __post_init__(self) -> None:
+        """Refuse settings that no format can have."""
+        if self.channels not in get_args(Channels):
+            message = (
+                f'expected channels "first", "last" or "none", got {self.channels!r}; name one'
+            )
+            raise InputError(message)
+        if self.resize and (self.shape is None or len(self.shape) != 3):  # noqa: PLR2004 - C, H, W
+            message = (
+                f"expected a shape (channels, height, width) to resize to, got {self.shape}; give "
+                "one or leave out resize"
+            )
+            raise InputError(message)
+
+    def picture(self, content: bytes) -> Tensor:
+        """A compressed picture, decoded: float32 ``(C, H, W)`` in [0, 1].
+
+        Grey and colour follow the shape where there is one, else the picture.
+
+        Raises:
+            UnreadableError: when it cannot be decoded or has another shape.
+        """
+        try:
+            with warnings.catch_warnings():
+                # Notes on damaged metadata, and on sizes that are checked below.
+                warnings.simplefilter("ignore")
+                with Image.open(io.BytesIO(content)) as image:
+                    pixels = self._pixels(image)
+        except UnreadableError:
+            raise
+        except UnidentifiedImageError as error:
+            message = "no picture of a known kind"
+            raise UnreadableError(message) from error
+        # Pillow's decoders raise whatever they stumble over.
+        except Exception as error:
+            message = f"a picture that cannot be decoded ({brief(error)})"
+            raise UnreadableError(message) from error
+        planes = pixels[:, :, None] if pixels.ndim == 2 else pixels  # noqa: PLR2004 - grey
+        return self._checked(torch.from_numpy(planes.transpose(2, 0, 1) / np.float32(255)))
+
+    def row(self, values: np.ndarray) -> Tensor:
+        """One row of an array, as the model takes it.
+
+        Raises:
+            UnreadableError: when its type is none of numbers, its values are not finite, or it
+                has another shape.
+        """
+        if self.channels == "none":
+            values = values[None]
+        elif self.channels == "last":
+            values = np.moveaxis(values, -1, 0) if values.ndim else values
+        if values.dtype == np.uint8:
+            values = values / np.float32(255)
+        elif values.dtype.kind == "f":
+            values = values.astype(np.float32)
+            if not np.isfinite(values).all():
+                message = "NaN or infinity"
+                raise UnreadableError(message)
+        elif values.dtype.kind in "iu":
+            values = values.astype(np.int64)
+        else:
+            message = f"values of type {values.dtype} instead of numbers"
+            raise UnreadableError(message)
+        return self._checked(torch.from_numpy(np.ascontiguousarray(values)))
+
+    def _pixels(self, image: Image.Image) -> np.ndarray:
+        """uint8 ``(H, W)`` or ``(H, W, C)``; sizes are checked before pixels are decoded."""
+        if image.height * image.width > _MOST_PIXELS:
+            message = f"{image.height} x {image.width} pixels, more than {_MOST_PIXELS}"
+            raise UnreadableError(message)
+        if self.shape is None:
+            mode = "L" if image.mode in ("1", "L", "LA", "I;16", "I") else "RGB"
+        elif len(self.shape) == 3 and self.shape[0] in _MODES:  # noqa: PLR2004 - C, H, W
+            mode = _MODES[self.shape[0]]
+        else:
+            message = f"a picture, where inputs of shape {self.shape} are expected"
+            raise UnreadableError(message)
+        if self.resize and self.shape is not None:
+            size = (self.shape[2], self.shape[1])
+            return np.asarray(image.convert(mode).resize(size, Image.Resampling.BILINEAR))
+        if self.shape is not None and (image.height, image.width) != self.shape[1:]:
+            message = (
+                f"{image.height} x {image.width} pixels instead of {self.shape[1]} x "
+                f"{self.shape[2]}"
+            )
+            raise UnreadableError(message)
+        return np.asarray(image.convert(mode))
+
+    def _checked(self, values: Tensor) -> Tensor:
+        if self.shape is not None and tuple(values.shape) != self.shape:
+            message = f"shape {tuple(values.shape)} instead of {self.shape}"
+            raise UnreadableError(message)
+        return values

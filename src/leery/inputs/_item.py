@@ -1,0 +1,24 @@
+"""One input as it was read, or why it could not be."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["Item"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One input.
+
+    Attributes:
+        name: of the file, and for files with several inputs "#" and the row.
+        image: as the model takes it, without batch dimension; None when it could not be read.
+        label: its class where the source has labels; else None.
+        error: why it could not be read; "" when it was.
+    """
+
+    name: str
+    image: Tensor | None
+    label: int | None = None
+    error: str = ""

@@ -1,0 +1,180 @@
+"""Every kind of source behind one call."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from leery.errors import InputError
+from leery.inputs._arrays import array_length, read_array
+from leery.inputs._format import Format, UnreadableError
+from leery.inputs._item import Item
+from leery.inputs._parquet import parquet_length, read_parquet
+
+__all__ = ["batches", "count", "load", "read"]
+
+_PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
+_ARRAYS = frozenset({".npy", ".npz"})
+
+
+def count(paths: Sequence[Path], form: Format) -> int:
+    """How many inputs :func:`read` will give.
+
+    Raises:
+        InputError: when a path is missing or of no known kind.
+    """
+    return sum(_length(path, form) for path in paths)
+
+
+def read(paths: Sequence[Path], form: Format, *, start: int = 0) -> Iterator[Item]:
+    """The inputs of folders, picture files, npy, npz and parquet files, in order.
+
+    A folder gives its pictures, also those of its folders, by name; the label of a picture is the
+    place of its folder among the folder's own, where all pictures lie in such. Nothing is
+    unpickled. What cannot be read is given with the reason.
+
+    Args:
+        paths: of the sources.
+        form: how they become what the model takes.
+        start: how many inputs are passed over.
+
+    Raises:
+        InputError: when a path is missing, of no known kind, or damaged as a whole.
+    """
+    for path in paths:
+        length = _length(path, form) if start else 0
+        if length and start >= length:
+            start -= length
+            continue
+        yield from _source(path, form, start)
+        start = 0
+
+
+def load(paths: Sequence[Path], form: Format) -> tuple[Tensor, Tensor | None]:
+    """All inputs of some sources at once.
+
+    Returns:
+        Images ``(N, ...)``; labels int64 ``(N,)``, or None where an input has none.
+
+    Raises:
+        InputError: when an input cannot be read or differs in shape, or there is none.
+    """
+    images: list[Tensor] = []
+    labels: list[int | None] = []
+    for item in read(paths, form):
+        image = _readable(item)
+        if images and image.shape != images[0].shape:
+            message = (
+                f"expected inputs of one shape, got {tuple(images[0].shape)} and "
+                f"{tuple(image.shape)} ({item.name}); resize them"
+            )
+            raise InputError(message)
+        images.append(image)
+        labels.append(item.label)
+    if not images:
+        message = f"expected at least one input in {', '.join(map(str, paths))}, got none; add some"
+        raise InputError(message)
+    known = [label for label in labels if label is not None]
+    return torch.stack(images), torch.tensor(known) if len(known) == len(labels) else None
+
+
+def batches(
+    paths: Sequence[Path], form: Format, size: int = 256
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The inputs of labelled sources in batches, of which one at a time is held.
+
+    Yields:
+        Images ``(n, ...)`` and labels int64 ``(n,)``.
+
+    Raises:
+        InputError: when an input cannot be read, has no label, or differs in shape.
+    """
+    items = read(paths, form)
+    while chunk := list(islice(items, size)):
+        images = [_readable(item) for item in chunk]
+        for item in chunk:
+            if item.label is None:
+                message = (
+                    f"expected a label for each input, got none for {item.name}; use a folder for "
+                    f"each class, or an array or column {form.labels_key!r}"
+                )
+                raise InputError(message)
+        shapes = {tuple(image.shape) for image in images}
+        if len(shapes) > 1:
+            message = f"expected inputs of one shape, got {sorted(shapes)}; resize them"
+            raise InputError(message)
+        yield torch.stack(images), torch.tensor([item.label for item in chunk])
+
+
+def _readable(item: Item) -> Tensor:
+    if item.image is None:
+        message = f"expected inputs that can be read, got {item.name}: {item.error}; remove it"
+        raise InputError(message)
+    return item.image
+
+
+def _length(path: Path, form: Format) -> int:
+    if path.is_dir():
+        return len(_pictures(path))
+    _check_kind(path)
+    if path.suffix.lower() in _ARRAYS:
+        return array_length(path, form)
+    return parquet_length(path) if path.suffix.lower() == ".parquet" else 1
+
+
+def _source(path: Path, form: Format, start: int) -> Iterator[Item]:
+    if path.is_dir():
+        files = _pictures(path)
+        labels = _folder_labels(path, files)
+        for file in files[start:]:
+            yield _picture(file, form, labels.get(file))
+        return
+    _check_kind(path)
+    if path.suffix.lower() in _ARRAYS:
+        yield from read_array(path, form, start)
+    elif path.suffix.lower() == ".parquet":
+        yield from read_parquet(path, form, start)
+    else:
+        yield _picture(path, form, None)
+
+
+def _check_kind(path: Path) -> None:
+    if not path.is_file():
+        message = f"expected a file or folder at {path}, got none; correct the path"
+        raise InputError(message)
+    if path.suffix.lower() not in _PICTURES | _ARRAYS | {".parquet"}:
+        message = (
+            f"expected a folder, a picture, .npy, .npz or .parquet, got {path}; convert it to one "
+            "of these"
+        )
+        raise InputError(message)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    files = sorted(
+        path for path in folder.rglob("*") if path.suffix.lower() in _PICTURES and path.is_file()
+    )
+    if not files:
+        message = f"expected pictures in {folder}, got none; name a folder with some"
+        raise InputError(message)
+    return files
+
+
+def _folder_labels(folder: Path, files: Sequence[Path]) -> dict[Path, int]:
+    """The class of each picture, where every picture lies in a folder of the folder."""
+    own = [file.relative_to(folder).parts for file in files]
+    if any(len(parts) < 2 for parts in own):  # noqa: PLR2004 - a folder and a file
+        return {}
+    classes = {name: place for place, name in enumerate(sorted({parts[0] for parts in own}))}
+    return {file: classes[parts[0]] for file, parts in zip(files, own, strict=True)}
+
+
+def _picture(path: Path, form: Format, label: int | None) -> Item:
+    try:
+        return Item(str(path), form.picture(path.read_bytes()), label)
+    except OSError as error:
+        return Item(str(path), None, label, error.strerror or str(error))
+    except UnreadableError as error:
+        return Item(str(path), None, label, str(error))
