@@ -1,0 +1,314 @@
+"""The way from a classifier to verdicts on the command line, on real digits."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from leery import Detector
+from leery.classifiers import pretrained
+from leery.cli import main
+from tests.conftest import Batch
+
+NET = """
+from leery.classifiers import DigitNet, build, pretrained
+import torch
+
+def make():
+    return pretrained("mnist").model
+
+def empty():
+    torch.manual_seed(0)
+    model = make()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    return model
+
+number = 7
+"""
+
+
+class Place:
+    """A folder with a classifier and data, and the command in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def start(self, *arguments: str) -> "subprocess.Popen[bytes]":
+        """The command as a process of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "leery", *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=self.folder,
+            env={**os.environ, "LEERY_MODEL": "net:make"},
+        )
+
+    def run(self, *arguments: str, code: int = 0) -> str:
+        """The command in this process: what it prints, or the error where one is expected."""
+        out, error = io.StringIO(), io.StringIO()
+        with (
+            contextlib.chdir(self.folder),
+            mock.patch.dict(os.environ, LEERY_MODEL="net:make"),
+            mock.patch.object(sys, "argv", ["leery", *arguments]),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(error),
+            pytest.raises(SystemExit) as caught,
+        ):
+            main()
+        assert caught.value.code == code, error.getvalue()
+        return out.getvalue() if code in (0, 3) else error.getvalue()
+
+    def json(self, *arguments: str, code: int = 0) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.run(*arguments, "--json", code=code))
+        return found
+
+
+def as_bytes(images: Tensor) -> np.ndarray:
+    return (images * 255).round().byte().numpy()
+
+
+def png(image: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(image[0]).save(content, "PNG")
+    return content.getvalue()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, digits: Batch, training_digits: Batch) -> Place:
+    """A guard of the digit classifier, calibrated at 5 %, and data of every kind."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "net.py").write_text(NET)
+    images, labels = digits
+    for name, part in {"held": slice(0, 600), "test": slice(600, 800)}.items():
+        np.savez(folder / f"{name}.npz", images=as_bytes(images[part]), labels=labels[part].numpy())
+    np.savez(
+        folder / "train.npz", images=as_bytes(training_digits[0]), labels=training_digits[1].numpy()
+    )
+    pictures = [png(image) for image in as_bytes(images[1000:4100])]
+    pq.write_table(pa.table({"images": pictures}), folder / "many.parquet", row_group_size=700)
+    (folder / "incoming").mkdir()
+    for number in range(12):
+        (folder / "incoming" / f"{number:02d}.png").write_bytes(pictures[number])
+    (folder / "incoming" / "03b.png").write_bytes(b"no picture")
+    place = Place(folder)
+    arguments = ["--train", "train.npz", "--clean", "held.npz", "--noise", "0.3"]
+    place.run("fit", *arguments, "--fpr", "0.05", "--passes", "10", "--references", "200")
+    return place
+
+
+def test_fit_writes_the_detector_that_the_library_makes(place: Place, digits: Batch) -> None:
+    facts = place.json("inspect", "guard.leery")
+    assert facts["settings"]["feature_layer"] == "input of classify.1"
+    assert facts["settings"]["combiner"] == "conformal"
+    assert facts["calibration"]["fpr"] == 0.05
+    assert facts["tensors"]["calibration/scores"]["shape"] == [300]
+    assert facts["bytes"] == (place.folder / "guard.leery").stat().st_size
+    detector = Detector.load(place.folder / "guard.leery", pretrained("mnist").model)
+    assert detector.predict(digits[0][1000:1300]).mean() < 0.12
+    shown = place.run("inspect", "guard.leery", "--model", "net:make")
+    assert "at most 0.05 on average over calibration sets; from 300 clean" in shown
+    assert "way: graph (the deterministic part once" in shown
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_scores_are_those_of_the_library_one_row_each(place: Place, suffix: str) -> None:
+    out = place.folder / f"scores.{suffix}"
+    summary = place.json("score", "guard.leery", "incoming", "--out", out.name, code=3)
+    assert (summary["rows"], summary["unreadable"]) == (13, 1)
+    rows = read_rows(out)
+    detector = Detector.load(place.folder / "guard.leery", pretrained("mnist").model)
+    images = torch.stack(
+        [
+            torch.from_numpy(np.asarray(Image.open(path)) / np.float32(255))[None]
+            for path in sorted((place.folder / "incoming").glob("??.png"))
+        ]
+    )
+    good = rows[rows["error"].isna()]
+    assert np.allclose(good["score"].astype(float), detector.score(images))
+    assert np.allclose(good["p_value"].astype(float), detector.p_value(images))
+    verdicts = [str(verdict).lower() == "true" for verdict in good["adversarial"]]
+    assert verdicts == detector.predict(images).tolist()
+    assert sum(verdicts) == summary["flagged"]
+    table = detector.measure(images)
+    assert np.allclose(good["kernel_density"].astype(float), table.column("kernel_density"))
+    assert good["predicted"].astype(int).tolist() == table.predicted.tolist()
+    (bad,) = rows[rows["error"].notna()].to_dict("records")
+    assert (bad["name"], bad["error"]) == ("incoming/03b.png", "no picture of a known kind")
+    assert pd.isna(bad["score"])
+    assert not list(place.folder.glob("*.parts"))
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    if path.suffix == ".parquet":
+        return pq.read_table(path).to_pandas()
+    if path.suffix == ".csv":
+        with path.open() as stream:
+            return pd.DataFrame(list(csv.DictReader(stream))).replace("", None)
+    return pd.DataFrame([json.loads(line) for line in path.read_text().splitlines()])
+
+
+def test_a_killed_run_goes_on_and_has_every_row_once(place: Place) -> None:
+    place.run("score", "guard.leery", "many.parquet", "--out", "whole.parquet")
+    parts = place.folder / "cut.parquet.parts"
+    process = place.start("score", "guard.leery", "many.parquet", "--out", "cut.parquet")
+    while process.poll() is None and len(finished(parts)) < 2:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {path: path.stat().st_mtime_ns for path in finished(parts)}
+    assert len(before) >= 2
+    assert not (place.folder / "cut.parquet").exists()
+    resumed = place.start(
+        "score", "guard.leery", "many.parquet", "--out", "cut.parquet", "--resume"
+    )
+    while resumed.poll() is None:
+        now = {path: _mtime(path) for path in before}
+        assert all(time in (before[path], None) for path, time in now.items())
+        time.sleep(0.05)
+    assert resumed.wait() == 0
+    found, whole = (pq.read_table(place.folder / f"{name}.parquet") for name in ("cut", "whole"))
+    assert found.equals(whole)
+    names = found.column("name").to_pylist()
+    assert len(set(names)) == len(names) == 3100
+
+
+def finished(parts: Path) -> Sequence[Path]:
+    return sorted(parts.glob("[0-9]*.parquet"))
+
+
+def _mtime(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+def test_a_run_is_not_resumed_with_other_inputs(place: Place) -> None:
+    process = place.start("score", "guard.leery", "many.parquet", "--out", "b.csv")
+    while process.poll() is None and not finished(place.folder / "b.csv.parts"):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    other = ["score", "guard.leery", "incoming", "--out", "b.csv"]
+    error = place.run(*other, "--resume", code=1)
+    assert "expected the detector and inputs of the run that left b.csv.parts, got others" in error
+    assert place.json(*other, code=3)["rows"] == 13
+
+
+def test_calibrate_changes_the_promise_and_refuses_too_much(place: Place) -> None:
+    arguments = ["calibrate", "guard.leery", "--clean", "test.npz", "--out", "other.leery"]
+    facts = place.json(*arguments, "--fpr", "0.1", "--pac", "--confidence", "0.9")
+    assert facts["calibration"] == {
+        "fpr": 0.1,
+        "promise": "pac",
+        "confidence": 0.9,
+        "per_class": False,
+    }
+    assert "with confidence 0.9; from 200" in place.run("inspect", "other.leery")
+    error = place.run(*arguments, "--fpr", "0.001", code=1)
+    assert "at least 999 clean images for a false-alarm rate of 0.001, got 200; add" in error
+    assert "[" in place.run(*arguments, "--fpr", "0.04", "--per-class", code=1)
+
+
+def test_attack_and_evaluate_agree(place: Place) -> None:
+    facts = place.json(
+        "attack", "--data", "test.npz", "--attack", "bim:0.3", "--attack", "fgsm:0.1"
+    )
+    with np.load(place.folder / "adversarial.npz") as twins:
+        assert twins["images"].shape == (400, 1, 28, 28)
+        assert twins["source"].tolist() == [*range(200)] * 2
+        changed = twins["predicted"][:200] != twins["labels"][:200]
+    assert facts["success"]["bim:0.3"] == pytest.approx(changed.mean())
+    assert changed.mean() > 0.95
+    arguments = ["evaluate", "guard.leery", "--data", "test.npz", "--attack", "bim:0.3"]
+    rows = place.json(*arguments, "--noise", "0.3")["rows"]
+    assert rows[0]["positives"] == "all"
+    assert rows[0]["auc"] > 0.9
+    assert rows[0]["found"] > 0.3
+    assert rows[0]["false_alarms"] < 0.15
+    shown = place.run(*arguments)
+    assert "The attacker knows the classifier and not the detector." in shown
+    assert "Flagged of clean images" in shown
+
+
+def test_fit_with_attacks_learns_a_logistic_combiner(place: Place) -> None:
+    facts = place.json(
+        *("fit", "--train", "train.npz", "--clean", "test.npz", "--attack", "fgsm:0.2"),
+        *("--out", "logistic.leery", "--bandwidth", "1.7", "--half", "--layer", "hidden"),
+        *("--metrics", "kernel_density,confidence", "--passes", "3"),
+    )
+    assert facts["settings"]["combiner"] == "logistic"
+    assert facts["settings"]["bandwidth"] == 1.7
+    assert facts["tensors"]["kernel_density/0"]["dtype"] == "F16"
+    assert "calibration" not in facts
+    summary = place.json("score", "logistic.leery", "incoming", "--out", "l.csv", code=3)
+    assert summary["flagged"] is None
+
+
+def test_weights_are_read_without_running_code(place: Place) -> None:
+    model = pretrained("mnist").model
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, place.folder / "good.safetensors")
+    torch.save({"state_dict": model.state_dict()}, place.folder / "good.pt")
+    torch.save(model, place.folder / "whole.pt")
+    torch.save({"nothing": torch.zeros(1)}, place.folder / "other.pt")
+    for name in ("good.safetensors", "good.pt"):
+        arguments = ["inspect", "guard.leery", "--model", "net:empty", "--weights", name]
+        assert "way: graph" in place.run(*arguments)
+    expected = {
+        "whole.pt": "weights in whole.pt that can be read without running code, got",
+        "other.pt": "got a file without convolutions.0.weight, convolutions.0.bias, ",
+        "none.pt": "weights in none.pt that can be read without running code, got FileNotFound",
+        "net.py": "weights in net.py that can be read without running code, got",
+    }
+    for name, text in expected.items():
+        arguments = ["inspect", "guard.leery", "--model", "net:make", "--weights", name]
+        assert text in place.run(*arguments, code=1)
+
+
+REFUSALS = {
+    ("inspect", "guard.leery", "--model", "net"): "expected MODULE:FACTORY as model, got 'net'",
+    ("inspect", "guard.leery", "--model", "no_net:make"): "expected a Python module 'no_net'",
+    ("inspect", "guard.leery", "--model", "net:number"): "class 'number' in net, got int",
+    ("inspect", "net.py"): "expected a detector file at net.py",
+    ("inspect", "guard.leery", "--model", "net:empty"): "that guard.leery was fitted on (DigitNet",
+    ("score", "guard.leery", "incoming", "--out", "a.xml"): "output of .parquet, .csv, .jsonl, got",
+    ("score", "guard.leery", "nowhere"): "expected a file or folder at nowhere, got none",
+    ("attack", "--data", "test.npz"): "at least one attack, got none; add --attack pgd:0.1",
+    ("attack", "--data", "test.npz", "--attack", "x:1"): "such as pgd:0.3 out of fgsm, bim, pgd",
+    ("attack", "--data", "test.npz", "--attack", "pgd:a"): "out of fgsm, bim, pgd, got 'pgd:a'",
+    ("attack", "--data", "incoming/00.png", "--attack", "pgd:1"): "expected labelled images, got",
+    ("fit", "--train", "many.parquet", "--clean", "held.npz"): "a label for each input, got none",
+    ("fit", "--train", "held.npz", "--clean", "held.npz", "--bandwidth", "x"): "as bandwidth, got",
+    ("fit", "--train", "held.npz", "--clean", "held.npz", "--layer", "x"): "the model has: conv",
+}
+
+
+@pytest.mark.parametrize("arguments", REFUSALS, ids=" ".join)
+def test_bad_input_gets_one_sentence_and_leaves_nothing(
+    place: Place, arguments: tuple[str, ...]
+) -> None:
+    before = sorted(place.folder.rglob("*"))
+    error = place.run(*arguments, code=1)
+    assert REFUSALS[arguments] in error
+    assert error.count("\n") == 1
+    assert sorted(path for path in place.folder.rglob("*") if "__pycache__" not in str(path)) == [
+        path for path in before if "__pycache__" not in str(path)
+    ]
