@@ -20,6 +20,7 @@ can catch it.
 """
 
 import textwrap
+from collections.abc import Iterable
 
 from sklearn.exceptions import NotFittedError as _SklearnNotFittedError
 
@@ -93,3 +94,9 @@ def brief(error: BaseException) -> str:
     if not lines:
         return type(error).__name__
     return f"{type(error).__name__}: {textwrap.shorten(lines[0], 200, placeholder=' ...')}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names out of a stranger's file, for one line of text."""
+    shown = ", ".join(name if name.isprintable() else ascii(name) for name in names)
+    return textwrap.shorten(shown, 200, placeholder=" ...") or "none"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from leery._guest import unwrapped
-from leery.errors import InputError, brief
+from leery.errors import InputError, brief, listed
 
 __all__ = ["Model", "Weights", "load_model"]
 
@@ -123,5 +123,5 @@ def _fill(model: nn.Module, state: dict[str, Any], path: Path) -> None:
 
 
 def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:3]) or "nothing"
+    shown = listed(names[:3]) if names else "nothing"
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown  # noqa: PLR2004 - shown

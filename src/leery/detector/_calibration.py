@@ -7,7 +7,7 @@ from typing import Literal, Self, get_args
 import numpy as np
 from scipy import stats
 
-from leery.errors import InputError
+from leery.errors import InputError, listed
 
 __all__ = ["Calibration", "Promise"]
 
@@ -54,7 +54,7 @@ class Calibration:
         raise InputError(message)
 
     def checked(self, classes: int) -> Self:
-        """Itself, refused when there are too few images for the promise.
+        """Itself, refused when the images are too few for the promise or of other classes.
 
         Args:
             classes: how many the classifier has.
@@ -67,15 +67,20 @@ class Calibration:
             f"expected at least {needed} clean images for a false-alarm rate of {self.fpr:g}"
             + (f" with confidence {self.confidence:g}" if self.promise == "pac" else "")
         )
-        if not self.per_class and len(self.scores) < needed:
-            message = f"{message}, got {len(self.scores)}; add images or raise the rate"
+        if not self.per_class:
+            if len(self.scores) < needed:
+                message = f"{message}, got {len(self.scores)}; add images or raise the rate"
+                raise InputError(message)
+            return self
+        if self.predicted.min(initial=0) < 0 or self.predicted.max(initial=0) >= classes:
+            message = f"expected predicted classes below {classes}, got others; calibrate again"
             raise InputError(message)
         counts = np.bincount(self.predicted, minlength=classes)
-        few = [label for label in range(classes) if counts[label] < needed]
-        if self.per_class and few:
+        few = np.flatnonzero(counts < needed)
+        if len(few):
             message = (
-                f"{message} in each predicted class, got {counts[few].tolist()} in {few}; add "
-                "images, raise the rate or leave out per_class"
+                f"{message} in each predicted class, got {listed(map(str, counts[few]))} in "
+                f"{listed(map(str, few))}; add images, raise the rate or leave out per_class"
             )
             raise InputError(message)
         return self

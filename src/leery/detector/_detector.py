@@ -1,5 +1,6 @@
 """The detector as users see it."""
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self, TypeVar, get_args
@@ -36,6 +37,8 @@ from leery.errors import (
     LeeryError,
     NotFittedError,
     WrongModelError,
+    brief,
+    listed,
 )
 from leery.features import check_layer, extract_features, last_hidden_layer
 from leery.mc_dropout import MCDropout, Observation, Plan
@@ -44,6 +47,9 @@ from leery.metrics import BandwidthRule, Precision
 __all__ = ["Detector"]
 
 T = TypeVar("T")
+
+MOST_NUMBERS = 2**28
+"""In one input; a bound that keeps a file of a stranger from asking for all the memory."""
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """Adversarial twins of images, given the classifier and the labels."""
@@ -471,8 +477,9 @@ class Detector:
         found = fingerprint(model)
         if facts["classifier_sha256"] != found:
             message = (
-                f"expected the classifier that {path} was fitted on ({facts['classifier']}, "
-                f"SHA-256 {facts['classifier_sha256'][:12]}...), got {type(model).__name__} with "
+                f"expected the classifier that {path} was fitted on "
+                f"({listed([facts['classifier']])}, SHA-256 "
+                f"{listed([facts['classifier_sha256'][:12]])}...), got {type(model).__name__} with "
                 f"{found[:12]}...; load the right weights or fit a new detector"
             )
             raise WrongModelError(message)
@@ -482,7 +489,7 @@ class Detector:
         except (LeeryError, LookupError, TypeError, ValueError, RuntimeError) as error:
             message = (
                 f"expected a whole detector file at {path}, got one with missing or wrong parts "
-                f"({error}); save the detector again"
+                f"({brief(error)}); save the detector again"
             )
             raise DetectorFileError(message) from error
         return detector
@@ -512,14 +519,13 @@ class Detector:
     def _restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         self._classes = facts["classes"]
         self.feature_layer_ = self.feature_layer
-        dtype = getattr(torch, facts["inputs"]["dtype"])
-        self._inputs = tuple(facts["inputs"]["shape"]), dtype
+        self._inputs = _described_inputs(**facts["inputs"])
         self.closeness_ = {}
         for name, metric in self._closeness.items():
             state = below(tensors, name)
-            labels = {int(part) for part in state if part != "bandwidth"}
-            if labels != set(range(self._classes)):
-                message = f"{name} of classes {sorted(labels)}, not of all {self._classes}"
+            labels = sorted(int(part) for part in state if part != "bandwidth")
+            if labels != list(range(len(labels))) or len(labels) != self._classes:
+                message = f"{name} of classes {labels}, not of all {self._classes}"
                 raise InputError(message)
             self.closeness_[name] = metric.restore(state)
         self._fingerprint = facts["classifier_sha256"]
@@ -624,3 +630,17 @@ def _batches(
         message = "expected the labels of the training images, got None; pass fit(images, labels)"
         raise InputError(message)
     return images
+
+
+def _described_inputs(shape: Sequence[int], dtype: str) -> tuple[tuple[int, ...], torch.dtype]:
+    """The shape and type of an input, from what a file says of them.
+
+    Raises:
+        InputError: when there can be no such input.
+    """
+    kind = getattr(torch, dtype, None)
+    sizes = all(type(size) is int and size > 0 for size in shape)
+    if not isinstance(kind, torch.dtype) or not sizes or math.prod(shape) > MOST_NUMBERS:
+        message = f"no inputs of shape {shape} and type {dtype!r}"
+        raise InputError(message)
+    return tuple(shape), kind

@@ -17,12 +17,15 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from leery._files import write_atomically
-from leery.errors import DetectorFileError
+from leery.errors import DetectorFileError, brief
 
 __all__ = ["FORMAT", "below", "describe", "read_file", "write_file"]
 
 FORMAT = 1
 """The version of the layout that this release writes and reads."""
+
+MOST_CLASSES = 10**6
+"""A bound that keeps a file of a stranger from asking for all the memory."""
 
 _KEY = "leery"
 
@@ -119,7 +122,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
             yield stream
     except (safetensors.SafetensorError, OSError) as error:
         message = (
-            f"expected a detector file at {path}, got one that cannot be read ({error}); "
+            f"expected a detector file at {path}, got one that cannot be read ({brief(error)}); "
             "save the detector again or correct the path"
         )
         raise DetectorFileError(message) from error
@@ -142,6 +145,12 @@ def _facts(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[st
         )
         raise DetectorFileError(message)
     _check(path, "facts", facts, _FACTS)
+    if not 2 <= facts["classes"] <= MOST_CLASSES:  # noqa: PLR2004 - a choice
+        message = (
+            f"expected a whole detector file at {path}, got one for {facts['classes']} classes; "
+            "save the detector again"
+        )
+        raise DetectorFileError(message)
     _check(path, "inputs", facts["inputs"], _INPUTS)
     _check(path, "settings", facts["settings"], _SETTINGS)
     if "calibration" in facts:

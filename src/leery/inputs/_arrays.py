@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.lib import format as npy
 
-from leery.errors import InputError, brief
+from leery.errors import InputError, brief, listed
 from leery.inputs._format import Format, UnreadableError
 from leery.inputs._item import Item
 
@@ -99,7 +99,7 @@ def _members(path: Path) -> list[str]:
 def _opened(path: Path, key: str) -> Iterator[BinaryIO]:
     """The bytes of an npy file, or of the array of that name in an npz file."""
     if path.suffix.lower() == ".npz" and f"{key}.npy" not in _members(path):
-        names = ", ".join(name.removesuffix(".npy") for name in _members(path)) or "nothing"
+        names = listed(name.removesuffix(".npy") for name in _members(path))
         message = f"expected an array {key!r} in {path}, got {names}; name the array there"
         raise InputError(message)
     try:
