@@ -483,6 +483,18 @@ EDITS: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, object]], object],
         lambda _, facts: facts.update(format=2),
         "format 1 or older, got format 2 in .*; upgrade leery",
     ),
+    "a format without end": (
+        lambda _, facts: facts.update(format=float("inf")),
+        "got a safetensors file without leery's metadata",
+    ),
+    "too many classes": (
+        lambda _, facts: facts.update(classes=10**12),
+        "got one for 1000000000000 classes",
+    ),
+    "inputs without end": (
+        lambda _, facts: facts["inputs"].update(shape=[10**6, 10**6]),  # type: ignore[attr-defined]
+        r"no inputs of shape \[1000000, 1000000\]",
+    ),
     "no settings": (lambda _, facts: facts.pop("settings"), "got facts with missing .*settings"),
     "a layer that is no text": (
         lambda _, facts: facts["settings"].update(feature_layer=7),  # type: ignore[attr-defined]

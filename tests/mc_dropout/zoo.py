@@ -153,6 +153,18 @@ class AsksForTheBatchSize(nn.Module):
         return out if images.shape[0] > 0 else out * 100
 
 
+class CountsImages(nn.Module):
+    """A forward whose graph holds for one number of images only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = perceptron(0.5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.net(images) + torch.zeros(len(images), 1)
+        return out
+
+
 class Branching(nn.Module):
     """Control flow that depends on the data."""
 
@@ -428,6 +440,7 @@ ZOO: dict[str, Entry] = {
         lambda: insert_dropout(insert_dropout(bare(), before="3", p=0.4), before="1", p=0.1)
     ),
     "branching": Entry(Branching, loop="torch.export cannot capture the forward pass"),
+    "counts images": Entry(CountsImages, loop="takes the number of images for a constant"),
     "writes over": Entry(WritesOver, loop="writes into a view of a tensor that is read later"),
     "asks for the batch size": Entry(AsksForTheBatchSize),
     "recurrent": Entry(Recurrent, loop="its graph shows 0 of 1 random operations"),

@@ -486,7 +486,14 @@ class Detector:
         try:
             detector = cls(model, **facts["settings"])
             detector._restore(tensors, facts)
-        except (LeeryError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        except (
+            LeeryError,
+            LookupError,
+            TypeError,
+            ValueError,
+            ArithmeticError,
+            RuntimeError,
+        ) as error:
             message = (
                 f"expected a whole detector file at {path}, got one with missing or wrong parts "
                 f"({brief(error)}); save the detector again"

@@ -131,7 +131,10 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
 def _facts(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         facts = json.loads(metadata[_KEY])
-        version = int(facts["format"])
+        version = facts["format"]
+        if type(version) is not int:
+            message = f"a format that is no whole number, {version!r}"
+            raise TypeError(message)  # noqa: TRY301 - one refusal for all of these
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         message = (
             f"expected a detector file at {path}, got a safetensors file without leery's "

@@ -126,6 +126,11 @@ def capture(model: nn.Module, names: frozenset[str], example: Tensor) -> ModelGr
             program = torch.export.export(model, (example,), dynamic_shapes=batch)
         except Exception as error:
             message = f"torch.export cannot capture the forward pass ({brief(error)})"
+            if "onstraints violated" in str(error):
+                message = (
+                    "the forward pass takes the number of images for a constant, as len(images) "
+                    "does and images.shape[0] does not"
+                )
             raise NoGraphError(message) from error
     if any(limits.upper < _ANY_BATCH for limits in program.range_constraints.values()):
         message = "the forward pass asks for the number of images"
