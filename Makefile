@@ -5,13 +5,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help reproduce results test test-browser check format clean
+.PHONY: help reproduce results choices docs fuzz test test-browser check format clean
 
 help:
 	@echo "make reproduce   the paper's digit study on all 10,000 test images: runs/mnist/"
 	@echo "make test        the test suite, but for the browser's"
 	@echo "make test-browser  the report in headless Chromium"
 	@echo "make results     the study of both datasets into docs/results, and the README's tables"
+	@echo "make choices     what the detector's choices cost, into docs/results/choices"
+	@echo "make docs        the documentation, into site/"
+	@echo "make fuzz        ten minutes of fuzzing for each reader of strangers' files"
 	@echo "make check       formatting, lint, types"
 	@echo "make format      format and mend what can be mended"
 	@echo "make clean       remove the environment and what the tools left; runs/ stays"
@@ -34,7 +37,27 @@ reproduce: .venv/runtime
 results: .venv/runtime
 	$(BIN)/leery reproduce all --out docs/results
 	$(BIN)/leery reproduce mnist --seeds 3 --limit 2000 --out docs/results/mnist-seeds
-	$(BIN)/python docs/readme_tables.py
+	$(BIN)/python docs/tables.py
+
+choices: .venv/runtime
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/choices.py
+	$(BIN)/python docs/tables.py
+
+.venv/docs: .venv/runtime
+	$(INSTALL) --editable '.[docs]'
+	@touch $@
+
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
+.venv/fuzz: .venv/runtime
+	$(INSTALL) --editable '.[fuzz]'
+	@touch $@
+
+FUZZED := detector npy npz parquet picture weights
+
+fuzz: .venv/fuzz
+	for target in $(FUZZED); do $(BIN)/python fuzz/fuzz.py $$target -max_total_time=600 || exit 1; done
 
 # Parallel by processes of one thread each; a file's tests stay together and share what they set up.
 test: .venv/dev
@@ -51,15 +74,17 @@ test-browser: .venv/browser
 		(echo "expected Chromium, got none; install it, or name one in LEERY_CHROMIUM" && exit 1)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/browser
 
+CHECKED := src tests docs examples benchmarks fuzz
+
 check: .venv/dev
-	$(BIN)/ruff format --check src tests docs
-	$(BIN)/ruff check src tests docs
+	$(BIN)/ruff format --check $(CHECKED)
+	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/mypy
 
 format: .venv/dev
-	$(BIN)/ruff format src tests docs
-	$(BIN)/ruff check --fix src tests docs
+	$(BIN)/ruff format $(CHECKED)
+	$(BIN)/ruff check --fix $(CHECKED)
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist site
 	find src tests -name __pycache__ -type d -exec rm -rf {} +

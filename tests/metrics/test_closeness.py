@@ -178,6 +178,12 @@ def test_what_does_not_fit_is_refused(make: Make) -> None:
         metric.fit(features, labels[1:])
 
 
+def test_a_huge_whole_number_is_a_bandwidth_too() -> None:
+    features, labels = sample(30)
+    found = KernelDensity(10**12).fit(features, labels).score(features, labels)
+    assert torch.equal(found, KernelDensity(1e12).fit(features, labels).score(features, labels))
+
+
 def test_impossible_settings_are_refused() -> None:
     for bandwidth in (0.0, -1.0, math.nan, math.inf, "silverman"):
         with pytest.raises(InputError, match="finite bandwidth above 0 or one of likelihood, "):

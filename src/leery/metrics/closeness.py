@@ -85,7 +85,7 @@ class KernelDensity:
             message = f'expected precision "float32" or "float16", got {precision!r}; name one'
             raise InputError(message)
         check_seed(seed)
-        self.bandwidth = bandwidth
+        self.bandwidth = bandwidth if isinstance(bandwidth, str) else float(bandwidth)
         self.references = references
         self.precision: Precision = precision
         self.seed = seed

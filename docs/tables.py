@@ -1,6 +1,7 @@
-"""Write the README's tables of results anew from docs/results, which a real run left.
+"""Write the tables of README and docs anew from docs/results, which real runs left.
 
-make results runs the study and then this; tests/test_readme.py holds the README to it.
+make results runs the study, make choices the measurements of choosing.md, and both run this;
+tests/test_readme.py and tests/test_docs.py hold the texts to it.
 """
 
 import re
@@ -9,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 DOCS = Path(__file__).parent
-RESULTS, README = DOCS / "results", DOCS.parent / "README.md"
+RESULTS = DOCS / "results"
+README, CHOOSING = DOCS.parent / "README.md", DOCS / "choosing.md"
 
 COLUMNS = {
     "variance": "variance",
@@ -80,8 +82,45 @@ def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def blocks() -> dict[str, str]:
-    """What stands between ``<!-- NAME -->`` and ``<!-- end of NAME -->``, by name."""
+def combiners_table() -> str:
+    """Areas by either combiner, and by the kernel density alone, with the paper's bandwidths."""
+    table = pd.read_csv(RESULTS / "choices" / "combiners.csv")
+    columns = {
+        "logistic": "logistic",
+        "conformal": "conformal, with noise",
+        "conformal, clean only": "conformal, clean only",
+        "kernel_density": "kernel density alone",
+    }
+    lines = [_line(["dataset", "attack", *columns.values()])]
+    lines.append(_line(["---"] * (len(columns) + 2)))
+    for row in table.to_dict("records"):
+        cells = [f"{row[name]:.3f}" for name in columns]
+        lines.append(_line([row["dataset"], f"{row['attack']} {row['epsilon']:.2f}", *cells]))
+    return "\n".join(lines)
+
+
+def densities_table() -> str:
+    """What bandwidth, references and precision cost: mean areas and the largest loss."""
+    table = pd.read_csv(RESULTS / "choices" / "densities.csv")
+    judged = ["logistic", "conformal", "kernel_density"]
+    names = ["all six, logistic", "all six, conformal", "density alone"]
+    lines = [_line(["dataset", "setting", "bandwidth", *names, "largest loss, all six logistic"])]
+    lines.append(_line(["---"] * (len(names) + 4)))
+    for dataset, rows in table.groupby("dataset", sort=False):
+        paper = rows[rows["setting"] == "paper's bandwidth"]["logistic"].to_numpy()
+        for setting, own in rows.groupby("setting", sort=False):
+            low, high = own["bandwidth_low"].iloc[0], own["bandwidth_high"].iloc[0]
+            bandwidth = f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"
+            loss = (paper - own["logistic"].to_numpy()).max()
+            cells = [f"{own[name].mean():.3f}" for name in judged]
+            lines.append(_line([dataset, setting, bandwidth, *cells, f"{max(loss, 0):.3f}"]))
+    return "\n".join(lines)
+
+
+def blocks(path: Path) -> dict[str, str]:
+    """What stands between ``<!-- NAME -->`` and ``<!-- end of NAME -->`` in a text, by name."""
+    if path == CHOOSING:
+        return {"combiners": combiners_table(), "densities": densities_table()}
     return {
         "results of mnist": results_table("mnist"),
         "results of fashion-mnist": results_table("fashion-mnist"),
@@ -90,9 +129,10 @@ def blocks() -> dict[str, str]:
     }
 
 
-def filled(text: str) -> str:
-    """The README with its tables as docs/results has them."""
-    for name, block in blocks().items():
+def filled(path: Path) -> str:
+    """A text with its tables as docs/results has them."""
+    text = path.read_text()
+    for name, block in blocks(path).items():
         marked = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end of {name} -->)", re.DOTALL)
         text, found = marked.subn(rf"\g<1>{block}\g<2>", text)
         assert found == 1, name
@@ -100,4 +140,5 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(filled(README.read_text()))
+    for path in (README, CHOOSING):
+        path.write_text(filled(path))

@@ -1,0 +1,139 @@
+"""What the documentation shows runs, and its tables are those that were measured."""
+
+import contextlib
+import importlib.util
+import io
+import os
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+
+from leery.cli import main
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+BLOCK = re.compile(r'```(python|console)(?: title="([^"]+)")?\n(.*?)```', re.DOTALL)
+
+
+def blocks(page: Path) -> list[tuple[str, str, str]]:
+    """Kind, title and code of each block that is to be run."""
+    return BLOCK.findall(page.read_text())
+
+
+@contextlib.contextmanager
+def own_modules() -> Iterator[None]:
+    """Modules of the folder one is in can be imported, and are forgotten afterwards."""
+    before = set(sys.modules)
+    sys.path.insert(0, "")
+    try:
+        yield
+    finally:
+        sys.path.remove("")
+        for name in set(sys.modules) - before:
+            if name == "net":
+                del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page)], ids=lambda page: str(page.stem)
+)
+def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path) -> None:
+    shown = io.StringIO()
+    names: dict[str, object] = {}
+    with (
+        contextlib.chdir(tmp_path),
+        own_modules(),
+        mock.patch.dict(os.environ),
+        contextlib.redirect_stdout(shown),
+        torch.random.fork_rng(devices=[]),
+    ):
+        for kind, title, code in blocks(page):
+            if title:
+                Path(title).write_text(code)
+            elif kind == "python":
+                exec(code, names)  # noqa: S102 - our own pages
+            else:
+                for line in code.splitlines():
+                    console(line)
+    if page.stem == "tutorial":
+        check_tutorial(shown.getvalue(), tmp_path)
+
+
+def console(line: str) -> None:
+    """A line of a console block: leery's commands and settings, nothing else."""
+    assert line.startswith("$ ")
+    first, *rest = shlex.split(line.removeprefix("$ "))
+    if first == "export":
+        for setting in rest:
+            name, _, value = setting.partition("=")
+            os.environ[name] = value
+        return
+    assert first == "leery"
+    with mock.patch.object(sys, "argv", [first, *rest]), pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 0
+
+
+def check_tutorial(shown: str, folder: Path) -> None:
+    """What the tutorial says of its own output."""
+    clean, adversarial = (
+        float(share) for share in re.findall(r"([\d.]+)% of (?:clean|adv)", shown)
+    )
+    # 1,000 images calibrate and 1,000 are judged: the standard error is below 1 %.
+    assert clean < 9
+    assert adversarial > 2 * clean
+    assert "input of out" in shown
+    assert len((folder / "scores.csv").read_text().splitlines()) == 1001
+
+
+def test_the_way_to_a_verdict_takes_fewer_than_25_lines() -> None:
+    page = (ROOT / "docs" / "tutorial.md").read_text()
+    install = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)[0]
+    guard = page.split("## The guard, in Python")[1].split("Each verdict can be asked")[0]
+    code = "\n".join(part for _, _, part in BLOCK.findall(guard))
+    lines = [line for line in (install + code).splitlines() if line.strip()]
+    assert "detector.calibrate(" in code
+    assert "detector.predict(" in code
+    assert len(lines) < 25
+
+
+def tables() -> object:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_of_choosing_are_those_of_the_measurements() -> None:
+    module = tables()
+    page = ROOT / "docs" / "choosing.md"
+    assert module.filled(page) == page.read_text()  # type: ignore[attr-defined]
+    assert "| mnist | PGD 0.30 |" in page.read_text()
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    listed = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(listed) == [page.name for page in PAGES]
+
+
+@pytest.mark.parametrize("name", ["cnn", "transformer", "tabular", "no_dropout"])
+def test_an_example_ends_with_its_table(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    script = runpy.run_path(str(ROOT / "examples" / f"{name}.py"))
+    with torch.random.fork_rng(devices=[]):
+        # Far fewer training images than by default: the code is tried, not the classifier.
+        script["main"](**({} if name == "tabular" else {"count": 1000}))
+    *_, head, last = [part for part in capsys.readouterr().out.split("\n\n") if part.strip()]
+    rows = last.strip().splitlines()
+    assert {"attack", "auc", "found"} <= set(rows[0].split())
+    for row in rows[1:]:
+        assert 0 <= float(row.split()[-1]) < 0.3
+    assert head
