@@ -359,7 +359,7 @@ def test_impossible_settings_are_refused_with_the_possible_ones(digit_net: nn.Mo
     for names in ([], ["variance", "variance"]):
         with pytest.raises(InputError, match="distinct metrics"):
             Detector(digit_net, "hidden", metrics=names)
-    with pytest.raises(InputError, match="bandwidth above 0 or one of likelihood, .*got 0;"):
+    with pytest.raises(InputError, match="bandwidth from 1e-100 .*, got 0;"):
         Detector(digit_net, "hidden", bandwidth=0)
     with pytest.raises(InputError, match='"logistic" or "conformal", got \'svm\'; name one'):
         Detector(digit_net, combiner="svm")  # type: ignore[arg-type]

@@ -338,17 +338,14 @@ def _by_class(classes: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 def _check_bandwidth(bandwidth: float | str) -> None:
     rules = get_args(BandwidthRule)
-    known = bandwidth in rules if isinstance(bandwidth, str) else _is_positive(bandwidth)
+    # Its square, and the square's inverse, must be numbers too.
+    known = bandwidth in rules if isinstance(bandwidth, str) else 1e-100 <= bandwidth <= 1e100
     if not known:
         message = (
-            f"expected a finite bandwidth above 0 or one of {', '.join(rules)}, got {bandwidth!r}; "
-            "correct it"
+            f"expected a bandwidth from 1e-100 to 1e100 or one of {', '.join(rules)}, got "
+            f"{bandwidth!r}; correct it"
         )
         raise InputError(message)
-
-
-def _is_positive(number: float) -> bool:
-    return math.isfinite(number) and number > 0
 
 
 def _check_features(features: Tensor) -> None:
