@@ -23,6 +23,9 @@ BandwidthRule = Literal["likelihood", "likelihood-per-class"]
 
 Precision = Literal["float32", "float16"]
 
+_BANDWIDTHS = (1e-100, 1e100)
+"""Of other bandwidths, or of their inverses, the squares are no numbers."""
+
 _CELLS = 2**21
 """The number of query-reference distances held at once; float64 makes that 16 MiB."""
 
@@ -338,11 +341,11 @@ def _by_class(classes: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 def _check_bandwidth(bandwidth: float | str) -> None:
     rules = get_args(BandwidthRule)
-    # Its square, and the square's inverse, must be numbers too.
-    known = bandwidth in rules if isinstance(bandwidth, str) else 1e-100 <= bandwidth <= 1e100
+    low, high = _BANDWIDTHS
+    known = bandwidth in rules if isinstance(bandwidth, str) else low <= bandwidth <= high
     if not known:
         message = (
-            f"expected a bandwidth from 1e-100 to 1e100 or one of {', '.join(rules)}, got "
+            f"expected a bandwidth from {low:g} to {high:g} or one of {', '.join(rules)}, got "
             f"{bandwidth!r}; correct it"
         )
         raise InputError(message)
