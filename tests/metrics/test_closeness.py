@@ -187,7 +187,7 @@ def test_a_huge_whole_number_is_a_bandwidth_too() -> None:
 def test_impossible_settings_are_refused() -> None:
     for bandwidth in (0.0, -1.0, math.nan, math.inf, 1e308, 1e-308, "silverman"):
         with pytest.raises(
-            InputError, match="bandwidth from 1e-100 to 1e100 or one of likelihood, "
+            InputError, match="bandwidth from 1e-100 to 1e.100 or one of likelihood, "
         ):
             KernelDensity(bandwidth)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="at least 1 reference a class, got 0"):
