@@ -100,7 +100,7 @@ PUBLIC = {
         share_interval tpr_at_fpr""",
     "leery.features": """INPUT_OF check_layer extract_features forward last_hidden_layer
         predict""",
-    "leery.inputs": "Channels Format Item batches count load read",
+    "leery.inputs": "Channels Format Item batches count files load printable read",
     "leery.mc_dropout": """MCDropout MaskSource Observation Plan StochasticLayer
         insert_dropout""",
     "leery.metrics": """BandwidthRule ClassKL KernelDensity Pmf Precision aleatoric confidence

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from leery.errors import InputError, UnsupportedModelError, brief
 
-__all__ = ["device_of", "guest", "run_model", "unwrapped"]
+__all__ = ["check_logits", "device_of", "guest", "run_model", "unwrapped"]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -48,7 +48,8 @@ def run_model(model: nn.Module, batch: Tensor) -> Tensor:
         UnsupportedModelError: when it returns anything but logits of at least two classes.
     """
     try:
-        logits = model(batch)
+        # A copy: a forward may write into its input, and the images are the user's.
+        logits = model(batch.clone())
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -57,10 +58,19 @@ def run_model(model: nn.Module, batch: Tensor) -> Tensor:
             f"{batch.dtype}, which it refuses ({brief(error)}); check shape and type"
         )
         raise InputError(message) from error
+    return check_logits(logits, len(batch))
+
+
+def check_logits(logits: object, count: int) -> Tensor:
+    """What a model returned, refused unless it is logits ``(count, classes)``.
+
+    Raises:
+        UnsupportedModelError: when it is anything but logits of at least two classes.
+    """
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(batch):  # noqa: PLR2004
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != count:  # noqa: PLR2004
         message = (
-            f"expected a model that returns logits ({len(batch)}, classes), got {shape}; "
+            f"expected a model that returns logits ({count}, classes), got {shape}; "
             "wrap it in a module that does"
         )
         raise UnsupportedModelError(message)

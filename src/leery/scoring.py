@@ -1,13 +1,17 @@
 """Scores of any number of inputs into one file, in flat memory, to be taken up where it was cut.
 
 Finished parts lie beside the file in a folder of its name and ``.parts`` until all are there; then
-they become the file. Whatever kills the process, a part is whole or absent.
+they become the file. Whatever kills the process, a part is whole or absent, and one process at a
+time works in the folder.
 """
 
+import fcntl
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -18,16 +22,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from pyarrow import csv
+from torch import Tensor
 
 from leery._files import atomic_stream, make_folder, write_atomically
 from leery.detector import Detector, MetricTable
-from leery.errors import InputError
-from leery.inputs import Format, Item, count, read
+from leery.errors import InputError, NotFittedError, OutputError, listed
+from leery.inputs import Format, Item, count, files, printable, read
 
 __all__ = ["Summary", "score_to_file"]
 
-_PART_ROWS = 1024
-_MANIFEST = "run.json"
+_PART_ROWS = 256
+_MANIFEST, _LOCK = "run.json", "lock"
+_OWN = re.compile(r"run\.json|lock|\d{8}\.parquet|\..*\.[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Summary:
 
     Attributes:
         rows: inputs in all.
-        unreadable: those that could not be read.
+        unreadable: those that could not be read or measured.
         flagged: those that the verdict calls adversarial; None before calibration.
     """
 
@@ -77,26 +83,33 @@ def score_to_file(
         OutputError: when the file cannot be written.
     """
     write = _writer(out)
+    if detector.combiner_ is None:
+        message = "expected a detector after fit_combiner(clean), got one before it; call it first"
+        raise NotFittedError(message)
     schema = _schema(detector)
     shape, _ = detector.inputs_
     form = replace(form, shape=shape)
+    # What is wrong with the detector or the classifier is found before the first input is blamed.
+    detector.explain_plan()
     make_folder(out.parent)
-    folder = out.with_name(f"{out.name}.parts")
     total = count(paths, form)
-    parts = _begin(folder, _run(identity, paths, form, total), resume=resume)
-    done = len(parts) * _PART_ROWS
-    advance(min(done, total))
-    items = read(paths, form, start=done) if done < total else iter(())
-    while chunk := list(islice(items, _PART_ROWS)):
-        part = folder / f"{len(parts):08d}.parquet"
-        with atomic_stream(part) as stream:
-            pq.write_table(_scored(detector, chunk, schema), stream)
-        parts.append(part)
-        advance(len(chunk))
-    with atomic_stream(out) as stream:
-        summary = write(stream, parts, schema)
-    shutil.rmtree(folder)
-    return summary
+    folder = out.with_name(f"{out.name}.parts")
+    with _opened(folder, _run(identity, paths, form, total), total, resume=resume) as parts:
+        done = min(len(parts) * _PART_ROWS, total)
+        advance(done)
+        items = read(paths, form, start=done) if done < total else iter(())
+        while chunk := list(islice(items, _PART_ROWS)):
+            part = folder / _name(len(parts))
+            with atomic_stream(part) as stream:
+                pq.write_table(_scored(detector, chunk, schema), stream)
+            parts.append(part)
+            advance(len(chunk))
+        with atomic_stream(out) as stream:
+            counter = write(stream, parts, schema)
+        # The manifest goes first: what is left of the folder is then no run to resume.
+        (folder / _MANIFEST).unlink()
+        shutil.rmtree(folder)
+    return counter.summary(judged=detector.calibration_ is not None)
 
 
 def _schema(detector: Detector) -> pa.Schema:
@@ -118,52 +131,119 @@ def _scored(detector: Detector, items: Sequence[Item], schema: pa.Schema) -> pa.
     columns = {name: np.full(len(items), None, dtype=object) for name in schema.names}
     columns["name"][:] = [item.name for item in items]
     columns["error"][:] = [item.error or None for item in items]
+    readable = np.flatnonzero([item.image is not None for item in items])
+    _, dtype = detector.inputs_
     images = [item.image for item in items if item.image is not None]
-    if images:
-        whole = detector.measure(torch.stack(images))
-        places = np.flatnonzero([item.image is not None for item in items])
-        finite = np.isfinite(whole.values).all(axis=1)
-        columns["error"][places[~finite]] = "a metric is not finite"
-        rows = places[finite]
-        table = MetricTable(whole.names, whole.values[finite], whole.predicted[finite])
-        scores = detector.judge(table)
-        columns["predicted"][rows], columns["score"][rows] = table.predicted, scores
-        for name in table.names:
-            columns[name][rows] = table.column(name)
+    if dtype.is_floating_point:
+        images = [image.to(dtype) for image in images]
+    for rows, found in _measured(detector, readable, images):
+        if isinstance(found, str):
+            columns["error"][rows] = found
+            continue
+        scores = detector.judge(found)
+        columns["predicted"][rows], columns["score"][rows] = found.predicted, scores
+        for name in found.names:
+            columns[name][rows] = found.column(name)
         if detector.calibration_ is not None:
-            columns["p_value"][rows] = detector.calibration_.p_values(scores, table.predicted)
-            columns["adversarial"][rows] = detector.calibration_.flagged(scores, table.predicted)
+            columns["p_value"][rows] = detector.calibration_.p_values(scores, found.predicted)
+            columns["adversarial"][rows] = detector.calibration_.flagged(scores, found.predicted)
     return pa.table({name: column.tolist() for name, column in columns.items()}, schema)
+
+
+def _measured(
+    detector: Detector, rows: np.ndarray, images: Sequence[Tensor]
+) -> Iterator[tuple[np.ndarray, MetricTable | str]]:
+    """The metrics of those rows, or why there are none; one bad image does not spoil the others."""
+    if not images:
+        return
+    reason = "a metric is not finite"
+    try:
+        table = detector.measure(torch.stack(list(images)))
+        if np.isfinite(table.values).all():
+            yield rows, table
+            return
+    except InputError as error:
+        reason = str(error)
+    if len(images) == 1:
+        yield rows, f"cannot be measured: {reason}"
+        return
+    half = len(images) // 2
+    yield from _measured(detector, rows[:half], images[:half])
+    yield from _measured(detector, rows[half:], images[half:])
 
 
 def _run(identity: str, paths: Sequence[Path], form: Format, total: int) -> str:
     """What a run is of, so that another is not taken for it."""
-    sources = [
-        (str(path), stat.st_size, stat.st_mtime_ns)
-        for path, stat in ((path, path.stat()) for path in paths)
-    ]
-    facts = [identity, sources, asdict(form), total, _PART_ROWS]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    listing = hashlib.sha256()
+    for path in files(paths):
+        stat = path.stat()
+        listing.update(f"{printable(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    facts = [identity, listing.hexdigest(), asdict(form), total, _PART_ROWS]
+    return json.dumps({"leery": hashlib.sha256(json.dumps(facts).encode()).hexdigest()})
 
 
-def _begin(folder: Path, run: str, *, resume: bool) -> list[Path]:
-    """The finished parts of the run, in a folder that is ready for more."""
-    manifest = folder / _MANIFEST
-    if resume and manifest.is_file():
-        if manifest.read_text() != run:
+@contextmanager
+def _opened(folder: Path, run: str, total: int, *, resume: bool) -> Iterator[list[Path]]:
+    """The finished parts of the run, in a folder that is this process's own meanwhile.
+
+    Raises:
+        InputError: when the folder is not leery's, or was left by a run of other inputs.
+        OutputError: when another process works in it.
+    """
+    _check_own(folder)
+    make_folder(folder)
+    with (folder / _LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
             message = (
-                f"expected the detector and inputs of the run that left {folder}, got others; "
-                "run without --resume to score them anew"
+                f"expected {folder} for one run alone, got another that is at work in it; wait for "
+                "it or name another --out"
             )
-            raise InputError(message)
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
-        make_folder(folder)
-        write_atomically(manifest, run)
-    return sorted(folder.glob("[0-9]*.parquet"))
+            raise OutputError(message) from error
+        yield _finished(folder, run, total, resume=resume)
 
 
-def _writer(out: Path) -> Callable[[BinaryIO, Sequence[Path], pa.Schema], Summary]:
+def _finished(folder: Path, run: str, total: int, *, resume: bool) -> list[Path]:
+    """The unbroken row of whole parts from the first on; all others are removed."""
+    manifest = folder / _MANIFEST
+    known = manifest.is_file()
+    if resume and known and manifest.read_text() != run:
+        message = (
+            f"expected the detector and inputs of the run that left {folder}, got others; "
+            "run without --resume to score them anew"
+        )
+        raise InputError(message)
+    parts: list[Path] = []
+    while resume and known and len(parts) * _PART_ROWS < total:
+        part = folder / _name(len(parts))
+        rows = min(_PART_ROWS, total - len(parts) * _PART_ROWS)
+        if not part.is_file() or pq.read_metadata(part).num_rows != rows:
+            break
+        parts.append(part)
+    for other in set(folder.glob("*.parquet")) - set(parts):
+        other.unlink()
+    write_atomically(manifest, run)
+    return parts
+
+
+def _check_own(folder: Path) -> None:
+    """Refuse a folder that holds anything but what a run leaves."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    foreign = [name for name in names if not _OWN.fullmatch(name)]
+    if foreign:
+        message = (
+            f"expected {folder} to hold parts of scores only, got {listed(foreign)}; move that "
+            "away or name another --out"
+        )
+        raise InputError(message)
+
+
+def _name(number: int) -> str:
+    return f"{number:08d}.parquet"
+
+
+def _writer(out: Path) -> Callable[[BinaryIO, Sequence[Path], pa.Schema], "_Counter"]:
     writers = {".parquet": _write_parquet, ".csv": _write_csv, ".jsonl": _write_jsonl}
     if out.suffix.lower() not in writers:
         message = f"expected an output of {', '.join(writers)}, got {out}; name one of these"
@@ -171,27 +251,27 @@ def _writer(out: Path) -> Callable[[BinaryIO, Sequence[Path], pa.Schema], Summar
     return writers[out.suffix.lower()]
 
 
-def _write_parquet(stream: BinaryIO, parts: Sequence[Path], schema: pa.Schema) -> Summary:
+def _write_parquet(stream: BinaryIO, parts: Sequence[Path], schema: pa.Schema) -> "_Counter":
     counter = _Counter()
     with pq.ParquetWriter(stream, schema) as writer:
         for table in counter.tables(parts):
             writer.write_table(table)
-    return counter.summary()
+    return counter
 
 
-def _write_csv(stream: BinaryIO, parts: Sequence[Path], schema: pa.Schema) -> Summary:
+def _write_csv(stream: BinaryIO, parts: Sequence[Path], schema: pa.Schema) -> "_Counter":
     counter = _Counter()
     with csv.CSVWriter(stream, schema) as writer:
         for table in counter.tables(parts):
             writer.write_table(table)
-    return counter.summary()
+    return counter
 
 
-def _write_jsonl(stream: BinaryIO, parts: Sequence[Path], _schema: pa.Schema) -> Summary:
+def _write_jsonl(stream: BinaryIO, parts: Sequence[Path], _schema: pa.Schema) -> "_Counter":
     counter = _Counter()
     for table in counter.tables(parts):
         stream.writelines((json.dumps(row) + "\n").encode() for row in table.to_pylist())
-    return counter.summary()
+    return counter
 
 
 class _Counter:
@@ -199,7 +279,6 @@ class _Counter:
 
     def __init__(self) -> None:
         self._rows = self._unreadable = self._flagged = 0
-        self._judged = False
 
     def tables(self, parts: Sequence[Path]) -> Iterator[pa.Table]:
         """The parts' tables, one after the other."""
@@ -210,9 +289,8 @@ class _Counter:
             self._rows += len(table)
             self._unreadable += len(errors) - errors.null_count
             self._flagged += int(np.equal(verdicts, True).sum())
-            self._judged |= table.column("adversarial").null_count < len(table)
             yield table
 
-    def summary(self) -> Summary:
-        """What was counted."""
-        return Summary(self._rows, self._unreadable, self._flagged if self._judged else None)
+    def summary(self, *, judged: bool) -> Summary:
+        """What was counted; whether there were verdicts is the caller's to say."""
+        return Summary(self._rows, self._unreadable, self._flagged if judged else None)

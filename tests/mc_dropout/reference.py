@@ -32,7 +32,7 @@ def plain_loop(sampler: MCDropout, images: Tensor) -> Tensor:
             ]
         )
         with Given(draws).installed(), torch.no_grad():
-            out: Any = sampler.model(images)
+            out: Any = sampler.model(images.clone())
         assert next(draws, None) is None, "a draw was not used"
         logits: Tensor = out[0] if isinstance(out, tuple) else out
         passes.append(logits.softmax(-1))

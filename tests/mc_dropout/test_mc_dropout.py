@@ -21,7 +21,7 @@ from leery.metrics import (
 )
 from tests.conftest import Batch
 from tests.mc_dropout.reference import plain_loop
-from tests.mc_dropout.zoo import ZOO, bare, build, inputs, perceptron
+from tests.mc_dropout.zoo import ZOO, Auxiliary, bare, build, inputs, perceptron
 
 
 @pytest.mark.parametrize("count", [1, 33])
@@ -30,6 +30,7 @@ def test_the_passes_equal_the_plain_loop_with_the_same_masks(
     name: str, count: int, digits: Batch
 ) -> None:
     model, images = build(name), inputs(name, digits[0][:count])
+    before = images.clone()
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     sampler = MCDropout(model, passes=6, seed=4)
     seen = sampler.observe(images)
@@ -39,7 +40,8 @@ def test_the_passes_equal_the_plain_loop_with_the_same_masks(
     # The passes differ from each other, and the logits are those of the eval mode.
     assert float(seen.probs.std(0).max()) > 1e-4
     with torch.no_grad():
-        assert torch.allclose(seen.logits, model(images), rtol=1e-4, atol=1e-5)
+        assert torch.allclose(seen.logits, model(images.clone()), rtol=1e-4, atol=1e-5)
+    assert torch.equal(images, before)
     assert not any(module.training for module in model.modules())
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, state[key]), key
@@ -405,6 +407,13 @@ def plain_loop_in_eval(sampler: MCDropout, images: Tensor) -> Tensor:
     own = MCDropout(inner, sampler.passes, sampler.seed)
     own.sample(images)
     return plain_loop(own, images)
+
+
+def test_auxiliary_heads_stay_asleep(digits: Batch) -> None:
+    torch.manual_seed(0)
+    sampler = MCDropout(Auxiliary().eval(), passes=4)
+    probs = sampler.sample(digits[0][:5])
+    assert float((probs - plain_loop_in_eval(sampler, digits[0][:5])).abs().max()) < 1e-5
 
 
 @pytest.mark.parametrize("kind", [nn.Sequential, nn.Linear])

@@ -83,6 +83,60 @@ class Mixed(nn.Module):
         return out
 
 
+class TimeMajor(nn.Module):
+    """Rare dropout of whole rows, where rows and images share a dimension, rows first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout1d(0.1)
+        self.head = nn.Linear(784, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = images.view(images.size(0), 4, 196).transpose(0, 1).reshape(-1, 1, 196)
+        kept = self.drop(rows.transpose(0, 1).transpose(0, 1))
+        out: Tensor = self.head(kept.reshape(4, -1, 196).transpose(0, 1).flatten(1))
+        return out
+
+
+class BothOrders(nn.Module):
+    """Images before rows in one place, rows before images in another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Heads(weights=True, images_first=True), TimeMajor()
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.first(images) + self.second(images)
+        return out
+
+
+class Auxiliary(nn.Module):
+    """A second head in train mode, with dropout of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = perceptron(0.5)
+        self.other = nn.Sequential(nn.Flatten(), nn.Dropout(0.7), nn.Linear(784, 10))
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            return self.net(images), self.other(images)  # type: ignore[return-value]
+        out: Tensor = self.net(images)
+        return out
+
+
+class WritesIntoInput(nn.Module):
+    """Normalises the images in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = perceptron(0.5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.net(images.sub_(0.5).div_(0.5))
+        return out
+
+
 class ViewBehind(nn.Module):
     """A view that merges dimensions right behind a linear layer behind a dropout."""
 
@@ -409,6 +463,9 @@ ZOO: dict[str, Entry] = {
     "grouped": Entry(Grouped),
     "images before rows": Entry(lambda: Mixed(interleaved=False)),
     "rows before images": Entry(lambda: Mixed(interleaved=True)),
+    "rare dropout of rows": Entry(TimeMajor),
+    "both orders": Entry(BothOrders),
+    "writes into its input": Entry(WritesIntoInput),
     "view behind": Entry(ViewBehind),
     "drop connect": Entry(DropConnect),
     "two masks": Entry(TwoMasks),

@@ -77,7 +77,7 @@ def calibrate(
       leery calibrate guard.leery --model net:make --clean held.npz --fpr 0.05 --pac --per-class
     """
     detector = Detector.load(guard, load_model(model, weights))
-    form = image_format(channels, images_key, "labels", shape=detector.inputs_[0], resize=resize)
+    form = image_format(channels, images_key, None, shape=detector.inputs_[0], resize=resize)
     promise: Promise = "pac" if pac else "marginal"
     with stoppable("the detector is as it was"):
         images, _ = inputs.load(clean, form)

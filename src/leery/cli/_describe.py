@@ -26,7 +26,7 @@ def print_description(console: Console, path: Path, facts: dict[str, Any]) -> No
     tensors = facts["tensors"]
     promise = facts.get("calibration")
     references = [
-        part["shape"][0]
+        sum(part["shape"][:1])
         for name, part in tensors.items()
         if name.startswith("kernel_density/") and name != "kernel_density/bandwidth"
     ]
@@ -47,7 +47,7 @@ def print_description(console: Console, path: Path, facts: dict[str, Any]) -> No
 
 
 def _promised(promise: dict[str, Any], tensors: dict[str, Any]) -> str:
-    count = tensors["calibration/scores"]["shape"][0]
+    count = sum(tensors.get("calibration/scores", {"shape": [0]})["shape"])
     how = (
         "on average over calibration sets"
         if promise["promise"] == "marginal"

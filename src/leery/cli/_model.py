@@ -59,9 +59,17 @@ def _made(name: str) -> nn.Module:
     if not module_name or not factory_name:
         message = f"expected MODULE:FACTORY as model, got {name!r}; name both"
         raise InputError(message)
-    sys.path.insert(0, str(Path.cwd()))
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
     try:
-        module = importlib.import_module(module_name)
+        factory = getattr(importlib.import_module(module_name), factory_name, None)
+        if not callable(factory):
+            message = (
+                f"expected a function or class {factory_name!r} in {module_name}, got "
+                f"{type(factory).__name__}; correct the name"
+            )
+            raise InputError(message)
+        made: nn.Module = factory() if not isinstance(factory, nn.Module) else factory
     except ImportError as error:
         message = (
             f"expected a Python module {module_name!r}, got {brief(error)}; install it or change "
@@ -69,15 +77,7 @@ def _made(name: str) -> nn.Module:
         )
         raise InputError(message) from error
     finally:
-        sys.path.pop(0)
-    factory = getattr(module, factory_name, None)
-    if not callable(factory):
-        message = (
-            f"expected a function or class {factory_name!r} in {module_name}, got "
-            f"{type(factory).__name__}; correct the name"
-        )
-        raise InputError(message)
-    made: nn.Module = factory() if not isinstance(factory, nn.Module) else factory
+        sys.path.remove(here)
     return made
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from leery.attacks import BIM, FGSM, PGD, GradientAttack
 from leery.errors import InputError
@@ -107,7 +108,7 @@ def parse_attacks(texts: list[str] | None) -> dict[str, GradientAttack]:
 def image_format(
     channels: str,
     images_key: str,
-    labels_key: str,
+    labels_key: str | None,
     *,
     shape: tuple[int, ...] | None = None,
     resize: bool = False,
@@ -119,10 +120,15 @@ def image_format(
 
 def facts_table(title: str, facts: Mapping[str, object]) -> Table:
     """Names and values for people."""
-    table = Table(title=title, title_justify="left", show_header=False, box=None)
+    table = Table(title=_plain(title), title_justify="left", show_header=False, box=None)
     for name, value in facts.items():
-        table.add_row(name, str(value))
+        table.add_row(name, _plain(str(value)))
     return table
+
+
+def _plain(text: str) -> Text:
+    """Text as it is: no markup, and no control codes, whoever wrote it."""
+    return Text("".join(sign if sign.isprintable() else "?" for sign in text))
 
 
 def print_json(facts: Mapping[str, Any]) -> None:

@@ -67,7 +67,7 @@ def score(
       leery score guard.leery day1.parquet day2.parquet --model net:make --resume
     """
     detector = Detector.load(guard, load_model(model, weights))
-    form = image_format(channels, images_key, "labels", shape=detector.inputs_[0], resize=resize)
+    form = image_format(channels, images_key, None, shape=detector.inputs_[0], resize=resize)
     identity = hashlib.sha256(guard.read_bytes()).hexdigest()
     with stoppable("run again with --resume to go on"), progress_bars() as bars:
         task = bars.add_task("scoring", total=count(sources, form))

@@ -114,14 +114,14 @@ class Detector:
             message = f'expected combiner "logistic" or "conformal", got {combiner!r}; name one'
             raise InputError(message)
         self.feature_layer = feature_layer
-        self.passes = passes
-        self.seed = seed
+        self.passes = int(passes)
+        self.seed = int(seed)
         self.metrics = check_metrics(metrics)
-        self.bandwidth = bandwidth
-        self.references = references
+        self.bandwidth = bandwidth if isinstance(bandwidth, str) else float(bandwidth)
+        self.references = None if references is None else int(references)
         self.precision = precision
         self.combiner = combiner
-        self.batch_size = batch_size
+        self.batch_size = int(batch_size)
         self.feature_layer_: str | None = None
         self.closeness_: dict[str, Closeness] | None = None
         self.combiner_: Combiner | None = None
@@ -130,10 +130,7 @@ class Detector:
         self._fingerprint: str | None = None
         self._classes = 0
         self._inputs: tuple[tuple[int, ...], torch.dtype] | None = None
-        kept = Reference(bandwidth, references, precision, seed)
-        self._closeness = {
-            name: CLOSENESS[name](kept) for name in self.metrics if name in CLOSENESS
-        }
+        self._closeness()
         # One for the checks of its settings; the layer is known at the fit.
         self._sampler = self._make_sampler(feature_layer)
 
@@ -154,7 +151,26 @@ class Detector:
             UnknownLayerError: when no feature layer was named and the model has no linear layer.
             InputError: when images or labels do not fit.
         """
-        features, classes, truth = self._features(_batches(images, labels))
+        settled = self.feature_layer_, self._sampler, self._inputs
+        try:
+            features, classes, truth = self._features(_batches(images, labels))
+            closeness = self._learned(features, classes, truth)
+        except BaseException:
+            # A fit from before stays whole.
+            self.feature_layer_, self._sampler, self._inputs = settled
+            raise
+        self.closeness_ = closeness
+        self._fingerprint = fingerprint(self.model)
+        self._classes = classes
+        self.combiner_ = self.calibration_ = self._clean = None
+        return self
+
+    def _learned(self, features: Tensor, classes: int, truth: Tensor) -> dict[str, Closeness]:
+        """The metrics of closeness, fitted.
+
+        Raises:
+            InputError: when a class has no training images.
+        """
         missing = sorted(set(range(classes)) - set(truth.unique().tolist()))
         if missing:
             message = (
@@ -162,13 +178,7 @@ class Detector:
                 "add some"
             )
             raise InputError(message)
-        self.closeness_ = {
-            name: metric.fit(features, truth) for name, metric in self._closeness.items()
-        }
-        self._fingerprint = fingerprint(self.model)
-        self._classes = classes
-        self.combiner_ = self.calibration_ = self._clean = None
-        return self
+        return {name: metric.fit(features, truth) for name, metric in self._closeness().items()}
 
     @property
     def inputs_(self) -> tuple[tuple[int, ...], torch.dtype]:
@@ -333,6 +343,7 @@ class Detector:
             :class:`leery.detector.Calibration`.
         """
         empty = np.empty(0)
+        fpr, confidence = float(fpr), float(confidence)
         # Settings are refused before the images are measured.
         Calibration(fpr, promise, confidence, per_class, empty, empty)
         self._check_model()
@@ -413,7 +424,9 @@ class Detector:
             return Plan(
                 "once", "no metric of uncertainty was asked for", self.feature_layer_, (), 0.0
             )
-        return self._sampler.explain_plan(torch.zeros((2, *shape), dtype=dtype))
+        generator = torch.Generator().manual_seed(0)
+        example = torch.rand((2, *shape), generator=generator).to(dtype)
+        return self._sampler.explain_plan(example)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the detector, without its classifier, as one safetensors file.
@@ -528,7 +541,7 @@ class Detector:
         self.feature_layer_ = self.feature_layer
         self._inputs = _described_inputs(**facts["inputs"])
         self.closeness_ = {}
-        for name, metric in self._closeness.items():
+        for name, metric in self._closeness().items():
             state = below(tensors, name)
             labels = sorted(int(part) for part in state if part != "bandwidth")
             if labels != list(range(len(labels))) or len(labels) != self._classes:
@@ -536,7 +549,11 @@ class Detector:
                 raise InputError(message)
             self.closeness_[name] = metric.restore(state)
         self._fingerprint = facts["classifier_sha256"]
-        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        arrays = {
+            name: tensor.numpy()
+            for name, tensor in tensors.items()
+            if name.partition("/")[0] in ("combiner", "clean", "calibration")
+        }
         if fused := below(arrays, "combiner"):
             self.combiner_ = COMBINERS[self.combiner](fused, self.metrics)
             clean = below(arrays, "clean")
@@ -547,6 +564,11 @@ class Detector:
                 **promised, scores=held["scores"], predicted=held["predicted"]
             )
             self.calibration_ = calibration.checked(self._classes)
+
+    def _closeness(self) -> dict[str, Closeness]:
+        """The metrics of closeness, not yet fitted."""
+        kept = Reference(self.bandwidth, self.references, self.precision, self.seed)
+        return {name: CLOSENESS[name](kept) for name in self.metrics if name in CLOSENESS}
 
     def _make_sampler(self, layer: str | None) -> MCDropout | None:
         if not any(name in UNCERTAINTY for name in self.metrics):

@@ -156,6 +156,12 @@ def _facts(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[st
         raise DetectorFileError(message)
     _check(path, "inputs", facts["inputs"], _INPUTS)
     _check(path, "settings", facts["settings"], _SETTINGS)
+    if not all(type(name) is str for name in facts["settings"]["metrics"]):
+        message = (
+            f"expected a whole detector file at {path}, got metrics that are no names; save the "
+            "detector again"
+        )
+        raise DetectorFileError(message)
     if "calibration" in facts:
         _check(path, "calibration", facts["calibration"], _CALIBRATION)
     return dict(facts)

@@ -8,7 +8,7 @@
 """
 
 from leery.inputs._format import Channels, Format
-from leery.inputs._item import Item
-from leery.inputs._read import batches, count, load, read
+from leery.inputs._item import Item, printable
+from leery.inputs._read import batches, count, files, load, read
 
-__all__ = ["Channels", "Format", "Item", "batches", "count", "load", "read"]
+__all__ = ["Channels", "Format", "Item", "batches", "count", "files", "load", "printable", "read"]

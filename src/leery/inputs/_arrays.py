@@ -12,7 +12,7 @@ from numpy.lib import format as npy
 
 from leery.errors import InputError, brief, listed
 from leery.inputs._format import Format, UnreadableError
-from leery.inputs._item import Item
+from leery.inputs._item import Item, printable
 
 __all__ = ["array_length", "read_array"]
 
@@ -58,7 +58,7 @@ def read_array(path: Path, form: Format, start: int) -> Iterator[Item]:
         for row in range(start, header.shape[0]):
             values = np.frombuffer(_exactly(path, stream, header.row_bytes), header.dtype)
             yield _item(
-                f"{path}#{row}",
+                f"{printable(path)}#{row}",
                 values.reshape(header.shape[1:]),
                 form,
                 None if labels is None else int(labels[row]),
@@ -73,7 +73,11 @@ def _item(name: str, values: np.ndarray, form: Format, label: int | None) -> Ite
 
 
 def _labels(path: Path, form: Format, count: int) -> np.ndarray | None:
-    if path.suffix.lower() == ".npy" or f"{form.labels_key}.npy" not in _members(path):
+    if (
+        form.labels_key is None
+        or path.suffix.lower() == ".npy"
+        or f"{form.labels_key}.npy" not in _members(path)
+    ):
         return None
     with _opened(path, form.labels_key) as stream:
         header = _header(path, stream)

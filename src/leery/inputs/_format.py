@@ -40,7 +40,7 @@ class Format:
         channels: where arrays have their channels: "first", "last", or "none", for grey images
             without such a dimension. Pictures need no telling.
         images_key: the name of the images in npz files and parquet.
-        labels_key: the name of the labels there.
+        labels_key: the name of the labels there; None when labels are of no interest.
 
     Raises:
         InputError: when a setting is outside its range.
@@ -50,7 +50,7 @@ class Format:
     resize: bool = False
     channels: Channels = "first"
     images_key: str = "images"
-    labels_key: str = "labels"
+    labels_key: str | None = "labels"
 
     def __post_init__(self) -> None:
         """Refuse settings that no format can have."""
@@ -119,29 +119,50 @@ class Format:
 
     def _pixels(self, image: Image.Image) -> np.ndarray:
         """uint8 ``(H, W)`` or ``(H, W, C)``; sizes are checked before pixels are decoded."""
-        if image.height * image.width > _MOST_PIXELS:
-            message = f"{image.height} x {image.width} pixels, more than {_MOST_PIXELS}"
+        mode, size = self._mode(image), self._size(image)
+        opaque = _opaque(image, mode)
+        if opaque.size != size:
+            opaque = opaque.resize(size, Image.Resampling.BILINEAR)
+        return np.asarray(opaque)
+
+    def _mode(self, image: Image.Image) -> str:
+        """Pillow's name for the channels that are asked for."""
+        if image.mode.partition(";")[0] in ("I", "F"):
+            message = "pixels of more than 8 bits"
             raise UnreadableError(message)
         if self.shape is None:
-            mode = "L" if image.mode in ("1", "L", "LA", "I;16", "I") else "RGB"
-        elif len(self.shape) == 3 and self.shape[0] in _MODES:  # noqa: PLR2004 - C, H, W
-            mode = _MODES[self.shape[0]]
-        else:
+            return "L" if image.mode in ("1", "L", "LA") else "RGB"
+        if len(self.shape) != 3 or self.shape[0] not in _MODES:  # noqa: PLR2004 - C, H, W
             message = f"a picture, where inputs of shape {self.shape} are expected"
             raise UnreadableError(message)
-        if self.resize and self.shape is not None:
-            size = (self.shape[2], self.shape[1])
-            return np.asarray(image.convert(mode).resize(size, Image.Resampling.BILINEAR))
-        if self.shape is not None and (image.height, image.width) != self.shape[1:]:
-            message = (
-                f"{image.height} x {image.width} pixels instead of {self.shape[1]} x "
-                f"{self.shape[2]}"
-            )
+        return _MODES[self.shape[0]]
+
+    def _size(self, image: Image.Image) -> tuple[int, int]:
+        """Width and height that are asked for."""
+        height, width = image.height, image.width
+        if height * width > _MOST_PIXELS:
+            message = f"{height} x {width} pixels, more than {_MOST_PIXELS}"
             raise UnreadableError(message)
-        return np.asarray(image.convert(mode))
+        if self.shape is not None:
+            _, high, wide = self.shape
+            if not self.resize and (height, width) != (high, wide):
+                message = f"{height} x {width} pixels instead of {high} x {wide}"
+                raise UnreadableError(message)
+            height, width = high, wide
+        return width, height
 
     def _checked(self, values: Tensor) -> Tensor:
         if self.shape is not None and tuple(values.shape) != self.shape:
             message = f"shape {tuple(values.shape)} instead of {self.shape}"
             raise UnreadableError(message)
         return values
+
+
+def _opaque(image: Image.Image, mode: str) -> Image.Image:
+    """The picture in that mode, refused when pixels show through whose colour is not known."""
+    if image.has_transparency_data and mode != "RGBA":
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema() != (255, 255):
+            message = "transparent pixels, whose colour is not known"
+            raise UnreadableError(message)
+    return image.convert(mode)

@@ -1,10 +1,12 @@
 """One input as it was read, or why it could not be."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
-__all__ = ["Item"]
+__all__ = ["Item", "printable"]
 
 
 @dataclass(frozen=True)
@@ -22,3 +24,8 @@ class Item:
     image: Tensor | None
     label: int | None = None
     error: str = ""
+
+
+def printable(path: Path) -> str:
+    """A path as text that can be written in UTF-8, whatever bytes it has."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

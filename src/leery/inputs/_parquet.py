@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from leery.errors import InputError, brief, listed
 from leery.inputs._format import Format, UnreadableError
-from leery.inputs._item import Item
+from leery.inputs._item import Item, printable
 
 __all__ = ["parquet_length", "read_parquet"]
 
@@ -43,7 +43,7 @@ def read_parquet(path: Path, form: Format, start: int) -> Iterator[Item]:
             for place in range(batch.num_rows):
                 if row >= start:
                     label = None if labels is None else labels[place].as_py()
-                    yield _item(f"{path}#{row}", pictures[place].as_py(), form, label)
+                    yield _item(f"{printable(path)}#{row}", pictures[place].as_py(), form, label)
                 row += 1
 
 
@@ -72,7 +72,7 @@ def _columns(path: Path, schema: pa.Schema, form: Format) -> list[str]:
             "store them as png"
         )
         raise InputError(message)
-    if form.labels_key not in schema.names:
+    if form.labels_key is None or form.labels_key not in schema.names:
         return [form.images_key]
     if not pa.types.is_integer(schema.field(form.labels_key).type):
         message = (

@@ -10,10 +10,10 @@ from torch import Tensor
 from leery.errors import InputError
 from leery.inputs._arrays import array_length, read_array
 from leery.inputs._format import Format, UnreadableError
-from leery.inputs._item import Item
+from leery.inputs._item import Item, printable
 from leery.inputs._parquet import parquet_length, read_parquet
 
-__all__ = ["batches", "count", "load", "read"]
+__all__ = ["batches", "count", "files", "load", "read"]
 
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
 _ARRAYS = frozenset({".npy", ".npz"})
@@ -28,10 +28,25 @@ def count(paths: Sequence[Path], form: Format) -> int:
     return sum(_length(path, form) for path in paths)
 
 
+def files(paths: Sequence[Path]) -> Iterator[Path]:
+    """The files that :func:`read` reads, in order.
+
+    Raises:
+        InputError: when a path is missing or of no known kind.
+    """
+    for path in paths:
+        if path.is_dir():
+            yield from _pictures(path)
+        else:
+            _check_kind(path)
+            yield path
+
+
 def read(paths: Sequence[Path], form: Format, *, start: int = 0) -> Iterator[Item]:
     """The inputs of folders, picture files, npy, npz and parquet files, in order.
 
-    A folder gives its pictures, also those of its folders, by name; the label of a picture is the
+    A folder gives its pictures, also those of its folders, by name; hidden ones are passed over.
+    The label of a picture is the
     place of its folder among the folder's own, where all pictures lie in such. Nothing is
     unpickled. What cannot be read is given with the reason.
 
@@ -154,7 +169,11 @@ def _check_kind(path: Path) -> None:
 
 def _pictures(folder: Path) -> list[Path]:
     files = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in _PICTURES and path.is_file()
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in _PICTURES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
     )
     if not files:
         message = f"expected pictures in {folder}, got none; name a folder with some"
@@ -173,8 +192,8 @@ def _folder_labels(folder: Path, files: Sequence[Path]) -> dict[Path, int]:
 
 def _picture(path: Path, form: Format, label: int | None) -> Item:
     try:
-        return Item(str(path), form.picture(path.read_bytes()), label)
+        return Item(printable(path), form.picture(path.read_bytes()), label)
     except OSError as error:
-        return Item(str(path), None, label, error.strerror or str(error))
+        return Item(printable(path), None, label, error.strerror or str(error))
     except UnreadableError as error:
-        return Item(str(path), None, label, str(error))
+        return Item(printable(path), None, label, str(error))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.module_tracker import ModuleTracker
 
-from leery._guest import run_model
+from leery._guest import check_logits, run_model
 from leery.errors import UnsupportedModelError
 from leery.features import forward
 from leery.mc_dropout._drawing import Chance, Drawing
@@ -121,19 +121,32 @@ class _Call:
 
 
 def _calls(model: nn.Module, batch: Tensor, names: frozenset[str]) -> list[_Call]:
-    """The random operations of a forward pass with those submodules in train mode."""
+    """The random operations of a forward pass with those submodules in train mode.
+
+    Raises:
+        UnsupportedModelError: when the pass gives no logits.
+        InputError: when the model does not accept the batch.
+    """
+    found, output = _watched(model, batch, names)
+    check_logits(output, len(batch))
+    return found
+
+
+def _watched(model: nn.Module, batch: Tensor, names: frozenset[str]) -> tuple[list[_Call], object]:
+    """The random operations of a forward pass, and whatever it returns."""
     found: list[_Call] = []
     tracker = ModuleTracker()
 
     def decide(chance: Chance) -> object:
-        _, _, name = max(tracker.parents - {"Global"}, key=len).partition(".")
+        innermost = max(tracker.parents - {"Global"}, key=len)
+        _, _, name = innermost.partition(".")
         found.append(_Call((name, chance.operation.kind, chance.rate), chance.shape))
         value = chance.quiet()
         return chance.given(_ones(chance, batch)) if value is None else value
 
     with awake(model, names), tracker, Drawing(decide):
-        model(batch) if names else run_model(model, batch)
-    return found
+        output = run_model(model, batch) if not names else model(batch.clone())
+    return found, output
 
 
 def _ones(chance: Chance, batch: Tensor) -> Tensor:
@@ -149,16 +162,20 @@ def _drawing_modules(model: nn.Module, pair: Tensor) -> frozenset[str]:
     layers, own = dropout_layers(model), own_modules(model)
     try:
         with _unwritten(model, quietly=True):
-            everything = _calls(model, pair, layers | own)
+            everything, output = _watched(model, pair, layers | own)
+    # The user's code in a mode that it may not be made for raises whatever it likes.
     except Exception:
         return layers
-    drawing = frozenset(call.what[0] for call in everything)
+    drawing = own & frozenset(call.what[0] for call in everything)
+    if not isinstance(output, Tensor):
+        # More outputs, as of auxiliary heads: their modules must not be woken.
+        return layers | drawing
     around = frozenset(
         name for name in own if any(below.startswith(f"{name}.") or not name for below in drawing)
     )
-    for names in (layers | (own & drawing), layers | (own & (drawing | around))):
+    for names in (layers | drawing, layers | drawing | around):
         with _unwritten(model, quietly=True):
-            if _calls(model, pair, names) == everything:
+            if _watched(model, pair, names)[0] == everything:
                 return names
     return layers | own
 

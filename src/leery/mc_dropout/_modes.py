@@ -2,9 +2,10 @@
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
+import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -61,7 +62,11 @@ def awake(model: nn.Module, names: frozenset[str]) -> Iterator[None]:
     try:
         for name, module, _ in before:
             module.training = name in names
-        with sdpa_kernel(SDPBackend.MATH):
+        with ExitStack() as stack:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if any(isinstance(module, nn.RNNBase) for _, module, _ in before):
+                # cuDNN's recurrent layers draw inside, too.
+                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             yield
     finally:
         for _, module, mode in before:

@@ -1,5 +1,6 @@
 """Laws that a way to run a model must obey before it is used, tried on two images."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -9,9 +10,16 @@ from leery.errors import InputError, UnsupportedModelError
 from leery.mc_dropout._engine import Engine
 from leery.mc_dropout._graph import NoGraphError
 from leery.mc_dropout._loop import Loop
-from leery.mc_dropout._masks import Masks, draw_masks
+from leery.mc_dropout._masks import Masks, Site
 
-__all__ = ["check_equal", "does_no_more_than_drop", "gives_eval_mode", "in_order", "two_images"]
+__all__ = [
+    "check_equal",
+    "does_no_more_than_drop",
+    "gives_eval_mode",
+    "in_order",
+    "telling_masks",
+    "two_images",
+]
 
 
 def two_images(images: Tensor) -> Tensor:
@@ -22,39 +30,83 @@ def two_images(images: Tensor) -> Tensor:
     return torch.cat([first, other])
 
 
-def in_order(loop: Loop, pair: Tensor, seed: int) -> Loop:
+def in_order(loop: Loop, pair: Tensor) -> Loop:
     """The loop, with images and an image's rows told apart where they share a dimension.
+
+    Each such place is tried by itself in either order: with the right one an image gets the same
+    result beside another image and behind itself.
 
     Raises:
         UnsupportedModelError: when an image's result depends on the others in its batch.
         InputError: when the logits are not finite.
     """
-    for candidate in (loop, replace(loop, sites=tuple(site.flipped() for site in loop.sites))):
-        masks = draw_masks(candidate.sites, 1, seed).to(pair.device)
-        beside_another = candidate.one_pass(pair, masks, 0)[0]
-        behind_itself = candidate.one_pass(pair[[0, 0]], masks, 0)[1]
-        if not bool(beside_another.isfinite().all()):
+    for place, site in enumerate(loop.sites):
+        if site.folds and not _each_by_itself(loop, pair, telling_masks(loop.sites, pair, place)):
+            sites = (*loop.sites[:place], site.flipped(), *loop.sites[place + 1 :])
+            loop = replace(loop, sites=sites)
+    if not _each_by_itself(loop, pair, telling_masks(loop.sites, pair)):
+        message = (
+            "expected a model that treats each image by itself, got one whose result for an image "
+            "depends on the others in its batch; use running statistics for its norms"
+        )
+        raise UnsupportedModelError(message)
+    return loop
+
+
+def telling_masks(sites: Sequence[Site], pair: Tensor, place: int | None = None) -> Masks:
+    """Draws under which a mistake shows: neighbours differ in pass 0, all is random in pass 1.
+
+    Args:
+        sites: where the model draws.
+        pair: two images, for the device.
+        place: the site that draws, all others drop nothing; by default all draw.
+    """
+    generator = torch.Generator().manual_seed(0)
+    draws = []
+    for number, site in enumerate(sites):
+        numbers = torch.rand(
+            (2, *site.shape), generator=generator, dtype=torch.float32, device="cpu"
+        )
+        kept = numbers >= 0.5  # noqa: PLR2004 - even odds
+        if site.dimension is not None and site.folds:
+            rows = torch.arange(site.shape[site.dimension], device="cpu") % 2 == 0
+            kept[0] = rows.view(-1, *(1 for _ in site.shape[site.dimension + 1 :]))
+        if place is not None and number != place:
+            kept[:] = True
+        # Whatever the probability of keeping is, 0.01 is below it and 0.99 above.
+        if site.kind == "keep":
+            draws.append(kept)
+        else:
+            numbers = kept.to(torch.float32)
+            draws.append(0.99 - 0.98 * numbers if site.kind == "uniform" else 2 - 2 * numbers)
+    return Masks(tuple(draws)).to(pair.device)
+
+
+def _each_by_itself(loop: Loop, pair: Tensor, masks: Masks) -> bool:
+    """Whether the first image gets the same beside the second and behind itself."""
+    for index in (0, 1):
+        beside = loop.one_pass(pair, masks, index)[0]
+        behind = loop.one_pass(pair[[0, 0]], masks, index)[1]
+        if not bool(beside.isfinite().all()):
             message = "expected finite logits, got NaN or infinity; check the model's weights"
             raise InputError(message)
-        if _close(beside_another, behind_itself):
-            return candidate
-    message = (
-        "expected a model that treats each image by itself, got one whose result for an image "
-        "depends on the others in its batch; use running statistics for its norms"
-    )
-    raise UnsupportedModelError(message)
+        if not _close(beside, behind):
+            return False
+    return True
 
 
-def check_equal(engine: Engine, loop: Loop, pair: Tensor, masks: Masks) -> None:
-    """Refuse an engine whose pass is not that of the loop.
+def check_equal(engine: Engine, loop: Loop, pair: Tensor) -> None:
+    """Refuse an engine whose passes are not those of the loop.
 
     Raises:
         NoGraphError: then.
     """
-    found = engine.one_pass(engine.prefix(pair), masks, 0)
-    if not _close(found, loop.one_pass(pair, masks, 0)):
-        message = "the graph gives other logits than the model"
-        raise NoGraphError(message)
+    masks = telling_masks(loop.sites, pair)
+    once = engine.prefix(pair)
+    for index in (0, 1):
+        if not _close(engine.one_pass(once, masks, index), loop.one_pass(pair, masks, index)):
+            message = "the graph gives other logits than the model"
+            raise NoGraphError(message)
 
 
 def gives_eval_mode(engine: Engine, loop: Loop, pair: Tensor) -> bool:
