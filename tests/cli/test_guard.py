@@ -19,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import safetensors
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -44,6 +45,10 @@ def empty():
     return model
 
 number = 7
+
+def late():
+    from layers import size
+    return make()
 """
 
 
@@ -98,6 +103,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, digits: Batch, training_digi
     """A guard of the digit classifier, calibrated at 5 %, and data of every kind."""
     folder = tmp_path_factory.mktemp("place")
     (folder / "net.py").write_text(NET)
+    (folder / "layers.py").write_text("size = 3\n")
     images, labels = digits
     for name, part in {"held": slice(0, 600), "test": slice(600, 800)}.items():
         np.savez(folder / f"{name}.npz", images=as_bytes(images[part]), labels=labels[part].numpy())
@@ -282,6 +288,25 @@ def test_weights_are_read_without_running_code(place: Place) -> None:
     for name, text in expected.items():
         arguments = ["inspect", "guard.leery", "--model", "net:make", "--weights", name]
         assert text in place.run(*arguments, code=1)
+
+
+def test_a_factory_may_import_its_neighbours(place: Place) -> None:
+    assert "way: graph" in place.run("inspect", "guard.leery", "--model", "net:late")
+
+
+def test_a_stranger_s_file_is_shown_as_it_is(place: Place) -> None:
+    """Neither markup nor control codes in it reach the terminal."""
+    with safetensors.safe_open(place.folder / "guard.leery", framework="pt") as stream:
+        facts = json.loads(stream.metadata()["leery"])
+    facts["classifier"] = "[/red]\x1b[2J"
+    odd = place.folder / "odd.leery"
+    save_file({"x": torch.zeros(1)}, odd, {"leery": json.dumps(facts)})
+    shown = place.run("inspect", "odd.leery")
+    assert "[/red]?[2J" in shown
+    assert "not fitted" in shown
+    facts["settings"]["metrics"] = [1]
+    save_file({"x": torch.zeros(1)}, odd, {"leery": json.dumps(facts)})
+    assert "got metrics that are no names" in place.run("inspect", "odd.leery", code=1)
 
 
 REFUSALS = {

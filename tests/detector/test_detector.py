@@ -284,6 +284,25 @@ def test_the_plan_can_be_asked_of_a_loaded_detector(detector: Detector) -> None:
     assert str(alone.explain_plan()).startswith(text)
 
 
+def test_a_fit_that_fails_leaves_the_old_one_whole(detector: Detector, digits: Batch) -> None:
+    copy = Detector.load(save(detector), detector.model)
+    before = copy.score(digits[0][:20])
+    for bad in (digits[0][:50, :, :14], digits[0][:50]):
+        with pytest.raises(InputError, match="that the model accepts|got none of"):
+            copy.fit(bad, torch.zeros(50, dtype=torch.int64))
+        assert copy.inputs_ == ((1, 28, 28), torch.float32)
+        assert np.array_equal(copy.score(digits[0][:20]), before)
+
+
+def test_a_classifier_in_bfloat16_has_a_detector_too(digits: Batch) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 9), nn.Dropout(0.3), nn.Linear(9, 10))
+    images = digits[0][:300].bfloat16()
+    fitted = Detector(model.bfloat16().eval(), passes=np.int64(3), combiner="conformal")  # type: ignore[arg-type]
+    fitted.fit(images, digits[1][:300]).fit_combiner(images).calibrate(images, np.float32(0.05))  # type: ignore[arg-type]
+    loaded = Detector.load(save(fitted), model)
+    assert np.array_equal(loaded.score(images[:9]), fitted.score(images[:9]))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
 def test_a_compiled_classifier_is_the_classifier_inside(detector: Detector, digits: Batch) -> None:
     compiled: Any = torch.compile(detector.model)
@@ -359,7 +378,7 @@ def test_impossible_settings_are_refused_with_the_possible_ones(digit_net: nn.Mo
     for names in ([], ["variance", "variance"]):
         with pytest.raises(InputError, match="distinct metrics"):
             Detector(digit_net, "hidden", metrics=names)
-    with pytest.raises(InputError, match="bandwidth from 1e-100 .*, got 0;"):
+    with pytest.raises(InputError, match="bandwidth from 1e-100 .*, got 0.0;"):
         Detector(digit_net, "hidden", bandwidth=0)
     with pytest.raises(InputError, match='"logistic" or "conformal", got \'svm\'; name one'):
         Detector(digit_net, combiner="svm")  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """Users' images: every kind of source gives the same images, and bad ones are told apart."""
 
 import io
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -264,3 +265,40 @@ def test_impossible_formats_are_refused() -> None:
         Format(channels="middle")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="channels, height, width. to resize to, got None"):
         Format(resize=True)
+
+
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [
+        (Image.fromarray(np.arange(30, dtype=np.uint16).reshape(6, 5)), "pixels of more than 8 b"),
+        (Image.new("F", (5, 6), 0.5), "pixels of more than 8 bits"),
+        (Image.new("RGBA", (5, 6), (9, 9, 9, 0)), "transparent pixels, whose colour is not"),
+        (Image.new("RGBA", (5, 6), (9, 9, 9, 255)), ""),
+        (Image.new("P", (5, 6)), ""),
+        (Image.new("1", (5, 6), 1), ""),
+    ],
+)
+def test_pictures_whose_pixels_mean_something_else_are_refused(
+    image: Image.Image, text: str, tmp_path: Path
+) -> None:
+    image.save(tmp_path / "a.tiff")
+    (item,) = read([tmp_path / "a.tiff"], Format(shape=(3, 6, 5)))
+    assert item.error.startswith(text)
+    assert bool(item.error) == bool(text)
+    if text == "" and image.mode == "RGBA":
+        assert item.image is not None
+        assert torch.equal(item.image, torch.full((3, 6, 5), 9 / 255))
+
+
+def test_hidden_files_are_passed_over_and_odd_names_can_be_written(tmp_path: Path) -> None:
+    path = folder(tmp_path, GREY)
+    (path / ".cache").mkdir()
+    (path / ".cache" / "a.png").write_bytes(png(GREY[0]))
+    odd = os.fsencode(path / "class-0") + b"/\xff.png"
+    Path(os.fsdecode(odd)).write_bytes(png(GREY[0]))
+    items = list(read([path], Format()))
+    assert len(items) == 8
+    assert {item.label for item in items} == {0, 1, 2}
+    assert [item.name for item in items if "\\xff" in item.name]
+    for item in items:
+        item.name.encode()

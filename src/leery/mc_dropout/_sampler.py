@@ -203,7 +203,9 @@ class MCDropout:
         batch = torch.cat([batch, batch]) if count == 1 else batch
         with guest(self.model), torch.no_grad():
             logits, features, passes = prepared.observe(batch.to(device_of(self.model)), masks)
-            probs = torch.stack(passes).softmax(-1)
+            stacked = torch.stack(passes)
+            # In half precision the rows would not sum to 1.
+            probs = stacked.softmax(-1, torch.promote_types(stacked.dtype, torch.float32))
         return Observation(
             logits[:count].to(home),
             None if features is None else features[:count].to(home),

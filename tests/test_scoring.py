@@ -1,0 +1,186 @@
+"""Scores into files: what a cut, a change or a second run may do to the rows, and bad inputs."""
+
+import fcntl
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor, nn
+
+from leery import Detector, scoring
+from leery.errors import InputError, NotFittedError, OutputError
+from leery.inputs import Format
+from leery.scoring import Summary, score_to_file
+
+
+class Net(nn.Module):
+    """A few numbers in, two classes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        out: Tensor = self.body(10 * rows)
+        return out
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, rows = Net().eval(), torch.rand(200, 6)
+    found = Detector(model, passes=3, combiner="conformal").fit(rows[:100], torch.arange(100) % 2)
+    return found.fit_combiner(rows[100:150]).calibrate(rows[150:])
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Ten rows, in parts of four."""
+    monkeypatch.setattr(scoring, "_PART_ROWS", 4)
+    path = tmp_path / "rows.npy"
+    np.save(path, np.random.default_rng(0).random((10, 6), np.float32))
+    return path
+
+
+def score(detector: Detector, source: Path, *, resume: bool = False) -> Summary:
+    out = source.parent / "out.parquet"
+    return score_to_file(detector, "me", [source], Format(), out, resume=resume)
+
+
+def rows_of(folder: Path) -> list[int]:
+    names = pq.read_table(folder / "out.parquet").column("name").to_pylist()
+    return [int(name.rpartition("#")[2]) for name in names]
+
+
+def cut_off(detector: Detector, source: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> Path:
+    """A run that stops when it has that many parts."""
+
+    class CutError(Exception):
+        pass
+
+    whole = scoring._scored
+    done: list[int] = []
+
+    def cutting(*arguments: object) -> object:
+        if len(done) == after:
+            raise CutError
+        done.append(1)
+        return whole(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "_scored", cutting)
+        with pytest.raises(CutError):
+            score(detector, source)
+    return source.parent / "out.parquet.parts"
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_cut_run_goes_on_behind_its_last_whole_part(
+    detector: Detector, source: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    parts = cut_off(detector, source, monkeypatch, after)
+    stamps = {path: path.stat().st_mtime_ns for path in parts.glob("*.parquet")}
+    assert len(stamps) == after
+    seen: list[int] = []
+    out = source.parent / "out.parquet"
+    score_to_file(detector, "me", [source], Format(), out, resume=True, advance=seen.append)
+    assert rows_of(source.parent) == list(range(10))
+    assert seen[0] == 4 * after
+    assert sum(seen) == 10
+    assert not parts.exists()
+
+
+def test_a_missing_part_is_scored_again_with_all_behind_it(
+    detector: Detector, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = cut_off(detector, source, monkeypatch, 2)
+    (parts / "00000000.parquet").unlink()
+    assert score(detector, source, resume=True).rows == 10
+    assert rows_of(source.parent) == list(range(10))
+
+
+def test_a_short_part_is_scored_again(
+    detector: Detector, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = cut_off(detector, source, monkeypatch, 2)
+    table = pq.read_table(parts / "00000001.parquet")
+    pq.write_table(table.slice(0, 2), parts / "00000001.parquet")
+    score(detector, source, resume=True)
+    assert rows_of(source.parent) == list(range(10))
+
+
+def test_a_changed_file_in_a_folder_is_noticed(
+    detector: Detector, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_off(detector, source, monkeypatch, 1)
+    np.save(source, np.zeros((10, 6), np.float32))
+    with pytest.raises(InputError, match="inputs of the run that left .*, got others; run without"):
+        score(detector, source, resume=True)
+    assert score(detector, source).rows == 10
+
+
+def test_one_run_at_a_time_works_in_the_folder(
+    detector: Detector, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = cut_off(detector, source, monkeypatch, 1)
+    with (parts / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(OutputError, match="for one run alone, got another that is at work"):
+            score(detector, source, resume=True)
+    assert len(list(parts.glob("*.parquet"))) == 1
+
+
+def test_a_folder_of_somebody_else_is_left_alone(detector: Detector, source: Path) -> None:
+    own = source.parent / "out.parquet.parts"
+    own.mkdir()
+    (own / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match=r"to hold parts of scores only, got thesis.tex; move"):
+        score(detector, source)
+    assert (own / "thesis.tex").read_text() == "years of work"
+
+
+def test_an_input_that_cannot_be_measured_does_not_spoil_the_others(
+    detector: Detector, source: Path
+) -> None:
+    rows = np.load(source)
+    expected = score(detector, source), rows_of(source.parent)
+    before = pq.read_table(source.parent / "out.parquet").to_pylist()
+    rows[[0, 5]] = 3e38
+    rows[7] = np.nan
+    np.save(source, rows)
+    summary = score(detector, source)
+    assert (summary.rows, summary.unreadable) == (10, 3)
+    after = pq.read_table(source.parent / "out.parquet").to_pylist()
+    for number, (one, other) in enumerate(zip(before, after, strict=True)):
+        if number in (0, 5):
+            assert other["error"].startswith("cannot be measured: ")
+            assert other["score"] is None
+        elif number == 7:
+            assert other["error"] == "NaN or infinity"
+        else:
+            assert other["score"] == pytest.approx(one["score"], abs=1e-5)
+    assert expected[1] == list(range(10))
+
+
+def test_all_unreadable_is_still_a_verdict_on_none(detector: Detector, source: Path) -> None:
+    np.save(source, np.full((3, 6), np.nan))
+    assert score(detector, source) == Summary(rows=3, unreadable=3, flagged=0)
+
+
+def test_inputs_take_the_type_of_the_fit(source: Path) -> None:
+    model, rows = Net().double().eval(), torch.rand(100, 6, dtype=torch.float64)
+    found = Detector(model, passes=2, combiner="conformal").fit(rows, torch.arange(100) % 2)
+    found.fit_combiner(rows[:50])
+    assert score(found, source).unreadable == 0
+    assert json.dumps(rows_of(source.parent)) == json.dumps(list(range(10)))
+
+
+def test_a_detector_without_combiner_leaves_nothing(detector: Detector, source: Path) -> None:
+    bare = Detector(detector.model, passes=2).fit(torch.rand(20, 6), torch.arange(20) % 2)
+    with pytest.raises(NotFittedError, match="after fit_combiner"):
+        score(bare, source)
+    assert [path.name for path in source.parent.iterdir()] == ["rows.npy"]
