@@ -83,7 +83,7 @@ PUBLIC = {
     "leery": """METRICS PAPER_METRICS CorruptDataError DataError Detector DetectorFileError
         InputError LeeryError MCDropout MetricTable NoDropoutError NotFittedError OutputError
         UnknownLayerError UnsupportedModelError WrongModelError __version__""",
-    "leery.attacks": "BIM FGSM PGD GradientAttack gaussian_noise",
+    "leery.attacks": "Attack BIM FGSM PGD GradientAttack gaussian_noise",
     "leery.classifiers": """RECIPES Classifier DigitNet FashionNet Recipe accuracy build
         load_classifier pretrained save_classifier train""",
     "leery.data": "DATASETS NamedDataset cache_folder data_sums load named parse_idx",
@@ -100,7 +100,7 @@ PUBLIC = {
         share_interval tpr_at_fpr""",
     "leery.features": """INPUT_OF check_layer extract_features forward last_hidden_layer
         predict""",
-    "leery.inputs": "Channels Format Item batches count files load printable read",
+    "leery.inputs": "Channels Format Item batches count files load load_labelled printable read",
     "leery.mc_dropout": """MCDropout MaskSource Observation Plan StochasticLayer
         insert_dropout""",
     "leery.metrics": """BandwidthRule ClassKL KernelDensity Pmf Precision aleatoric confidence

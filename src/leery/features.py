@@ -176,7 +176,10 @@ def _reading(model: nn.Module, layer: str) -> Iterator[list[Tensor]]:
 
     module = model.get_submodule(layer.removeprefix(INPUT_OF))
     hook = (
-        module.register_forward_pre_hook(lambda _module, inputs: keep(*inputs[:1]))
+        module.register_forward_pre_hook(
+            lambda _module, args, kwargs: keep([*args, *kwargs.values(), None][0]),
+            with_kwargs=True,
+        )
         if layer.startswith(INPUT_OF)
         else module.register_forward_hook(lambda _module, _inputs, output: keep(output))
     )

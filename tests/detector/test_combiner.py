@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from leery.detector import ConformalCombiner, LogisticCombiner
+from leery.detector._combiner import _strata
 from leery.errors import InputError
 
 UNSURE = ("variance", "predictive_entropy")
@@ -91,6 +92,16 @@ def test_a_reference_of_equal_values_still_gives_p_values() -> None:
     assert combiner.score(np.ones((1, 3))) == pytest.approx(0.0)
     far = combiner.score(np.array([[2.0, 2.0, -9.0]]))
     assert far == pytest.approx(math.log(81))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
+def test_ties_leave_no_stratum_with_too_few(share: float) -> None:
+    held = reference(300)
+    held[: int(share * 300), :2] = 0.5
+    strata, _ = _strata(held[:, :2], held[:, :2], ConformalCombiner.least)
+    assert np.bincount(strata)[np.unique(strata)].min() >= ConformalCombiner.least
+    own, theirs = _strata(held[:, :2], reference(100, seed=9)[:, :2], 40)
+    assert set(own) <= set(theirs)
 
 
 def test_a_combiner_comes_back_from_its_arrays() -> None:

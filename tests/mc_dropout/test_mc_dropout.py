@@ -443,6 +443,10 @@ def test_where_dropout_cannot_be_inserted_it_is_said() -> None:
     for p in (0.0, 1.0):
         with pytest.raises(InputError, match=f"between 0 and 1, got {p}"):
             insert_dropout(bare(), before="3", p=p)
+    blocks = nn.Sequential()
+    blocks.blocks = nn.ModuleList([nn.Linear(3, 3)])
+    with pytest.raises(InputError, match="'blocks', which only holds some; name one that is"):
+        insert_dropout(blocks, before="blocks")
     with pytest.raises(InputError, match="'3', which has one; insert into the original"):
         insert_dropout(insert_dropout(bare(), before="3"), before="3")
 

@@ -401,6 +401,18 @@ class Recurrent(nn.Module):
         return out
 
 
+class ByName(nn.Module):
+    """A last layer that is called by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.head = nn.Linear(784, 20), nn.Linear(20, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.head(input=torch.relu(self.hidden(images.flatten(1))))
+        return out
+
+
 def perceptron(rate: float) -> nn.Sequential:
     return nn.Sequential(
         nn.Flatten(), nn.Linear(784, 40), nn.ReLU(), nn.Dropout(rate), nn.Linear(40, 10)
@@ -493,6 +505,7 @@ ZOO: dict[str, Entry] = {
     "vectors": Entry(vectors, (9,)),
     "text": Entry(Text, (15,), tokens=True),
     "inserted": Entry(lambda: insert_dropout(bare(), before="3", p=0.4)),
+    "inserted, called by name": Entry(lambda: insert_dropout(ByName(), before="head", p=0.4)),
     "inserted twice": Entry(
         lambda: insert_dropout(insert_dropout(bare(), before="3", p=0.4), before="1", p=0.1)
     ),

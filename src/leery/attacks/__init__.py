@@ -10,7 +10,7 @@
 False
 """
 
-from leery.attacks._gradient import BIM, FGSM, PGD, GradientAttack
+from leery.attacks._gradient import BIM, FGSM, PGD, Attack, GradientAttack
 from leery.attacks._noise import gaussian_noise
 
-__all__ = ["BIM", "FGSM", "PGD", "GradientAttack", "gaussian_noise"]
+__all__ = ["BIM", "FGSM", "PGD", "Attack", "GradientAttack", "gaussian_noise"]

@@ -1,6 +1,7 @@
 """The one loop of every gradient attack, and the settings that make FGSM, BIM and PGD of it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -13,7 +14,10 @@ from leery._guest import device_of, guest, run_model
 from leery.attacks._norms import NORMS, NormName
 from leery.errors import InputError
 
-__all__ = ["BIM", "FGSM", "PGD", "GradientAttack"]
+__all__ = ["BIM", "FGSM", "PGD", "Attack", "GradientAttack"]
+
+Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""What makes the adversarial twins of images, given the classifier and the true classes."""
 
 
 @dataclass(frozen=True)

@@ -68,10 +68,8 @@ def attack(
     classifier = load_model(model, weights)
     make_folder(out.parent)
     with stoppable("nothing was written"):
-        images, labels = inputs.load(data, image_format(channels, images_key, labels_key))
-        if labels is None:
-            message = "expected labelled images, got some without; attacks need the true classes"
-            raise InputError(message)
+        form = image_format(channels, images_key, labels_key)
+        images, labels = inputs.load_labelled(data, form)
         twins = [found(classifier, images, labels, seed=seed) for found in chosen.values()]
         facts = _write(out, classifier, twins, labels)
     if as_json:

@@ -25,7 +25,6 @@ from leery.cli._options import (
     stoppable,
 )
 from leery.detector import Detector
-from leery.errors import InputError
 from leery.evaluation import evaluate as judged
 
 __all__ = ["evaluate"]
@@ -71,10 +70,7 @@ def evaluate(
     attacks = parse_attacks(attack)
     with stoppable("nothing was written"), progress_bars() as bars:
         bars.add_task("attacking and measuring", total=None)
-        images, labels = inputs.load(data, form)
-        if labels is None:
-            message = "expected labelled images, got some without; attacks need the true classes"
-            raise InputError(message)
+        images, labels = inputs.load_labelled(data, form)
         found = judged(detector, images, labels, attacks, noise=noise)
     if as_json:
         print_json({"rows": found.to_dict(orient="records")})

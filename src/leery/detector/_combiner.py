@@ -239,15 +239,19 @@ class ConformalCombiner:
 
     def _families(self) -> list[list[int]]:
         """The columns of each p-value: those of uncertainty together, the others alone."""
-        doubt = [place for place, name in enumerate(self.names) if name in UNCERTAINTY]
-        others = [[place] for place, name in enumerate(self.names) if name not in UNCERTAINTY]
+        doubt = self._doubt()
+        others = [[place] for place in range(len(self.names)) if place not in doubt]
         return ([doubt] if doubt else []) + others
+
+    def _doubt(self) -> list[int]:
+        """The columns of the metrics of uncertainty."""
+        return [place for place, name in enumerate(self.names) if name in UNCERTAINTY]
 
     def _log_p(self, values: np.ndarray) -> np.ndarray:
         signs = np.array([DIRECTIONS[name] for name in self.names])
         suspicious, reference = values * signs, self.reference * signs
         found: np.ndarray = np.empty(values.shape)
-        doubt = [place for place, name in enumerate(self.names) if name in UNCERTAINTY]
+        doubt = self._doubt()
         whole = np.zeros(len(values), dtype=int), np.zeros(len(reference), dtype=int)
         strata = _strata(reference[:, doubt], suspicious[:, doubt], self.least) if doubt else whole
         for place in range(len(self.names)):
@@ -283,12 +287,13 @@ def _strata(
 
     of_reference = doubt(reference)
     count = max(1, min(most, len(reference) // least))
-    edges = np.unique(np.quantile(of_reference, np.linspace(0, 1, count + 1)[1:-1]))
-    theirs = np.digitize(of_reference, edges)
-    # Equal doubts can leave a stratum empty: only those that occur count.
-    kept = np.unique(theirs)
-    own = np.clip(np.digitize(doubt(values), edges), kept[0], kept[-1])
-    return kept[np.searchsorted(kept, own)], theirs
+    edges: list[float] = []
+    for edge in np.quantile(of_reference, np.linspace(0, 1, count + 1)[1:-1]):
+        # Equal doubts stay together, which can leave too few on either side of an edge.
+        below = int((of_reference < edge).sum()) - int((of_reference < (edges or [-1])[-1]).sum())
+        if below >= least and int((of_reference >= edge).sum()) >= least:
+            edges.append(float(edge))
+    return np.digitize(doubt(values), edges), np.digitize(of_reference, edges)
 
 
 def _log_p_value(values: np.ndarray, held: np.ndarray) -> np.ndarray:

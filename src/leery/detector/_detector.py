@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self, TypeVar, get_args
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from leery._checks import check_images, check_labels
 from leery._guest import unwrapped
+from leery.attacks import Attack
 from leery.detector._calibration import Calibration, Promise
 from leery.detector._combiner import (
     COMBINERS,
@@ -51,9 +52,6 @@ T = TypeVar("T")
 MOST_NUMBERS = 2**28
 """In one input; a bound that keeps a file of a stranger from asking for all the memory."""
 
-Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""Adversarial twins of images, given the classifier and the labels."""
-
 
 class Detector:
     """Tells adversarial inputs of a classifier from others.
@@ -73,7 +71,7 @@ class Detector:
             under which training features that are left out are most likely, or
             "likelihood-per-class", one such a class. The paper has 1.7 for digits.
         references: at most so many training images a class are kept; all by default.
-        precision: "float16" halves the size of what is kept of them.
+        precision: "float16" halves the size of what is kept of them in a file.
         combiner: "logistic", the paper's, which learns from adversarial images; or "conformal",
             which needs none.
         batch_size: how many images are worked on at once.

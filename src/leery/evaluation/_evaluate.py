@@ -1,22 +1,20 @@
 """A detector judged against attacks that do not know of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch import Tensor, nn
+from torch import Tensor
 
-from leery.attacks import gaussian_noise
+from leery.attacks import Attack, gaussian_noise
 from leery.detector import Detector
 from leery.errors import InputError
 from leery.evaluation._detection import POSITIVES, detection
 from leery.evaluation._pool import Pool
 
 __all__ = ["evaluate"]
-
-Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 def evaluate(

@@ -9,6 +9,17 @@
 
 from leery.inputs._format import Channels, Format
 from leery.inputs._item import Item, printable
-from leery.inputs._read import batches, count, files, load, read
+from leery.inputs._read import batches, count, files, load, load_labelled, read
 
-__all__ = ["Channels", "Format", "Item", "batches", "count", "files", "load", "printable", "read"]
+__all__ = [
+    "Channels",
+    "Format",
+    "Item",
+    "batches",
+    "count",
+    "files",
+    "load",
+    "load_labelled",
+    "printable",
+    "read",
+]

@@ -13,7 +13,7 @@ from leery.inputs._format import Format, UnreadableError
 from leery.inputs._item import Item, printable
 from leery.inputs._parquet import parquet_length, read_parquet
 
-__all__ = ["batches", "count", "files", "load", "read"]
+__all__ = ["batches", "count", "files", "load", "load_labelled", "read"]
 
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
 _ARRAYS = frozenset({".npy", ".npz"})
@@ -93,6 +93,25 @@ def load(paths: Sequence[Path], form: Format) -> tuple[Tensor, Tensor | None]:
         raise InputError(message)
     known = [label for label in labels if label is not None]
     return torch.stack(images), torch.tensor(known) if len(known) == len(labels) else None
+
+
+def load_labelled(paths: Sequence[Path], form: Format) -> tuple[Tensor, Tensor]:
+    """All inputs of labelled sources at once.
+
+    Returns:
+        Images ``(N, ...)`` and labels int64 ``(N,)``.
+
+    Raises:
+        InputError: as :func:`load`, or when an input has no label.
+    """
+    images, labels = load(paths, form)
+    if labels is None:
+        message = (
+            "expected labelled images, got some without; attacks need the true classes: use a "
+            f"folder for each, or an array or column {form.labels_key!r}"
+        )
+        raise InputError(message)
+    return images, labels
 
 
 def batches(

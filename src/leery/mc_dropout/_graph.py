@@ -29,7 +29,7 @@ _ATEN = torch.ops.aten
 _ANY_BATCH = 2**31
 _BATCH_NORM_TRAINING = 5
 
-Values = Mapping[fx.Node, Any]
+Known = Mapping[fx.Node, Any]
 
 
 class NoGraphError(Exception):
@@ -79,7 +79,7 @@ class ModelGraph:
         """The value of a node that reads an attribute of the model."""
         return operator.attrgetter(str(node.target))(self.module)
 
-    def evaluate(self, node: fx.Node, values: Values) -> Any:  # noqa: ANN401 - any node's value
+    def evaluate(self, node: fx.Node, values: Known) -> Any:  # noqa: ANN401 - any node's value
         """The value of one node, given those it depends on."""
         if node.op == "get_attr":
             return self.constant(node)
@@ -89,7 +89,7 @@ class ModelGraph:
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def arguments(node: fx.Node, values: Values) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments(node: fx.Node, values: Known) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What a node's operation is called with."""
     args = fx.node.map_arg(node.args, values.__getitem__)
     kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)

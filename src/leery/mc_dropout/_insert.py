@@ -1,8 +1,9 @@
 """Dropout for a model that was made without."""
 
 import copy
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from leery.errors import InputError, UnknownLayerError
 
@@ -25,7 +26,8 @@ def insert_dropout(model: nn.Module, *, before: str, p: float = 0.5) -> nn.Modul
 
     Raises:
         UnknownLayerError: when the model has no such layer.
-        InputError: when p is outside its range or the layer has such a dropout already.
+        InputError: when p is outside its range, or the layer has such a dropout already or only
+            holds other layers.
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
@@ -48,6 +50,12 @@ def insert_dropout(model: nn.Module, *, before: str, p: float = 0.5) -> nn.Modul
             f"the model has: {names or 'none'}"
         )
         raise UnknownLayerError(message)
+    if isinstance(layer, nn.ModuleList | nn.ModuleDict):
+        message = (
+            f"expected a layer with a forward of its own, got {before!r}, which only holds some; "
+            "name one that is inside"
+        )
+        raise InputError(message)
     if hasattr(layer, _ATTRIBUTE):
         message = (
             f"expected a layer without inserted dropout, got {before!r}, which has one; "
@@ -55,11 +63,16 @@ def insert_dropout(model: nn.Module, *, before: str, p: float = 0.5) -> nn.Modul
         )
         raise InputError(message)
     layer.add_module(_ATTRIBUTE, nn.Dropout(p))
-    layer.register_forward_pre_hook(_drop)
+    layer.register_forward_pre_hook(_drop, with_kwargs=True)
     return twin
 
 
-def _drop(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _drop(
+    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The hook; a function of the module, so that models with it can be copied and pickled."""
     dropout = layer.get_submodule(_ATTRIBUTE)
-    return (dropout(inputs[0]), *inputs[1:])
+    if args:
+        return (dropout(args[0]), *args[1:]), kwargs
+    name, *_ = kwargs
+    return args, {**kwargs, name: dropout(kwargs[name])}

@@ -47,7 +47,7 @@ class KernelDensity:
         references: at most so many training points a class are kept, drawn at random; all by
             default. The density is then that of the points that are kept.
         precision: "float32" keeps the training features as they are; "float16" halves their
-            size, at 11 bits a number.
+            size in a file, at 11 bits a number; scoring holds them in float64 either way.
         seed: of the draw of the references.
 
     Attributes:
