@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from leery.classifiers import accuracy
 from leery.errors import LeeryError
 from leery.features import extract_features, last_hidden_layer
 from leery.mc_dropout import insert_dropout
+from tests.mc_dropout.zoo import build
 
 
 class Delicate(nn.Module):
@@ -32,7 +34,9 @@ class Delicate(nn.Module):
         self.out = nn.Linear(12, 3)
         self.tripped = False
         self.seen: list[str] = []
-        self.out.register_forward_pre_hook(lambda *_: None)
+        self.out.register_forward_pre_hook(
+            lambda _module, inputs: self.seen.append(type(inputs[0]).__name__)
+        )
         self.out.register_forward_hook(lambda *found: self.seen.append(type(found[2]).__name__))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -70,6 +74,19 @@ def scene(tmp_path: Path) -> Scene:
     model.convolution.weight.requires_grad_(False)
     model.out.bias.grad = torch.ones(3)
     return Scene(model, images, labels, detector, tmp_path)
+
+
+def test_threads_take_turns_with_a_model() -> None:
+    """Of a model whose passes are run by the loop, which changes modes in each."""
+    model, images = build("branching").train(), torch.rand(30, 1, 28, 28)
+    samplers = [MCDropout(model, 5, seed=seed) for seed in range(4)]
+    expected = [sampler.sample(images) for sampler in samplers]
+    assert samplers[0].explain_plan(images).way == "loop"
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(10):
+            found = list(pool.map(lambda sampler: sampler.sample(images), samplers))
+            assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    assert all(module.training for module in model.modules())
 
 
 def test_hooks_of_the_user_see_real_tensors_only(scene: Scene) -> None:

@@ -1,7 +1,9 @@
 """The user's model is a guest: whatever is done with it, it leaves as it came."""
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,10 @@ from torch import Tensor, nn
 from leery.errors import InputError, UnsupportedModelError, brief
 
 __all__ = ["check_logits", "device_of", "guest", "run_model", "unwrapped"]
+
+
+_LOCKS: WeakKeyDictionary[nn.Module, AbstractContextManager[bool]] = WeakKeyDictionary()
+_LOCKS_LOCK = threading.Lock()
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -89,8 +95,19 @@ def guest(model: nn.Module) -> Iterator[nn.Module]:
 
     The flags are set directly, not through ``model.eval()``, because models may override that
     with side effects. Random numbers that the model draws from the global generators meanwhile
-    are forgotten: those generators stand afterwards where they stood before.
+    are forgotten: those generators stand afterwards where they stood before. One thread at a time
+    has a model as guest, since its modes are the model's own.
     """
+    with _lock_of(model):
+        yield from _visiting(model)
+
+
+def _lock_of(model: nn.Module) -> AbstractContextManager[bool]:
+    with _LOCKS_LOCK:
+        return _LOCKS.setdefault(model, threading.RLock())
+
+
+def _visiting(model: nn.Module) -> Iterator[nn.Module]:
     modes = [(module, module.training) for module in model.modules()]
     device = device_of(model)
     accelerators = [device] if device.type == "cuda" else []

@@ -8,6 +8,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import prune
 
 from leery.attacks import BIM
 from leery.errors import InputError, NoDropoutError, UnknownLayerError, UnsupportedModelError
@@ -67,6 +68,23 @@ def test_an_image_s_passes_do_not_depend_on_the_others(name: str, digits: Batch)
     alone = torch.cat([sampler.sample(image.unsqueeze(0)) for image in images[:3]], dim=1)
     assert float((whole - backwards).abs().max()) < 1e-5
     assert float((whole[:, :3] - alone).abs().max()) < 1e-5
+
+
+def test_a_failed_capture_says_nothing_on_standard_error(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    MCDropout(build("branching"), passes=2).sample(torch.rand(3, 1, 28, 28))
+    assert capfd.readouterr().err == ""
+
+
+def test_weight_normalisation_and_pruning_are_in_the_graph(digits: Batch) -> None:
+    model = perceptron(0.5)
+    nn.utils.parametrizations.weight_norm(model[1])
+    prune.l1_unstructured(model[4], "weight", 0.5)
+    sampler = MCDropout(model.eval(), passes=3)
+    probs = sampler.sample(digits[0][:5])
+    assert sampler.explain_plan(digits[0][:5]).way == "graph"
+    assert float((probs - plain_loop(sampler, digits[0][:5])).abs().max()) < 1e-5
 
 
 def test_what_is_stochastic_is_named_with_its_rate_and_mask() -> None:

@@ -4,6 +4,9 @@
 their functional twins, so that any value can be computed once and used in every pass.
 """
 
+import contextlib
+import io
+import logging
 import operator
 import warnings
 from collections import OrderedDict
@@ -119,7 +122,7 @@ def capture(model: nn.Module, names: frozenset[str], example: Tensor) -> ModelGr
     Raises:
         NoGraphError: when the graph cannot be had or does not take any batch size.
     """
-    with awake(model, names), _hooks_off(model), warnings.catch_warnings():
+    with awake(model, names), _hooks_off(model), _silence(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         batch = ({0: torch.export.Dim.DYNAMIC},)
         try:
@@ -156,18 +159,41 @@ def steady_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 
 @contextmanager
 def _hooks_off(model: nn.Module) -> Iterator[None]:
-    """No forward hooks while the graph is captured: they would be shown tensors without values.
+    """No hooks of the user's meanwhile: they would be shown tensors without values.
 
-    Pre-hooks stay; weight normalisation and pruning compute weights in them.
+    Pre-hooks of torch and leery stay; weight normalisation, pruning and inserted dropout are such.
     """
-    hooks = [(module, module._forward_hooks) for module in model.modules()]  # noqa: SLF001
+    hooks = [
+        (module, module._forward_hooks, module._forward_pre_hooks)  # noqa: SLF001 - no other way
+        for module in model.modules()
+    ]
     try:
-        for module, _ in hooks:
+        for module, _, before in hooks:
+            known = {key: hook for key, hook in before.items() if _is_known(hook)}
             module._forward_hooks = OrderedDict()  # noqa: SLF001
+            module._forward_pre_hooks = OrderedDict(known)  # noqa: SLF001
         yield
     finally:
-        for module, own in hooks:
-            module._forward_hooks = own  # noqa: SLF001
+        for module, after, before in hooks:
+            module._forward_hooks = after  # noqa: SLF001
+            module._forward_pre_hooks = before  # noqa: SLF001
+
+
+def _is_known(hook: object) -> bool:
+    owner = hook if hasattr(hook, "__qualname__") else type(hook)
+    return str(owner.__module__).startswith(("torch.", "leery."))
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing on standard error: torch.export prints graphs there that it cannot finish."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _make_functional(module: fx.GraphModule) -> None:
