@@ -302,3 +302,16 @@ def test_hidden_files_are_passed_over_and_odd_names_can_be_written(tmp_path: Pat
     assert [item.name for item in items if "\\xff" in item.name]
     for item in items:
         item.name.encode()
+
+
+def test_classes_are_numbered_alike_in_every_folder_of_a_classifier(tmp_path: Path) -> None:
+    path = folder(tmp_path, GREY)
+    for file in (path / "class-0").iterdir():
+        file.unlink()
+    text = r"for each of 4 classes in .*, got 3 \(class-0, class-1, class-2\); classes are numb"
+    with pytest.raises(InputError, match=text):
+        load([path], Format(classes=4))
+    _, labels = load([path], Format(classes=3))
+    assert labels is not None
+    assert labels.tolist() == [1, 1, 2, 2]
+    assert len(load([path], Format(classes=4, labels_key=None))[0]) == 4

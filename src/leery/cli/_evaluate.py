@@ -66,7 +66,14 @@ def evaluate(
       leery evaluate guard.leery --model net:make --data test.npz --attack pgd:0.1 --noise 0.1
     """
     detector = Detector.load(guard, load_model(model, weights))
-    form = image_format(channels, images_key, labels_key, shape=detector.inputs_[0], resize=resize)
+    form = image_format(
+        channels,
+        images_key,
+        labels_key,
+        shape=detector.inputs_[0],
+        resize=resize,
+        classes=detector.classes_,
+    )
     attacks = parse_attacks(attack)
     with stoppable("nothing was written"), progress_bars() as bars:
         bars.add_task("attacking and measuring", total=None)

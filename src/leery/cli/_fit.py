@@ -1,6 +1,7 @@
 """``leery fit``: a detector for the user's classifier."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -146,6 +147,8 @@ def fit(
     make_folder(out.parent)
     with stoppable("nothing was written"):
         detector.fit(_watched(train, form))
+        shape, _ = detector.inputs_
+        form = replace(form, shape=shape, classes=detector.classes_)
         _teach(detector, inputs.load(clean, form), list(attacks.values()), noise or [], fpr)
         detector.save(out)
     _report(detector, out, as_json=as_json)

@@ -112,10 +112,11 @@ def image_format(
     *,
     shape: tuple[int, ...] | None = None,
     resize: bool = False,
+    classes: int | None = None,
 ) -> Format:
     """What the options of a command say of stored images."""
     kind: Channels = channels  # type: ignore[assignment]  # Format refuses others
-    return Format(shape, resize, kind, images_key, labels_key)
+    return Format(shape, resize, kind, images_key, labels_key, classes)
 
 
 def facts_table(title: str, facts: Mapping[str, object]) -> Table:

@@ -187,6 +187,15 @@ class Detector:
         """
         return self._fitted(self._inputs, "fit(images, labels)")
 
+    @property
+    def classes_(self) -> int:
+        """The number of classes of the classifier.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+        """
+        return self._fitted(self._classes or None, "fit(images, labels)")
+
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The last hidden layer and the logits, with dropout off.
 

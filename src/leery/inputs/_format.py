@@ -41,6 +41,7 @@ class Format:
             without such a dimension. Pictures need no telling.
         images_key: the name of the images in npz files and parquet.
         labels_key: the name of the labels there; None when labels are of no interest.
+        classes: how many classes a folder of folders must have; None takes any number.
 
     Raises:
         InputError: when a setting is outside its range.
@@ -51,6 +52,7 @@ class Format:
     channels: Channels = "first"
     images_key: str = "images"
     labels_key: str | None = "labels"
+    classes: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse settings that no format can have."""

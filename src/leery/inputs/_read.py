@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from leery.errors import InputError
+from leery.errors import InputError, listed
 from leery.inputs._arrays import array_length, read_array
 from leery.inputs._format import Format, UnreadableError
 from leery.inputs._item import Item, printable
@@ -161,7 +161,7 @@ def _length(path: Path, form: Format) -> int:
 def _source(path: Path, form: Format, start: int) -> Iterator[Item]:
     if path.is_dir():
         files = _pictures(path)
-        labels = _folder_labels(path, files)
+        labels = _folder_labels(path, files, form)
         for file in files[start:]:
             yield _picture(file, form, labels.get(file))
         return
@@ -200,13 +200,28 @@ def _pictures(folder: Path) -> list[Path]:
     return files
 
 
-def _folder_labels(folder: Path, files: Sequence[Path]) -> dict[Path, int]:
-    """The class of each picture, where every picture lies in a folder of the folder."""
+def _folder_labels(folder: Path, files: Sequence[Path], form: Format) -> dict[Path, int]:
+    """The class of each picture, where every picture lies in a folder of the folder.
+
+    Empty folders count, so that a source without pictures of a class numbers the others alike.
+
+    Raises:
+        InputError: when there are not as many folders as classes.
+    """
     own = [file.relative_to(folder).parts for file in files]
     if any(len(parts) < 2 for parts in own):  # noqa: PLR2004 - a folder and a file
         return {}
-    classes = {name: place for place, name in enumerate(sorted({parts[0] for parts in own}))}
-    return {file: classes[parts[0]] for file, parts in zip(files, own, strict=True)}
+    names = sorted(
+        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
+    if form.labels_key is not None and form.classes not in (None, len(names)):
+        message = (
+            f"expected a folder for each of {form.classes} classes in {folder}, got {len(names)} "
+            f"({listed(names)}); classes are numbered by folder: add empty ones for those without "
+            "pictures"
+        )
+        raise InputError(message)
+    return {file: names.index(parts[0]) for file, parts in zip(files, own, strict=True)}
 
 
 def _picture(path: Path, form: Format, label: int | None) -> Item:
