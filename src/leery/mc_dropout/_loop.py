@@ -163,6 +163,8 @@ def _drawing_modules(model: nn.Module, pair: Tensor) -> frozenset[str]:
     try:
         with _unwritten(model, quietly=True):
             everything, output = _watched(model, pair, layers | own)
+    except torch.OutOfMemoryError:
+        raise
     # The user's code in a mode that it may not be made for raises whatever it likes.
     except Exception:
         return layers
