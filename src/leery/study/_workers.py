@@ -70,13 +70,13 @@ def worker_pool(count: int) -> Iterator[Workers]:
     try:
         yield Workers(executor)
     except BaseException:
-        # The thread that feeds the workers may find its pipe closed; it would print a traceback.
-        executor._call_queue._on_queue_feeder_error = lambda *_: None  # type: ignore[attr-defined]  # noqa: SLF001 - there is no other way
-        # Not waited for: a task may take long, and what it has not written it does again.
-        executor.shutdown(wait=False, cancel_futures=True)
+        # Not waited for: a task may take long, and what it has not written it does again. They go
+        # first, so that the executor finds itself broken; asked to shut down with work left, it
+        # would send them farewells through a pipe it closes, and print the traceback.
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
             process.join()
+        executor.shutdown(cancel_futures=True)
         raise
     executor.shutdown()
 
