@@ -297,6 +297,30 @@ def test_what_is_dropped_whole_is_dropped_in_each_pass(digits: Batch) -> None:
         assert torch.allclose(sampler.observe(digits[0][:5]).logits, model.eval()(digits[0][:5]))
 
 
+class WantsTargets(nn.Module):
+    """Fails in train mode, so that its own dropout cannot be woken."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Dropout(rate), nn.Linear(784, 10))
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            message = "no targets"
+            raise ValueError(message)
+        return functional.dropout(self.layers(images), 0.5, self.training)
+
+
+def test_what_passes_leave_out_is_said(digits: Batch) -> None:
+    images, failure = digits[0][:5], "the model in train mode raises ValueError: no targets"
+    plan = MCDropout(WantsTargets(0.5), passes=3).explain_plan(images)
+    assert [layer.name for layer in plan.stochastic] == ["layers.1"]
+    assert plan.caveat == f"only torch's dropout layers drop: {failure}"
+    assert str(plan).endswith(f"\ncaveat: {plan.caveat}")
+    with pytest.raises(NoDropoutError, match=f"without any; .*need no dropout .*{failure}"):
+        MCDropout(WantsTargets(0.0), passes=3).sample(images)
+
+
 class AlwaysOn(nn.Module):
     """The usual slip: functional dropout that does not ask for the mode."""
 

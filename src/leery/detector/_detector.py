@@ -1,6 +1,5 @@
 """The detector as users see it."""
 
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self, TypeVar, get_args
@@ -14,7 +13,6 @@ from leery._guest import unwrapped
 from leery.attacks import Attack
 from leery.detector._calibration import Calibration, Promise
 from leery.detector._combiner import (
-    COMBINERS,
     Combiner,
     CombinerName,
     ConformalCombiner,
@@ -22,15 +20,16 @@ from leery.detector._combiner import (
 )
 from leery.detector._explanation import Explanation, percentiles
 from leery.detector._fingerprint import fingerprint
+from leery.detector._record import Record
 from leery.detector._registry import (
-    CLOSENESS,
     PAPER_METRICS,
     UNCERTAINTY,
     Closeness,
     Reference,
     check_metrics,
+    make_closeness,
 )
-from leery.detector._storage import below, read_file, write_file
+from leery.detector._storage import read_file, write_file
 from leery.detector._table import MetricTable
 from leery.errors import (
     DetectorFileError,
@@ -48,9 +47,6 @@ from leery.metrics import BandwidthRule, Precision
 __all__ = ["Detector"]
 
 T = TypeVar("T")
-
-MOST_NUMBERS = 2**28
-"""In one input; a bound that keeps a file of a stranger from asking for all the memory."""
 
 
 class Detector:
@@ -449,36 +445,19 @@ class Detector:
         closeness = self._fitted(self.closeness_, "fit(images, labels)")
         shape, dtype = self.inputs_
         self._check_model()
-        tensors = {
-            f"{name}/{part}": tensor
-            for name, metric in closeness.items()
-            for part, tensor in metric.to_tensors().items()
-        }
-        facts: dict[str, Any] = {
-            "classifier": type(self.model).__name__,
-            "classifier_sha256": self._fingerprint,
-            "classes": self._classes,
-            "inputs": {"shape": list(shape), "dtype": str(dtype).removeprefix("torch.")},
-            "settings": self._settings(),
-        }
-        arrays: dict[str, np.ndarray] = {}
-        if self.combiner_ is not None and self._clean is not None:
-            for part, array in self.combiner_.to_arrays().items():
-                arrays[f"combiner/{part}"] = array
-            arrays["clean/values"] = self._clean.values
-            arrays["clean/predicted"] = self._clean.predicted
-        if self.calibration_ is not None:
-            found = self.calibration_
-            arrays["calibration/scores"] = found.scores
-            arrays["calibration/predicted"] = found.predicted
-            facts["calibration"] = {
-                "fpr": found.fpr,
-                "promise": found.promise,
-                "confidence": found.confidence,
-                "per_class": found.per_class,
-            }
-        tensors |= {name: torch.from_numpy(array) for name, array in arrays.items()}
-        write_file(path, tensors, facts)
+        record = Record(
+            classifier=type(self.model).__name__,
+            fingerprint=self._fitted(self._fingerprint, "fit(images, labels)"),
+            classes=self._classes,
+            shape=shape,
+            dtype=dtype,
+            settings=self._settings(),
+            closeness=closeness,
+            combiner=self.combiner_,
+            clean=self._clean,
+            calibration=self.calibration_,
+        )
+        write_file(path, *record.parts())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: nn.Module) -> Self:
@@ -504,8 +483,8 @@ class Detector:
             )
             raise WrongModelError(message)
         try:
-            detector = cls(model, **facts["settings"])
-            detector._restore(tensors, facts)
+            record = Record.of(tensors, facts)
+            detector = cls(model, **record.settings)
         except (
             LeeryError,
             LookupError,
@@ -519,6 +498,7 @@ class Detector:
                 f"({brief(error)}); save the detector again"
             )
             raise DetectorFileError(message) from error
+        detector._take_over(record)
         return detector
 
     def _check_model(self) -> None:
@@ -543,39 +523,17 @@ class Detector:
             "batch_size": self.batch_size,
         }
 
-    def _restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        self._classes = facts["classes"]
+    def _take_over(self, record: Record) -> None:
         self.feature_layer_ = self.feature_layer
-        self._inputs = _described_inputs(**facts["inputs"])
-        self.closeness_ = {}
-        for name, metric in self._closeness().items():
-            state = below(tensors, name)
-            labels = sorted(int(part) for part in state if part != "bandwidth")
-            if labels != list(range(len(labels))) or len(labels) != self._classes:
-                message = f"{name} of classes {labels}, not of all {self._classes}"
-                raise InputError(message)
-            self.closeness_[name] = metric.restore(state)
-        self._fingerprint = facts["classifier_sha256"]
-        arrays = {
-            name: tensor.numpy()
-            for name, tensor in tensors.items()
-            if name.partition("/")[0] in ("combiner", "clean", "calibration")
-        }
-        if fused := below(arrays, "combiner"):
-            self.combiner_ = COMBINERS[self.combiner](fused, self.metrics)
-            clean = below(arrays, "clean")
-            self._clean = MetricTable(self.metrics, clean["values"], clean["predicted"])
-        if promised := facts.get("calibration"):
-            held = below(arrays, "calibration")
-            calibration = Calibration(
-                **promised, scores=held["scores"], predicted=held["predicted"]
-            )
-            self.calibration_ = calibration.checked(self._classes)
+        self.closeness_ = dict(record.closeness)
+        self.combiner_, self.calibration_ = record.combiner, record.calibration
+        self._clean, self._fingerprint = record.clean, record.fingerprint
+        self._classes, self._inputs = record.classes, (record.shape, record.dtype)
 
     def _closeness(self) -> dict[str, Closeness]:
         """The metrics of closeness, not yet fitted."""
         kept = Reference(self.bandwidth, self.references, self.precision, self.seed)
-        return {name: CLOSENESS[name](kept) for name in self.metrics if name in CLOSENESS}
+        return make_closeness(self.metrics, kept)
 
     def _make_sampler(self, layer: str | None) -> MCDropout | None:
         if not any(name in UNCERTAINTY for name in self.metrics):
@@ -666,17 +624,3 @@ def _batches(
         message = "expected the labels of the training images, got None; pass fit(images, labels)"
         raise InputError(message)
     return images
-
-
-def _described_inputs(shape: Sequence[int], dtype: str) -> tuple[tuple[int, ...], torch.dtype]:
-    """The shape and type of an input, from what a file says of them.
-
-    Raises:
-        InputError: when there can be no such input.
-    """
-    kind = getattr(torch, dtype, None)
-    sizes = all(type(size) is int and size > 0 for size in shape)
-    if not isinstance(kind, torch.dtype) or not sizes or math.prod(shape) > MOST_NUMBERS:
-        message = f"no inputs of shape {shape} and type {dtype!r}"
-        raise InputError(message)
-    return tuple(shape), kind

@@ -20,6 +20,7 @@ __all__ = [
     "Closeness",
     "Reference",
     "check_metrics",
+    "make_closeness",
 ]
 
 
@@ -105,6 +106,11 @@ DIRECTIONS: Mapping[str, int] = {
     name: -1 if name in ("confidence", "kernel_density") else 1 for name in METRICS
 }
 """1 where a larger value speaks for an adversarial image, -1 where a smaller one does."""
+
+
+def make_closeness(names: Sequence[str], kept: Reference) -> dict[str, Closeness]:
+    """The metrics of closeness among the names, not yet fitted."""
+    return {name: CLOSENESS[name](kept) for name in names if name in CLOSENESS}
 
 
 def check_metrics(names: Sequence[str]) -> tuple[str, ...]:

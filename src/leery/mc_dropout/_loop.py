@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.module_tracker import ModuleTracker
 
 from leery._guest import check_logits, run_model
-from leery.errors import UnsupportedModelError
+from leery.errors import UnsupportedModelError, brief
 from leery.features import forward
 from leery.mc_dropout._drawing import Chance, Drawing
 from leery.mc_dropout._masks import Masks, Site
@@ -32,12 +32,14 @@ class Loop:
         layer: the feature layer, or None.
         awake: the names of the submodules that are in train mode during a pass.
         sites: the places, in the order of the calls.
+        caveat: what a pass may leave out, and why; "" when nothing.
     """
 
     model: nn.Module
     layer: str | None
     awake: frozenset[str]
     sites: tuple[Site, ...]
+    caveat: str = ""
 
     @classmethod
     def find(cls, model: nn.Module, layer: str | None, pair: Tensor) -> "Loop":
@@ -59,7 +61,7 @@ class Loop:
                 "pass training=self.training to functional dropout"
             )
             raise UnsupportedModelError(message)
-        names = _drawing_modules(model, pair)
+        names, caveat = _drawing_modules(model, pair)
         with _unwritten(model):
             two = _calls(model, pair, names)
             three = _calls(model, torch.cat([pair, pair[:1]]), names)
@@ -70,7 +72,7 @@ class Loop:
             Site.between(*one.what, shapes=(one.shape, other.shape))
             for one, other in zip(two, three, strict=True)
         ]
-        return cls(model, layer, names, tuple(sites))
+        return cls(model, layer, names, tuple(sites), caveat)
 
     def without_dropout(self, batch: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits ``(N, classes)`` and features ``(N, D)`` in eval mode."""
@@ -153,33 +155,45 @@ def _ones(chance: Chance, batch: Tensor) -> Tensor:
     return torch.ones(chance.shape, device=batch.device)
 
 
-def _drawing_modules(model: nn.Module, pair: Tensor) -> frozenset[str]:
+def _drawing_modules(model: nn.Module, pair: Tensor) -> tuple[frozenset[str], str]:
     """The submodules that must be in train mode for all dropout to be on, and no other.
 
     A module may do more than drop in train mode, so the model's own modules are left alone unless
     they draw, or pass on their mode to one that does.
+
+    Returns:
+        Their names, and what is left out where not all of it could be found.
     """
     layers, own = dropout_layers(model), own_modules(model)
-    try:
-        with _unwritten(model, quietly=True):
-            everything, output = _watched(model, pair, layers | own)
-    except torch.OutOfMemoryError:
-        raise
-    # The user's code in a mode that it may not be made for raises whatever it likes.
-    except Exception:
-        return layers
+    everything, output, failure = _tried(model, pair, layers | own)
+    if failure:
+        return layers, f"only torch's dropout layers drop: the model in train mode raises {failure}"
     drawing = own & frozenset(call.what[0] for call in everything)
     if not isinstance(output, Tensor):
         # More outputs, as of auxiliary heads: their modules must not be woken.
-        return layers | drawing
+        return layers | drawing, ""
     around = frozenset(
         name for name in own if any(below.startswith(f"{name}.") or not name for below in drawing)
     )
     for names in (layers | drawing, layers | drawing | around):
+        found, _, failure = _tried(model, pair, names)
+        if not failure and found == everything:
+            return names, ""
+    return layers | own, ""
+
+
+def _tried(
+    model: nn.Module, pair: Tensor, names: frozenset[str]
+) -> tuple[list[_Call], object, str]:
+    """What :func:`_watched` finds, and "" or what it failed with; the model's tensors stay."""
+    try:
         with _unwritten(model, quietly=True):
-            if _watched(model, pair, names)[0] == everything:
-                return names
-    return layers | own
+            return *_watched(model, pair, names), ""
+    except torch.OutOfMemoryError:
+        raise
+    # The user's code in a mode that it may not be made for raises whatever it likes.
+    except Exception as error:
+        return [], None, brief(error)
 
 
 @contextmanager

@@ -50,6 +50,7 @@ class Plan:
         stochastic: what draws at random, in the order of the forward pass.
         repeated: the share of a forward pass's multiplications that a pass repeats, in [0, 1];
             columns of linear layers that a mask drops are not multiplied.
+        caveat: what a pass may leave out, and why; "" when nothing.
     """
 
     way: Literal["graph", "loop", "once"]
@@ -57,6 +58,7 @@ class Plan:
     feature_layer: str | None
     stochastic: tuple[StochasticLayer, ...]
     repeated: float
+    caveat: str = ""
 
     def __str__(self) -> str:
         """A few lines for people."""
@@ -71,6 +73,7 @@ class Plan:
                 f"feature layer: {self.feature_layer or 'none'}",
                 f"stochastic layers: {len(self.stochastic) or 'none'}",
                 *(f"  {layer}" for layer in self.stochastic),
+                *([f"caveat: {self.caveat}"] if self.caveat else []),
             ]
         )
 
@@ -91,6 +94,7 @@ def explain(loop: Loop, engine: Engine | None, reason: str, pair: Tensor, masks:
         feature_layer=loop.layer,
         stochastic=tuple(_layer(loop.model, site) for site in loop.sites),
         repeated=min(repeated, 1.0),
+        caveat=loop.caveat,
     )
 
 

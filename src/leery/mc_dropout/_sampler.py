@@ -234,7 +234,7 @@ class MCDropout:
     def _find(self, pair: Tensor, state: tuple[object, ...]) -> _Prepared:
         loop = Loop.find(self.model, self.layer, pair)
         if not loop.sites:
-            raise _no_dropout(self.model)
+            raise _no_dropout(self.model, loop.caveat)
         loop = in_order(loop, pair)
         masks = draw_masks(loop.sites, self.passes, self.seed)
         near = masks.to(pair.device)
@@ -264,11 +264,11 @@ class MCDropout:
         return (*tensors, *dropout_rates(self.model))
 
 
-def _no_dropout(model: nn.Module) -> NoDropoutError:
+def _no_dropout(model: nn.Module, caveat: str) -> NoDropoutError:
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     before = linear[-1] if linear else "..."
     return NoDropoutError(
         f"expected a model with dropout that drops something, got {type(model).__name__} without "
         f"any; use leery.mc_dropout.insert_dropout(model, before={before!r}, p=0.5), or metrics "
-        "that need no dropout"
+        "that need no dropout" + (f" ({caveat})" if caveat else "")
     )
