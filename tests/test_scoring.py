@@ -118,7 +118,7 @@ def test_a_changed_file_in_a_folder_is_noticed(
 ) -> None:
     cut_off(detector, source, monkeypatch, 1)
     np.save(source, np.zeros((10, 6), np.float32))
-    with pytest.raises(InputError, match="inputs of the run that left .*, got others; run without"):
+    with pytest.raises(InputError, match="run that left .*, got others or files that were changed"):
         score(detector, source, resume=True)
     assert score(detector, source).rows == 10
 
@@ -168,7 +168,20 @@ def test_an_input_that_cannot_be_measured_does_not_spoil_the_others(
 
 def test_all_unreadable_is_still_a_verdict_on_none(detector: Detector, source: Path) -> None:
     np.save(source, np.full((3, 6), np.nan))
-    assert score(detector, source) == Summary(rows=3, unreadable=3, flagged=0)
+    summary = score(detector, source)
+    assert summary == Summary(rows=3, unreadable=3, flagged=0, reason="NaN or infinity")
+
+
+def test_a_run_refused_at_its_first_part_leaves_nothing(
+    detector: Detector, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*_arguments: object, **_options: object) -> None:
+        raise InputError
+
+    monkeypatch.setattr("leery.scoring.read", damaged)
+    with pytest.raises(InputError):
+        score(detector, source)
+    assert [path.name for path in source.parent.iterdir()] == [source.name]
 
 
 def test_inputs_take_the_type_of_the_fit(source: Path) -> None:

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from leery.errors import OutputError
 
-__all__ = ["atomic_stream", "make_folder", "write_atomically"]
+__all__ = ["atomic_stream", "check_output", "make_folder", "write_atomically"]
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -54,6 +54,18 @@ def atomic_stream(path: Path) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def check_output(path: Path) -> None:
+    """Create the folder of a file that is to be written, and prove that it can be.
+
+    Raises:
+        OutputError: when it cannot.
+    """
+    make_folder(path.parent)
+    if path.is_dir():
+        message = f"expected a file to write at {path}, got a folder; name another one"
+        raise OutputError(message)
 
 
 def make_folder(path: Path) -> Path:

@@ -24,7 +24,7 @@ import torch
 from pyarrow import csv
 from torch import Tensor
 
-from leery._files import atomic_stream, make_folder, write_atomically
+from leery._files import atomic_stream, check_output, make_folder, write_atomically
 from leery.detector import Detector, MetricTable
 from leery.errors import InputError, NotFittedError, OutputError, listed
 from leery.inputs import Format, Item, count, files, printable, read
@@ -44,11 +44,13 @@ class Summary:
         rows: inputs in all.
         unreadable: those that could not be read or measured.
         flagged: those that the verdict calls adversarial; None before calibration.
+        reason: why the first of the unreadable could not be read; None when all could.
     """
 
     rows: int
     unreadable: int
     flagged: int | None
+    reason: str | None = None
 
 
 def score_to_file(
@@ -91,7 +93,7 @@ def score_to_file(
     form = replace(form, shape=shape)
     # What is wrong with the detector or the classifier is found before the first input is blamed.
     detector.explain_plan()
-    make_folder(out.parent)
+    check_output(out)
     total = count(paths, form)
     folder = out.with_name(f"{out.name}.parts")
     with _opened(folder, _run(identity, paths, form, total), total, resume=resume) as parts:
@@ -201,7 +203,14 @@ def _opened(folder: Path, run: str, total: int, *, resume: bool) -> Iterator[lis
                 "it or name another --out"
             )
             raise OutputError(message) from error
-        yield _finished(folder, run, total, resume=resume)
+        parts = _finished(folder, run, total, resume=resume)
+        try:
+            yield parts
+        except BaseException:
+            if not parts:
+                # Nothing to go on with.
+                shutil.rmtree(folder)
+            raise
 
 
 def _finished(folder: Path, run: str, total: int, *, resume: bool) -> list[Path]:
@@ -210,8 +219,8 @@ def _finished(folder: Path, run: str, total: int, *, resume: bool) -> list[Path]
     known = manifest.is_file()
     if resume and known and manifest.read_text() != run:
         message = (
-            f"expected the detector and inputs of the run that left {folder}, got others; "
-            "run without --resume to score them anew"
+            f"expected the detector and inputs of the run that left {folder}, got others or files "
+            "that were changed since; run without --resume to score them anew"
         )
         raise InputError(message)
     parts: list[Path] = []
@@ -279,12 +288,15 @@ class _Counter:
 
     def __init__(self) -> None:
         self._rows = self._unreadable = self._flagged = 0
+        self._reason: str | None = None
 
     def tables(self, parts: Sequence[Path]) -> Iterator[pa.Table]:
         """The parts' tables, one after the other."""
         for part in parts:
             table = pq.read_table(part)
             errors = table.column("error")
+            if self._reason is None and errors.null_count < len(errors):
+                self._reason = errors.drop_null()[0].as_py()
             verdicts = table.column("adversarial").to_numpy()
             self._rows += len(table)
             self._unreadable += len(errors) - errors.null_count
@@ -293,4 +305,5 @@ class _Counter:
 
     def summary(self, *, judged: bool) -> Summary:
         """What was counted; whether there were verdicts is the caller's to say."""
-        return Summary(self._rows, self._unreadable, self._flagged if judged else None)
+        flagged = self._flagged if judged else None
+        return Summary(self._rows, self._unreadable, flagged, self._reason)

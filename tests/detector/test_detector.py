@@ -1,6 +1,7 @@
 """The detector end to end on real digits, its calibration, its file."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from leery.errors import (
     NotFittedError,
     OutputError,
     UnknownLayerError,
+    UnsupportedModelError,
     WrongModelError,
 )
 from leery.features import extract_features
@@ -270,6 +272,35 @@ def test_the_likeliest_bandwidth_fewer_references_and_half_precision_reach_the_f
     loaded = Detector.load(path, digit_net)
     expected = fitted.measure(digits[0][:20]).values
     assert np.array_equal(loaded.measure(digits[0][:20]).values, expected)
+
+
+def test_inputs_of_another_kind_than_the_fit_s_are_refused(
+    detector: Detector, digits: Batch
+) -> None:
+    images = digits[0][:3]
+    others = (images.byte(), images.double(), images[:, :, 1:], images[0])
+    for call in (detector.score, detector.predict, detector.explain, detector.features):
+        for other in others:
+            kind = re.escape(f"{tuple(other.shape)} of {other.dtype}; convert")
+            with pytest.raises(InputError, match=rf"\(N, 1, 28, 28\) of torch.float32, got {kind}"):
+                call(other)
+
+
+def test_a_model_that_returns_probabilities_is_refused(digits: Batch) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(784, 10), nn.Softmax(1))
+    with pytest.raises(UnsupportedModelError, match="returns probabilities; leave out its softmax"):
+        Detector(model, passes=2).fit(*digits)
+
+
+def test_it_says_what_it_guards_and_how_right_that_is(digit_net: nn.Module, digits: Batch) -> None:
+    guard = Detector(digit_net, "hidden", metrics=["kernel_density"], combiner="conformal")
+    assert repr(guard) == "Detector(DigitNet: not fitted)"
+    guard.fit(*digits)
+    right = digit_net(digits[0]).argmax(1) == digits[1]
+    assert guard.accuracy_ == float(right.double().mean())
+    assert repr(guard) == "Detector(DigitNet: fitted, features 'hidden')"
+    guard.fit_combiner(digits[0][:100]).calibrate(digits[0][100:200])
+    assert repr(guard).endswith("'hidden', conformal combiner, false-alarm rate 0.05)")
 
 
 def test_the_plan_can_be_asked_of_a_loaded_detector(detector: Detector) -> None:

@@ -197,7 +197,7 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "no zip": ("a.npz", lambda p: p.write_text("hi"), "npy or npz file .* cannot be read"),
     "no array": ("a.npy", lambda p: p.write_text("hi"), "npy or npz file .* cannot be read"),
     "no parquet": ("a.parquet", lambda p: p.write_text("hi"), "parquet file .* cannot be read"),
-    "other names": ("a.npz", lambda p: np.savez(p, x=GREY), "'images' in .*, got x; name the"),
+    "other names": ("a.npz", lambda p: np.savez(p, x=GREY), "'images' in .*, got x; rename"),
     "objects": ("a.npz", with_objects, "rows first, got Python objects; save it"),
     "columns first": (
         "a.npy",
@@ -214,7 +214,7 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "another column": (
         "a.parquet",
         lambda p: pq.write_table(pa.table({"x": [b""]}), p),
-        "column 'images' in .*, got x; name the column",
+        "column 'images' in .*, got x; rename it, or name yours",
     ),
     "numbers for pictures": (
         "a.parquet",

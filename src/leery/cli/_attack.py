@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from leery import inputs
-from leery._files import make_folder, write_atomically
+from leery._files import check_output, write_atomically
 from leery.cli._model import Model, Weights, load_model
 from leery.cli._options import (
     Attacks,
@@ -22,6 +22,7 @@ from leery.cli._options import (
     Seed,
     facts_table,
     image_format,
+    no_attack,
     parse_attacks,
     print_json,
     stoppable,
@@ -63,10 +64,12 @@ def attack(
     """
     chosen = parse_attacks(attacks)
     if not chosen:
-        message = "expected at least one attack, got none; add --attack pgd:0.1"
-        raise InputError(message)
+        raise no_attack()
     classifier = load_model(model, weights)
-    make_folder(out.parent)
+    if out.suffix != ".npz":
+        message = f"expected an .npz file as --out, got {out}; rename it"
+        raise InputError(message)
+    check_output(out)
     with stoppable("nothing was written"):
         form = image_format(channels, images_key, labels_key)
         images, labels = inputs.load_labelled(data, form)

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from leery import inputs
+from leery._files import check_output
 from leery.cli._describe import described, print_description
 from leery.cli._model import Model, Weights, load_model
 from leery.cli._options import (
@@ -78,6 +79,7 @@ def calibrate(
     """
     detector = Detector.load(guard, load_model(model, weights))
     form = image_format(channels, images_key, None, shape=detector.inputs_[0], resize=resize)
+    check_output(out or guard)
     promise: Promise = "pac" if pac else "marginal"
     with stoppable("the detector is as it was"):
         images, _ = inputs.load(clean, form)

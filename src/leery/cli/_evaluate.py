@@ -20,6 +20,7 @@ from leery.cli._options import (
     LabelsKey,
     Resize,
     image_format,
+    no_attack,
     parse_attacks,
     print_json,
     stoppable,
@@ -75,6 +76,8 @@ def evaluate(
         classes=detector.classes_,
     )
     attacks = parse_attacks(attack)
+    if not attacks:
+        raise no_attack()
     with stoppable("nothing was written"), progress_bars() as bars:
         bars.add_task("attacking and measuring", total=None)
         images, labels = inputs.load_labelled(data, form)
@@ -99,7 +102,7 @@ def _table(found: pd.DataFrame) -> Table:
             words[str(row.positives)].format(row.attack),
             f"{row.n_adversarial:,}",
             f"{row.auc:.3f}",
-            f"{row.auc_low:.3f} to {row.auc_high:.3f}",
+            f"{row.auc_low:.3f}-{row.auc_high:.3f}",
             f"{row.tpr_at_1_fpr:.1%}",
             f"{row.tpr_at_5_fpr:.1%}",
         ]
@@ -112,4 +115,7 @@ def _false_alarms(found: pd.DataFrame) -> str:
         return "Not calibrated: no verdicts."
     row = found.iloc[0]
     noisy = f", of noisy ones {row.false_alarms_noisy:.2%}" if "false_alarms_noisy" in row else ""
-    return f"Flagged of clean images {row.false_alarms:.2%}{noisy}."
+    return (
+        f"Flagged of the {row.n_clean:,} clean images that the classifier gets right "
+        f"{row.false_alarms:.2%}{noisy}."
+    )

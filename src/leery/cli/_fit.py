@@ -11,11 +11,11 @@ from rich.console import Console
 from torch import Tensor
 
 from leery import inputs
-from leery._files import make_folder
+from leery._files import check_output
 from leery._progress import progress_bars
 from leery.attacks import GradientAttack, gaussian_noise
 from leery.cli._describe import described, print_description
-from leery.cli._model import Model, Weights, load_model
+from leery.cli._model import Model, Weights, check_repeatable, load_model
 from leery.cli._options import (
     Attacks,
     ChannelsOption,
@@ -144,14 +144,33 @@ def fit(
         combiner="logistic" if attacks else "conformal",
     )
     form = image_format(channels, images_key, labels_key)
-    make_folder(out.parent)
+    check_output(out)
+    _check_apart(train, clean)
+    if weights is None:
+        check_repeatable(model)
     with stoppable("nothing was written"):
         detector.fit(_watched(train, form))
         shape, _ = detector.inputs_
         form = replace(form, shape=shape, classes=detector.classes_)
-        _teach(detector, inputs.load(clean, form), list(attacks.values()), noise or [], fpr)
+        loaded = inputs.load_labelled(clean, form) if attacks else inputs.load(clean, form)
+        _teach(detector, loaded, list(attacks.values()), noise or [], fpr)
         detector.save(out)
     _report(detector, out, as_json=as_json)
+
+
+def _check_apart(train: list[Path], clean: list[Path]) -> None:
+    """Refuse training images as the clean ones: the classifier is surer of those than of others.
+
+    Raises:
+        InputError: then.
+    """
+    both = {path.resolve() for path in train} & {path.resolve() for path in clean}
+    if both:
+        message = (
+            f"expected clean images that the classifier was not trained on, got {min(both)} for "
+            "--train and --clean; name others, or the promised rate will not be kept"
+        )
+        raise InputError(message)
 
 
 def _bandwidth(text: str) -> float | BandwidthRule:
@@ -202,10 +221,11 @@ def _teach(
 
 
 def _report(detector: Detector, out: Path, *, as_json: bool) -> None:
-    facts = described(out)
+    facts = {**described(out), "training_accuracy": detector.accuracy_}
     if as_json:
         print_json(facts)
         return
     console = Console(highlight=False)
     print_description(console, out, facts)
     console.print(str(detector.explain_plan()), markup=False)
+    console.print(f"The classifier is right on {detector.accuracy_:.1%} of the training images.")

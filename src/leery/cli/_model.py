@@ -1,7 +1,9 @@
 """The user's classifier from the command line: a factory in Python, weights in a file."""
 
 import importlib
+import pickle
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,9 +13,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from leery._guest import unwrapped
-from leery.errors import InputError, brief, listed
+from leery.errors import InputError, LeeryError, brief, listed
 
-__all__ = ["Model", "Weights", "load_model"]
+__all__ = ["Model", "Weights", "check_repeatable", "load_model"]
 
 Model = Annotated[
     str,
@@ -54,6 +56,21 @@ def load_model(name: str, weights: Path | None) -> nn.Module:
     return model.eval()
 
 
+def check_repeatable(name: str) -> None:
+    """Refuse a factory that gives other weights each time: nobody could load a detector for it.
+
+    Raises:
+        InputError: then.
+    """
+    first, second = (unwrapped(_made(name)).state_dict() for _ in range(2))
+    if any(not torch.equal(tensor, second[key]) for key, tensor in first.items()):
+        message = (
+            f"expected a factory that gives the trained classifier, got other weights each time "
+            f"from {name}; pass --weights"
+        )
+        raise InputError(message)
+
+
 def _made(name: str) -> nn.Module:
     module_name, _, factory_name = name.partition(":")
     if not module_name or not factory_name:
@@ -62,23 +79,34 @@ def _made(name: str) -> nn.Module:
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        factory = getattr(importlib.import_module(module_name), factory_name, None)
-        if not callable(factory):
-            message = (
-                f"expected a function or class {factory_name!r} in {module_name}, got "
-                f"{type(factory).__name__}; correct the name"
-            )
-            raise InputError(message)
+        factory = _found(module_name, factory_name)
         made: nn.Module = factory() if not isinstance(factory, nn.Module) else factory
-    except ImportError as error:
+    except LeeryError:
+        raise
+    except ModuleNotFoundError as error:
+        missing = error.name or module_name
         message = (
-            f"expected a Python module {module_name!r}, got {brief(error)}; install it or change "
-            "to its folder"
+            f"expected a Python module {missing!r}, got none; install it or change to its folder"
         )
+        raise InputError(message) from error
+    # The user's code raises whatever it likes.
+    except Exception as error:
+        message = f"expected {name} to give a classifier, got {brief(error)}; mend its code"
         raise InputError(message) from error
     finally:
         sys.path.remove(here)
     return made
+
+
+def _found(module_name: str, factory_name: str) -> Callable[[], nn.Module]:
+    factory = getattr(importlib.import_module(module_name), factory_name, None)
+    if not callable(factory):
+        message = (
+            f"expected a function or class {factory_name!r} in {module_name}, got "
+            f"{type(factory).__name__}; correct the name"
+        )
+        raise InputError(message)
+    return factory  # type: ignore[no-any-return]  # it is checked what it gives
 
 
 def _state(path: Path) -> dict[str, Any]:
@@ -87,6 +115,16 @@ def _state(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        message = f"expected weights at {path}, got no file; correct the path"
+        raise InputError(message) from error
+    except pickle.UnpicklingError as error:
+        # torch's text is long and advises to run the code.
+        message = (
+            f"expected weights in {path} that can be read without running code, got a pickle of "
+            "more than tensors; save model.state_dict() with safetensors.torch.save_file"
+        )
+        raise InputError(message) from error
     # torch.load raises what its parts raise: pickle, zip, struct, key and runtime errors.
     except Exception as error:
         message = (

@@ -27,6 +27,7 @@ __all__ = [
     "Seed",
     "facts_table",
     "image_format",
+    "no_attack",
     "parse_attacks",
     "print_json",
     "stoppable",
@@ -103,6 +104,11 @@ def parse_attacks(texts: list[str] | None) -> dict[str, GradientAttack]:
             raise InputError(message)
         found[text] = _ATTACKS[name](epsilon, **({"norm": norm} if norm else {}))  # type: ignore[arg-type]
     return found
+
+
+def no_attack() -> InputError:
+    """What a command says that needs an attack."""
+    return InputError("expected at least one attack, got none; add --attack pgd:0.1")
 
 
 def image_format(

@@ -22,6 +22,7 @@ from leery.cli._options import (
     stoppable,
 )
 from leery.detector import Detector
+from leery.errors import InputError
 from leery.inputs import count
 from leery.scoring import Summary, score_to_file
 
@@ -66,6 +67,10 @@ def score(
       leery score guard.leery incoming/ --model net:make --out scores.csv
       leery score guard.leery day1.parquet day2.parquet --model net:make --resume
     """
+    twice = [str(path) for path in sources if sources.count(path) > 1]
+    if twice:
+        message = f"expected each input once, got {twice[0]} twice; leave one out"
+        raise InputError(message)
     detector = Detector.load(guard, load_model(model, weights))
     form = image_format(channels, images_key, None, shape=detector.inputs_[0], resize=resize)
     identity = hashlib.sha256(guard.read_bytes()).hexdigest()
@@ -90,13 +95,14 @@ def score(
 
 def _shown(summary: Summary) -> dict[str, str]:
     readable = summary.rows - summary.unreadable
-    flagged = (
-        "not calibrated"
-        if summary.flagged is None
-        else f"{summary.flagged:,} ({summary.flagged / max(readable, 1):.2%})"
-    )
+    flagged = "none scored"
+    if summary.flagged is None:
+        flagged = "not calibrated; leery calibrate gives it a threshold"
+    elif readable:
+        flagged = f"{summary.flagged:,} ({summary.flagged / readable:.2%})"
     return {
         "scored": f"{readable:,}",
         "flagged as adversarial": flagged,
-        "unreadable": f"{summary.unreadable:,}" + (", see error" if summary.unreadable else ""),
+        "unreadable": f"{summary.unreadable:,}"
+        + (f", such as {summary.reason}" if summary.unreadable else ""),
     }

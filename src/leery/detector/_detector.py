@@ -36,6 +36,7 @@ from leery.errors import (
     InputError,
     LeeryError,
     NotFittedError,
+    UnsupportedModelError,
     WrongModelError,
     brief,
     listed,
@@ -74,6 +75,8 @@ class Detector:
 
     Attributes:
         feature_layer_: the name of the feature layer in use, once fitted.
+        accuracy_: the share of the training images that the classifier gets right; None before
+            the fit, and in a detector out of a file.
         closeness_: the fitted metrics of closeness by name, once fitted.
         combiner_: once :meth:`fit_combiner` was called.
         calibration_: once :meth:`calibrate` was called.
@@ -117,6 +120,7 @@ class Detector:
         self.combiner = combiner
         self.batch_size = int(batch_size)
         self.feature_layer_: str | None = None
+        self.accuracy_: float | None = None
         self.closeness_: dict[str, Closeness] | None = None
         self.combiner_: Combiner | None = None
         self.calibration_: Calibration | None = None
@@ -127,6 +131,17 @@ class Detector:
         self._closeness()
         # One for the checks of its settings; the layer is known at the fit.
         self._sampler = self._make_sampler(feature_layer)
+
+    def __repr__(self) -> str:
+        """What it guards, and how far it is."""
+        state = "not fitted"
+        if self.closeness_ is not None:
+            state = f"fitted, features {self.feature_layer_!r}"
+        if self.combiner_ is not None:
+            state += f", {self.combiner} combiner"
+        if self.calibration_ is not None:
+            state += f", false-alarm rate {self.calibration_.fpr:g}"
+        return f"Detector({type(self.model).__name__}: {state})"
 
     def fit(
         self, images: Tensor | Iterable[tuple[Tensor, Tensor]], labels: Tensor | None = None
@@ -143,15 +158,16 @@ class Detector:
         Raises:
             NoDropoutError: when a metric of uncertainty was asked for and the model has no dropout.
             UnknownLayerError: when no feature layer was named and the model has no linear layer.
+            UnsupportedModelError: when the model returns probabilities.
             InputError: when images or labels do not fit.
         """
-        settled = self.feature_layer_, self._sampler, self._inputs
+        settled = self.feature_layer_, self._sampler, self._inputs, self.accuracy_
         try:
             features, classes, truth = self._features(_batches(images, labels))
             closeness = self._learned(features, classes, truth)
         except BaseException:
             # A fit from before stays whole.
-            self.feature_layer_, self._sampler, self._inputs = settled
+            self.feature_layer_, self._sampler, self._inputs, self.accuracy_ = settled
             raise
         self.closeness_ = closeness
         self._fingerprint = fingerprint(self.model)
@@ -206,6 +222,7 @@ class Detector:
             InputError: when the images do not fit.
         """
         layer = self._fitted(self.feature_layer_, "fit(images, labels)")
+        self._check_inputs(images)
         return extract_features(self.model, images, layer, batch_size=self.batch_size)
 
     def measure(self, images: Tensor) -> MetricTable:
@@ -219,7 +236,7 @@ class Detector:
             InputError: when the images do not fit.
         """
         closeness = self._fitted(self.closeness_, "fit(images, labels)")
-        check_images(images)
+        self._check_inputs(images)
         values, predicted = [], []
         for seen in self._observe(images):
             classes = seen.logits.argmax(1)
@@ -501,6 +518,21 @@ class Detector:
         detector._take_over(record)
         return detector
 
+    def _check_inputs(self, images: Tensor) -> None:
+        """Refuse inputs of another kind than the fit's: what was learned does not hold for them.
+
+        Raises:
+            InputError: then.
+        """
+        check_images(images)
+        shape, dtype = self.inputs_
+        if images.shape[1:] != shape or images.dtype != dtype:
+            message = (
+                f"expected inputs as in the fit, (N, {', '.join(map(str, shape))}) of {dtype}, got "
+                f"{tuple(images.shape)} of {images.dtype}; convert them in the same way"
+            )
+            raise InputError(message)
+
     def _check_model(self) -> None:
         """Refuse to build on a fit whose classifier has changed since."""
         if self._fingerprint is not None and fingerprint(self.model) != self._fingerprint:
@@ -546,7 +578,7 @@ class Detector:
         """Features ``(N, D)``, the number of classes, and labels ``(N,)`` of the training data."""
         features: list[Tensor] = []
         truth: list[Tensor] = []
-        classes = 0
+        classes, right, probable = 0, 0, True
         for images, labels in batches:
             check_images(images)
             check_labels(labels, len(images))
@@ -554,12 +586,21 @@ class Detector:
                 self._begin(images)
             found, logits = self.features(images)
             classes = logits.shape[1]
+            right += int((logits.argmax(1).to(labels.device) == labels).sum())
+            probable = probable and _are_probabilities(logits)
             check_labels(labels, len(images), classes)
             features.append(found)
             truth.append(labels.to(found.device))
         if not features:
             message = "expected at least one batch of training images, got none; pass some"
             raise InputError(message)
+        if probable:
+            message = (
+                "expected a model that returns logits, got one that returns probabilities; leave "
+                "out its softmax"
+            )
+            raise UnsupportedModelError(message)
+        self.accuracy_ = right / sum(map(len, truth))
         return torch.cat(features), classes, torch.cat(truth)
 
     def _begin(self, images: Tensor) -> None:
@@ -613,6 +654,12 @@ class Detector:
             message = f"expected a detector after {call}, got one before it; call it first"
             raise NotFittedError(message)
         return part
+
+
+def _are_probabilities(logits: Tensor) -> bool:
+    """Whether every row could be the output of a softmax."""
+    sums = logits.double().sum(1)
+    return bool((logits >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
 
 
 def _batches(

@@ -104,7 +104,10 @@ def _opened(path: Path, key: str) -> Iterator[BinaryIO]:
     """The bytes of an npy file, or of the array of that name in an npz file."""
     if path.suffix.lower() == ".npz" and f"{key}.npy" not in _members(path):
         names = listed(name.removesuffix(".npy") for name in _members(path))
-        message = f"expected an array {key!r} in {path}, got {names}; name the array there"
+        message = (
+            f"expected an array {key!r} in {path}, got {names}; rename it, or name yours "
+            "(--images-key)"
+        )
         raise InputError(message)
     try:
         if path.suffix.lower() == ".npy":
@@ -129,6 +132,9 @@ def _header(path: Path, stream: BinaryIO) -> _Header:
     shape, fortran, dtype = readers[version](stream)
     header = _Header(shape, dtype)
     fault = None
+    if shape[:1] == (0,):
+        message = f"expected at least one row in {path}, got none; add some"
+        raise InputError(message)
     if dtype.hasobject:
         fault = "Python objects"
     elif not shape or min(shape) < 1:

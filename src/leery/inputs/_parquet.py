@@ -60,8 +60,8 @@ def _item(name: str, value: object, form: Format, label: int | None) -> Item:
 def _columns(path: Path, schema: pa.Schema, form: Format) -> list[str]:
     if form.images_key not in schema.names:
         message = (
-            f"expected a column {form.images_key!r} in {path}, got {listed(schema.names)}; name "
-            "the column of the pictures"
+            f"expected a column {form.images_key!r} in {path}, got {listed(schema.names)}; "
+            "rename it, or name yours (--images-key)"
         )
         raise InputError(message)
     kind = schema.field(form.images_key).type
