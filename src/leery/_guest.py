@@ -1,20 +1,31 @@
 """The user's model is a guest: whatever is done with it, it leaves as it came."""
 
+import random
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from weakref import WeakKeyDictionary
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from leery.errors import InputError, UnsupportedModelError, brief
+from leery.errors import InputError, LeeryError, UnsupportedModelError, brief
 
-__all__ = ["check_logits", "device_of", "guest", "run_model", "unwrapped"]
+__all__ = [
+    "assignments_undone",
+    "check_logits",
+    "device_of",
+    "guest",
+    "python_randomness",
+    "refused",
+    "run_model",
+    "unwrapped",
+]
 
 
-_LOCKS: WeakKeyDictionary[nn.Module, AbstractContextManager[bool]] = WeakKeyDictionary()
-_LOCKS_LOCK = threading.Lock()
+_ONE_AT_A_TIME = threading.RLock()
+
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -53,18 +64,29 @@ def run_model(model: nn.Module, batch: Tensor) -> Tensor:
         InputError: when the model does not accept the batch.
         UnsupportedModelError: when it returns anything but logits of at least two classes.
     """
-    try:
+    with refused(batch):
         # A copy: a forward may write into its input, and the images are the user's.
         logits = model(batch.clone())
-    except torch.OutOfMemoryError:
+    return check_logits(logits, len(batch))
+
+
+@contextmanager
+def refused(batch: Tensor) -> Iterator[None]:
+    """What torch and indexing raise over a batch becomes one error of leery's.
+
+    Raises:
+        InputError: then.
+    """
+    try:
+        yield
+    except (LeeryError, torch.OutOfMemoryError):
         raise
-    except RuntimeError as error:
+    except (RuntimeError, IndexError) as error:
         message = (
             f"expected images that the model accepts, got shape {tuple(batch.shape)} and "
-            f"{batch.dtype}, which it refuses ({brief(error)}); check shape and type"
+            f"{batch.dtype}, which it refuses ({brief(error)}); check shape, type and values"
         )
         raise InputError(message) from error
-    return check_logits(logits, len(batch))
 
 
 def check_logits(logits: object, count: int) -> Tensor:
@@ -91,31 +113,66 @@ def check_logits(logits: object, count: int) -> Tensor:
 
 @contextmanager
 def guest(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in eval mode for a while; modes and random states are restored, come what may.
+    """The model in eval mode for a while; what is assigned in it meanwhile is undone.
 
-    The flags are set directly, not through ``model.eval()``, because models may override that
-    with side effects. Random numbers that the model draws from the global generators meanwhile
-    are forgotten: those generators stand afterwards where they stood before. One thread at a time
-    has a model as guest, since its modes are the model's own.
+    The mode is set directly, not through ``model.eval()``, because models may override that with
+    side effects. Random numbers that the model draws from the global generators of torch, Python
+    and numpy meanwhile are forgotten: those stand afterwards where they stood before. The caller's
+    autocast is off: a score is a function of the image alone. One thread at a time has a guest,
+    since random states and the flags of torch are the process's.
     """
-    with _lock_of(model):
-        yield from _visiting(model)
-
-
-def _lock_of(model: nn.Module) -> AbstractContextManager[bool]:
-    with _LOCKS_LOCK:
-        return _LOCKS.setdefault(model, threading.RLock())
-
-
-def _visiting(model: nn.Module) -> Iterator[nn.Module]:
-    modes = [(module, module.training) for module in model.modules()]
     device = device_of(model)
     accelerators = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=accelerators):
-        try:
-            for module, _ in modes:
-                module.training = False
-            yield model
-        finally:
-            for module, mode in modes:
-                module.training = mode
+    with (
+        _ONE_AT_A_TIME,
+        torch.random.fork_rng(devices=accelerators),
+        _python_randomness_kept(),
+        torch.autocast(device.type, enabled=False),
+        assignments_undone(model),
+    ):
+        for module in model.modules():
+            module.training = False
+        yield model
+
+
+@contextmanager
+def assignments_undone(model: nn.Module) -> Iterator[None]:
+    """Attributes of all submodules are afterwards what they were before, modes among them.
+
+    What is written into a tensor or container in place stays.
+    """
+    before = [
+        (module, dict(vars(module)), [dict(vars(module)[name]) for name in _REGISTRIES])
+        for module in model.modules()
+    ]
+    try:
+        yield
+    finally:
+        for module, attributes, registries in before:
+            found = vars(module)
+            for name in found.keys() - attributes.keys():
+                del found[name]
+            found.update(attributes)
+            for name, held in zip(_REGISTRIES, registries, strict=True):
+                registry = found[name]
+                if list(registry) != list(held) or any(
+                    registry[key] is not value for key, value in held.items()
+                ):
+                    registry.clear()
+                    registry.update(held)
+
+
+def python_randomness() -> object:
+    """Where the generators of Python and numpy stand; equal when they stand alike."""
+    _, keys, *rest = np.random.get_state()  # noqa: NPY002 - whatever the model uses
+    return random.getstate(), np.asarray(keys).tobytes(), rest
+
+
+@contextmanager
+def _python_randomness_kept() -> Iterator[None]:
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - whatever the model uses
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002 - see above

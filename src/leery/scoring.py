@@ -8,10 +8,11 @@ time works in the folder.
 import fcntl
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -108,6 +109,9 @@ def score_to_file(
             advance(len(chunk))
         with atomic_stream(out) as stream:
             counter = write(stream, parts, schema)
+            if counter.rows != total:
+                message = f"expected {total} inputs, got {counter.rows}; run again without --resume"
+                raise InputError(message)
         # The manifest goes first: what is left of the folder is then no run to resume.
         (folder / _MANIFEST).unlink()
         shutil.rmtree(folder)
@@ -193,16 +197,7 @@ def _opened(folder: Path, run: str, total: int, *, resume: bool) -> Iterator[lis
         OutputError: when another process works in it.
     """
     _check_own(folder)
-    make_folder(folder)
-    with (folder / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            message = (
-                f"expected {folder} for one run alone, got another that is at work in it; wait for "
-                "it or name another --out"
-            )
-            raise OutputError(message) from error
+    with _locked(folder):
         parts = _finished(folder, run, total, resume=resume)
         try:
             yield parts
@@ -211,6 +206,34 @@ def _opened(folder: Path, run: str, total: int, *, resume: bool) -> Iterator[lis
                 # Nothing to go on with.
                 shutil.rmtree(folder)
             raise
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The folder, made where it is missing, for this process alone.
+
+    Raises:
+        OutputError: when another process has it.
+    """
+    with ExitStack() as stack:
+        while True:
+            make_folder(folder)
+            try:
+                lock = stack.enter_context((folder / _LOCK).open("w"))
+            except FileNotFoundError:
+                # Another run ended in between, and took the folder with it.
+                continue
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                message = (
+                    f"expected {folder} for one run alone, got another that is at work in it; wait "
+                    "for it or name another --out"
+                )
+                raise OutputError(message) from error
+            if os.fstat(lock.fileno()).st_nlink:
+                break
+        yield
 
 
 def _finished(folder: Path, run: str, total: int, *, resume: bool) -> list[Path]:
@@ -289,6 +312,11 @@ class _Counter:
     def __init__(self) -> None:
         self._rows = self._unreadable = self._flagged = 0
         self._reason: str | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many there were."""
+        return self._rows
 
     def tables(self, parts: Sequence[Path]) -> Iterator[pa.Table]:
         """The parts' tables, one after the other."""

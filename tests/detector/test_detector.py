@@ -560,7 +560,19 @@ EDITS: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, object]], object],
     ),
     "scores that are not finite": (
         lambda tensors, _: tensors["calibration/scores"].fill_(torch.nan),
-        "a finite score for each calibration image",
+        "scores of float64, not finite float64",
+    ),
+    "scores of images and more": (
+        lambda tensors, _: tensors.update({"calibration/scores": torch.zeros(200, 2).double()}),
+        r"scores of shape \(200, 2\)",
+    ),
+    "classes that are no whole numbers": (
+        lambda tensors, _: tensors.update({"clean/predicted": torch.zeros(1)}),
+        "and classes of",
+    ),
+    "complex inputs": (
+        lambda _, facts: facts["inputs"].update(dtype="complex64"),  # type: ignore[attr-defined]
+        "no inputs of shape .* and type 'complex64'",
     ),
     "features that are not finite": (
         lambda tensors, _: tensors["kernel_density/3"].fill_(torch.inf),

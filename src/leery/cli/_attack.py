@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from leery import inputs
 from leery._files import check_output, write_atomically
-from leery.cli._model import Model, Weights, load_model
+from leery.cli._model import Model, Weights, load_model, with_classes
 from leery.cli._options import (
     Attacks,
     ChannelsOption,
@@ -71,7 +71,7 @@ def attack(
         raise InputError(message)
     check_output(out)
     with stoppable("nothing was written"):
-        form = image_format(channels, images_key, labels_key)
+        form = with_classes(classifier, data, image_format(channels, images_key, labels_key))
         images, labels = inputs.load_labelled(data, form)
         twins = [found(classifier, images, labels, seed=seed) for found in chosen.values()]
         facts = _write(out, classifier, twins, labels)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import typer
 from rich.console import Console
@@ -15,7 +16,7 @@ from leery._files import check_output
 from leery._progress import progress_bars
 from leery.attacks import GradientAttack, gaussian_noise
 from leery.cli._describe import described, print_description
-from leery.cli._model import Model, Weights, check_repeatable, load_model
+from leery.cli._model import Model, Weights, check_repeatable, load_model, with_classes
 from leery.cli._options import (
     Attacks,
     ChannelsOption,
@@ -28,7 +29,7 @@ from leery.cli._options import (
     print_json,
     stoppable,
 )
-from leery.detector import METRICS, PAPER_METRICS, Detector
+from leery.detector import METRICS, PAPER_METRICS, Calibration, Detector
 from leery.errors import InputError
 from leery.metrics import BandwidthRule
 
@@ -144,26 +145,34 @@ def fit(
         combiner="logistic" if attacks else "conformal",
     )
     form = image_format(channels, images_key, labels_key)
-    check_output(out)
-    _check_apart(train, clean)
+    _check_first(train, clean, out, fpr)
     if weights is None:
         check_repeatable(model)
     with stoppable("nothing was written"):
+        form = with_classes(detector.model, train, form)
         detector.fit(_watched(train, form))
         shape, _ = detector.inputs_
-        form = replace(form, shape=shape, classes=detector.classes_)
-        loaded = inputs.load_labelled(clean, form) if attacks else inputs.load(clean, form)
-        _teach(detector, loaded, list(attacks.values()), noise or [], fpr)
+        form = replace(form, shape=shape)
+        held = _clean_images(clean, form, labelled=bool(attacks))
+        _teach(detector, held, list(attacks.values()), noise or [], fpr)
         detector.save(out)
     _report(detector, out, as_json=as_json)
 
 
-def _check_apart(train: list[Path], clean: list[Path]) -> None:
-    """Refuse training images as the clean ones: the classifier is surer of those than of others.
+def _check_first(train: list[Path], clean: list[Path], out: Path, fpr: float | None) -> None:
+    """Refuse before all the work what would be refused after it.
+
+    Training images do not serve as clean ones: the classifier is surer of them than of others.
 
     Raises:
-        InputError: then.
+        InputError, OutputError: then.
     """
+    check_output(out)
+    if fpr is not None:
+        nothing = np.empty(0)
+        Calibration(
+            fpr, "marginal", confidence=0.95, per_class=False, scores=nothing, predicted=nothing
+        )
     both = {path.resolve() for path in train} & {path.resolve() for path in clean}
     if both:
         message = (
@@ -193,6 +202,14 @@ def _watched(paths: list[Path], form: inputs.Format) -> Iterator[tuple[Tensor, T
         for images, labels in inputs.batches(paths, form):
             yield images, labels
             bars.advance(task, len(images))
+
+
+def _clean_images(
+    paths: list[Path], form: inputs.Format, *, labelled: bool
+) -> tuple[Tensor, Tensor | None]:
+    if labelled:
+        return inputs.load_labelled(paths, form)
+    return inputs.load(paths, replace(form, labels_key=None))
 
 
 def _teach(

@@ -4,6 +4,7 @@ import importlib
 import pickle
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,10 +13,11 @@ import typer
 from safetensors.torch import load_file
 from torch import nn
 
-from leery._guest import unwrapped
+from leery import inputs
+from leery._guest import device_of, guest, run_model, unwrapped
 from leery.errors import InputError, LeeryError, brief, listed
 
-__all__ = ["Model", "Weights", "check_repeatable", "load_model"]
+__all__ = ["Model", "Weights", "check_repeatable", "load_model", "with_classes"]
 
 Model = Annotated[
     str,
@@ -54,6 +56,20 @@ def load_model(name: str, weights: Path | None) -> nn.Module:
     if weights is not None:
         _fill(model, _state(weights), weights)
     return model.eval()
+
+
+def with_classes(model: nn.Module, paths: list[Path], form: inputs.Format) -> inputs.Format:
+    """The format with the classifier's number of classes, as its output for an input shows it.
+
+    Raises:
+        InputError: when it does not accept the input.
+    """
+    for item in inputs.read(paths, replace(form, labels_key=None)):
+        if item.image is not None:
+            with guest(model), torch.no_grad():
+                logits = run_model(model, item.image.unsqueeze(0).to(device_of(model)))
+            return replace(form, classes=logits.shape[1])
+    return form
 
 
 def check_repeatable(name: str) -> None:

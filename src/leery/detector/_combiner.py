@@ -123,7 +123,8 @@ class LogisticCombiner:
             InputError: when the values are not finite.
         """
         # Row by row: a matrix product may add in another order for another number of rows.
-        scores: np.ndarray = self.contributions(values).sum(axis=1) + self.intercept
+        rows = np.ascontiguousarray(self.contributions(values))
+        scores: np.ndarray = rows.sum(axis=1) + self.intercept
         return scores
 
     def to_arrays(self) -> dict[str, np.ndarray]:

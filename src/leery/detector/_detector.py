@@ -126,6 +126,7 @@ class Detector:
         self.calibration_: Calibration | None = None
         self._clean: MetricTable | None = None
         self._fingerprint: str | None = None
+        self._checked: object = None
         self._classes = 0
         self._inputs: tuple[tuple[int, ...], torch.dtype] | None = None
         self._closeness()
@@ -170,7 +171,7 @@ class Detector:
             self.feature_layer_, self._sampler, self._inputs, self.accuracy_ = settled
             raise
         self.closeness_ = closeness
-        self._fingerprint = fingerprint(self.model)
+        self._fingerprint, self._checked = fingerprint(self.model), None
         self._classes = classes
         self.combiner_ = self.calibration_ = self._clean = None
         return self
@@ -233,10 +234,12 @@ class Detector:
 
         Raises:
             NotFittedError: before :meth:`fit`.
+            WrongModelError: when the classifier has changed since :meth:`fit`.
             InputError: when the images do not fit.
         """
         closeness = self._fitted(self.closeness_, "fit(images, labels)")
         self._check_inputs(images)
+        self._check_model()
         values, predicted = [], []
         for seen in self._observe(images):
             classes = seen.logits.argmax(1)
@@ -446,6 +449,12 @@ class Detector:
             )
         generator = torch.Generator().manual_seed(0)
         example = torch.rand((2, *shape), generator=generator).to(dtype)
+        if dtype is torch.uint8:
+            example = torch.randint(0, 256, (2, *shape), generator=generator).to(dtype)
+        elif not dtype.is_floating_point:
+            # Token ids: 0 is often padding, of which an input must not consist.
+            example = torch.ones((2, *shape), dtype=dtype)
+            example[1, ..., -1:] = 0
         return self._sampler.explain_plan(example)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -534,13 +543,20 @@ class Detector:
             raise InputError(message)
 
     def _check_model(self) -> None:
-        """Refuse to build on a fit whose classifier has changed since."""
-        if self._fingerprint is not None and fingerprint(self.model) != self._fingerprint:
+        """Refuse to build on a fit whose classifier has changed since.
+
+        Its weights are read only when torch has counted a change of them.
+        """
+        changes = _changes(self.model)
+        if self._fingerprint is None or changes == self._checked:
+            return
+        if fingerprint(self.model) != self._fingerprint:
             message = (
                 "expected the classifier as it was at the fit, got changed layers or weights; "
                 "fit the detector again"
             )
             raise WrongModelError(message)
+        self._checked = changes
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -654,6 +670,15 @@ class Detector:
             message = f"expected a detector after {call}, got one before it; call it first"
             raise NotFittedError(message)
         return part
+
+
+def _changes(model: nn.Module) -> object:
+    """Equal as long as no weight was written or replaced, and no submodule."""
+    tensors = (*model.parameters(), *model.buffers())
+    return (
+        tuple(model.modules()),
+        [(id(part), 0 if part.is_inference() else part._version) for part in tensors],  # noqa: SLF001 - its count of writes
+    )
 
 
 def _are_probabilities(logits: Tensor) -> bool:

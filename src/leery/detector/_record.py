@@ -109,15 +109,13 @@ class Record:
         }
         combiner, clean = None, None
         if fused := below(arrays, "combiner"):
-            combiner = COMBINERS[settings["combiner"]](fused, metrics)
-            seen = below(arrays, "clean")
-            clean = MetricTable(metrics, seen["values"], seen["predicted"])
+            combiner = COMBINERS[settings["combiner"]](_finite(fused), metrics)
+            clean = MetricTable(metrics, *_measured(below(arrays, "clean"), "values", 2))
         calibration = None
         if promised := facts.get("calibration"):
-            held = below(arrays, "calibration")
-            calibration = Calibration(
-                **promised, scores=held["scores"], predicted=held["predicted"]
-            ).checked(classes)
+            scores, predicted = _measured(below(arrays, "calibration"), "scores", 1)
+            calibration = Calibration(**promised, scores=scores, predicted=predicted)
+            calibration = calibration.checked(classes)
         return cls(
             classifier=facts["classifier"],
             fingerprint=facts["classifier_sha256"],
@@ -152,6 +150,35 @@ def _closeness(
     return metrics
 
 
+def _finite(arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """The arrays, refused unless all are finite float64.
+
+    Raises:
+        InputError: then.
+    """
+    for name, array in arrays.items():
+        if array.dtype != np.float64 or not np.isfinite(array).all():
+            message = f"{name} of {array.dtype}, not finite float64"
+            raise InputError(message)
+    return arrays
+
+
+def _measured(
+    arrays: Mapping[str, np.ndarray], name: str, dimensions: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of images and their predicted classes.
+
+    Raises:
+        InputError: when they are not of one number of images, or of other types.
+    """
+    values, predicted = _finite({name: arrays[name]})[name], arrays["predicted"]
+    whole = values.ndim == dimensions and predicted.shape == values.shape[:1]
+    if not whole or predicted.dtype != np.int64:
+        message = f"{name} of shape {values.shape} and classes of {predicted.shape}"
+        raise InputError(message)
+    return values, predicted
+
+
 def _inputs(shape: Sequence[int], dtype: str) -> tuple[tuple[int, ...], torch.dtype]:
     """The shape and type of an input, from what a file says of them.
 
@@ -160,7 +187,12 @@ def _inputs(shape: Sequence[int], dtype: str) -> tuple[tuple[int, ...], torch.dt
     """
     kind = getattr(torch, dtype, None)
     sizes = all(type(size) is int and size > 0 for size in shape)
-    if not isinstance(kind, torch.dtype) or not sizes or math.prod(shape) > MOST_NUMBERS:
+    if (
+        not isinstance(kind, torch.dtype)
+        or kind.is_complex
+        or not sizes
+        or math.prod(shape) > MOST_NUMBERS
+    ):
         message = f"no inputs of shape {shape} and type {dtype!r}"
         raise InputError(message)
     return tuple(shape), kind

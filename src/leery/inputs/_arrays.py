@@ -1,5 +1,6 @@
 """npy and npz files, row by row: no pickle, and never more in memory than a row."""
 
+import io
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,10 @@ _ROW_BYTES = 2**28
 """No single input is larger: 256 MiB."""
 
 _SKIP_BYTES = 2**20
+
+_LAST_LABEL = 2**31
+
+_HEADER_BYTES = 2**16
 
 
 @dataclass(frozen=True)
@@ -87,8 +92,20 @@ def _labels(path: Path, form: Format, count: int) -> np.ndarray | None:
                 f"{header.shape} of {header.dtype}; correct the file"
             )
             raise InputError(message)
-        content = _exactly(path, stream, count * header.row_bytes)
-        return np.frombuffer(content, header.dtype).astype(np.int64)
+        if count * header.row_bytes > _ROW_BYTES:
+            message = (
+                f"expected labels of at most {_ROW_BYTES} bytes in {path}, got {count} labels; "
+                "split the file"
+            )
+            raise InputError(message)
+        labels = np.frombuffer(_exactly(path, stream, count * header.row_bytes), header.dtype)
+        if labels.max() > _LAST_LABEL:
+            message = (
+                f"expected classes up to {_LAST_LABEL} in {path}, got {labels.max()}; number them "
+                "from 0"
+            )
+            raise InputError(message)
+        return labels.astype(np.int64)
 
 
 def _members(path: Path) -> list[str]:
@@ -129,20 +146,14 @@ def _header(path: Path, stream: BinaryIO) -> _Header:
     if version not in readers:
         message = f"expected an npy array of version 1 or 2 in {path}, got {version}; save it anew"
         raise InputError(message)
+    if version == (2, 0):
+        stream = _bounded(path, stream)
     shape, fortran, dtype = readers[version](stream)
     header = _Header(shape, dtype)
-    fault = None
     if shape[:1] == (0,):
         message = f"expected at least one row in {path}, got none; add some"
         raise InputError(message)
-    if dtype.hasobject:
-        fault = "Python objects"
-    elif not shape or min(shape) < 1:
-        fault = f"shape {shape}"
-    elif fortran and len(shape) > 1:
-        fault = "columns first (Fortran order)"
-    elif header.row_bytes > _ROW_BYTES:
-        fault = f"rows of {header.row_bytes} bytes"
+    fault = _fault(header, fortran=fortran)
     if fault:
         message = (
             f"expected an array of numbers (N, ...) in {path}, rows first, got {fault}; save it "
@@ -150,6 +161,30 @@ def _header(path: Path, stream: BinaryIO) -> _Header:
         )
         raise InputError(message)
     return header
+
+
+def _fault(header: _Header, *, fortran: bool) -> str | None:
+    """What keeps an array from being read row by row."""
+    shape = header.shape
+    if header.dtype.hasobject:
+        return "Python objects"
+    if not shape or min(shape) < 1:
+        return f"shape {shape}"
+    if fortran and len(shape) > 1:
+        return "columns first (Fortran order)"
+    return f"rows of {header.row_bytes} bytes" if header.row_bytes > _ROW_BYTES else None
+
+
+def _bounded(path: Path, stream: BinaryIO) -> BinaryIO:
+    """The header of version 2, whose length a stranger may have written."""
+    length = _exactly(path, stream, 4)
+    if int.from_bytes(length, "little") > _HEADER_BYTES:
+        message = (
+            f"expected an npy header of at most {_HEADER_BYTES} bytes in {path}, got more; save it "
+            "anew"
+        )
+        raise InputError(message)
+    return io.BytesIO(length + _exactly(path, stream, int.from_bytes(length, "little")))
 
 
 def _exactly(path: Path, stream: BinaryIO, count: int) -> bytes:

@@ -18,6 +18,9 @@ Channels = Literal["first", "last", "none"]
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
+_KINDS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
+"""Others are not tried: for PostScript Pillow would start a program."""
+
 _MOST_PIXELS = 2**25
 """Larger pictures are refused: a small file can claim a huge picture."""
 
@@ -30,7 +33,7 @@ class UnreadableError(Exception):
 class Format:
     """How stored inputs become what the model takes.
 
-    Whole numbers of 8 bits become float32 in [0, 1]; other numbers stay as they are, floats as
+    Bytes (uint8) become float32 in [0, 1]; other numbers stay as they are, floats as
     float32, whole numbers (token ids) as int64.
 
     Args:
@@ -80,7 +83,7 @@ class Format:
             with warnings.catch_warnings():
                 # Notes on damaged metadata, and on sizes that are checked below.
                 warnings.simplefilter("ignore")
-                with Image.open(io.BytesIO(content)) as image:
+                with Image.open(io.BytesIO(content), formats=_KINDS) as image:
                     pixels = self._pixels(image)
         except UnreadableError:
             raise
@@ -113,6 +116,9 @@ class Format:
                 message = "NaN or infinity"
                 raise UnreadableError(message)
         elif values.dtype.kind in "iu":
+            if values.dtype == np.uint64 and values.max(initial=0) > np.iinfo(np.int64).max:
+                message = "whole numbers of more than 63 bits"
+                raise UnreadableError(message)
             values = values.astype(np.int64)
         else:
             message = f"values of type {values.dtype} instead of numbers"

@@ -13,7 +13,10 @@ from leery.inputs._item import Item, printable
 
 __all__ = ["parquet_length", "read_parquet"]
 
-_ROWS = 256
+_ROWS = 32
+"""Read at once; few, because a row may be large."""
+
+_LAST_LABEL = 2**31
 
 
 def parquet_length(path: Path) -> int:
@@ -48,6 +51,8 @@ def read_parquet(path: Path, form: Format, start: int) -> Iterator[Item]:
 
 
 def _item(name: str, value: object, form: Format, label: int | None) -> Item:
+    if label is not None and not 0 <= label <= _LAST_LABEL:
+        return Item(name, None, None, f"a class of {label}, not from 0 to {_LAST_LABEL}")
     content = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(content, bytes):
         return Item(name, None, label, "no bytes of a picture")

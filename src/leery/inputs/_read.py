@@ -16,6 +16,7 @@ from leery.inputs._parquet import parquet_length, read_parquet
 __all__ = ["batches", "count", "files", "load", "load_labelled", "read"]
 
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
+_PICTURE_BYTES = 2**28
 _ARRAYS = frozenset({".npy", ".npz"})
 
 
@@ -58,9 +59,10 @@ def read(paths: Sequence[Path], form: Format, *, start: int = 0) -> Iterator[Ite
     Raises:
         InputError: when a path is missing, of no known kind, or damaged as a whole.
     """
+    _check_alike(paths, form)
     for path in paths:
         length = _length(path, form) if start else 0
-        if length and start >= length:
+        if start and start >= length:
             start -= length
             continue
         yield from _source(path, form, start)
@@ -200,6 +202,30 @@ def _pictures(folder: Path) -> list[Path]:
     return files
 
 
+def _folders(folder: Path) -> list[str]:
+    """The names of the folders of a folder, which number the classes."""
+    return sorted(
+        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
+
+
+def _check_alike(paths: Sequence[Path], form: Format) -> None:
+    """Refuse folders of labelled pictures whose classes would be numbered differently.
+
+    Raises:
+        InputError: then.
+    """
+    folders = [path for path in paths if path.is_dir()] if form.labels_key is not None else []
+    for folder in folders[1:]:
+        first, other = _folders(folders[0]), _folders(folder)
+        if first != other:
+            message = (
+                f"expected the same classes in {folders[0]} and {folder}, got {listed(first)} and "
+                f"{listed(other)}; classes are numbered by folder: add empty ones"
+            )
+            raise InputError(message)
+
+
 def _folder_labels(folder: Path, files: Sequence[Path], form: Format) -> dict[Path, int]:
     """The class of each picture, where every picture lies in a folder of the folder.
 
@@ -211,9 +237,7 @@ def _folder_labels(folder: Path, files: Sequence[Path], form: Format) -> dict[Pa
     own = [file.relative_to(folder).parts for file in files]
     if any(len(parts) < 2 for parts in own):  # noqa: PLR2004 - a folder and a file
         return {}
-    names = sorted(
-        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
-    )
+    names = _folders(folder)
     if form.labels_key is not None and form.classes not in (None, len(names)):
         message = (
             f"expected a folder for each of {form.classes} classes in {folder}, got {len(names)} "
@@ -226,6 +250,8 @@ def _folder_labels(folder: Path, files: Sequence[Path], form: Format) -> dict[Pa
 
 def _picture(path: Path, form: Format, label: int | None) -> Item:
     try:
+        if path.stat().st_size > _PICTURE_BYTES:
+            return Item(printable(path), None, label, f"more than {_PICTURE_BYTES} bytes")
         return Item(printable(path), form.picture(path.read_bytes()), label)
     except OSError as error:
         return Item(printable(path), None, label, error.strerror or str(error))

@@ -56,6 +56,13 @@ def insert_dropout(model: nn.Module, *, before: str, p: float = 0.5) -> nn.Modul
             "name one that is inside"
         )
         raise InputError(message)
+    parent = layers[before.rpartition(".")[0]]
+    if isinstance(parent, nn.MultiheadAttention):
+        message = (
+            f"expected a layer that is called, got {before!r}, whose weights the attention "
+            "reads by itself; name the attention"
+        )
+        raise InputError(message)
     if hasattr(layer, _ATTRIBUTE):
         message = (
             f"expected a layer without inserted dropout, got {before!r}, which has one; "

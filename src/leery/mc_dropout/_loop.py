@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.module_tracker import ModuleTracker
 
-from leery._guest import check_logits, run_model
+from leery._guest import assignments_undone, check_logits, python_randomness, run_model
 from leery.errors import UnsupportedModelError, brief
 from leery.features import forward
 from leery.mc_dropout._drawing import Chance, Drawing
@@ -129,8 +129,15 @@ def _calls(model: nn.Module, batch: Tensor, names: frozenset[str]) -> list[_Call
         UnsupportedModelError: when the pass gives no logits.
         InputError: when the model does not accept the batch.
     """
+    before = python_randomness()
     found, output = _watched(model, batch, names)
     check_logits(output, len(batch))
+    if python_randomness() != before:
+        message = (
+            "expected a model that draws random numbers with torch, got one that draws from Python "
+            "or numpy; use torch.rand"
+        )
+        raise UnsupportedModelError(message)
     return found
 
 
@@ -211,9 +218,13 @@ def _unwritten(model: nn.Module, *, quietly: bool = False) -> Iterator[None]:
         tensor for tensor in (*model.parameters(), *model.buffers()) if not tensor.is_inference()
     ]
     before = [(tensor, tensor._version, tensor.detach().clone()) for tensor in tensors]  # noqa: SLF001 - its count of writes
+    held = [*model.parameters(), *model.buffers()]
     written = False
     try:
-        yield
+        with assignments_undone(model):
+            yield
+            now = [*model.parameters(), *model.buffers()]
+            written = list(map(id, now)) != list(map(id, held))
     finally:
         for tensor, version, value in before:
             if tensor._version != version:  # noqa: SLF001 - its count of writes

@@ -1,5 +1,6 @@
 """What the passes draw, once from a seed: T passes are T fixed sub-networks."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -8,12 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from leery.errors import UnsupportedModelError
+from leery.errors import InputError, UnsupportedModelError
 from leery.mc_dropout._random import Kind
 
 __all__ = ["MaskSource", "Masks", "Site", "draw_masks"]
 
 MaskSource = Literal["fixed", "fresh"]
+
+MOST_DRAWS = 2**28
+"""A bound that keeps a file of a stranger from asking for all the memory."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,12 @@ def draw_masks(sites: Sequence[Site], passes: int, seed: int, draw: int = 0) -> 
         Kirsch, van Amersfoort, Gal (2019), "BatchBALD", section 3.1: consistent MC dropout.
     """
     drawn = []
+    if passes * sum(math.prod(site.shape) for site in sites) > MOST_DRAWS:
+        message = (
+            f"expected at most {MOST_DRAWS} random numbers in all passes, got {passes} passes of "
+            f"{sum(math.prod(site.shape) for site in sites)}; lower passes"
+        )
+        raise InputError(message)
     for index, site in enumerate(sites):
         state = np.random.SeedSequence([seed, draw, index]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(state[0]) >> 1)

@@ -1,10 +1,9 @@
 """Which modules are in train mode while passes are drawn."""
 
-import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from numbers import Real
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -35,7 +34,7 @@ def dropout_rates(model: nn.Module) -> tuple[float, ...]:
     """The rates of torch's own layers that drop something."""
     layers = (model.get_submodule(name) for name in sorted(dropout_layers(model)))
     rates = (getattr(layer, "p", getattr(layer, "dropout", None)) for layer in layers)
-    return tuple(float(rate) for rate in rates if isinstance(rate, float))
+    return tuple(float(rate) for rate in rates if isinstance(rate, Real))
 
 
 def own_modules(model: nn.Module) -> frozenset[str]:
@@ -52,12 +51,10 @@ def own_modules(model: nn.Module) -> frozenset[str]:
 
 @contextmanager
 def awake(model: nn.Module, names: frozenset[str]) -> Iterator[None]:
-    """The named modules in train mode, all others in eval mode.
+    """The named modules in train mode, all others in eval mode; inside guest.
 
-    Attention is computed step by step meanwhile: fused kernels draw their dropout unseen. The
-    random states of Python and numpy are put back; torch's are the business of guest.
+    Attention is computed step by step meanwhile: fused kernels draw their dropout unseen.
     """
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - whatever the model uses
     before = [(name, module, module.training) for name, module in model.named_modules()]
     try:
         for name, module, _ in before:
@@ -71,5 +68,3 @@ def awake(model: nn.Module, names: frozenset[str]) -> Iterator[None]:
     finally:
         for _, module, mode in before:
             module.training = mode
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002 - see above

@@ -136,7 +136,10 @@ def _attended(
         scores = scores.masked_fill(~mask, -math.inf)
     elif mask is not None:
         scores = scores + mask
-    return _dropped(kept, scores.softmax(-1), dropout_p) @ value
+    # A query that may look nowhere gets zeros, as torch gives it.
+    nowhere = (scores == -math.inf).all(-1, keepdim=True)
+    weights = scores.softmax(-1).masked_fill(nowhere, 0.0)
+    return _dropped(kept, weights, dropout_p) @ value
 
 
 def _attended_without(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from leery._checks import check_batch_size, check_images, check_seed
-from leery._guest import device_of, guest, unwrapped
+from leery._guest import device_of, guest, refused, unwrapped
 from leery.errors import InputError, NoDropoutError, UnsupportedModelError
 from leery.features import check_layer
 from leery.mc_dropout._engine import Engine
@@ -202,7 +202,8 @@ class MCDropout:
         # A single image is doubled: convolutions add in another order for a batch of one.
         batch = torch.cat([batch, batch]) if count == 1 else batch
         with guest(self.model), torch.no_grad():
-            logits, features, passes = prepared.observe(batch.to(device_of(self.model)), masks)
+            with refused(batch):
+                logits, features, passes = prepared.observe(batch.to(device_of(self.model)), masks)
             stacked = torch.stack(passes)
             # In half precision the rows would not sum to 1.
             probs = stacked.softmax(-1, torch.promote_types(stacked.dtype, torch.float32))
@@ -256,12 +257,16 @@ class MCDropout:
         return _Prepared(loop, engine, shared, masks, plan, state)
 
     def _state(self) -> tuple[object, ...]:
-        """What a prepared run depends on: which tensors the model reads, and the dropout rates.
+        """What a prepared run depends on: modules, tensors, hooks and dropout rates.
 
         The graph keeps its tensors alive, so that no other can take over an identity.
         """
         tensors = (id(tensor) for tensor in (*self.model.parameters(), *self.model.buffers()))
-        return (*tensors, *dropout_rates(self.model))
+        modules = (
+            (module, tuple(module._forward_pre_hooks), tuple(module._forward_hooks))  # noqa: SLF001 - no other way
+            for module in self.model.modules()
+        )
+        return (*tensors, *modules, *dropout_rates(self.model))
 
 
 def _no_dropout(model: nn.Module, caveat: str) -> NoDropoutError:

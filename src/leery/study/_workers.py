@@ -63,7 +63,6 @@ class Workers:
 @contextmanager
 def worker_pool(count: int) -> Iterator[Workers]:
     """Processes for a while; they are gone afterwards, however it ends."""
-    others = set(multiprocessing.active_children())
     executor = ProcessPoolExecutor(
         count, mp_context=multiprocessing.get_context("spawn"), initializer=_settle_in
     )
@@ -73,7 +72,7 @@ def worker_pool(count: int) -> Iterator[Workers]:
         # Not waited for: a task may take long, and what it has not written it does again. They go
         # first, so that the executor finds itself broken; asked to shut down with work left, it
         # would send them farewells through a pipe it closes, and print the traceback.
-        for process in set(multiprocessing.active_children()) - others:
+        for process in list((executor._processes or {}).values()):  # noqa: SLF001 - its own, and no other
             process.terminate()
             process.join()
         executor.shutdown(cancel_futures=True)
