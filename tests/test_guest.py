@@ -1,6 +1,8 @@
 """The user's model is a guest: no call, finished or failed, leaves a trace on it or the process."""
 
+import logging
 import random
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from leery import Detector, MCDropout
 from leery._guest import guest
@@ -87,6 +90,55 @@ def test_threads_take_turns_with_a_model() -> None:
             found = list(pool.map(lambda sampler: sampler.sample(images), samplers))
             assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
     assert all(module.training for module in model.modules())
+
+
+def test_threads_take_turns_with_the_process() -> None:
+    """Random states, torch's flags, standard error and logging are everyone's."""
+    models = [build("branching"), build("transformer"), build("functional")]
+    images = torch.rand(8, 1, 28, 28)
+    expected = [MCDropout(model, 3).sample(images) for model in models]
+    before = torch.get_rng_state(), sys.stderr, logging.root.manager.disable
+    flags = torch.backends.cuda.flash_sdp_enabled(), torch.is_grad_enabled()
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(4):
+            found = list(pool.map(lambda model: MCDropout(model, 3).sample(images), models))
+            assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (sys.stderr, logging.root.manager.disable) == before[1:]
+    assert (torch.backends.cuda.flash_sdp_enabled(), torch.is_grad_enabled()) == flags
+
+
+class Remembers(nn.Module):
+    """Counts its calls, and keeps what it saw last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(64, 3)
+        self.calls = 0
+        self.register_buffer("seen", torch.zeros(64))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        self.last = images
+        if not self.training:
+            self.seen = images.flatten(1).mean(0)
+        out: Tensor = self.out(functional.dropout(images.flatten(1), 0.5, self.training))
+        return out
+
+
+def test_what_a_forward_assigns_is_undone() -> None:
+    model = Remembers()
+    seen = model.seen
+    MCDropout(model, 3).sample(torch.rand(4, 1, 8, 8))
+    assert model.calls == 0
+    assert model.seen is seen
+    assert not hasattr(model, "last")
+
+
+def test_the_caller_s_autocast_does_not_reach_a_score(scene: Scene) -> None:
+    expected = scene.detector.score(scene.images)
+    with torch.autocast("cpu"):
+        assert np.array_equal(scene.detector.score(scene.images), expected)
 
 
 def test_hooks_of_the_user_see_real_tensors_only(scene: Scene) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from leery import Detector, scoring
+from leery import Detector, _files, scoring
 from leery.errors import InputError, NotFittedError, OutputError
 from leery.inputs import Format
 from leery.scoring import Summary, score_to_file
@@ -121,6 +121,36 @@ def test_a_changed_file_in_a_folder_is_noticed(
     with pytest.raises(InputError, match="run that left .*, got others or files that were changed"):
         score(detector, source, resume=True)
     assert score(detector, source).rows == 10
+
+
+def test_a_run_goes_on_with_its_own_detector_and_form_only(
+    detector: Detector, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = source.parent / "out.parquet"
+    cut_off(detector, source, monkeypatch, 1)
+    for identity, form in (("you", Format()), ("me", Format(images_key="x"))):
+        with pytest.raises(InputError, match="expected the detector and inputs of the run that"):
+            score_to_file(detector, identity, [source], form, out, resume=True)
+    assert score(detector, source, resume=True).rows == 10
+
+
+def test_a_run_that_ends_in_between_is_not_a_lock(
+    detector: Detector, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between making the folder and locking it another run may end, and take it away."""
+    removals: list[Path] = []
+    make = _files.make_folder
+
+    def made_and_gone(path: Path) -> Path:
+        make(path)
+        if path.name.endswith(".parts") and not removals:
+            removals.append(path)
+            path.rmdir()
+        return path
+
+    monkeypatch.setattr(scoring, "make_folder", made_and_gone)
+    assert score(detector, source).rows == 10
+    assert removals
 
 
 def test_one_run_at_a_time_works_in_the_folder(

@@ -265,6 +265,26 @@ def test_attack_and_evaluate_agree(place: Place) -> None:
     assert re.search(r"Flagged of the \d+ clean images that the classifier gets right", shown)
 
 
+def test_noise_is_measured_where_it_is_asked_for(place: Place) -> None:
+    arguments = ["evaluate", "guard.leery", "--data", "test.npz", "--attack", "fgsm:0.3"]
+    quiet = place.json(*arguments)["rows"][0]
+    noisy = place.json(*arguments, "--noise", "0.3")["rows"][0]
+    assert (quiet["n_noisy"], noisy["n_noisy"]) == (0, quiet["n_clean"])
+
+
+def test_folders_number_the_classes_of_the_classifier(place: Place, digits: Batch) -> None:
+    for label in range(8):
+        (place.folder / "eight" / str(label)).mkdir(parents=True)
+        picture = png(as_bytes(digits[0][digits[1] == label][:1])[0])
+        (place.folder / "eight" / str(label) / "a.png").write_bytes(picture)
+    for command in (
+        ("attack", "--data", "eight", "--attack", "fgsm:0.1"),
+        ("fit", "--train", "eight", "--clean", "held.npz"),
+        ("evaluate", "guard.leery", "--data", "eight", "--attack", "fgsm:0.1"),
+    ):
+        assert "a folder for each of 10 classes in eight, got 8" in place.run(*command, code=1)
+
+
 def test_fit_with_attacks_learns_a_logistic_combiner(place: Place) -> None:
     facts = place.json(
         *("fit", "--train", "train.npz", "--clean", "test.npz", "--attack", "fgsm:0.2"),
@@ -344,6 +364,15 @@ REFUSALS = {
         "--out",
         "a.txt",
     ): "an .npz file as --out",
+    (
+        "fit",
+        "--train",
+        "train.npz",
+        "--clean",
+        "held.npz",
+        "--fpr",
+        "7",
+    ): "between 0 and 1, got 7.0",
     ("fit", "--train", "held.npz", "--clean", "held.npz"): "was not trained on, got ",
     (
         "fit",

@@ -123,3 +123,11 @@ def test_what_cannot_be_a_reference_is_refused() -> None:
         ConformalCombiner(NAMES, reference()[:, :3])
     with pytest.raises(InputError, match="finite metrics, got 1 rows"):
         ConformalCombiner(NAMES, reference()).score(np.full((1, 4), np.inf))
+
+
+def test_a_row_s_log_odds_do_not_depend_on_the_other_rows() -> None:
+    """numpy adds in another order along the other axis, and for a single row."""
+    values = np.asfortranarray(np.random.default_rng(0).normal(size=(300, 10)) * 1e3)
+    fitted = LogisticCombiner.fit(values, np.arange(300) % 2 == 0)
+    alone = [fitted.score(values[row : row + 1])[0] for row in range(300)]
+    assert np.array_equal(fitted.score(values), alone)

@@ -1,5 +1,6 @@
 """The detector end to end on real digits, its calibration, its file."""
 
+import copy
 import json
 import re
 import subprocess
@@ -39,6 +40,7 @@ from leery.features import extract_features
 from leery.mc_dropout import MCDropout
 from leery.metrics import ClassKL, KernelDensity, predictive_entropy, scibilic
 from tests.conftest import Batch
+from tests.mc_dropout.zoo import build
 
 PASSES = 20
 
@@ -286,6 +288,53 @@ def test_inputs_of_another_kind_than_the_fit_s_are_refused(
                 call(other)
 
 
+class Hidden(nn.Module):
+    """A buffer that no state dict has, and a state that is no tensor."""
+
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.out = nn.Linear(784, 10)
+        self.register_buffer("shift", torch.tensor(shift), persistent=False)
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def set_extra_state(self, _state: object) -> None:
+        pass
+
+
+def test_buffers_outside_the_state_dict_tell_classifiers_apart() -> None:
+    model, same, other = Hidden(0.0), Hidden(0.0), Hidden(5.0)
+    same.out = other.out = model.out
+    assert fingerprint(model) == fingerprint(same)
+    assert fingerprint(model) != fingerprint(other)
+
+
+def test_a_classifier_changed_since_the_fit_gets_no_scores(
+    digit_net: nn.Module, digits: Batch
+) -> None:
+    model = copy.deepcopy(digit_net)
+    guard = Detector(model, "hidden", metrics=["kernel_density"], combiner="conformal")
+    guard.fit(*digits).fit_combiner(digits[0][:100])
+    before = guard.score(digits[0][:5])
+    with torch.no_grad():
+        model.get_parameter("classify.1.bias")[0] += 1
+    with pytest.raises(WrongModelError, match="as it was at the fit, got changed layers or"):
+        guard.score(digits[0][:5])
+    with torch.no_grad():
+        model.get_parameter("classify.1.bias").copy_(digit_net.get_parameter("classify.1.bias"))
+    assert np.array_equal(guard.score(digits[0][:5]), before)
+
+
+def test_a_detector_of_tokens_out_of_a_file_has_a_plan() -> None:
+    model = build("text")
+    tokens = torch.randint(1, 50, (60, 15), generator=torch.Generator().manual_seed(0))
+    guard = Detector(model, passes=2, combiner="conformal").fit(tokens, torch.arange(60) % 4)
+    loaded = Detector.load(save(guard.fit_combiner(tokens)), model)
+    assert loaded.explain_plan().way == guard.explain_plan().way
+    assert np.array_equal(loaded.score(tokens[:5]), guard.score(tokens[:5]))
+
+
 def test_a_model_that_returns_probabilities_is_refused(digits: Batch) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(784, 10), nn.Softmax(1))
     with pytest.raises(UnsupportedModelError, match="returns probabilities; leave out its softmax"):
@@ -318,9 +367,12 @@ def test_the_plan_can_be_asked_of_a_loaded_detector(detector: Detector) -> None:
 def test_a_fit_that_fails_leaves_the_old_one_whole(detector: Detector, digits: Batch) -> None:
     copy = Detector.load(save(detector), detector.model)
     before = copy.score(digits[0][:20])
-    for bad in (digits[0][:50, :, :14], digits[0][:50]):
+    zeros = torch.zeros(50, dtype=torch.int64)
+    # A first batch that fits, in another type, and then one that does not.
+    late = [(digits[0][:50].double(), zeros), (digits[0][:50], zeros)]
+    for bad in (digits[0][:50, :, :14], digits[0][:50], late):
         with pytest.raises(InputError, match="that the model accepts|got none of"):
-            copy.fit(bad, torch.zeros(50, dtype=torch.int64))
+            copy.fit(bad, zeros) if isinstance(bad, Tensor) else copy.fit(bad)
         assert copy.inputs_ == ((1, 28, 28), torch.float32)
         assert np.array_equal(copy.score(digits[0][:20]), before)
 

@@ -3,6 +3,7 @@
 import io
 import os
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,72 @@ def test_reading_can_start_anywhere(name: str, start: int, tmp_path: Path) -> No
             assert one.image is not None
             assert other.image is not None
             assert torch.equal(one.image, other.image)
+
+
+def test_an_empty_source_does_not_move_the_start(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.parquet"
+    pq.write_table(pa.table({"images": pa.array([], pa.binary())}), empty)
+    whole = npz(tmp_path, GREY)
+    names = [item.name for item in read([empty, whole], Format(), start=3)]
+    assert names == [f"{whole}#{row}" for row in range(3, 7)]
+
+
+def test_no_program_is_started_for_a_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr("subprocess.Popen", lambda *args, **_options: started.append(args))
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / "a.png").write_bytes(script)
+    (item,) = read([tmp_path / "a.png"], Format())
+    assert item.error == "no picture of a known kind"
+    assert not started
+
+
+def test_numbers_beyond_their_type_are_told(tmp_path: Path) -> None:
+    table = pa.table({"images": [png(GREY[0])] * 2, "labels": pa.array([1, 2**63], pa.uint64())})
+    pq.write_table(table, tmp_path / "a.parquet")
+    first, second = read([tmp_path / "a.parquet"], Format())
+    assert (first.label, second.error) == (1, f"a class of {2**63}, not from 0 to {2**31}")
+    np.save(tmp_path / "b.npy", np.array([[1], [2**63]], np.uint64))
+    first, second = read([tmp_path / "b.npy"], Format())
+    assert first.error == ""
+    assert second.error == "whole numbers of more than 63 bits"
+    np.savez(tmp_path / "c.npz", images=GREY, labels=np.full(7, 2**63, np.uint64))
+    with pytest.raises(InputError, match=f"classes up to {2**31} in .*, got {2**63}; number"):
+        load([tmp_path / "c.npz"], Format(channels="none"))
+
+
+def test_claims_of_more_than_is_there_are_not_believed(tmp_path: Path) -> None:
+    header = b"\x93NUMPY\x02\x00" + (3 * 10**8).to_bytes(4, "little") + b" " * 100
+    (tmp_path / "long.npy").write_bytes(header)
+    with pytest.raises(InputError, match="an npy header of at most 65536 bytes"):
+        load([tmp_path / "long.npy"], Format())
+    with (tmp_path / "sparse.png").open("wb") as stream:
+        stream.truncate(2**31)
+    (item,) = read([tmp_path / "sparse.png"], Format())
+    assert item.error == f"more than {2**28} bytes"
+    wide = png(np.zeros((1, 2**13), np.uint8)).replace(
+        (2**13).to_bytes(4, "big") + (1).to_bytes(4, "big"),
+        (2**13).to_bytes(4, "big") + (2**13).to_bytes(4, "big"),
+    )
+    wide = wide[:29] + zlib.crc32(wide[12:29]).to_bytes(4, "big") + wide[33:]
+    (tmp_path / "huge.png").write_bytes(wide)
+    (item,) = read([tmp_path / "huge.png"], Format())
+    assert item.error == f"{2**13} x {2**13} pixels, more than {2**25}"
+
+
+def test_folders_with_other_classes_are_not_read_as_one(tmp_path: Path) -> None:
+    for name, classes in {"one": "abc", "two": "abd"}.items():
+        for label in classes:
+            (tmp_path / name / label).mkdir(parents=True)
+            (tmp_path / name / label / "x.png").write_bytes(png(GREY[0]))
+    both = [tmp_path / "one", tmp_path / "two"]
+    with pytest.raises(
+        InputError, match="the same classes in .*, got a, b, c and a, b, d; classes"
+    ):
+        load(both, Format())
+    assert len(load(both, Format(labels_key=None))[0]) == 6
 
 
 @pytest.mark.parametrize("name", ["folder", "parquet", "npz"])

@@ -1,6 +1,7 @@
 """The engine against the plain loop with the same masks; laws of fixed and fresh masks."""
 
 import pickle
+import random
 from collections.abc import Callable
 
 import pytest
@@ -14,6 +15,7 @@ from leery.attacks import BIM
 from leery.errors import InputError, NoDropoutError, UnknownLayerError, UnsupportedModelError
 from leery.features import extract_features
 from leery.mc_dropout import MCDropout, insert_dropout
+from leery.mc_dropout._engine import Engine
 from leery.metrics import (
     confidence,
     mutual_information,
@@ -236,6 +238,90 @@ def test_replaced_tensors_layers_and_rates_are_seen(
     after = sampler.sample(digits[0][:5])
     assert not torch.allclose(before, after)
     assert torch.equal(after, MCDropout(model, passes=3).sample(digits[0][:5]))
+
+
+def test_replaced_layers_without_tensors_and_new_hooks_are_seen(digits: Batch) -> None:
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 9), nn.ReLU(), nn.Dropout(), nn.Linear(9, 10)
+    )
+    sampler, images = MCDropout(model, passes=3), digits[0][:5]
+    seen = [sampler.sample(images)]
+    model[2] = nn.Tanh()
+    seen.append(sampler.sample(images))
+    model[2].register_forward_hook(lambda _module, _inputs, output: 2 * output)
+    seen.append(sampler.sample(images))
+    for number, found in enumerate(seen):
+        assert number == 0 or not torch.allclose(found, seen[number - 1])
+    assert torch.equal(seen[2], MCDropout(model, passes=3).sample(images))
+
+
+def test_an_engine_that_gives_other_logits_is_not_used(
+    digits: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = Engine.one_pass
+    monkeypatch.setattr(Engine, "one_pass", lambda *args: right(*args) + 0.01)
+    sampler = MCDropout(perceptron(0.5), passes=3)
+    plan = sampler.explain_plan(digits[0][:5])
+    assert (plan.way, plan.reason) == ("loop", "the graph gives other logits than the model")
+    monkeypatch.undo()
+    expected = MCDropout(sampler.model, passes=3).sample(digits[0][:5])
+    assert torch.allclose(sampler.sample(digits[0][:5]), expected, atol=1e-6)
+
+
+class Masked(nn.Module):
+    """Attention of an image's rows on those of its rows that are not empty."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = images.squeeze(1)
+        seen = (rows.sum(-1) > 0).unsqueeze(1).expand(-1, 28, -1)
+        rate = 0.3 if self.training else 0.0
+        mixed = functional.scaled_dot_product_attention(rows, rows, rows, seen, dropout_p=rate)
+        return mixed.sum(1)[:, :10]
+
+
+def test_attention_to_nothing_is_zero_as_in_torch() -> None:
+    sampler = MCDropout(Masked(), passes=3)
+    images = torch.rand(3, 1, 28, 28)
+    sampler.sample(images)
+    images[1] = 0
+    probs = sampler.sample(images)
+    assert torch.allclose(probs[:, 1], torch.full((3, 10), 0.1))
+    assert probs.isfinite().all()
+
+
+class Rolls(nn.Module):
+    """Draws from Python's generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(784, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        rate = random.random() / 2 if self.training else 0.0  # noqa: S311 - bad on purpose
+        out: Tensor = self.out(functional.dropout(images.flatten(1), rate, self.training))
+        return out
+
+
+def test_random_numbers_that_are_not_torch_s_are_refused(digits: Batch) -> None:
+    with pytest.raises(UnsupportedModelError, match="from Python or numpy; use torch.rand"):
+        MCDropout(Rolls(), passes=2).sample(digits[0][:5])
+
+
+def test_more_random_numbers_than_memory_has_are_refused(digits: Batch) -> None:
+    with pytest.raises(InputError, match="at most 268435456 random numbers in all passes, got"):
+        MCDropout(
+            nn.Sequential(nn.Conv2d(1, 99, 1), nn.Dropout(), nn.Flatten(), nn.Linear(77616, 10)),
+            passes=10_000,
+        ).sample(digits[0][:2])
+
+
+def test_an_input_that_the_model_cannot_look_up_is_refused() -> None:
+    sampler = MCDropout(build("text"), passes=2)
+    tokens = torch.ones(3, 15, dtype=torch.int64)
+    sampler.sample(tokens)
+    tokens[1, 2] = 50
+    with pytest.raises(InputError, match="which it refuses .IndexError: index out of range"):
+        sampler.sample(tokens)
 
 
 def test_masks_do_not_depend_on_the_default_type_or_device(digits: Batch) -> None:
@@ -480,6 +566,9 @@ def test_inserted_dropout_leaves_the_model_alone_and_shares_its_weights(
 
 
 def test_where_dropout_cannot_be_inserted_it_is_said() -> None:
+    attention = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 2))
+    with pytest.raises(InputError, match=r"got '0.out_proj', whose weights the attention reads"):
+        insert_dropout(attention, before="0.out_proj")
     with pytest.raises(UnknownLayerError, match="got 'fc'; the model has: 0, 1, 2, 3"):
         insert_dropout(bare(), before="fc")
     for p in (0.0, 1.0):

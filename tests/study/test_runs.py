@@ -22,11 +22,16 @@ from leery.study._workers import worker_pool
 def test_an_interrupted_pool_leaves_no_process_and_no_thread() -> None:
     """A thread left behind races with Python's own at the exit, which prints a traceback."""
     threads, processes = set(threading.enumerate()), multiprocessing.active_children()
+    own = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
     with pytest.raises(KeyboardInterrupt), worker_pool(2) as pool:  # noqa: PT012 - it is running
+        own.start()
         assert next(pool.run([(time.sleep, (0,))] + [(time.sleep, (600,))] * 5)) == 0
         raise KeyboardInterrupt
     assert set(threading.enumerate()) == threads
-    assert multiprocessing.active_children() == processes
+    assert multiprocessing.active_children() == [*processes, own]
+    assert own.is_alive(), "the caller's own process"
+    own.terminate()
+    own.join()
 
 
 def test_the_users_own_files_and_processes_are_left_alone(tmp_path: Path) -> None:
