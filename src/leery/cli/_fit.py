@@ -147,7 +147,7 @@ def fit(
     form = image_format(channels, images_key, labels_key)
     _check_first(train, clean, out, fpr)
     if weights is None:
-        check_repeatable(model)
+        check_repeatable(model, detector.model)
     with stoppable("nothing was written"):
         form = with_classes(detector.model, train, form)
         detector.fit(_watched(train, form))

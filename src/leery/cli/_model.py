@@ -72,14 +72,15 @@ def with_classes(model: nn.Module, paths: list[Path], form: inputs.Format) -> in
     return form
 
 
-def check_repeatable(name: str) -> None:
+def check_repeatable(name: str, model: nn.Module) -> None:
     """Refuse a factory that gives other weights each time: nobody could load a detector for it.
 
     Raises:
         InputError: then.
     """
-    first, second = (unwrapped(_made(name)).state_dict() for _ in range(2))
-    if any(not torch.equal(tensor, second[key]) for key, tensor in first.items()):
+    again = unwrapped(_made(name))
+    first, second = ([*made.parameters(), *made.buffers()] for made in (model, again))
+    if len(first) != len(second) or not all(map(torch.equal, first, second)):
         message = (
             f"expected a factory that gives the trained classifier, got other weights each time "
             f"from {name}; pass --weights"
