@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -99,10 +99,19 @@ class Masks:
     """
 
     draws: tuple[Tensor, ...]
+    _kept: dict[int, list[Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def to(self, device: torch.device) -> "Masks":
         """The same on a device."""
+        if all(draw.device == device for draw in self.draws):
+            return self
         return Masks(tuple(draw.to(device) for draw in self.draws))
+
+    def kept(self, site: int, index: int) -> Tensor:
+        """The units that a dropout keeps in pass ``index``: int64, ascending, flat."""
+        if site not in self._kept:
+            self._kept[site] = [draw.flatten().nonzero().squeeze(1) for draw in self.draws[site]]
+        return self._kept[site][index]
 
 
 def draw_masks(sites: Sequence[Site], passes: int, seed: int, draw: int = 0) -> Masks:

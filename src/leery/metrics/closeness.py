@@ -26,8 +26,16 @@ Precision = Literal["float32", "float16"]
 _BANDWIDTHS = (1e-100, 1e100)
 """Of other bandwidths, or of their inverses, the squares are no numbers."""
 
-_CELLS = 2**21
-"""The number of query-reference distances held at once; float64 makes that 16 MiB."""
+_QUERIES = 64
+"""Held against a block of references at once: enough for a fast matrix product."""
+
+_BLOCK_NUMBERS = 2**20
+"""Of a block of references; float64 makes that 8 MiB."""
+
+_Block = tuple[Tensor, Tensor]
+
+_MOST_RESIDENT = 2**27
+"""Numbers of references that are held in float64 (1 GiB); more are converted at each use."""
 
 
 class KernelDensity:
@@ -94,7 +102,8 @@ class KernelDensity:
         self.seed = seed
         self.reference_: dict[int, Tensor] = {}
         self.bandwidth_: dict[int, float] = {}
-        self._centred: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._centre: dict[int, Tensor] = {}
+        self._resident: dict[int, list[_Block]] = {}
 
     def fit(self, features: Tensor, labels: Tensor) -> Self:
         """Keep the training features of each class.
@@ -176,7 +185,12 @@ class KernelDensity:
         for bandwidth in found:
             _check_bandwidth(bandwidth)
         self.bandwidth_ = dict(zip(labels, found, strict=True))
-        self._centred = {label: _centre(reference) for label, reference in self.reference_.items()}
+        resident = sum(map(Tensor.numel, self.reference_.values())) <= _MOST_RESIDENT
+        self._centre = {
+            label: reference.mean(0, dtype=torch.float64)
+            for label, reference in self.reference_.items()
+        }
+        self._resident = {label: list(self._blocks(label)) for label in labels if resident}
         return self
 
     def _kept(self, group: Tensor, generator: torch.Generator) -> Tensor:
@@ -196,17 +210,34 @@ class KernelDensity:
         return half
 
     def _log_density(self, features: Tensor, label: int) -> Tensor:
-        centre, reference, squares = (tensor.to(features.device) for tensor in self._centred[label])
-        count, dimension = reference.shape
-        scale = 2 * self.bandwidth_[label] ** 2
-        queries = features.double() - centre
+        """The sum over the references is taken block by block, in logarithms."""
+        device, dimension = features.device, features.shape[1]
+        queries = features.double() - self._centre[label].to(device)
+        half = 1 / (2 * self.bandwidth_[label] ** 2)
         parts = []
-        for chunk in queries.split(max(1, _CELLS // count)):
-            dots = chunk @ reference.T
-            distances = (chunk.square().sum(1, keepdim=True) + squares - 2 * dots).clamp_min(0)
-            parts.append(torch.logsumexp(distances / -scale, dim=1))
-        normaliser = math.log(count) + dimension / 2 * math.log(math.pi * scale)
-        return torch.cat(parts) - normaliser
+        for block in self._resident.get(label) or self._blocks(label):
+            rows, squares = (part.to(device) for part in block)
+            exponents = (
+                torch.addmm(squares * -half, chunk, rows.T, alpha=2 * half)
+                for chunk in queries.split(_QUERIES)
+            )
+            parts.append(torch.cat([found.logsumexp(1) for found in exponents]))
+        count = len(self.reference_[label])
+        sums = torch.stack(parts).logsumexp(0) - half * queries.square().sum(1)
+        # Rounding must not put a query nearer than at no distance from all of them.
+        sums = sums.clamp_max(math.log(count))
+        return sums - math.log(count) + dimension / 2 * math.log(half / math.pi)
+
+    def _blocks(self, label: int) -> Iterator[_Block]:
+        """The references of a class relative to their mean, in float64.
+
+        Distances do not change when all points move; short vectors lose fewer digits in
+        ``|x|^2 + |y|^2 - 2 x.y``.
+        """
+        reference = self.reference_[label]
+        for block in reference.split(max(1, _BLOCK_NUMBERS // reference.shape[1])):
+            rows = block.double() - self._centre[label]
+            yield rows, rows.square().sum(1)
 
 
 class ClassKL:
@@ -319,18 +350,6 @@ class ClassKL:
         total = features.sum(1, keepdim=True)
         uniform = torch.full_like(features, 1 / features.shape[1])
         return torch.where(total > 0, features / total, uniform)
-
-
-def _centre(reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean, the centred rows and their squared lengths, in float64.
-
-    Distances do not change when all points move; short vectors lose fewer digits in
-    ``|x|^2 + |y|^2 - 2 x.y``.
-    """
-    rows = reference.double()
-    centre = rows.mean(0)
-    centred = rows - centre
-    return centre, centred, centred.square().sum(1)
 
 
 def _by_class(classes: Tensor) -> Iterator[tuple[int, Tensor]]:

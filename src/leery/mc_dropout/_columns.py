@@ -1,0 +1,203 @@
+"""Linear layers around dropout, which multiply only what a pass keeps.
+
+A mask on the input of a linear layer is a choice of the columns of its weight, and a mask on its
+output a choice of the rows: what is dropped there need not be computed.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional
+
+from leery.mc_dropout._graph import STEADY_ROWS
+from leery.mc_dropout._masks import Masks, Site
+
+__all__ = ["Columns", "Once", "find_columns"]
+
+_ATEN = torch.ops.aten
+_RESHAPES = (_ATEN.flatten.using_ints, _ATEN.reshape.default)
+
+Values = dict[fx.Node, Any]
+
+
+@dataclass
+class Once:
+    """What the passes share: values of the deterministic part, and matrices laid out for them."""
+
+    values: Values
+    matrices: dict[tuple[str, fx.Node], Tensor]
+
+    def matrix(self, kind: str, node: fx.Node, make: Callable[[], Tensor]) -> Tensor:
+        """What ``make`` gives, kept for the next pass when the node does not depend on one."""
+        if node not in self.values:
+            return make()
+        key = (kind, node)
+        if key not in self.matrices:
+            self.matrices[key] = make()
+        return self.matrices[key]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A linear layer between dropouts, computed on kept units only.
+
+    Attributes:
+        linear: its node.
+        source: the node that holds its input before the dropout.
+        inputs: the site of the dropout in front of it; None when there is none.
+        rate: the probability with which that drops a unit.
+        packed: whether the source holds the kept units only.
+        outputs: the site of the dropout behind it, whose kept units are all that is asked for;
+            None when everything is.
+    """
+
+    linear: fx.Node
+    source: fx.Node
+    inputs: int | None
+    rate: float = 0.0
+    packed: bool = False
+    outputs: int | None = None
+
+    def compute(self, once: Once, values: Values, masks: Masks, index: int) -> Tensor:
+        """``dropout(x) @ W.T + b`` of pass ``index``, ``(N, units asked for)``.
+
+        Computed as the transpose of a contiguous matrix: rows of ``x.T`` and ``W.T`` are whole
+        blocks, which are cheap to choose, and the next such layer takes the result as it is.
+        """
+        weight_node, bias_node = _parameters(self.linear)
+        weight: Tensor = values[weight_node]
+        bias: Tensor | None = None if bias_node is None else values[bias_node]
+
+        def units() -> Tensor:
+            rows = values[self.source].flatten(1).t()
+            short = max(0, STEADY_ROWS - rows.shape[1])
+            return functional.pad(rows, (0, short)) if short else rows.contiguous()
+
+        rows = once.matrix("input", self.source, units)
+        chosen = once.matrix("weight", weight_node, weight.t().contiguous)
+        if self.inputs is not None:
+            kept = masks.kept(self.inputs, index)
+            rows = rows if self.packed else rows.index_select(0, kept)
+            chosen = chosen.index_select(0, kept)
+        if self.outputs is not None:
+            asked = masks.kept(self.outputs, index)
+            chosen = chosen.index_select(1, asked)
+            bias = None if bias is None else bias.index_select(0, asked)
+        scale = 1 / (1 - self.rate)
+        product = (
+            (chosen.t() @ rows).mul_(scale)
+            if bias is None
+            else torch.addmm(bias.unsqueeze(1), chosen.t(), rows, alpha=scale)
+        )
+        return product.t()[: len(values[self.source])]
+
+
+def find_columns(
+    sites: Mapping[fx.Node, Site], suffix: Sequence[fx.Node]
+) -> tuple[dict[fx.Node, Columns], set[fx.Node]]:
+    """How linear layers around dropout are computed, and the nodes that this makes superfluous.
+
+    Args:
+        sites: the nodes that draw, in the order of the calls.
+        suffix: the nodes that depend on a mask and are needed.
+    """
+    found: dict[fx.Node, Columns] = {}
+    absorbed: set[fx.Node] = set()
+    alone: dict[fx.Node, int] = {}
+    for place, (dropout, site) in enumerate(sites.items()):
+        chains = _chains_to_linear(dropout, site)
+        if chains is None:
+            continue
+        source, rate = _source(dropout), float(dropout.args[1])  # type: ignore[arg-type]
+        for linear, between in chains:
+            found[linear] = Columns(linear, source, place, rate)
+            absorbed.update(between)
+        absorbed.add(dropout)
+        if site.rate is not None and all(not between for _, between in chains):
+            alone[dropout] = place
+    for dropout, place in alone.items():
+        linear = _linear_before(dropout, sites, suffix)
+        if linear is None:
+            continue
+        step = found.get(linear) or Columns(linear, linear.all_input_nodes[0], None)
+        found[linear] = replace(step, outputs=place)
+        for user in dropout.users:
+            found[user] = replace(found[user], packed=True)
+    return found, absorbed
+
+
+def _linear_before(
+    dropout: fx.Node, sites: Mapping[fx.Node, Site], suffix: Sequence[fx.Node]
+) -> fx.Node | None:
+    """The linear layer of which nothing but what a dropout keeps is asked for.
+
+    Between the two is nothing but functions of each unit by itself.
+    """
+    node = _source(dropout)
+    while node in suffix and len(node.users) == 1:
+        if node.target is _ATEN.linear.default:
+            return node if len(node.meta["val"].shape) == 2 else None  # noqa: PLR2004 - N, units
+        if node in sites or not _is_pointwise(node):
+            return None
+        (node,) = node.all_input_nodes
+    return None
+
+
+def _is_pointwise(node: fx.Node) -> bool:
+    """Whether a node is a function of each number of one tensor by itself."""
+    return (
+        isinstance(node.target, torch._ops.OpOverload)  # noqa: SLF001 - the type of ATen calls
+        and torch.Tag.pointwise in node.target.tags
+        and torch.Tag.nondeterministic_seeded not in node.target.tags
+        and len(node.all_input_nodes) == 1
+    )
+
+
+def _source(dropout: fx.Node) -> fx.Node:
+    """The node that a dropout acts on."""
+    source = dropout.args[0]
+    assert isinstance(source, fx.Node)
+    return source
+
+
+def _chains_to_linear(dropout: fx.Node, site: Site) -> list[tuple[fx.Node, list[fx.Node]]] | None:
+    """The linear layers that a dropout ends in through reshapes alone, with those reshapes.
+
+    None when it feeds anything else, or where a linear layer does not see one flat vector of all
+    the units of an image.
+    """
+    if dropout.target is not _ATEN.dropout.default or site.dimension != 0 or site.folds:
+        return None
+    units = math.prod(site.shape)
+    found: list[tuple[fx.Node, list[fx.Node]]] = []
+    waiting: list[tuple[fx.Node, list[fx.Node]]] = [(dropout, [])]
+    while waiting:
+        node, between = waiting.pop()
+        for user in node.users:
+            if _is_linear_of(user, node) and _is_flat(node, units):
+                found.append((user, between))
+            elif user.target in _RESHAPES:
+                waiting.append((user, [*between, user]))
+            else:
+                return None
+    return found or None
+
+
+def _is_linear_of(user: fx.Node, node: fx.Node) -> bool:
+    return user.target is _ATEN.linear.default and user.args[0] is node
+
+
+def _is_flat(node: fx.Node, units: int) -> bool:
+    """Whether a node is one vector an image: ``(N, units)``."""
+    shape = node.meta["val"].shape
+    return len(shape) == 2 and shape[1] == units  # noqa: PLR2004 - images and units
+
+
+def _parameters(linear: fx.Node) -> tuple[fx.Node, fx.Node | None]:
+    """The weight and bias nodes of a linear layer."""
+    weight, bias = (*linear.args[1:], None)[:2]
+    return weight, bias  # type: ignore[return-value]
