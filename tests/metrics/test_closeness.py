@@ -82,15 +82,27 @@ def test_a_density_integrates_to_one() -> None:
     assert float(log.exp().sum() * 0.01) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_chunks_do_not_change_the_density(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("resident", [0, 2**27])
+def test_blocks_do_not_change_the_density(resident: int, monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = sample(200)
     queries, classes = sample(70, seed=3)
     density = KernelDensity(1.0).fit(features, labels)
     whole = density.score(queries, classes)
-    monkeypatch.setattr(module, "_CELLS", 150)
-    assert torch.allclose(density.score(queries, classes), whole, atol=1e-12, rtol=0)
+    monkeypatch.setattr(module, "_MOST_RESIDENT", resident)
+    monkeypatch.setattr(module, "_BLOCK_NUMBERS", 7 * features.shape[1])
+    monkeypatch.setattr(module, "_QUERIES", 3)
+    cut = KernelDensity(1.0).fit(features, labels)
+    assert torch.allclose(cut.score(queries, classes), whole, atol=1e-12, rtol=0)
     alone = [density.score(queries[i : i + 1], classes[i : i + 1]) for i in range(70)]
     assert torch.allclose(torch.cat(alone), whole, atol=1e-12, rtol=0)
+
+
+def test_a_query_on_its_only_reference_is_as_dense_as_can_be() -> None:
+    """Rounding does not put it nearer than that, however narrow the kernel is."""
+    point = torch.tensor([[1e3, 1.0, -7.0]])
+    density = KernelDensity(1e-9).fit(torch.cat([point, -point]), torch.tensor([0, 0]))
+    peak = -1.5 * math.log(2 * math.pi * 1e-18)
+    assert float(density.score(point, torch.tensor([0]))) <= peak + 1e-9
 
 
 def test_one_training_point_gives_the_kernel_itself() -> None:

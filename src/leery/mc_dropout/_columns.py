@@ -120,11 +120,11 @@ def find_columns(
         if site.rate is not None and all(not between for _, between in chains):
             alone[dropout] = place
     for dropout, place in alone.items():
-        linear = _linear_before(dropout, sites, suffix)
-        if linear is None:
+        before = _linear_before(dropout, sites, suffix)
+        if before is None:
             continue
-        step = found.get(linear) or Columns(linear, linear.all_input_nodes[0], None)
-        found[linear] = replace(step, outputs=place)
+        step = found.get(before) or Columns(before, before.all_input_nodes[0], None)
+        found[before] = replace(step, outputs=place)
         for user in dropout.users:
             found[user] = replace(found[user], packed=True)
     return found, absorbed
