@@ -1,7 +1,7 @@
 """The detector as users see it."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self, TypeVar, get_args
 
 import numpy as np
@@ -20,6 +20,7 @@ from leery.detector._combiner import (
 )
 from leery.detector._explanation import Explanation, percentiles
 from leery.detector._fingerprint import fingerprint
+from leery.detector._measuring import Measuring
 from leery.detector._record import Record
 from leery.detector._registry import (
     PAPER_METRICS,
@@ -240,13 +241,10 @@ class Detector:
         closeness = self._fitted(self.closeness_, "fit(images, labels)")
         self._check_inputs(images)
         self._check_model()
-        values, predicted = [], []
+        measuring = Measuring(self.metrics, closeness)
         for seen in self._observe(images):
-            classes = seen.logits.argmax(1)
-            columns = [self._column(name, seen, classes, closeness) for name in self.metrics]
-            values.append(torch.stack(columns, dim=1).cpu())
-            predicted.append(classes.cpu())
-        return MetricTable(self.metrics, torch.cat(values).numpy(), torch.cat(predicted).numpy())
+            measuring.add(seen)
+        return measuring.table()
 
     def fit_combiner(
         self,
@@ -656,14 +654,6 @@ class Detector:
         for batch in images.split(self.batch_size):
             features, logits = self.features(batch)
             yield Observation(logits, features, probs=logits.softmax(1).unsqueeze(0))
-
-    def _column(
-        self, name: str, seen: Observation, classes: Tensor, closeness: Mapping[str, Closeness]
-    ) -> Tensor:
-        if name in UNCERTAINTY:
-            return UNCERTAINTY[name](seen.probs)
-        assert seen.features is not None
-        return closeness[name].score(seen.features, classes)
 
     def _fitted(self, part: T | None, call: str) -> T:
         if part is None:

