@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from leery._memory import fast_layout, keep_freed_memory
 from leery.errors import InputError, LeeryError, UnsupportedModelError, brief
 
 __all__ = [
@@ -66,7 +67,7 @@ def run_model(model: nn.Module, batch: Tensor) -> Tensor:
     """
     with refused(batch):
         # A copy: a forward may write into its input, and the images are the user's.
-        logits = model(batch.clone())
+        logits = model(fast_layout(batch))
     return check_logits(logits, len(batch))
 
 
@@ -121,6 +122,7 @@ def guest(model: nn.Module) -> Iterator[nn.Module]:
     autocast is off: a score is a function of the image alone. One thread at a time has a guest,
     since random states and the flags of torch are the process's.
     """
+    keep_freed_memory()
     device = device_of(model)
     accelerators = [device] if device.type == "cuda" else []
     with (

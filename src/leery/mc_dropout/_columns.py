@@ -5,9 +5,8 @@ output a choice of the rows: what is dropped there need not be computed.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -15,30 +14,12 @@ from torch.nn import functional
 
 from leery.mc_dropout._graph import STEADY_ROWS
 from leery.mc_dropout._masks import Masks, Site
+from leery.mc_dropout._once import Once, Values
 
-__all__ = ["Columns", "Once", "find_columns"]
+__all__ = ["Columns", "find_columns"]
 
 _ATEN = torch.ops.aten
 _RESHAPES = (_ATEN.flatten.using_ints, _ATEN.reshape.default)
-
-Values = dict[fx.Node, Any]
-
-
-@dataclass
-class Once:
-    """What the passes share: values of the deterministic part, and matrices laid out for them."""
-
-    values: Values
-    matrices: dict[tuple[str, fx.Node], Tensor]
-
-    def matrix(self, kind: str, node: fx.Node, make: Callable[[], Tensor]) -> Tensor:
-        """What ``make`` gives, kept for the next pass when the node does not depend on one."""
-        if node not in self.values:
-            return make()
-        key = (kind, node)
-        if key not in self.matrices:
-            self.matrices[key] = make()
-        return self.matrices[key]
 
 
 @dataclass(frozen=True)
@@ -68,31 +49,56 @@ class Columns:
         Computed as the transpose of a contiguous matrix: rows of ``x.T`` and ``W.T`` are whole
         blocks, which are cheap to choose, and the next such layer takes the result as it is.
         """
-        weight_node, bias_node = _parameters(self.linear)
-        weight: Tensor = values[weight_node]
+        bias_node = _parameters(self.linear)[1]
         bias: Tensor | None = None if bias_node is None else values[bias_node]
-
-        rows = values[self.source].flatten(1).t()
-        if self.source in once.values:
-            rows = once.matrix("input", self.source, rows.contiguous)
-        chosen = once.matrix("weight", weight_node, weight.t().contiguous)
-        if self.inputs is not None:
-            kept = masks.kept(self.inputs, index)
-            rows = rows if self.packed else rows.index_select(0, kept)
-            chosen = chosen.index_select(0, kept)
-        if self.outputs is not None:
-            asked = masks.kept(self.outputs, index)
-            chosen = chosen.index_select(1, asked)
-            bias = None if bias is None else bias.index_select(0, asked)
+        source: Tensor = values[self.source]
+        rows = self._rows(once, source, masks, index)
+        if self.outputs is not None and bias is not None:
+            bias = bias.index_select(0, masks.kept(self.outputs, index))
+        chosen = self._weight(once, values, masks, index)
         short = max(0, STEADY_ROWS - rows.shape[1])
         rows = functional.pad(rows, (0, short)) if short else rows
         scale = 1 / (1 - self.rate)
         product = (
-            (chosen.t() @ rows).mul_(scale)
+            (chosen @ rows).mul_(scale)
             if bias is None
-            else torch.addmm(bias.unsqueeze(1), chosen.t(), rows, alpha=scale)
+            else torch.addmm(bias.unsqueeze(1), chosen, rows, alpha=scale)
         )
-        return product.t()[: len(values[self.source])]
+        return product.t()[: len(source)]
+
+    def _weight(self, once: Once, values: Values, masks: Masks, index: int) -> Tensor:
+        """``W`` between the kept units: ``(units asked for, kept inputs)``."""
+        node = _parameters(self.linear)[0]
+        weight: Tensor = values[node]
+
+        def choose() -> Tensor:
+            chosen = once.matrix("weight", node, lambda: weight.t().contiguous())
+            if self.inputs is not None:
+                kept = masks.kept(self.inputs, index)
+                chosen = once.memory.choose("rows", node, chosen, 0, kept)
+            if self.outputs is not None:
+                asked = masks.kept(self.outputs, index)
+                chosen = once.memory.choose("columns", node, chosen, 1, asked)
+            chosen = chosen.t()
+            # A copy of its own, and in the layout that multiplies fastest, if it is to be kept.
+            lasts = steady and once.memory.has_room(chosen.numel())
+            return chosen.clone(memory_format=torch.contiguous_format) if lasts else chosen
+
+        steady = node.op == "get_attr"
+        return once.memory.keep(("pass", node, index), choose) if steady else choose()
+
+    def _rows(self, once: Once, source: Tensor, masks: Masks, index: int) -> Tensor:
+        """``x.T`` of the kept units: ``(kept inputs, N)``."""
+        chosen = None if self.inputs is None or self.packed else masks.kept(self.inputs, index)
+        if self.source in once.values:
+            rows = once.matrix("input", self.source, lambda: source.flatten(1).t().contiguous())
+        else:
+            rows = source.flatten(1).t()
+        if chosen is None:
+            return rows
+        if rows.is_contiguous():
+            return once.memory.choose("input", self.source, rows, 0, chosen)
+        return once.memory.choose("input", self.source, rows.t(), 1, chosen).t()
 
 
 def find_columns(

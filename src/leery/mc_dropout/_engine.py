@@ -10,9 +10,11 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from leery.mc_dropout._columns import Columns, Once, Values, find_columns
+from leery.mc_dropout._columns import Columns, find_columns
 from leery.mc_dropout._graph import ModelGraph, NoGraphError, arguments, draws
 from leery.mc_dropout._masks import Masks, Site
+from leery.mc_dropout._once import Memory, Once, Values
+from leery.mc_dropout._prefix import Prefix
 from leery.mc_dropout._random import RANDOM
 
 __all__ = ["Engine"]
@@ -46,7 +48,8 @@ class Engine:
             raise NoGraphError(message)
         stochastic = _descendants(graph, active)
         needed = _ancestors(graph.output, self._tap)
-        self._prefix = [node for node in graph.nodes if node not in stochastic and node in needed]
+        steady = [node for node in graph.nodes if node not in stochastic and node in needed]
+        self._prefix = Prefix(graph, steady, [graph.output, *([self._tap] if self._tap else [])])
         self._suffix = [node for node in graph.nodes if node in stochastic and node in needed]
         columns, absorbed = find_columns(self._sites, self._suffix)
         self._steps = [columns.get(node, node) for node in self._suffix if node not in absorbed]
@@ -56,12 +59,14 @@ class Engine:
         """Whether it can tell what each random operation gives when nothing is dropped."""
         return all(RANDOM[node.target].mean for node in self._active)
 
-    def prefix(self, batch: Tensor) -> Once:
-        """The deterministic part for a batch on the model's device."""
-        values: Values = {self._graph.input: batch}
-        for node in self._prefix:
-            values[node] = self._graph.evaluate(node, values)
-        return Once(values, {})
+    def prefix(self, batch: Tensor, memory: Memory | None = None) -> Once:
+        """The deterministic part for a batch on the model's device.
+
+        Args:
+            batch: ``(N, ...)``.
+            memory: shared with other batches of the same call.
+        """
+        return self._prefix(batch, memory or Memory())
 
     def without_dropout(self, once: Once) -> tuple[Tensor, Tensor | None]:
         """Logits ``(N, classes)`` and features ``(N, D)``, as the model gives them in eval mode."""

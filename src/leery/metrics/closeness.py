@@ -26,11 +26,8 @@ Precision = Literal["float32", "float16"]
 _BANDWIDTHS = (1e-100, 1e100)
 """Of other bandwidths, or of their inverses, the squares are no numbers."""
 
-_QUERIES = 64
-"""Held against a block of references at once: enough for a fast matrix product."""
-
-_BLOCK_NUMBERS = 2**20
-"""Of a block of references; float64 makes that 8 MiB."""
+_QUERIES, _REFERENCES = 256, 512
+"""Of a block of exponents, which stays near the processor (1 MiB in float64) until it is summed."""
 
 _Block = tuple[Tensor, Tensor]
 
@@ -214,14 +211,13 @@ class KernelDensity:
         device, dimension = features.device, features.shape[1]
         queries = features.double() - self._centre[label].to(device)
         half = 1 / (2 * self.bandwidth_[label] ** 2)
+        chunks = queries.split(_QUERIES)
+        exponents = queries.new_empty(len(chunks[0]) * _REFERENCES)
         parts = []
-        for block in self._resident.get(label) or self._blocks(label):
-            rows, squares = (part.to(device) for part in block)
-            exponents = (
-                torch.addmm(squares * -half, chunk, rows.T, alpha=2 * half)
-                for chunk in queries.split(_QUERIES)
-            )
-            parts.append(torch.cat([found.logsumexp(1) for found in exponents]))
+        for rows, squares in self._resident.get(label) or self._blocks(label):
+            points, heights = rows.to(device).T, squares.to(device) * -half
+            found = [_log_sum_exp(chunk, points, heights, 2 * half, exponents) for chunk in chunks]
+            parts.append(torch.cat(found))
         count = len(self.reference_[label])
         sums = torch.stack(parts).logsumexp(0) - half * queries.square().sum(1)
         # Rounding must not put a query nearer than at no distance from all of them.
@@ -235,7 +231,7 @@ class KernelDensity:
         ``|x|^2 + |y|^2 - 2 x.y``.
         """
         reference = self.reference_[label]
-        for block in reference.split(max(1, _BLOCK_NUMBERS // reference.shape[1])):
+        for block in reference.split(_REFERENCES):
             rows = block.double() - self._centre[label]
             yield rows, rows.square().sum(1)
 
@@ -350,6 +346,21 @@ class ClassKL:
         total = features.sum(1, keepdim=True)
         uniform = torch.full_like(features, 1 / features.shape[1])
         return torch.where(total > 0, features / total, uniform)
+
+
+def _log_sum_exp(
+    queries: Tensor, points: Tensor, heights: Tensor, scale: float, memory: Tensor
+) -> Tensor:
+    """``logsumexp(heights + scale * queries @ points, 1)``, computed in the given memory.
+
+    Where gradients are asked for, in memory of its own.
+    """
+    if queries.requires_grad and torch.is_grad_enabled():
+        return torch.addmm(heights, queries, points, alpha=scale).logsumexp(1)
+    block = memory[: len(queries) * points.shape[1]].view(len(queries), -1)
+    torch.addmm(heights, queries, points, alpha=scale, out=block)
+    largest = block.amax(1, keepdim=True)
+    return block.sub_(largest).exp_().sum(1).log_().add_(largest.squeeze(1))
 
 
 def _by_class(classes: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -1,0 +1,82 @@
+"""The deterministic part of a graph, computed once a batch, some images at a time."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, fx
+
+from leery.mc_dropout._graph import ModelGraph
+from leery.mc_dropout._once import Memory, Once, Values
+
+__all__ = ["Prefix"]
+
+AT_ONCE = 32
+"""Images whose activations are held at a time: they stay near the processor, and the system is not
+asked for much memory over and over."""
+
+
+class Prefix:
+    """Computes the nodes that no draw has an influence on.
+
+    Args:
+        graph: of the model.
+        nodes: those, in order.
+        lasting: nodes whose values are asked for even if nothing reads them.
+    """
+
+    def __init__(
+        self, graph: ModelGraph, nodes: Sequence[fx.Node], lasting: Iterable[fx.Node]
+    ) -> None:
+        self._graph = graph
+        self._constants = [node for node in nodes if node.op == "get_attr"]
+        self._nodes = [node for node in nodes if node.op != "get_attr"]
+        inside = {*self._nodes, graph.input}
+        kept = {node for node in inside if node in lasting or not node.users.keys() <= inside}
+        self._last_read = _last_read(self._nodes, inside - kept)
+        self._images = {node: _images_dimension(node, graph.input) for node in kept}
+
+    def __call__(self, batch: Tensor, memory: Memory) -> Once:
+        """The values that passes ask for, for a batch on the model's device."""
+        once = Once({}, memory)
+        for node in self._constants:
+            once.values[node] = self._graph.constant(node)
+        # On a GPU many images at once are what is fast.
+        divisible = batch.device.type == "cpu" and None not in self._images.values()
+        parts = -(-len(batch) // AT_ONCE) if divisible else 1
+        found = [self._run(part, once.values) for part in batch.tensor_split(parts)]
+        for node, dimension in self._images.items():
+            values = [part[node] for part in found]
+            once.values[node] = values[0] if parts == 1 else torch.cat(values, dimension or 0)
+        once.values[self._graph.input] = batch
+        return once
+
+    def _run(self, batch: Tensor, constants: Values) -> Values:
+        """All values for some images that are read later."""
+        values: Values = {**constants, self._graph.input: batch}
+        for node in self._nodes:
+            values[node] = self._graph.evaluate(node, values)
+            for done in self._last_read.get(node, ()):
+                del values[done]
+        return values
+
+
+def _last_read(nodes: Sequence[fx.Node], passing: set[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+    """For each node the passing values that nothing reads after it."""
+    place = {node: index for index, node in enumerate(nodes)}
+    found: dict[fx.Node, list[fx.Node]] = {}
+    for node in passing:
+        last = max([*node.users, node] if node in place else node.users, key=place.__getitem__)
+        found.setdefault(last, []).append(node)
+    return found
+
+
+def _images_dimension(node: fx.Node, images: fx.Node) -> int | None:
+    """The dimension of a value that counts the images; None unless exactly one does."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return None
+    depending = [place for place, size in enumerate(value.shape) if not isinstance(size, int)]
+    count = images.meta["val"].shape[0]
+    # As text: whether sizes that depend on the batch are equal is not to be asked of torch here.
+    alike = [place for place in depending if str(value.shape[place]) == str(count)]
+    return alike[0] if len(depending) == len(alike) == 1 else None
