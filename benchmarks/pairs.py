@@ -1,4 +1,4 @@
-"""Timing in turn: ours and a rival's on the same work, and what the machine can do."""
+"""Timing in turn: ours and the rivals' on the same work, and what the machine can do."""
 
 import statistics
 import time
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Timed", "copy_rate", "in_turn", "multiply_rate"]
+__all__ = ["Machine", "Timed", "in_turn"]
 
 Work = Callable[[], object]
 
@@ -28,15 +28,13 @@ class Timed:
 
     def ratio(self, rival: str, own: str = "leery") -> tuple[float, float, float]:
         """How many times as long the rival takes: median, least and most over the rounds."""
-        rounds = zip(self.seconds[rival], self.seconds[own], strict=False)
+        rounds = zip(self.seconds[rival], self.seconds[own], strict=True)
         found = [theirs / ours for theirs, ours in rounds]
         return statistics.median(found), min(found), max(found)
 
 
 def in_turn(contestants: Mapping[str, Work], rounds: int) -> Timed:
-    """Run everyone once to warm up, then everyone in each round."""
-    for work in contestants.values():
-        work()
+    """Everyone once in each round; whoever needs a first call to warm up had it before."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, work in contestants.items():
@@ -46,18 +44,31 @@ def in_turn(contestants: Mapping[str, Work], rounds: int) -> Timed:
     return Timed(seconds)
 
 
-def multiply_rate(dtype: torch.dtype = torch.float32, size: int = 1024) -> float:
-    """Operations a second of the machine's matrix product; the best of some."""
-    one, other = torch.rand(2, size, size, dtype=dtype)
-    return 2 * size**3 / _fastest(lambda: one @ other)
+@dataclass(frozen=True)
+class Machine:
+    """What the machine does at best, with the threads that torch has.
+
+    Attributes:
+        multiply32: operations a second of a float32 matrix product.
+        multiply64: the same of float64.
+        copy: bytes read and written a second by a copy that no cache holds.
+    """
+
+    multiply32: float
+    multiply64: float
+    copy: float
+
+    @classmethod
+    def measured(cls, size: int = 1024, numbers: int = 2**24) -> "Machine":
+        rates = []
+        for dtype in (torch.float32, torch.float64):
+            one, other = torch.rand(2, size, size, dtype=dtype)
+            rates.append(2 * size**3 / fastest(lambda one=one, other=other: one @ other))
+        source = torch.rand(numbers)
+        target = torch.empty_like(source)
+        return cls(*rates, 2 * 4 * numbers / fastest(lambda: target.copy_(source)))
 
 
-def copy_rate(numbers: int = 2**24) -> float:
-    """Bytes read and written a second by a copy that no cache holds; the best of some."""
-    source = torch.rand(numbers)
-    target = torch.empty_like(source)
-    return 2 * 4 * numbers / _fastest(lambda: target.copy_(source))
-
-
-def _fastest(work: Work, rounds: int = 7) -> float:
+def fastest(work: Work, rounds: int = 9) -> float:
+    work()
     return min(in_turn({"work": work}, rounds).seconds["work"])

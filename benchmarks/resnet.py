@@ -12,64 +12,14 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from models import ResNet18
+from torch import Tensor
 
 from leery.mc_dropout import MCDropout
 
 PASSES = 50
-
-
-class Block(nn.Module):
-    """Two convolutions with batch norm, and a way around them."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.first_norm = nn.BatchNorm2d(outputs)
-        self.second = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.second_norm = nn.BatchNorm2d(outputs)
-        self.relu = nn.ReLU(inplace=True)
-        self.around = nn.Sequential()
-        if stride > 1 or inputs != outputs:
-            self.around = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
-
-    def forward(self, images: Tensor) -> Tensor:
-        hidden = self.relu(self.first_norm(self.first(images)))
-        hidden = self.second_norm(self.second(hidden))
-        return self.relu(hidden + self.around(images))
-
-
-class ResNet18(nn.Module):
-    """The layers of He et al. (2016), table 1, with dropout before the last."""
-
-    def __init__(self, classes: int = 1000, dropout: float = 0.5) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, 64, 7, 2, padding=3, bias=False),
-            nn.BatchNorm2d(64),
-            nn.ReLU(inplace=True),
-            nn.MaxPool2d(3, 2, padding=1),
-        )
-        widths = [64, 64, 64, 128, 128, 256, 256, 512, 512]
-        self.blocks = nn.Sequential(
-            *(
-                Block(inputs, outputs, stride=1 if inputs == outputs else 2)
-                for inputs, outputs in pairwise(widths)
-            )
-        )
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(512, classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        hidden = self.pool(self.blocks(self.stem(images))).flatten(1)
-        out: Tensor = self.fc(self.dropout(hidden))
-        return out
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -1,17 +1,44 @@
 """What a user would pick instead of leery, each as its own documentation calls it.
 
-A rival that is not installed is reported as missing, with the reason.
+A rival that is not installed raises ImportError, which the bench reports.
 """
 
 import copy
 import importlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib import metadata
+from types import ModuleType
 
 import numpy as np
 import torch
+from scipy.stats import entropy
+from sklearn.neighbors import KernelDensity
 from torch import Tensor, nn
 
-__all__ = ["ATTACKS", "PASSES", "authors_loop", "versions"]
+from leery.features import extract_features
+
+__all__ = [
+    "ATTACKS",
+    "DENSITIES",
+    "PASSES",
+    "SIX",
+    "AttackSetting",
+    "Fitted",
+    "versions",
+]
+
+PACKAGES = (
+    "pytorch-ood",
+    "torch-uncertainty",
+    "baal",
+    "scikit-learn",
+    "foolbox",
+    "adversarial-robustness-toolbox",
+    "torchattacks",
+)
 
 Passes = Callable[[nn.Module, Tensor, int], Tensor]
 """Class probabilities of all passes, ``(T, N, classes)``."""
@@ -20,7 +47,9 @@ Passes = Callable[[nn.Module, Tensor, int], Tensor]
 @torch.no_grad()
 def authors_loop(model: nn.Module, images: Tensor, passes: int) -> Tensor:
     """The paper's authors: the whole model in train mode, T times over, in batches of 64."""
-    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.train()
     found = [
         torch.cat([model(batch).softmax(1) for batch in images.split(64)]) for _ in range(passes)
     ]
@@ -28,16 +57,37 @@ def authors_loop(model: nn.Module, images: Tensor, passes: int) -> Tensor:
     return torch.stack(found)
 
 
+@cache
+def torchvision_loads() -> None:
+    """Declare the operators without which torchvision, built for another torch, does not import."""
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        with suppress(RuntimeError):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    LIBRARIES.append(library)
+
+
+LIBRARIES: list[torch.library.Library] = []
+"""What is declared holds as long as these live."""
+
+
+def part_of(module: str) -> ModuleType:
+    """A module of a rival that imports torchvision."""
+    torchvision_loads()
+    return importlib.import_module(module)
+
+
 def pytorch_ood(model: nn.Module, images: Tensor, passes: int) -> Tensor:
-    """pytorch-ood's MCD, in batches of 256; it gives mean and variance, not the passes."""
-    detector = importlib.import_module("pytorch_ood.detector.mcd").MCD
-    parts = [detector.run(model, batch, passes) for batch in images.split(256)]
-    return torch.stack([torch.cat(part) for part in zip(*parts, strict=True)])
+    """pytorch-ood's MCD, in batches of 256; it gives their mean, not the passes."""
+    detector = part_of("pytorch_ood.detector.mcd").MCD
+    parts = [detector.run_mean(model, batch, passes) for batch in images.split(256)]
+    model.eval()
+    return torch.cat(parts).unsqueeze(0)
 
 
 def torch_uncertainty(model: nn.Module, images: Tensor, passes: int) -> Tensor:
     """torch-uncertainty's wrapper; the passes in a loop, which is faster here than in one batch."""
-    methods = importlib.import_module("torch_uncertainty.methods.mc_dropout")
+    methods = part_of("torch_uncertainty.methods.mc_dropout")
     wrapped = methods.mc_dropout(model, passes, on_batch=False).eval()
     with torch.no_grad():
         parts = [
@@ -49,8 +99,8 @@ def torch_uncertainty(model: nn.Module, images: Tensor, passes: int) -> Tensor:
 
 def baal_caching(model: nn.Module, images: Tensor, passes: int) -> Tensor:
     """baal's caching: layers in front of the first dropout are computed once a batch."""
-    caching = importlib.import_module("baal.bayesian.caching_utils")
-    dropout = importlib.import_module("baal.bayesian.dropout")
+    caching = part_of("baal.bayesian.caching_utils")
+    dropout = part_of("baal.bayesian.dropout")
     twin = dropout.MCDropoutModule(caching.MCCachingModule(copy.deepcopy(model))).eval()
     with torch.no_grad():
         parts = [
@@ -62,11 +112,12 @@ def baal_caching(model: nn.Module, images: Tensor, passes: int) -> Tensor:
 
 def baal_batched(model: nn.Module, images: Tensor, passes: int) -> Tensor:
     """baal's replication in memory: T copies of each image in one batch."""
-    dropout = importlib.import_module("baal.bayesian.dropout")
-    wrapper = importlib.import_module("baal.modelwrapper")
+    dropout = part_of("baal.bayesian.dropout")
+    wrapper = part_of("baal.modelwrapper")
     twin = dropout.MCDropoutModule(copy.deepcopy(model))
-    args = wrapper.TrainingArgs(replicate_in_memory=True, use_cuda=False)
-    runner = wrapper.ModelWrapper(twin, args)
+    runner = wrapper.ModelWrapper(
+        twin, wrapper.TrainingArgs(replicate_in_memory=True, use_cuda=False)
+    )
     runner.eval()
     parts = [runner.predict_on_batch(batch, passes).softmax(1) for batch in images.split(32)]
     return torch.cat(parts).permute(2, 0, 1)
@@ -81,64 +132,170 @@ PASSES: Mapping[str, Passes] = {
 }
 
 
-Attacked = Callable[[nn.Module, Tensor, Tensor, float, float, int], Tensor]
-"""Twins by BIM, given model, images, labels, epsilon, step size and steps."""
+Density = Callable[[np.ndarray], np.ndarray]
+"""Log densities ``(N,)`` of queries ``(N, D)``."""
 
 
-def foolbox_bim(
-    model: nn.Module, images: Tensor, labels: Tensor, epsilon: float, step: float, steps: int
+def one_sample_a_call(points: np.ndarray, bandwidth: float) -> Density:
+    """scikit-learn's default tree, as Feinman's code calls it."""
+    fitted = KernelDensity(bandwidth=bandwidth).fit(points)
+    return lambda queries: np.array([fitted.score_samples(query[None])[0] for query in queries])
+
+
+def one_call(points: np.ndarray, bandwidth: float, **tree: object) -> Density:
+    """scikit-learn with all queries in one call."""
+    found: Density = KernelDensity(bandwidth=bandwidth, **tree).fit(points).score_samples
+    return found
+
+
+def one_leaf(points: np.ndarray, bandwidth: float) -> Density:
+    """The tree that sums exactly, and the fastest here: all points in one leaf."""
+    return one_call(points, bandwidth, algorithm="kd_tree", leaf_size=len(points))
+
+
+DENSITIES: Mapping[str, Callable[[np.ndarray, float], Density]] = {
+    "scikit-learn, a sample a call": one_sample_a_call,
+    "scikit-learn, one call, kd tree": partial(one_call, algorithm="kd_tree"),
+    "scikit-learn, one call, ball tree": partial(one_call, algorithm="ball_tree"),
+    "scikit-learn, one call, one leaf": one_leaf,
+}
+
+
+class Fitted:
+    """What the metrics of closeness are fitted on, as numpy and scikit-learn have it.
+
+    Args:
+        layer: the last hidden layer.
+        bandwidth: of the densities.
+        references: the training features of each class, ``(n, D)``.
+    """
+
+    def __init__(self, layer: str, bandwidth: float, references: Mapping[int, Tensor]) -> None:
+        self.layer = layer
+        points = {label: rows.double().numpy() for label, rows in references.items()}
+        self.one_by_one = {
+            label: one_sample_a_call(rows, bandwidth) for label, rows in points.items()
+        }
+        self.at_once = {label: one_leaf(rows, bandwidth) for label, rows in points.items()}
+        self.means = {label: softmax(rows).mean(0) for label, rows in points.items()}
+
+
+def softmax(rows: np.ndarray) -> np.ndarray:
+    powers = np.exp(rows - rows.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def uncertainties(probs: np.ndarray) -> np.ndarray:
+    """Variance, entropy, mutual information and confidence ``(N, 4)``, whole arrays at a time."""
+    mean = probs.mean(0)
+    doubt = entropy(mean, axis=1)
+    within = entropy(probs, axis=2).mean(0)
+    return np.stack([probs.var(0).mean(1), doubt, doubt - within, mean.max(1)], 1)
+
+
+def authors_six(model: nn.Module, images: Tensor, passes: int, fitted: Fitted) -> np.ndarray:
+    """The six metrics as the authors' notebooks get them: loops over passes and over samples."""
+    probs = authors_loop(model, images, passes).double().numpy()
+    features, logits = extract_features(model, images, fitted.layer, batch_size=64)
+    predicted = logits.argmax(1).numpy()
+    rows = features.double().numpy()
+    closeness = [
+        (fitted.one_by_one[label](row)[0], entropy(softmax(row)[0], fitted.means[label]))
+        for row, label in zip(rows[:, None], predicted, strict=True)
+    ]
+    return np.concatenate([uncertainties(probs), np.array(closeness)], 1)
+
+
+def peers_six(model: nn.Module, images: Tensor, passes: int, fitted: Fitted) -> np.ndarray:
+    """The same from the fastest peer of each part: baal's caching, scikit-learn once a class."""
+    probs = baal_caching(model, images, passes).double().numpy()
+    features, logits = extract_features(model, images, fitted.layer)
+    predicted, rows = logits.argmax(1).numpy(), features.double().numpy()
+    closeness = np.empty((len(rows), 2))
+    for label in np.unique(predicted):
+        own = predicted == label
+        closeness[own, 0] = fitted.at_once[label](rows[own])
+        closeness[own, 1] = entropy(softmax(rows[own]), fitted.means[label], axis=1)
+    return np.concatenate([uncertainties(probs), closeness], 1)
+
+
+Six = Callable[[nn.Module, Tensor, int, Fitted], np.ndarray]
+
+SIX: Mapping[str, Six] = {
+    "authors' loop": authors_six,
+    "baal caching and scikit-learn": peers_six,
+}
+
+
+@dataclass(frozen=True)
+class AttackSetting:
+    """BIM, or PGD with a random start, in the L-infinity ball."""
+
+    epsilon: float
+    step: float
+    steps: int
+    random_start: bool
+
+
+Attacked = Callable[[nn.Module, Tensor, Tensor, AttackSetting], Tensor]
+
+
+def foolbox_attack(
+    model: nn.Module, images: Tensor, labels: Tensor, setting: AttackSetting
 ) -> Tensor:
-    """foolbox's LinfBasicIterativeAttack."""
     foolbox = importlib.import_module("foolbox")
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
-    attack = foolbox.attacks.LinfBasicIterativeAttack(abs_stepsize=step, steps=steps)
+    attack = foolbox.attacks.LinfPGD(
+        abs_stepsize=setting.step, steps=setting.steps, random_start=setting.random_start
+    )
     found = [
-        attack(wrapped, *batch, epsilons=epsilon)[1]
+        attack(wrapped, *batch, epsilons=setting.epsilon)[1]
         for batch in zip(images.split(256), labels.split(256), strict=True)
     ]
     return torch.cat(found)
 
 
-def art_bim(
-    model: nn.Module, images: Tensor, labels: Tensor, epsilon: float, step: float, steps: int
-) -> Tensor:
-    """adversarial-robustness-toolbox's BasicIterativeMethod."""
+def art_attack(model: nn.Module, images: Tensor, labels: Tensor, setting: AttackSetting) -> Tensor:
     estimators = importlib.import_module("art.estimators.classification")
     evasion = importlib.import_module("art.attacks.evasion")
     classifier = estimators.PyTorchClassifier(
         model, nn.CrossEntropyLoss(), images.shape[1:], 10, clip_values=(0, 1), device_type="cpu"
     )
-    attack = evasion.BasicIterativeMethod(
-        classifier, eps=epsilon, eps_step=step, max_iter=steps, batch_size=256, verbose=False
+    attack = evasion.ProjectedGradientDescentPyTorch(
+        classifier,
+        eps=setting.epsilon,
+        eps_step=setting.step,
+        max_iter=setting.steps,
+        num_random_init=int(setting.random_start),
+        batch_size=256,
+        verbose=False,
     )
     found: np.ndarray = attack.generate(images.numpy(), labels.numpy())
     return torch.from_numpy(found)
 
 
-def torchattacks_bim(
-    model: nn.Module, images: Tensor, labels: Tensor, epsilon: float, step: float, steps: int
+def torchattacks_attack(
+    model: nn.Module, images: Tensor, labels: Tensor, setting: AttackSetting
 ) -> Tensor:
-    """torchattacks' BIM."""
     torchattacks = importlib.import_module("torchattacks")
-    attack = torchattacks.BIM(model, eps=epsilon, alpha=step, steps=steps)
+    attack = torchattacks.PGD(
+        model, setting.epsilon, setting.step, setting.steps, random_start=setting.random_start
+    )
     found = [attack(*batch) for batch in zip(images.split(256), labels.split(256), strict=True)]
     return torch.cat(found)
 
 
 ATTACKS: Mapping[str, Attacked] = {
-    "foolbox": foolbox_bim,
-    "ART": art_bim,
-    "torchattacks": torchattacks_bim,
+    "foolbox": foolbox_attack,
+    "ART": art_attack,
+    "torchattacks": torchattacks_attack,
 }
 
 
 def versions() -> dict[str, str]:
     """The installed version of each rival's package; "missing" where there is none."""
-    names = ("pytorch-ood", "torch-uncertainty", "baal", "scikit-learn", "foolbox",
-             "adversarial-robustness-toolbox", "torchattacks")  # fmt: skip
-    metadata = importlib.import_module("importlib.metadata")
     found = {}
-    for name in names:
+    for name in PACKAGES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -93,7 +93,7 @@ def test_blocks_do_not_change_the_density(resident: int, monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "_QUERIES", 3)
     cut = KernelDensity(1.0).fit(features, labels)
     assert torch.allclose(cut.score(queries, classes), whole, atol=1e-12, rtol=0)
-    alone = [density.score(queries[i : i + 1], classes[i : i + 1]) for i in range(70)]
+    alone = [cut.score(queries[i : i + 1], classes[i : i + 1]) for i in range(70)]
     assert torch.allclose(torch.cat(alone), whole, atol=1e-12, rtol=0)
 
 

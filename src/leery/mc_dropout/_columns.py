@@ -46,8 +46,8 @@ class Columns:
     def compute(self, once: Once, values: Values, masks: Masks, index: int) -> Tensor:
         """``dropout(x) @ W.T + b`` of pass ``index``, ``(N, units asked for)``.
 
-        Computed as the transpose of a contiguous matrix: rows of ``x.T`` and ``W.T`` are whole
-        blocks, which are cheap to choose, and the next such layer takes the result as it is.
+        Computed as the transpose of a contiguous matrix: rows of ``x.T`` are whole blocks, which
+        are cheap to choose, and the next such layer takes the result as it is.
         """
         bias_node = _parameters(self.linear)[1]
         bias: Tensor | None = None if bias_node is None else values[bias_node]
@@ -56,8 +56,8 @@ class Columns:
         if self.outputs is not None and bias is not None:
             bias = bias.index_select(0, masks.kept(self.outputs, index))
         chosen = self._weight(once, values, masks, index)
-        short = max(0, STEADY_ROWS - rows.shape[1])
-        rows = functional.pad(rows, (0, short)) if short else rows
+        if rows.shape[1] < STEADY_ROWS:
+            rows = _filled(rows)
         scale = 1 / (1 - self.rate)
         product = (
             (chosen @ rows).mul_(scale)
@@ -72,17 +72,15 @@ class Columns:
         weight: Tensor = values[node]
 
         def choose() -> Tensor:
-            chosen = once.matrix("weight", node, lambda: weight.t().contiguous())
-            if self.inputs is not None:
-                kept = masks.kept(self.inputs, index)
-                chosen = once.memory.choose("rows", node, chosen, 0, kept)
+            chosen = weight
             if self.outputs is not None:
                 asked = masks.kept(self.outputs, index)
-                chosen = once.memory.choose("columns", node, chosen, 1, asked)
-            chosen = chosen.t()
-            # A copy of its own, and in the layout that multiplies fastest, if it is to be kept.
-            lasts = steady and once.memory.has_room(chosen.numel())
-            return chosen.clone(memory_format=torch.contiguous_format) if lasts else chosen
+                chosen = once.memory.choose("outputs", node, chosen, 0, asked)
+            if self.inputs is not None:
+                kept = masks.kept(self.inputs, index)
+                chosen = once.memory.choose("inputs", node, chosen, 1, kept)
+            # A copy of its own if it is to be kept.
+            return chosen.clone() if steady and once.memory.has_room(chosen.numel()) else chosen
 
         steady = node.op == "get_attr"
         return once.memory.keep(("pass", node, index), choose) if steady else choose()
@@ -133,6 +131,14 @@ def find_columns(
         for user in dropout.users:
             found[user] = replace(found[user], packed=True)
     return found, absorbed
+
+
+def _filled(rows: Tensor) -> Tensor:
+    """``(K, N)`` with zeros up to :data:`STEADY_ROWS` columns, in the layout that it has."""
+    short = STEADY_ROWS - rows.shape[1]
+    if rows.is_contiguous():
+        return functional.pad(rows, (0, short))
+    return functional.pad(rows.t(), (0, 0, 0, short)).t()
 
 
 def _linear_before(

@@ -1,6 +1,6 @@
 """MC dropout as users see it: a model, a number of passes, a seed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -13,7 +13,7 @@ from leery._memory import fast_layout
 from leery.errors import InputError, NoDropoutError, UnsupportedModelError
 from leery.features import check_layer
 from leery.mc_dropout._engine import Engine
-from leery.mc_dropout._graph import NoGraphError, capture
+from leery.mc_dropout._graph import STEADY_ROWS, NoGraphError, capture
 from leery.mc_dropout._loop import Loop
 from leery.mc_dropout._masks import Masks, MaskSource, draw_masks
 from leery.mc_dropout._modes import dropout_rates
@@ -210,11 +210,7 @@ class MCDropout:
             with refused(batch):
                 shown = fast_layout(batch.to(device_of(self.model)))
                 logits, features, passes = prepared.observe(shown, masks, memory)
-            # Ten times as fast along a dimension in the middle as along a short last one.
-            stacked = torch.stack([found.t() for found in passes])
-            # In half precision the rows would not sum to 1.
-            probs = stacked.softmax(1, torch.promote_types(stacked.dtype, torch.float32))
-            probs = probs.transpose(1, 2).contiguous()
+            probs = _probabilities(passes)
         return Observation(
             logits[:count].to(home),
             None if features is None else features[:count].to(home),
@@ -275,6 +271,20 @@ class MCDropout:
             for module in self.model.modules()
         )
         return (*tensors, *modules, *dropout_rates(self.model))
+
+
+def _probabilities(passes: Sequence[Tensor]) -> Tensor:
+    """The softmax of the logits of each pass, ``(passes, N, classes)``.
+
+    With the classes in the middle, which is ten times as fast as along a short last dimension; up
+    to a full number of vectors, behind which single numbers would be rounded in another way.
+    """
+    stacked = torch.stack([logits.t() for logits in passes])
+    count = stacked.shape[2]
+    filled = nn.functional.pad(stacked, (0, -count % STEADY_ROWS))
+    # In half precision the rows would not sum to 1.
+    probs = filled.softmax(1, torch.promote_types(filled.dtype, torch.float32))
+    return probs[:, :, :count].transpose(1, 2).contiguous()
 
 
 def _no_dropout(model: nn.Module, caveat: str) -> NoDropoutError:

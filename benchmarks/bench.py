@@ -1,0 +1,193 @@
+"""leery against what a user would pick instead, and against what the machine can do.
+
+    python benchmarks/bench.py [--out benchmarks] [--rounds 5] [--threads N] [--scale 1]
+        [--pieces kde attacks passes six fit growth reproduce]
+
+Everyone works on the same images in the same process with the same number of threads (torch's
+own default), in turn; outputs are compared first. Only ratios within a run mean anything: hours of
+a shared machine differ. Writes results.json, and results.md from it; a piece that is not asked for
+keeps the rows that it has there.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from growth import SIZES
+from pairs import Machine
+from pieces import PIECES, Bench, Row
+from rivals import versions
+
+OWN = ("leery", "torch", "numpy", "scikit-learn")
+
+
+def facts(machine: Machine) -> dict[str, Any]:
+    """What the figures hold for."""
+    info = Path("/proc/cpuinfo")
+    names = [
+        line.partition(":")[2].strip()
+        for line in (info.read_text().splitlines() if info.exists() else [])
+        if line.startswith("model name")
+    ]
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "processor": names[0] if names else platform.machine(),
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "GPU": gpu or "none at hand: not measured on any",
+        "float32 products": f"{machine.multiply32 / 1e9:.0f} GFLOP/s",
+        "float64 products": f"{machine.multiply64 / 1e9:.0f} GFLOP/s",
+        "copies": f"{machine.copy / 1e9:.0f} GB/s",
+        **{name: metadata.version(name) for name in OWN},
+        **versions(),
+    }
+
+
+def growth() -> Iterator[dict[str, Any]]:
+    """Each case at each size in a process of its own, and the exponents of seconds and memory."""
+    script = Path(__file__).with_name("growth.py")
+    for case, sizes in SIZES.items():
+        found = []
+        for size in sizes:
+            command = [sys.executable, str(script), case, str(size)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - ours
+            found.append(json.loads(done.stdout.splitlines()[-1]))
+            print(case, size, found[-1], flush=True)
+        steps = np.log(sizes)
+        yield {
+            "case": case,
+            "sizes": list(sizes),
+            "seconds": [one["seconds"] for one in found],
+            "peak": [one["peak"] for one in found],
+            "grown": [one["grown"] for one in found],
+            "seconds_exponent": float(
+                np.polyfit(steps, np.log([o["seconds"] for o in found]), 1)[0]
+            ),
+            "peak_exponent": float(np.polyfit(steps, np.log([o["peak"] for o in found]), 1)[0]),
+        }
+
+
+def reproduce() -> dict[str, Any]:
+    """The seconds of each stage of the digit study on all test images, in an empty folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "leery", "reproduce", "mnist", "--out", folder]
+        subprocess.run(command, check=True)  # noqa: S603 - ours
+        manifest = json.loads((Path(folder) / "manifest.json").read_text())
+    return {
+        "workers": manifest["machine"]["workers"],
+        "seconds": manifest["seconds"],
+        "stages": {name: stage["seconds"] for name, stage in manifest["stages"].items()},
+    }
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """results.md."""
+    parts = [
+        "# Measured",
+        f"Written by `make bench`; {content['command']}. Times are medians of rounds in which "
+        "everyone worked in turn; a ratio is a rival's time over leery's in the same round, median "
+        "(least to most). The floor is the number of operations that must be done over the rate of "
+        "the machine's matrix product, measured before each piece; convolutions can beat it.",
+        table(
+            ["machine and versions", ""],
+            [[name, str(value)] for name, value in content["facts"].items()],
+        ),
+    ]
+    for rows in content["pieces"].values():
+        shown = [Row(**row) for row in rows]
+        for piece in dict.fromkeys(row.piece for row in shown):
+            parts += [f"## {piece}", piece_table([row for row in shown if row.piece == piece])]
+    if "growth" in content:
+        parts += ["## Growth", growth_table(content["growth"])]
+    if "reproduce" in content:
+        parts += ["## `leery reproduce mnist`", stages_table(content["reproduce"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def piece_table(rows: list[Row]) -> str:
+    headings = ["setting", "who", "a second", "times leery's", "share of the floor", "outputs"]
+    lines = []
+    for row in rows:
+        ratio = "" if row.ratio is None else "{:.2f} ({:.2f} to {:.2f})".format(*row.ratio)
+        rate = "" if row.per_second is None else f"{row.per_second:,.4g} {row.unit}"
+        share = "" if row.share is None else f"{row.share:.0%}"
+        note = row.note if row.agrees else f"**differ**: {row.note}"
+        lines.append([row.setting, row.contestant, rate, ratio, share, note])
+    return table(headings, lines)
+
+
+def growth_table(cases: list[dict[str, Any]]) -> str:
+    headings = ["case", "sizes", "seconds", "exponent", "peak, MB", "exponent"]
+    lines = [
+        [
+            case["case"],
+            ", ".join(f"{size:,}" for size in case["sizes"]),
+            ", ".join(f"{seconds:.3g}" for seconds in case["seconds"]),
+            f"{case['seconds_exponent']:.2f}",
+            ", ".join(f"{peak / 1e6:,.0f}" for peak in case["peak"]),
+            f"{case['peak_exponent']:.2f}",
+        ]
+        for case in cases
+    ]
+    return table(headings, lines)
+
+
+def stages_table(found: dict[str, Any]) -> str:
+    whole = found["seconds"]
+    lines = [[name, f"{s:.1f}", f"{s / whole:.0%}"] for name, s in found["stages"].items()]
+    lines.append([f"**whole**, {found['workers']} workers", f"{whole:.1f}", ""])
+    return table(["stage", "seconds", "share"], lines)
+
+
+def table(headings: list[str], lines: list[list[str]]) -> str:
+    rows = [headings, ["---"] * len(headings), *lines]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def main() -> None:
+    names = [*PIECES, "growth", "reproduce"]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--pieces", nargs="+", choices=names, default=names)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    results = options.out / "results.json"
+    content = json.loads(results.read_text()) if results.exists() else {"pieces": {}}
+    content["command"] = f"{options.rounds} rounds, {options.scale:g} of the images"
+    content["facts"] = facts(Machine.measured())
+    differing = []
+    for name in options.pieces:
+        if name == "growth":
+            content["growth"] = list(growth())
+        elif name == "reproduce":
+            content["reproduce"] = reproduce()
+        else:
+            bench = Bench(Machine.measured(), options.rounds, options.scale)
+            PIECES[name](bench)
+            content["pieces"][name] = [asdict(row) for row in bench.rows]
+            differing += [row for row in bench.rows if not row.agrees]
+        results.write_text(json.dumps(content, indent=1) + "\n")
+        results.with_suffix(".md").write_text(markdown(content))
+    if differing:
+        sys.exit(f"outputs differ: {differing}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""How time and memory grow: one case in a process of its own, whose peak is what it needed.
+
+    python benchmarks/growth.py CASE SIZE
+
+prints JSON: the seconds of the second of two runs, and by how many bytes the memory of the process
+grew in them at most (Linux).
+"""
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from leery import Detector, data
+from leery.classifiers import pretrained
+from leery.inputs import Format
+from leery.mc_dropout import MCDropout
+from leery.metrics import KernelDensity, predictive_entropy
+from leery.scoring import score_to_file
+
+__all__ = ["CASES", "SIZES"]
+
+Work = Callable[[], object]
+
+
+def scoring(images: int) -> Work:
+    """A file of images into a file of scores."""
+    fitted = Detector(pretrained("mnist").model, "hidden", bandwidth=1.7, combiner="conformal")
+    clean = data.load("mnist", "test")[0][:2000]
+    fitted.fit(*data.load("mnist", "train")).fit_combiner(clean)
+    folder = Path(tempfile.mkdtemp())
+    pixels = (clean[:, 0] * 255).byte().numpy()
+    np.save(folder / "images.npy", np.resize(pixels, (images, 28, 28)))
+    return lambda: score_to_file(
+        fitted, "bench", [folder / "images.npy"], Format(), folder / "scores.parquet"
+    )
+
+
+def measuring(images: int) -> Work:
+    """All six metrics of images in memory."""
+    detector = Detector(pretrained("mnist").model, "hidden", bandwidth=1.7)
+    detector.fit(*data.load("mnist", "train"))
+    shown = data.load("mnist", "test")[0][:images]
+    return lambda: detector.measure(shown)
+
+
+def passes(count: int) -> Work:
+    """Digits, so many passes."""
+    shown = data.load("mnist", "test")[0][:1024]
+    sampler = MCDropout(pretrained("mnist").model, count)
+    return lambda: [predictive_entropy(seen.probs) for seen in sampler.stream(shown)]
+
+
+def classes(count: int) -> Work:
+    """A small network with so many classes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Dropout(), nn.Linear(128, count)
+    )
+    sampler = MCDropout(model, 50)
+    shown = data.load("mnist", "test")[0][:1024]
+    return lambda: [predictive_entropy(seen.probs) for seen in sampler.stream(shown)]
+
+
+def density(references: int, width: int) -> Work:
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(references, width, generator=generator)
+    queries = torch.randn(256, width, generator=generator)
+    zeros = torch.zeros(max(references, 256), dtype=torch.int64)
+
+    def work() -> object:
+        fitted = KernelDensity(2.0).fit(points, zeros[:references])
+        start = time.perf_counter()
+        fitted.score(queries, zeros[:256])
+        return time.perf_counter() - start
+
+    return work
+
+
+CASES: Mapping[str, Callable[[int], Work]] = {
+    "scoring, images": scoring,
+    "measuring, images": measuring,
+    "passes": passes,
+    "classes": classes,
+    "density, references": lambda count: density(count, 128),
+    "density, dimension": lambda width: density(6000, width),
+    "density, wide references": lambda count: density(count, 2048),
+}
+
+SIZES: Mapping[str, tuple[int, ...]] = {
+    "scoring, images": (10_000, 60_000),
+    "measuring, images": (2500, 5000, 10_000),
+    "passes": (10, 50, 200),
+    "classes": (10, 100, 1000),
+    "density, references": (6000, 25_000, 100_000),
+    "density, dimension": (128, 512, 2048),
+    "density, wide references": (6000, 100_000),
+}
+
+
+def memory(field: str) -> int:
+    """Of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def main() -> None:
+    case, size = sys.argv[1], int(sys.argv[2])
+    work = CASES[case](size)
+    before = memory("VmRSS")
+    # From here on the peak is counted anew.
+    Path("/proc/self/clear_refs").write_text("5")
+    work()
+    start = time.perf_counter()
+    own = work()
+    seconds = own if isinstance(own, float) else time.perf_counter() - start
+    peak = memory("VmHWM")
+    print(json.dumps({"seconds": seconds, "grown": peak - before, "peak": peak}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The classifiers that are measured, in torch's default memory layout, as users have theirs."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from leery.classifiers import pretrained
+
+__all__ = ["ResNet18", "VisionTransformer", "default_layout"]
+
+
+def default_layout(dataset: str) -> nn.Module:
+    """The shipped classifier of a dataset, which ships with its channels last, without that."""
+    shipped = pretrained(dataset).model
+    model = type(shipped)()
+    model.load_state_dict(shipped.state_dict())
+    return model.eval()
+
+
+class Block(nn.Module):
+    """Two convolutions with batch norm, and a way around them."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.first_norm = nn.BatchNorm2d(outputs)
+        self.second = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.second_norm = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.around = nn.Sequential()
+        if stride > 1 or inputs != outputs:
+            self.around = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.relu(self.first_norm(self.first(images)))
+        hidden = self.second_norm(self.second(hidden))
+        return self.relu(hidden + self.around(images))
+
+
+class ResNet18(nn.Module):
+    """The layers of He et al. (2016), table 1, with dropout before the last."""
+
+    def __init__(self, classes: int = 1000, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 64, 7, 2, padding=3, bias=False),
+            nn.BatchNorm2d(64),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, 2, padding=1),
+        )
+        widths = [64, 64, 64, 128, 128, 256, 256, 512, 512]
+        self.blocks = nn.Sequential(
+            *(
+                Block(inputs, outputs, stride=1 if inputs == outputs else 2)
+                for inputs, outputs in pairwise(widths)
+            )
+        )
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(512, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.pool(self.blocks(self.stem(images))).flatten(1)
+        out: Tensor = self.fc(self.dropout(hidden))
+        return out
+
+
+class VisionTransformer(nn.Module):
+    """A small one for 28 x 28 pixels, with dropout in every block and before the last layer."""
+
+    def __init__(self, width: int = 64, depth: int = 4, classes: int = 10) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, width, 7, stride=7)
+        self.places = nn.Parameter(0.02 * torch.randn(1, 16, width))
+        block = nn.TransformerEncoderLayer(
+            width, 4, 2 * width, dropout=0.1, batch_first=True, norm_first=True
+        )
+        self.blocks = nn.TransformerEncoder(block, depth, enable_nested_tensor=False)
+        self.dropout = nn.Dropout(0.1)
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.patches(images).flatten(2).transpose(1, 2) + self.places
+        out: Tensor = self.fc(self.dropout(self.blocks(tokens).mean(1)))
+        return out
