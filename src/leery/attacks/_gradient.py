@@ -103,6 +103,8 @@ class GradientAttack:
         check_batch_size(batch_size)
         check_bounds(images, self.bounds)
         clean = images.detach()
+        if self.epsilon == 0:
+            return clean.clone()
         start = self._start(clean, seed)
         with guest(model), torch.inference_mode(mode=False), torch.enable_grad():
             twins = [

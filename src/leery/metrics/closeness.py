@@ -11,7 +11,7 @@ from typing import Literal, Self, get_args
 import torch
 from torch import Tensor
 
-from leery._checks import check_labels, check_seed
+from leery._checks import all_finite, check_labels, check_seed
 from leery.errors import InputError, NotFittedError
 from leery.metrics._bandwidth import likeliest_bandwidth
 
@@ -198,7 +198,7 @@ class KernelDensity:
         if self.precision == "float32":
             return group
         half = group.half()
-        if not bool(half.isfinite().all()):
+        if not all_finite(half):
             message = (
                 f"expected features within 65504 for float16, got {float(group.abs().max()):g}; "
                 'keep them with precision="float32"'
@@ -392,7 +392,7 @@ def _check_features(features: Tensor) -> None:
             "flatten them with features.flatten(1)"
         )
         raise InputError(message)
-    if not bool(torch.isfinite(features).all()):
+    if not all_finite(features):
         message = "expected finite features, got NaN or infinity; check the images and the model"
         raise InputError(message)
 

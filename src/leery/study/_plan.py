@@ -94,7 +94,7 @@ def _success(desk: Desk) -> Iterator[Task]:
 def _trace(desk: Desk) -> Iterator[Task]:
     for attack in TRACED:
         for shard in trace_shards(desk):
-            cost = 6 / _speed(desk)
+            cost = (15 if attack == "BIM" else 4) / _speed(desk)
             yield Task(desk.trace_file(attack, shard), trace, (desk, attack, shard), cost)
 
 
