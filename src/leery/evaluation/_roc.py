@@ -63,10 +63,11 @@ def roc_auc_interval(
     """
     placements = _placements(scores, positive)
     estimate = placements.area
-    count = _clusters(positive, cluster)
+    ids = np.unique(cluster, return_inverse=True)[1]
+    count = min(_clusters(positive, ids))
     if estimate in (0.0, 1.0) and count > 1:
         return share_interval(round(estimate * count), count, confidence=confidence)
-    half = _reach(placements, positive, cluster, confidence)
+    half = _reach(placements, positive, ids, confidence)
     if not math.isfinite(half):
         return Interval(estimate, 0.0, 1.0)
     spread = np.array([-half, half]) / (estimate * (1 - estimate))
@@ -105,7 +106,8 @@ def roc_auc_difference(
         DeLong et al. (1988) for paired areas, with Obuchowski's (1997) variance for clusters.
     """
     placements = _placements(first, positive) - _placements(second, positive)
-    half = _reach(placements, positive, cluster, confidence)
+    ids = np.unique(cluster, return_inverse=True)[1]
+    half = _reach(placements, positive, ids, confidence)
     if not math.isfinite(half):
         return Interval(placements.area, -1.0, 1.0)
     return Interval(placements.area, placements.area - half, placements.area + half)
@@ -141,34 +143,37 @@ def _placements(scores: np.ndarray, positive: np.ndarray) -> _Placements:
     )
 
 
-def _clusters(positive: np.ndarray, cluster: np.ndarray) -> int:
-    """The smaller of the numbers of clusters with a positive and with a negative."""
-    return min(len(np.unique(cluster[rows])) for rows in (positive, ~positive))
+def _clusters(positive: np.ndarray, ids: np.ndarray) -> tuple[int, int]:
+    """The numbers of clusters with a positive and with a negative; clusters are 0, 1, ..."""
+    with_positive, with_negative = (
+        int(np.count_nonzero(np.bincount(ids[rows]))) for rows in (positive, ~positive)
+    )
+    return with_positive, with_negative
 
 
 def _reach(
-    placements: _Placements, positive: np.ndarray, cluster: np.ndarray, confidence: float
+    placements: _Placements, positive: np.ndarray, ids: np.ndarray, confidence: float
 ) -> float:
     """Half the width of the interval, by Student's t over clusters; infinite for one cluster."""
-    freedom = _clusters(positive, cluster) - 1
+    freedom = min(_clusters(positive, ids)) - 1
     if freedom < 1:
         return math.inf
     reach = stats.t.ppf((1 + confidence) / 2, freedom)
-    return float(reach) * _standard_error(placements, positive, cluster)
+    return float(reach) * _standard_error(placements, positive, ids)
 
 
-def _standard_error(placements: _Placements, positive: np.ndarray, cluster: np.ndarray) -> float:
+def _standard_error(placements: _Placements, positive: np.ndarray, ids: np.ndarray) -> float:
     """Of an area or a difference of areas (Obuchowski's eq. 4-5), for two clusters or more."""
-    clusters, ids = np.unique(cluster, return_inverse=True)
-    with_positive, with_negative = (len(np.unique(ids[rows])) for rows in (positive, ~positive))
+    clusters = int(ids.max()) + 1
+    with_positive, with_negative = _clusters(positive, ids)
     above, below = (
-        np.bincount(ids[rows], part - placements.area, len(clusters)) / len(part)
+        np.bincount(ids[rows], part - placements.area, clusters) / len(part)
         for rows, part in ((positive, placements.above), (~positive, placements.below))
     )
     variance = (
         _bessel(with_positive) * above @ above
         + _bessel(with_negative) * below @ below
-        + _bessel(len(clusters)) * 2 * above @ below
+        + _bessel(clusters) * 2 * above @ below
     )
     return math.sqrt(max(float(variance), 0.0))
 

@@ -20,6 +20,7 @@ from leery.errors import StudyFileError
 from leery.study._config import STUDIED_METRICS, AttackName, Condition, StudyConfig
 
 __all__ = [
+    "MEASURED",
     "SHARD",
     "Desk",
     "Twins",
@@ -31,6 +32,9 @@ __all__ = [
 ]
 
 SHARD = 500
+"""The number of images that share a seed of noise and of random starts."""
+
+MEASURED = 4 * SHARD
 """The number of images of a measuring task."""
 
 
@@ -132,9 +136,9 @@ class Desk:
         labels: np.ndarray = self.test_set()[1].numpy()
         return labels
 
-    def shards(self) -> range:
+    def measured(self) -> range:
         """Where the measuring tasks of a version of the images start."""
-        return range(0, len(self.labels()), SHARD)
+        return range(0, len(self.labels()), MEASURED)
 
     def attacked(self, limit: int | None = None) -> np.ndarray:
         """The first images that the classifier gets right: int64 indices, at most so many."""
@@ -158,7 +162,7 @@ class Desk:
 
     def table(self, twins: Twins) -> MetricTable:
         """The measured metrics of a version of all images, in their order."""
-        parts = [read_arrays(self.table_file(twins, start)) for start in self.shards()]
+        parts = [read_arrays(self.table_file(twins, start)) for start in self.measured()]
         values, predicted = (
             np.concatenate([part[name] for part in parts]) for name in ("values", "predicted")
         )

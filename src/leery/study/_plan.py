@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leery.study._desk import SHARD, Desk, all_twins
+from leery.study._desk import MEASURED, SHARD, Desk, all_twins
 from leery.study._pictures import example, gallery
 from leery.study._readings import as_printed
 from leery.study._stages import evaluate, fit_detector, make_classifier, measure
@@ -71,10 +71,10 @@ def _detector(desk: Desk) -> Iterator[Task]:
 
 
 def _measure(desk: Desk) -> Iterator[Task]:
-    images = min(SHARD, len(desk.labels()))
+    images = min(MEASURED, len(desk.labels()))
     for twins in all_twins(desk.config):
-        cost = images * (0.0006 + 0.0003 * twins.gradients) / _speed(desk)
-        for start in desk.shards():
+        cost = images * (0.0004 + 0.00016 * twins.gradients) / _speed(desk)
+        for start in desk.measured():
             yield Task(desk.table_file(twins, start), measure, (desk, twins, start), cost)
 
 
@@ -87,7 +87,7 @@ def _evaluate(desk: Desk) -> Iterator[Task]:
 def _success(desk: Desk) -> Iterator[Task]:
     images = min(SUCCESS_IMAGES, len(desk.labels()))
     for condition in success_conditions():
-        cost = images * 0.0003 * condition.make().steps / _speed(desk)
+        cost = images * 0.00016 * condition.make().steps / _speed(desk)
         yield Task(desk.success_file(condition), success, (desk, condition), cost)
 
 
@@ -106,7 +106,7 @@ def _as_printed(desk: Desk) -> Iterator[Task]:
 def _pictures(desk: Desk) -> Iterator[Task]:
     yield Task(desk.picture_file("example"), example, (desk,), 1)
     for condition in desk.config.conditions:
-        cost = 2 * SHARD * 0.0002 * condition.make().steps / _speed(desk)
+        cost = SHARD * 0.00016 * condition.make().steps / _speed(desk)
         yield Task(desk.picture_file(condition.name), gallery, (desk, condition), cost)
 
 

@@ -12,6 +12,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.metrics import roc_curve
 
 from leery import Detector, data
@@ -27,7 +28,7 @@ from leery.evaluation import (
     select_positives,
 )
 from leery.study._config import METRIC_SETS, STUDIED_METRICS, Condition
-from leery.study._desk import Desk, Twins, write_arrays, write_json
+from leery.study._desk import MEASURED, SHARD, Desk, Twins, write_arrays, write_json
 
 __all__ = ["FPR_GRID", "evaluate", "fit_detector", "make_classifier", "measure"]
 
@@ -68,8 +69,10 @@ def fit_detector(desk: Desk) -> None:
 
 
 def measure(desk: Desk, twins: Twins, start: int) -> None:
-    """Make one shard of a version of the test images, measure it and leave the table."""
-    table = desk.detector().measure(desk.craft(twins, start))
+    """Make some shards of a version of the test images, measure them and leave the table."""
+    stop = min(start + MEASURED, len(desk.labels()))
+    shards = [desk.craft(twins, first) for first in range(start, stop, SHARD)]
+    table = desk.detector().measure(torch.cat(shards))
     write_arrays(desk.table_file(twins, start), values=table.values, predicted=table.predicted)
 
 
