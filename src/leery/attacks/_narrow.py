@@ -73,7 +73,7 @@ class _Narrow(torch.autograd.Function):
         return functional.conv2d(images, weight, bias, padding=padding)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
         (weight,) = ctx.saved_tensors
         (count, channels, height, width), (above, beside) = ctx.shape, ctx.padding
