@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help reproduce results choices docs fuzz test test-browser check format clean
+.PHONY: help reproduce results choices bench docs fuzz test test-browser check format clean
 
 help:
 	@echo "make reproduce   the paper's digit study on all 10,000 test images: runs/mnist/"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-browser  the report in headless Chromium"
 	@echo "make results     the study of both datasets into docs/results, and the README's tables"
 	@echo "make choices     what the detector's choices cost, into docs/results/choices"
+	@echo "make bench       leery against its peers and the machine, into benchmarks/results.md (40 min)"
 	@echo "make docs        the documentation, into site/"
 	@echo "make fuzz        ten minutes of fuzzing for each reader of strangers' files"
 	@echo "make check       formatting, lint, types"
@@ -42,6 +43,18 @@ results: .venv/runtime
 choices: .venv/runtime
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/choices.py
 	$(BIN)/python docs/tables.py
+
+# The peers live apart: they ask for other versions of torch, and are installed without asking.
+.venv-peers/done: pyproject.toml constraints.txt benchmarks/peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/peers.txt
+	@touch $@
+
+# With nothing else running. A peer that is missing is named in the table.
+bench: .venv-peers/done
+	.venv-peers/bin/python benchmarks/bench.py
 
 .venv/docs: .venv/runtime
 	$(INSTALL) --editable '.[docs]'
@@ -86,5 +99,5 @@ format: .venv/dev
 	$(BIN)/ruff check --fix $(CHECKED)
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist site
+	rm -rf .venv .venv-peers .mypy_cache .pytest_cache .ruff_cache build dist site
 	find src tests -name __pycache__ -type d -exec rm -rf {} +

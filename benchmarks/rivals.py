@@ -27,6 +27,7 @@ __all__ = [
     "SIX",
     "AttackSetting",
     "Fitted",
+    "one_leaf",
     "versions",
 ]
 

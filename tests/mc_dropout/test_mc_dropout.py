@@ -27,15 +27,15 @@ from tests.mc_dropout.reference import plain_loop
 from tests.mc_dropout.zoo import ZOO, Auxiliary, bare, build, inputs, perceptron
 
 
-@pytest.mark.parametrize("count", [1, 33])
+@pytest.mark.parametrize(("count", "batch_size"), [(1, 256), (33, 256), (33, 12)])
 @pytest.mark.parametrize("name", ZOO)
 def test_the_passes_equal_the_plain_loop_with_the_same_masks(
-    name: str, count: int, digits: Batch
+    name: str, count: int, batch_size: int, digits: Batch
 ) -> None:
     model, images = build(name), inputs(name, digits[0][:count])
     before = images.clone()
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    sampler = MCDropout(model, passes=6, seed=4)
+    sampler = MCDropout(model, passes=6, seed=4, batch_size=batch_size)
     seen = sampler.observe(images)
     assert seen.probs.shape[:2] == (6, count)
     assert float((seen.probs - plain_loop(sampler, images)).abs().max()) < 1e-5

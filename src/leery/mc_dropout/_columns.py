@@ -75,21 +75,21 @@ class Columns:
             chosen = weight
             if self.outputs is not None:
                 asked = masks.kept(self.outputs, index)
-                chosen = once.memory.choose("outputs", node, chosen, 0, asked)
+                chosen = once.memory.choose("outputs", self.linear, chosen, 0, asked)
             if self.inputs is not None:
                 kept = masks.kept(self.inputs, index)
-                chosen = once.memory.choose("inputs", node, chosen, 1, kept)
+                chosen = once.memory.choose("inputs", self.linear, chosen, 1, kept)
             # A copy of its own if it is to be kept.
             return chosen.clone() if steady and once.memory.has_room(chosen.numel()) else chosen
 
         steady = node.op == "get_attr"
-        return once.memory.keep(("pass", node, index), choose) if steady else choose()
+        return once.memory.keep((self.linear, index), choose) if steady else choose()
 
     def _rows(self, once: Once, source: Tensor, masks: Masks, index: int) -> Tensor:
         """``x.T`` of the kept units: ``(kept inputs, N)``."""
         chosen = None if self.inputs is None or self.packed else masks.kept(self.inputs, index)
         if self.source in once.values:
-            rows = once.matrix("input", self.source, lambda: source.flatten(1).t().contiguous())
+            rows = once.matrix(self.source, lambda: source.flatten(1).t().contiguous())
         else:
             rows = source.flatten(1).t()
         if chosen is None:

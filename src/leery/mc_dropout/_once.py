@@ -1,4 +1,4 @@
-"""What passes share: values computed once a batch, matrices laid out once a call, memory."""
+"""What passes share: values computed once a batch, matrices chosen once a call, memory."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ MOST_KEPT = 2**24
 
 Values = dict[fx.Node, Any]
 
-_Key = tuple[str, fx.Node, int]
+_Key = tuple[fx.Node, int]
 
 
 class Memory:
@@ -69,15 +69,10 @@ class Once:
 
     values: Values
     memory: Memory
-    _matrices: dict[tuple[str, fx.Node], Tensor] = field(default_factory=dict)
+    _matrices: dict[fx.Node, Tensor] = field(default_factory=dict)
 
-    def matrix(self, kind: str, node: fx.Node, make: Callable[[], Tensor]) -> Tensor:
-        """What ``make`` gives, kept as long as the value of the node holds."""
-        if node.op == "get_attr":
-            return self.memory.keep((kind, node, -1), make)
-        if node not in self.values:
-            return make()
-        key = (kind, node)
-        if key not in self._matrices:
-            self._matrices[key] = make()
-        return self._matrices[key]
+    def matrix(self, node: fx.Node, make: Callable[[], Tensor]) -> Tensor:
+        """What ``make`` makes of the value of a node of the deterministic part, made once."""
+        if node not in self._matrices:
+            self._matrices[node] = make()
+        return self._matrices[node]
