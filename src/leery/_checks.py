@@ -5,7 +5,14 @@ from torch import Tensor
 
 from leery.errors import InputError
 
-__all__ = ["check_batch_size", "check_bounds", "check_images", "check_labels", "check_seed"]
+__all__ = [
+    "all_finite",
+    "check_batch_size",
+    "check_bounds",
+    "check_images",
+    "check_labels",
+    "check_seed",
+]
 
 
 def check_images(images: Tensor, *, floating: bool = False) -> None:

@@ -4,6 +4,7 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -19,12 +20,16 @@ __all__ = [
     "guest",
     "python_randomness",
     "refused",
+    "run_fast",
     "run_model",
     "unwrapped",
 ]
 
 
 _ONE_AT_A_TIME = threading.RLock()
+
+_VIEWING: WeakSet[nn.Module] = WeakSet()
+"""Models that were seen to view memory in order, as ``x.view(len(x), -1)`` does."""
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 
@@ -67,8 +72,27 @@ def run_model(model: nn.Module, batch: Tensor) -> Tensor:
     """
     with refused(batch):
         # A copy: a forward may write into its input, and the images are the user's.
-        logits = model(fast_layout(batch))
+        logits = model(batch.clone())
     return check_logits(logits, len(batch))
+
+
+def run_fast(model: nn.Module, batch: Tensor) -> Tensor:
+    """:func:`run_model` with the channels last in memory, unless the model views it in order.
+
+    Raises:
+        InputError, UnsupportedModelError: as :func:`run_model`.
+    """
+    if model not in _VIEWING:
+        try:
+            return check_logits(model(fast_layout(batch)), len(batch))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            # If it is not the layout that it refuses, it refuses again, and that is told.
+            logits = run_model(model, batch)
+            _VIEWING.add(model)
+            return logits
+    return run_model(model, batch)
 
 
 @contextmanager

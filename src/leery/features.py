@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from leery._checks import check_batch_size, check_images
-from leery._guest import device_of, guest, run_model
+from leery._guest import device_of, guest, run_fast, run_model
 from leery.errors import InputError, UnknownLayerError
 
 __all__ = [
@@ -133,7 +133,7 @@ def predict(model: nn.Module, images: Tensor, *, batch_size: int = 256) -> Tenso
     device = device_of(model)
     with guest(model), torch.no_grad():
         parts = [
-            run_model(model, batch.to(device)).argmax(1).to(images.device)
+            run_fast(model, batch.to(device)).argmax(1).to(images.device)
             for batch in images.split(batch_size)
         ]
     return torch.cat(parts)
@@ -149,7 +149,7 @@ def forward(model: nn.Module, batch: Tensor, layer: str) -> tuple[Tensor, Tensor
     """
     check_layer(model, layer)
     with _reading(model, layer) as seen:
-        logits = run_model(model, batch)
+        logits = run_fast(model, batch)
     if not seen:
         message = (
             f"expected layer {layer!r} to run in the forward pass, but it did not; "

@@ -387,6 +387,59 @@ class Text(nn.Module):
         return out
 
 
+class LastWord(nn.Module):
+    """What belongs to the last word of each text, picked by the number of the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(50, 12)
+        self.units = nn.Dropout(0.3)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        words = self.units(self.words(tokens))
+        last = (tokens % tokens.shape[1]).amax(1)
+        out: Tensor = self.head(words[torch.arange(tokens.shape[0]), last])
+        return out
+
+
+class Repeated(nn.Module):
+    """One layer called three times, between other dropouts each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Linear(784, 24)
+        self.layer = nn.Linear(24, 24)
+        self.drop = nn.Dropout(0.4)
+        self.head = nn.Linear(24, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = torch.relu(self.enter(images.flatten(1)))
+        hidden = torch.relu(self.layer(self.drop(hidden)))
+        hidden = torch.relu(self.layer(self.drop(hidden)))
+        hidden = hidden + torch.relu(self.layer(self.drop(hidden)))
+        out: Tensor = self.head(self.drop(hidden))
+        return out
+
+
+class Views(nn.Module):
+    """A forward that takes memory to be in order, by the size of the batch or by its length."""
+
+    def __init__(self, *, counts: bool) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 4, 3, padding=1)
+        self.pool = nn.MaxPool2d(4)
+        self.drop = nn.Dropout(0.4)
+        self.head = nn.Linear(196, 10)
+        self.counts = counts
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.pool(torch.relu(self.convolution(images)))
+        count = len(images) if self.counts else images.size(0)
+        out: Tensor = self.head(self.drop(hidden.view(count, -1)))
+        return out
+
+
 class Recurrent(nn.Module):
     """Dropout between the layers of an LSTM."""
 
@@ -501,6 +554,10 @@ ZOO: dict[str, Entry] = {
     "stochastic depth, rand_like": Entry(lambda: Blocks("rand_like")),
     "self-normalising": Entry(self_normalising),
     "tied": Entry(Tied),
+    "repeated": Entry(Repeated),
+    "views": Entry(lambda: Views(counts=False)),
+    "views by length": Entry(lambda: Views(counts=True), loop="the number of images"),
+    "last word": Entry(LastWord, (15,), tokens=True),
     "volumes": Entry(volumes, (2, 6, 6, 6)),
     "vectors": Entry(vectors, (9,)),
     "text": Entry(Text, (15,), tokens=True),

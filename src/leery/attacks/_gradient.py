@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leery._checks import check_batch_size, check_bounds, check_images, check_labels
-from leery._guest import device_of, guest, run_model
+from leery._guest import device_of, guest, run_fast
 from leery.attacks._narrow import NarrowConvolutions
 from leery.attacks._norms import NORMS, NormName
 from leery.errors import InputError
@@ -184,7 +184,7 @@ def _input_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """The gradient of the summed cross-entropy with respect to the images only."""
     variable = images.detach().requires_grad_()
     with NarrowConvolutions():
-        logits = run_model(model, variable)
-    check_labels(labels, len(images), logits.shape[1])
-    loss = functional.cross_entropy(logits, labels, reduction="sum")
-    return torch.autograd.grad(loss, variable)[0]
+        logits = run_fast(model, variable)
+        check_labels(labels, len(images), logits.shape[1])
+        loss = functional.cross_entropy(logits, labels, reduction="sum")
+        return torch.autograd.grad(loss, variable)[0]

@@ -17,11 +17,14 @@ __all__ = ["NarrowConvolutions"]
 
 _FEW = 3
 
+_ONES = (1, (1,), (1, 1), [1], [1, 1])
+
 
 class NarrowConvolutions(TorchFunctionMode):
     """While active, convolutions of few channels give the gradient of their input alone, faster.
 
-    Of plain ones, that is: two-dimensional, on a processor, with steps of one.
+    Of plain ones, that is: two-dimensional, on a processor, with steps of one, and with filters so
+    small that the gradient needs little memory.
     """
 
     def __torch_function__(
@@ -52,14 +55,25 @@ def _narrow(
     few = input.ndim == 4 and input.shape[1] <= _FEW  # noqa: PLR2004 - N, C, H, W
     if not few or input.device.type != "cpu" or not input.requires_grad:
         return None
+    if _others_ask(weight, bias) or weight[0].numel() > 2 * len(weight):
+        return None
     pads = (padding, padding) if isinstance(padding, int) else tuple(padding)
     return _Narrow.apply(input, weight, bias, (pads * 2)[:2])  # type: ignore[no-any-return, no-untyped-call]
 
 
-_ONES = (1, (1,), (1, 1), [1], [1, 1])
+def _others_ask(weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether more than the gradient of the input is asked for, or not in the plain way.
+
+    The filters may themselves come from the image; types and transformations are torch's business.
+    """
+    computed = weight.grad_fn is not None or (bias is not None and bias.grad_fn is not None)
+    transformed = torch._C._are_functorch_transforms_active()  # noqa: SLF001 - no other way
+    return computed or transformed or torch.is_autocast_enabled("cpu")
 
 
 class _Narrow(torch.autograd.Function):
+    """A convolution through which only the gradient of the images is passed back."""
+
     @staticmethod
     def forward(
         ctx: FunctionCtx,

@@ -151,7 +151,7 @@ def _linear_before(
     node = _source(dropout)
     while node in suffix and len(node.users) == 1:
         if node.target is _ATEN.linear.default:
-            return node if len(node.meta["val"].shape) == 2 else None  # noqa: PLR2004 - N, units
+            return node if _is_flat(node) else None
         if node in sites or not _is_pointwise(node):
             return None
         (node,) = node.all_input_nodes
@@ -189,7 +189,7 @@ def _chains_to_linear(dropout: fx.Node, site: Site) -> list[tuple[fx.Node, list[
     while waiting:
         node, between = waiting.pop()
         for user in node.users:
-            if _is_linear_of(user, node) and _is_flat(node, units):
+            if _is_linear_of(user, node) and _is_flat(node, units) and _is_flat(user):
                 found.append((user, between))
             elif user.target in _RESHAPES:
                 waiting.append((user, [*between, user]))
@@ -202,10 +202,10 @@ def _is_linear_of(user: fx.Node, node: fx.Node) -> bool:
     return user.target is _ATEN.linear.default and user.args[0] is node
 
 
-def _is_flat(node: fx.Node, units: int) -> bool:
-    """Whether a node is one vector an image: ``(N, units)``."""
+def _is_flat(node: fx.Node, units: int | None = None) -> bool:
+    """Whether a node is one vector an image, ``(N, units)``."""
     shape = node.meta["val"].shape
-    return len(shape) == 2 and shape[1] == units  # noqa: PLR2004 - images and units
+    return len(shape) == 2 and units in (None, shape[1])  # noqa: PLR2004 - images and units
 
 
 def _parameters(linear: fx.Node) -> tuple[fx.Node, fx.Node | None]:

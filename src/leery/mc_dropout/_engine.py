@@ -59,6 +59,10 @@ class Engine:
         """Whether it can tell what each random operation gives when nothing is dropped."""
         return all(RANDOM[node.target].mean for node in self._active)
 
+    def learn_parts(self, pair: Tensor) -> None:
+        """Find out from two images whether the deterministic part can be had image by image."""
+        self._prefix.learn_parts(pair)
+
     def prefix(self, batch: Tensor, memory: Memory | None = None) -> Once:
         """The deterministic part for a batch on the model's device.
 

@@ -1,6 +1,6 @@
 """The deterministic part of a graph, computed once a batch, some images at a time."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -25,30 +25,48 @@ class Prefix:
     """
 
     def __init__(
-        self, graph: ModelGraph, nodes: Sequence[fx.Node], lasting: Iterable[fx.Node]
+        self, graph: ModelGraph, nodes: Sequence[fx.Node], lasting: Collection[fx.Node]
     ) -> None:
         self._graph = graph
         self._constants = [node for node in nodes if node.op == "get_attr"]
         self._nodes = [node for node in nodes if node.op != "get_attr"]
         inside = {*self._nodes, graph.input}
         kept = {node for node in inside if node in lasting or not node.users.keys() <= inside}
+        self._divisible = False
         self._last_read = _last_read(self._nodes, inside - kept)
-        self._images = {node: _images_dimension(node, graph.input) for node in kept}
+        self._images = {node: _images_dimension(node, graph.input) for node in kept - {graph.input}}
 
     def __call__(self, batch: Tensor, memory: Memory) -> Once:
         """The values that passes ask for, for a batch on the model's device."""
-        once = Once({}, memory)
-        for node in self._constants:
-            once.values[node] = self._graph.constant(node)
         # On a GPU many images at once are what is fast.
-        divisible = batch.device.type == "cpu" and None not in self._images.values()
-        parts = -(-len(batch) // AT_ONCE) if divisible else 1
-        found = [self._run(part, once.values) for part in batch.tensor_split(parts)]
+        divisible = self._divisible and batch.device.type == "cpu"
+        return Once(self._values(batch, -(-len(batch) // AT_ONCE) if divisible else 1), memory)
+
+    def learn_parts(self, pair: Tensor) -> None:
+        """Find out whether values of two images are those of the one and of the other.
+
+        They are not where the graph counts the images, as ``torch.arange(len(x))`` does.
+        """
+        if None not in self._images.values():
+            whole, parts = self._values(pair, 1), self._values(pair, 2)
+            self._divisible = all(
+                torch.allclose(parts[node], whole[node], rtol=1e-3, atol=1e-4)
+                for node in self._images
+            )
+
+    def _values(self, batch: Tensor, parts: int) -> Values:
+        """What is read later, computed in so many parts."""
+        values: Values = {node: self._graph.constant(node) for node in self._constants}
+        found = [self._run(part, values) for part in batch.tensor_split(parts)]
         for node, dimension in self._images.items():
-            values = [part[node] for part in found]
-            once.values[node] = values[0] if parts == 1 else torch.cat(values, dimension or 0)
-        once.values[self._graph.input] = batch
-        return once
+            pieces = [part[node] for part in found]
+            if parts == 1:
+                values[node] = pieces[0]
+            else:
+                assert dimension is not None, "only what counts images is divided"
+                values[node] = torch.cat(pieces, dimension)
+        values[self._graph.input] = batch
+        return values
 
     def _run(self, batch: Tensor, constants: Values) -> Values:
         """All values for some images that are read later."""

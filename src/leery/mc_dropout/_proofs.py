@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from leery._memory import fast_layout
 from leery.errors import InputError, UnsupportedModelError
 from leery.mc_dropout._engine import Engine
 from leery.mc_dropout._graph import NoGraphError
@@ -102,7 +103,8 @@ def check_equal(engine: Engine, loop: Loop, pair: Tensor) -> None:
         NoGraphError: then.
     """
     masks = telling_masks(loop.sites, pair)
-    once = engine.prefix(pair)
+    engine.learn_parts(fast_layout(pair))
+    once = engine.prefix(fast_layout(pair))
     for index in (0, 1):
         if not _close(engine.one_pass(once, masks, index), loop.one_pass(pair, masks, index)):
             message = "the graph gives other logits than the model"
@@ -113,7 +115,7 @@ def gives_eval_mode(engine: Engine, loop: Loop, pair: Tensor) -> bool:
     """Whether the engine without dropout gives the logits and features of the eval mode."""
     if not engine.knows_eval_mode:
         return False
-    logits, features = engine.without_dropout(engine.prefix(pair))
+    logits, features = engine.without_dropout(engine.prefix(fast_layout(pair)))
     true_logits, true_features = loop.without_dropout(pair)
     if features is not None and true_features is not None and not _close(features, true_features):
         return False

@@ -79,7 +79,7 @@ class _Prepared:
         if self.engine is None:
             clean = self.loop.without_dropout(batch)
             return *clean, [self.loop.one_pass(batch, masks, index) for index in passes]
-        once = self.engine.prefix(batch, memory)
+        once = self.engine.prefix(fast_layout(batch), memory)
         clean = (
             self.engine.without_dropout(once) if self.shared else self.loop.without_dropout(batch)
         )
@@ -206,9 +206,9 @@ class MCDropout:
         count, home = len(batch), batch.device
         # A single image is doubled: convolutions add in another order for a batch of one.
         batch = torch.cat([batch, batch]) if count == 1 else batch
-        with guest(self.model), torch.no_grad():
+        with guest(self.model), torch.inference_mode(mode=False), torch.no_grad():
             with refused(batch):
-                shown = fast_layout(batch.to(device_of(self.model)))
+                shown = batch.to(device_of(self.model))
                 logits, features, passes = prepared.observe(shown, masks, memory)
             probs = _probabilities(passes)
         return Observation(

@@ -150,9 +150,9 @@ class Desk:
         sequence = np.random.SeedSequence([self.config.seed, zlib.crc32(name.encode()), start])
         return int(sequence.generate_state(1)[0])
 
-    def craft(self, twins: Twins, start: int, count: int = SHARD) -> Tensor:
-        """One shard of a version of the images, or its first ones, always the same."""
-        images, labels = (part[start : start + SHARD][:count] for part in self.test_set())
+    def craft(self, twins: Twins, start: int) -> Tensor:
+        """One shard of a version of the images, always the same."""
+        images, labels = (part[start : start + SHARD] for part in self.test_set())
         seed = self.seed(twins.name, start)
         if twins.condition is not None:
             return twins.condition.make()(self.detector().model, images, labels, seed=seed)

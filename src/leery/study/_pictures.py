@@ -57,6 +57,6 @@ def gallery(desk: Desk, condition: Condition) -> None:
     pixels = []
     for entry in worst:
         start = entry["source"] // SHARD * SHARD
-        shown = desk.craft(versions[entry["kind"]], start, entry["source"] - start + 1)[-1]
-        pixels.append(shown[0].numpy())
+        shard = desk.craft(versions[entry["kind"]], start)
+        pixels.append(shard[entry["source"] - start, 0].numpy())
     write_arrays(desk.picture_file(condition.name), pixels=np.stack(pixels))
