@@ -36,10 +36,14 @@ def scoring(images: int) -> Work:
     fitted.fit(*data.load("mnist", "train")).fit_combiner(clean)
     folder = Path(tempfile.mkdtemp())
     pixels = (clean[:, 0] * 255).byte().numpy()
-    np.save(folder / "images.npy", np.resize(pixels, (images, 28, 28)))
-    return lambda: score_to_file(
-        fitted, "bench", [folder / "images.npy"], Format(), folder / "scores.parquet"
-    )
+    np.save(folder / "images.npy", np.resize(pixels, (images, 1, 28, 28)))
+
+    def work() -> None:
+        sources, out = [folder / "images.npy"], folder / "scores.parquet"
+        done = score_to_file(fitted, "bench", sources, Format(), out)
+        assert done.unreadable == 0, done
+
+    return work
 
 
 def measuring(images: int) -> Work:

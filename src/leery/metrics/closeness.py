@@ -183,10 +183,7 @@ class KernelDensity:
             _check_bandwidth(bandwidth)
         self.bandwidth_ = dict(zip(labels, found, strict=True))
         resident = sum(map(Tensor.numel, self.reference_.values())) <= _MOST_RESIDENT
-        self._centre = {
-            label: reference.mean(0, dtype=torch.float64)
-            for label, reference in self.reference_.items()
-        }
+        self._centre = {label: _mean(reference) for label, reference in self.reference_.items()}
         self._resident = {label: list(self._blocks(label)) for label in labels if resident}
         return self
 
@@ -361,6 +358,12 @@ def _log_sum_exp(
     torch.addmm(heights, queries, points, alpha=scale, out=block)
     largest = block.amax(1, keepdim=True)
     return block.sub_(largest).exp_().sum(1).log_().add_(largest.squeeze(1))
+
+
+def _mean(points: Tensor) -> Tensor:
+    """Of rows, in float64, a block of them at a time: all at once would be held in float64."""
+    sums = [block.double().sum(0) for block in points.split(_REFERENCES)]
+    return torch.stack(sums).sum(0) / len(points)
 
 
 def _by_class(classes: Tensor) -> Iterator[tuple[int, Tensor]]:
