@@ -63,7 +63,7 @@ class Once:
     """What the passes over a batch share.
 
     Attributes:
-        values: of the nodes of the deterministic part.
+        values: of the nodes of the deterministic part, as far as they are read later.
         memory: of the call.
     """
 
