@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from leery.errors import InputError, UnknownLayerError, UnsupportedModelError
-from leery.features import extract_features
+from leery.features import extract_features, predict
 from tests.conftest import Batch
 
 
@@ -58,3 +58,9 @@ def test_a_layer_before_an_in_place_activation_gives_its_own_output() -> None:
 def test_a_model_that_returns_no_logits_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match=r"returns logits \(3, classes\), got tuple"):
         extract_features(nn.Sequential(nn.Linear(4, 2), Pair()), torch.rand(3, 4), "0")
+
+
+def test_what_a_model_cannot_look_up_is_refused_in_leery_s_words() -> None:
+    model = nn.Sequential(nn.Embedding(4, 3), nn.Flatten(), nn.Linear(6, 2))
+    with pytest.raises(InputError, match="which it refuses"):
+        predict(model, torch.tensor([[1, 9], [0, 2]]))

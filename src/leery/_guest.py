@@ -87,7 +87,7 @@ def run_fast(model: nn.Module, batch: Tensor) -> Tensor:
             return check_logits(model(fast_layout(batch)), len(batch))
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:
+        except (RuntimeError, IndexError):
             # If it is not the layout that it refuses, it refuses again, and that is told.
             logits = run_model(model, batch)
             _VIEWING.add(model)
