@@ -32,8 +32,8 @@ from rivals import versions
 OWN = ("leery", "torch", "numpy", "scikit-learn")
 
 
-def facts(machine: Machine) -> dict[str, Any]:
-    """What the figures hold for."""
+def facts() -> dict[str, Any]:
+    """What all figures hold for."""
     info = Path("/proc/cpuinfo")
     names = [
         line.partition(":")[2].strip()
@@ -44,26 +44,34 @@ def facts(machine: Machine) -> dict[str, Any]:
     return {
         "processor": names[0] if names else platform.machine(),
         "processors": os.cpu_count(),
-        "threads": torch.get_num_threads(),
         "system": platform.system(),
         "python": platform.python_version(),
         "GPU": gpu or "none at hand: not measured on any",
-        "float32 products": f"{machine.multiply32 / 1e9:.0f} GFLOP/s",
-        "float64 products": f"{machine.multiply64 / 1e9:.0f} GFLOP/s",
-        "copies": f"{machine.copy / 1e9:.0f} GB/s",
         **{name: metadata.version(name) for name in OWN},
         **versions(),
     }
 
 
+def conditions(machine: Machine, rounds: int, scale: float) -> str:
+    """What the figures of one piece hold for."""
+    return (
+        f"{rounds} rounds, {scale:g} of the images, {torch.get_num_threads()} threads; the machine "
+        f"did {machine.multiply32 / 1e9:.0f} GFLOP/s in a float32 matrix product, "
+        f"{machine.multiply64 / 1e9:.0f} in a float64 one, and copied {machine.copy / 1e9:.0f} GB/s"
+    )
+
+
 def growth() -> Iterator[dict[str, Any]]:
     """Each case at each size in a process of its own, and the exponents of seconds and memory."""
     script = Path(__file__).with_name("growth.py")
+    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     for case, sizes in SIZES.items():
         found = []
         for size in sizes:
             command = [sys.executable, str(script), case, str(size)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - ours
+            done = subprocess.run(  # noqa: S603 - ours
+                command, check=True, capture_output=True, text=True, env=threads
+            )
             found.append(json.loads(done.stdout.splitlines()[-1]))
             print(case, size, found[-1], flush=True)
         steps = np.log(sizes)
@@ -97,19 +105,18 @@ def markdown(content: dict[str, Any]) -> str:
     """results.md."""
     parts = [
         "# Measured",
-        f"Written by `make bench`; {content['command']}. Times are medians of rounds in which "
-        "everyone worked in turn; a ratio is a rival's time over leery's in the same round, median "
-        "(least to most). The floor is the number of operations that must be done over the rate of "
-        "the machine's matrix product, measured before each piece; convolutions can beat it.",
+        "Written by `make bench`. Times are medians of rounds in which everyone worked in turn; a "
+        "ratio is a rival's time over leery's in the same round, median (least to most). The floor "
+        "is the number of operations that must be done over the rate of the machine's matrix "
+        "product, measured before each piece; convolutions can beat it.",
         table(
             ["machine and versions", ""],
             [[name, str(value)] for name, value in content["facts"].items()],
         ),
     ]
-    for rows in content["pieces"].values():
-        shown = [Row(**row) for row in rows]
-        for piece in dict.fromkeys(row.piece for row in shown):
-            parts += [f"## {piece}", piece_table([row for row in shown if row.piece == piece])]
+    for piece in content["pieces"].values():
+        rows = [Row(**row) for row in piece["rows"]]
+        parts += [f"## {rows[0].piece}", f"{piece['conditions']}.", piece_table(rows)]
     if "growth" in content:
         parts += ["## Growth", growth_table(content["growth"])]
     if "reproduce" in content:
@@ -169,9 +176,9 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     results = options.out / "results.json"
-    content = json.loads(results.read_text()) if results.exists() else {"pieces": {}}
-    content["command"] = f"{options.rounds} rounds, {options.scale:g} of the images"
-    content["facts"] = facts(Machine.measured())
+    content = json.loads(results.read_text()) if results.exists() else {}
+    if content.get("facts") != facts():
+        content = {"facts": facts(), "pieces": {}}
     differing = []
     for name in options.pieces:
         if name == "growth":
@@ -181,7 +188,10 @@ def main() -> None:
         else:
             bench = Bench(Machine.measured(), options.rounds, options.scale)
             PIECES[name](bench)
-            content["pieces"][name] = [asdict(row) for row in bench.rows]
+            content["pieces"][name] = {
+                "conditions": conditions(bench.machine, options.rounds, options.scale),
+                "rows": [asdict(row) for row in bench.rows],
+            }
             differing += [row for row in bench.rows if not row.agrees]
         results.write_text(json.dumps(content, indent=1) + "\n")
         results.with_suffix(".md").write_text(markdown(content))

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -34,13 +35,18 @@ class Timed:
 
 
 def in_turn(contestants: Mapping[str, Work], rounds: int) -> Timed:
-    """Everyone once in each round; whoever needs a first call to warm up had it before."""
+    """Everyone once in each round, each round beginning with the next of them.
+
+    Whoever needs a first call to warm up had it before.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    order = deque(contestants)
     for _ in range(rounds):
-        for name, work in contestants.items():
+        for name in order:
             start = time.perf_counter()
-            work()
+            contestants[name]()
             seconds[name].append(time.perf_counter() - start)
+        order.rotate(-1)
     return Timed(seconds)
 
 

@@ -29,8 +29,6 @@ _BANDWIDTHS = (1e-100, 1e100)
 _QUERIES, _REFERENCES = 256, 512
 """Of a block of exponents, which stays near the processor (1 MiB in float64) until it is summed."""
 
-_Block = tuple[Tensor, Tensor]
-
 _MOST_RESIDENT = 2**27
 """Numbers of references that are held in float64 (1 GiB); more are converted at each use."""
 
@@ -100,7 +98,8 @@ class KernelDensity:
         self.reference_: dict[int, Tensor] = {}
         self.bandwidth_: dict[int, float] = {}
         self._centre: dict[int, Tensor] = {}
-        self._resident: dict[int, list[_Block]] = {}
+        self._squares: dict[int, Tensor] = {}
+        self._resident: dict[int, Tensor] = {}
 
     def fit(self, features: Tensor, labels: Tensor) -> Self:
         """Keep the training features of each class.
@@ -184,7 +183,8 @@ class KernelDensity:
         self.bandwidth_ = dict(zip(labels, found, strict=True))
         resident = sum(map(Tensor.numel, self.reference_.values())) <= _MOST_RESIDENT
         self._centre = {label: _mean(reference) for label, reference in self.reference_.items()}
-        self._resident = {label: list(self._blocks(label)) for label in labels if resident}
+        self._resident = {label: self._whole(label) for label in labels if resident}
+        self._squares = {label: self._lengths(label) for label in labels}
         return self
 
     def _kept(self, group: Tensor, generator: torch.Generator) -> Tensor:
@@ -209,11 +209,12 @@ class KernelDensity:
         queries = features.double() - self._centre[label].to(device)
         half = 1 / (2 * self.bandwidth_[label] ** 2)
         chunks = queries.split(_QUERIES)
+        heights = (self._squares[label] * -half).to(device).split(_REFERENCES)
         exponents = queries.new_empty(len(chunks[0]) * _REFERENCES)
         parts = []
-        for rows, squares in self._resident.get(label) or self._blocks(label):
-            points, heights = rows.to(device).T, squares.to(device) * -half
-            found = [_log_sum_exp(chunk, points, heights, 2 * half, exponents) for chunk in chunks]
+        for rows, own in zip(self._blocks(label), heights, strict=True):
+            points = rows.to(device).T
+            found = [_log_sum_exp(chunk, points, own, 2 * half, exponents) for chunk in chunks]
             parts.append(torch.cat(found))
         count = len(self.reference_[label])
         sums = torch.stack(parts).logsumexp(0) - half * queries.square().sum(1)
@@ -221,16 +222,25 @@ class KernelDensity:
         sums = sums.clamp_max(math.log(count))
         return sums - math.log(count) + dimension / 2 * math.log(half / math.pi)
 
-    def _blocks(self, label: int) -> Iterator[_Block]:
+    def _blocks(self, label: int) -> Iterator[Tensor]:
         """The references of a class relative to their mean, in float64.
 
         Distances do not change when all points move; short vectors lose fewer digits in
-        ``|x|^2 + |y|^2 - 2 x.y``.
+        ``|x|^2 + |y|^2 - 2 x.y``. A block may hold only until the next is asked for.
         """
-        reference = self.reference_[label]
-        for block in reference.split(_REFERENCES):
-            rows = block.double() - self._centre[label]
-            yield rows, rows.square().sum(1)
+        if label in self._resident:
+            yield from self._resident[label].split(_REFERENCES)
+            return
+        for block in _in_float64(self.reference_[label]):
+            yield block.sub_(self._centre[label])
+
+    def _whole(self, label: int) -> Tensor:
+        """All of :meth:`_blocks` at once."""
+        return self.reference_[label].double() - self._centre[label]
+
+    def _lengths(self, label: int) -> Tensor:
+        """The squared distance of each reference of a class from their mean."""
+        return torch.cat([torch.einsum("nd,nd->n", rows, rows) for rows in self._blocks(label)])
 
 
 class ClassKL:
@@ -361,9 +371,19 @@ def _log_sum_exp(
 
 
 def _mean(points: Tensor) -> Tensor:
-    """Of rows, in float64, a block of them at a time: all at once would be held in float64."""
-    sums = [block.double().sum(0) for block in points.split(_REFERENCES)]
-    return torch.stack(sums).sum(0) / len(points)
+    """Of rows, in float64."""
+    return torch.stack([block.sum(0) for block in _in_float64(points)]).sum(0) / len(points)
+
+
+def _in_float64(points: Tensor) -> Iterator[Tensor]:
+    """A block of rows after the other, all in the same memory.
+
+    Memory of its own for each would be cut up by the small results kept between them: a process
+    then grows by as much as all blocks together.
+    """
+    memory = points.new_empty((min(len(points), _REFERENCES), points.shape[1]), dtype=torch.float64)
+    for block in points.split(_REFERENCES):
+        yield memory[: len(block)].copy_(block)
 
 
 def _by_class(classes: Tensor) -> Iterator[tuple[int, Tensor]]:
