@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from growth import SIZES
-from pairs import Machine
+from pairs import spread
 from pieces import PIECES, Bench, Row
 from rivals import versions
 
@@ -52,12 +52,16 @@ def facts() -> dict[str, Any]:
     }
 
 
-def conditions(machine: Machine, rounds: int, scale: float) -> str:
+def conditions(bench: Bench) -> str:
     """What the figures of one piece hold for."""
+    rates = [(one.multiply32 / 1e9, one.multiply64 / 1e9, one.copy / 1e9) for one in bench.machines]
+    single, double, copies = (
+        "{1:.0f} to {2:.0f}".format(*spread(found)) for found in zip(*rates, strict=True)
+    )
     return (
-        f"{rounds} rounds, {scale:g} of the images, {torch.get_num_threads()} threads; the machine "
-        f"did {machine.multiply32 / 1e9:.0f} GFLOP/s in a float32 matrix product, "
-        f"{machine.multiply64 / 1e9:.0f} in a float64 one, and copied {machine.copy / 1e9:.0f} GB/s"
+        f"{bench.rounds} rounds, {bench.scale:g} of the images, {torch.get_num_threads()} threads; "
+        f"in them the machine did {single} GFLOP/s in a float32 matrix product, {double} in a "
+        f"float64 one, and copied {copies} GB/s"
     )
 
 
@@ -108,7 +112,7 @@ def markdown(content: dict[str, Any]) -> str:
         "Written by `make bench`. Times are medians of rounds in which everyone worked in turn; a "
         "ratio is a rival's time over leery's in the same round, median (least to most). The floor "
         "is the number of operations that must be done over the rate of the machine's matrix "
-        "product, measured before each piece; convolutions can beat it.",
+        "product, measured in each round; convolutions can beat it.",
         table(
             ["machine and versions", ""],
             [[name, str(value)] for name, value in content["facts"].items()],
@@ -118,7 +122,12 @@ def markdown(content: dict[str, Any]) -> str:
         rows = [Row(**row) for row in piece["rows"]]
         parts += [f"## {rows[0].piece}", f"{piece['conditions']}.", piece_table(rows)]
     if "growth" in content:
-        parts += ["## Growth", growth_table(content["growth"])]
+        parts += [
+            "## Growth",
+            "Of a process: what the work adds to it at most, and its peak, which holds the "
+            "libraries (about 400 MB) and what the work is given, a fitted detector or points.",
+            growth_table(content["growth"]),
+        ]
     if "reproduce" in content:
         parts += ["## `leery reproduce mnist`", stages_table(content["reproduce"])]
     return "\n\n".join(parts) + "\n"
@@ -129,21 +138,22 @@ def piece_table(rows: list[Row]) -> str:
     lines = []
     for row in rows:
         ratio = "" if row.ratio is None else "{:.2f} ({:.2f} to {:.2f})".format(*row.ratio)
+        share = "" if row.share is None else "{:.0%} ({:.0%} to {:.0%})".format(*row.share)
         rate = "" if row.per_second is None else f"{row.per_second:,.4g} {row.unit}"
-        share = "" if row.share is None else f"{row.share:.0%}"
         note = row.note if row.agrees else f"**differ**: {row.note}"
         lines.append([row.setting, row.contestant, rate, ratio, share, note])
     return table(headings, lines)
 
 
 def growth_table(cases: list[dict[str, Any]]) -> str:
-    headings = ["case", "sizes", "seconds", "exponent", "peak, MB", "exponent"]
+    headings = ["case", "sizes", "seconds", "exponent", "added, MB", "peak, MB", "exponent"]
     lines = [
         [
             case["case"],
             ", ".join(f"{size:,}" for size in case["sizes"]),
             ", ".join(f"{seconds:.3g}" for seconds in case["seconds"]),
             f"{case['seconds_exponent']:.2f}",
+            ", ".join(f"{grown / 1e6:,.0f}" for grown in case["grown"]),
             ", ".join(f"{peak / 1e6:,.0f}" for peak in case["peak"]),
             f"{case['peak_exponent']:.2f}",
         ]
@@ -175,6 +185,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
     results = options.out / "results.json"
     content = json.loads(results.read_text()) if results.exists() else {}
     if content.get("facts") != facts():
@@ -186,10 +197,10 @@ def main() -> None:
         elif name == "reproduce":
             content["reproduce"] = reproduce()
         else:
-            bench = Bench(Machine.measured(), options.rounds, options.scale)
+            bench = Bench(options.rounds, options.scale)
             PIECES[name](bench)
             content["pieces"][name] = {
-                "conditions": conditions(bench.machine, options.rounds, options.scale),
+                "conditions": conditions(bench),
                 "rows": [asdict(row) for row in bench.rows],
             }
             differing += [row for row in bench.rows if not row.agrees]

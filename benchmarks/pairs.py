@@ -3,12 +3,12 @@
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Machine", "Timed", "in_turn"]
+__all__ = ["Machine", "Operations", "Timed", "in_turn", "spread"]
 
 Work = Callable[[], object]
 
@@ -30,8 +30,12 @@ class Timed:
     def ratio(self, rival: str, own: str = "leery") -> tuple[float, float, float]:
         """How many times as long the rival takes: median, least and most over the rounds."""
         rounds = zip(self.seconds[rival], self.seconds[own], strict=True)
-        found = [theirs / ours for theirs, ours in rounds]
-        return statistics.median(found), min(found), max(found)
+        return spread([theirs / ours for theirs, ours in rounds])
+
+
+def spread(found: Sequence[float]) -> tuple[float, float, float]:
+    """Median, least and most."""
+    return statistics.median(found), min(found), max(found)
 
 
 def in_turn(contestants: Mapping[str, Work], rounds: int) -> Timed:
@@ -66,6 +70,7 @@ class Machine:
 
     @classmethod
     def measured(cls, size: int = 1024, numbers: int = 2**24) -> "Machine":
+        """The best of nine tries each, half a second in all."""
         rates = []
         for dtype in (torch.float32, torch.float64):
             one, other = torch.rand(2, size, size, dtype=dtype)
@@ -73,6 +78,23 @@ class Machine:
         source = torch.rand(numbers)
         target = torch.empty_like(source)
         return cls(*rates, 2 * 4 * numbers / fastest(lambda: target.copy_(source)))
+
+
+@dataclass(frozen=True)
+class Operations:
+    """What must be computed.
+
+    Attributes:
+        single: in float32.
+        double: in float64.
+    """
+
+    single: float
+    double: float = 0.0
+
+    def seconds(self, machine: Machine) -> float:
+        """At the rate of the machine's matrix products."""
+        return self.single / machine.multiply32 + self.double / machine.multiply64
 
 
 def fastest(work: Work, rounds: int = 9) -> float:

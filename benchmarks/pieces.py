@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from models import ResNet18, VisionTransformer, default_layout
-from pairs import Machine, Timed, Work, in_turn
+from pairs import Machine, Operations, Timed, Work, in_turn, spread
 from rivals import ATTACKS, DENSITIES, PASSES, SIX, AttackSetting, Fitted, one_leaf
+from scipy.stats import t as student
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from leery import Detector, data
 from leery.attacks import BIM, PGD
 from leery.mc_dropout import MCDropout
-from leery.metrics import KernelDensity, mutual_information, predictive_entropy, variance
+from leery.metrics import KernelDensity
 
 __all__ = ["PIECES", "Bench", "Row"]
 
@@ -35,7 +36,7 @@ class Row:
         per_second: units a second, from the median of the rounds; None when it is missing.
         unit: what is counted.
         ratio: how many times as long as leery: median, least, most; None for leery.
-        share: of leery, the floor's seconds over its own.
+        share: of leery, the floor's seconds over its own: median, least, most.
         note: how the outputs agree, or why the contestant is missing.
         agrees: whether they do.
     """
@@ -46,7 +47,7 @@ class Row:
     per_second: float | None
     unit: str
     ratio: tuple[float, float, float] | None = None
-    share: float | None = None
+    share: tuple[float, float, float] | None = None
     note: str = ""
     agrees: bool = True
 
@@ -59,15 +60,16 @@ class Bench:
     """Runs contestants in turn and keeps the rows.
 
     Attributes:
-        machine: for the floors.
         rounds: of each comparison.
         scale: of the numbers of images, for trials; 1 for figures that count.
+        rows: what was found.
+        machines: what the machine did, measured once in each round.
     """
 
-    machine: Machine
     rounds: int
     scale: float = 1.0
     rows: list[Row] = field(default_factory=list)
+    machines: list[Machine] = field(default_factory=list)
 
     def images(self, count: int) -> int:
         return max(64, int(count * self.scale))
@@ -80,9 +82,9 @@ class Bench:
         *,
         units: tuple[int, str],
         agree: Agreement,
-        floor: float | None = None,
+        floor: Operations,
         rounds: int | None = None,
-    ) -> Timed:
+    ) -> None:
         """Time "leery" and the rivals whose output agrees or not, and note who is missing or fails.
 
         Args:
@@ -90,7 +92,7 @@ class Bench:
             works: each contestant's, which returns its output.
             units: how many of what are worked on.
             agree: of our output and a rival's.
-            floor: seconds.
+            floor: what must be computed.
             rounds: when not as many as of the others.
         """
         present, verdicts, missing = {"leery": works["leery"]}, {}, []
@@ -101,9 +103,11 @@ class Bench:
                 present[name] = works[name]
             except ImportError as error:
                 missing.append((name, f"missing: {error}"))
-            except Exception as error:  # noqa: BLE001 - that a rival fails is a result
+            except Exception as error:  # that a rival fails is a result
                 missing.append((name, f"fails: {type(error).__name__}: {error}"))
-        timed = in_turn(present, rounds or self.rounds)
+        timed, machines = self.timed(present, rounds or self.rounds)
+        floors = [floor.seconds(machine) for machine in machines]
+        shares = [least / own for least, own in zip(floors, timed.seconds["leery"], strict=True)]
         count, unit = units
         for name in works:
             if name in present:
@@ -113,40 +117,54 @@ class Bench:
                 row = Row(
                     piece, setting, name, count / median, unit,
                     ratio=None if ours else timed.ratio(name),
-                    share=floor / median if ours and floor else None,
+                    share=spread(shares) if ours else None,
                     note=note, agrees=agrees,
                 )  # fmt: skip
                 self.rows.append(row)
                 print(row, flush=True)
         self.rows += [Row(piece, setting, name, None, unit, note=note) for name, note in missing]
-        return timed
+
+    def timed(self, works: Mapping[str, Work], rounds: int) -> tuple[Timed, list[Machine]]:
+        """In turn, with what the machine does in each round."""
+        machines: list[Machine] = []
+        timed = in_turn({**works, "machine": lambda: machines.append(Machine.measured())}, rounds)
+        self.machines += machines
+        return timed, machines
 
 
 def alike(ours: Tensor, theirs: Tensor) -> tuple[bool, str]:
     """Whether passes ``(T, N, classes)`` look like draws of the same masks' distribution.
 
-    Masks differ, so image by image nothing is equal; but over all images the differences of what
-    an image's passes say cancel out: their mean stays within 4.5 standard errors of zero. Who
-    gives the mean of the passes only is held to that.
+    Masks differ, so nothing is equal, and ours are shared by all images, so only passes are
+    independent of each other: what a pass says of the images on average (each class's probability,
+    the entropy, the sum of squares) is held together by t-tests, with Bonferroni's correction. Who
+    gives the mean of the passes only is held to the probabilities.
     """
-    of_means, of_passes = (_class_means, predictive_entropy), (mutual_information, variance)
-    scores = []
-    for statistic in of_means if len(theirs) == 1 else (*of_means, *of_passes):
-        differences = statistic(ours.double()) - statistic(theirs.double())
-        error = differences.std(0) / len(differences) ** 0.5
-        scores.append((differences.mean(0).abs() / (error + 1e-9)).max())
-    worst = float(torch.stack(scores).max())
-    return worst < 4.5, f"at most {worst:.1f} standard errors apart"
+    alone = len(theirs) == 1
+    own, other = (_of_each_pass(probs.double(), alone=alone) for probs in (ours, theirs))
+    others_variance = own.var(0) if alone else other.var(0)
+    error = ((own.var(0) + others_variance) / len(own)).sqrt()
+    worst = float(((own.mean(0) - other.mean(0)).abs() / (error + 1e-9)).max())
+    p = min(1.0, 2 * float(student.sf(worst, len(own) - 1)) * own.shape[1])
+    return p > 1e-3, f"at most {worst:.1f} standard errors apart, p = {p:.2g}"
 
 
-def _class_means(probs: Tensor) -> Tensor:
-    return probs.mean(0)
+def _of_each_pass(probs: Tensor, *, alone: bool) -> Tensor:
+    classes = probs.mean(1)
+    if alone:
+        return classes
+    entropies = -torch.special.xlogy(probs, probs).sum(2).mean(1, keepdim=True)
+    squares = probs.square().sum(2).mean(1, keepdim=True)
+    return torch.cat([classes, entropies, squares], 1)
 
 
 def operations(model: nn.Module, images: Tensor) -> float:
     """Of a forward pass, an image."""
+    # What runs on the fast path of attention is not counted.
+    torch.backends.mha.set_fastpath_enabled(False)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images[:16])
+    torch.backends.mha.set_fastpath_enabled(True)
     return float(counter.get_total_flops()) / 16
 
 
@@ -164,15 +182,16 @@ def passes(bench: Bench) -> None:
         "small vision transformer": (VisionTransformer().eval(), digits[: bench.images(256)]),
     }
     for name, (model, images) in cases.items():
-        found = {count: _passes(bench, name, model, images, count) for count in (10, 50, 200)}
-        _repeated(bench, name, model, images, found)
+        for count in (10, 50, 200):
+            _passes(bench, name, model, images, count)
+        _repeated(bench, name, model, images)
 
 
-def _passes(bench: Bench, name: str, model: nn.Module, images: Tensor, count: int) -> float:
+def _passes(bench: Bench, name: str, model: nn.Module, images: Tensor, count: int) -> None:
     sampler = MCDropout(model, count)
     repeated = sampler.explain_plan(images).repeated
     rivals = PASSES if count == 50 else {"authors' loop": PASSES["authors' loop"]}
-    timed = bench.compare(
+    bench.compare(
         "MC dropout",
         f"{name}, T = {count}",
         {
@@ -181,24 +200,27 @@ def _passes(bench: Bench, name: str, model: nn.Module, images: Tensor, count: in
         },
         units=(len(images), "images"),
         agree=alike,
-        floor=len(images)
-        * operations(model, images)
-        * (1 + count * repeated)
-        / bench.machine.multiply32,
+        floor=Operations(len(images) * operations(model, images) * (1 + count * repeated)),
         rounds=bench.rounds if count == 50 else 3,
     )
-    return timed.median("leery")
 
 
-def _repeated(
-    bench: Bench, name: str, model: nn.Module, images: Tensor, seconds: Mapping[int, float]
-) -> None:
+def _repeated(bench: Bench, name: str, model: nn.Module, images: Tensor) -> None:
     """What a pass costs: 200 passes less 10, which take the same deterministic part."""
-    repeated = MCDropout(model, 10).explain_plan(images).repeated
-    floor = len(images) * operations(model, images) * repeated / bench.machine.multiply32
-    one = (seconds[200] - seconds[10]) / 190
+    few, many = MCDropout(model, 10), MCDropout(model, 200)
+    each = operations(model, images) * few.explain_plan(images).repeated
+    floor = Operations(len(images) * each)
+    works: dict[str, Work] = {
+        "few": lambda: few.sample(images),
+        "many": lambda: many.sample(images),
+    }
+    timed, machines = bench.timed(works, bench.rounds)
+    rounds = zip(timed.seconds["few"], timed.seconds["many"], strict=True)
+    ones = [(longer - shorter) / 190 for shorter, longer in rounds]
+    shares = [floor.seconds(machine) / one for machine, one in zip(machines, ones, strict=True)]
     setting, unit = f"{name}, the repeated part", "passes of an image"
-    row = Row("MC dropout", setting, "leery", len(images) / one, unit, share=floor / one)
+    rate = len(images) / spread(ones)[0]
+    row = Row("MC dropout", setting, "leery", rate, unit, share=spread(shares))
     bench.rows.append(row)
     print(row, flush=True)
 
@@ -227,8 +249,7 @@ def _six(bench: Bench, name: str, detector: Detector, images: Tensor) -> None:
     fitted = Fitted(str(layer), bandwidth, density.reference_)
     numbers = sum(map(Tensor.numel, density.reference_.values())) / len(density.reference_)
     repeated = detector.explain_plan().repeated
-    each = operations(detector.model, images) * (1 + 50 * repeated) / bench.machine.multiply32
-    each += 2 * numbers / bench.machine.multiply64
+    each = operations(detector.model, images) * (1 + 50 * repeated)
     bench.compare(
         "six metrics, end to end",
         f"{name}, T = 50, {len(images):,} images",
@@ -241,7 +262,7 @@ def _six(bench: Bench, name: str, detector: Detector, images: Tensor) -> None:
         },
         units=(len(images), "images"),
         agree=_same_metrics,
-        floor=len(images) * each,
+        floor=Operations(len(images) * each, len(images) * 2 * numbers),
     )
 
 
@@ -305,7 +326,7 @@ def _density(
         },
         units=(len(queries), "queries"),
         agree=partial(_same_densities, exact),
-        floor=2 * len(queries) * points.numel() / bench.machine.multiply64,
+        floor=Operations(0, 2 * len(queries) * points.numel()),
     )
 
 
@@ -337,11 +358,7 @@ def attacks(bench: Bench) -> None:
                 },
                 units=(len(images) * setting.steps, "gradients"),
                 agree=partial(_same_twins, model, labels, setting),
-                floor=len(images)
-                * setting.steps
-                * 2
-                * operations(model, images)
-                / bench.machine.multiply32,
+                floor=Operations(2 * len(images) * setting.steps * operations(model, images)),
             )
 
 
@@ -373,7 +390,7 @@ def fit(bench: Bench) -> None:
         {"leery": lambda: detector.fit(images, labels)},
         units=(len(images), "images"),
         agree=lambda *_: (True, ""),
-        floor=len(images) * operations(model, images) / bench.machine.multiply32,
+        floor=Operations(len(images) * operations(model, images)),
     )
 
 

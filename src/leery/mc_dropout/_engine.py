@@ -52,7 +52,8 @@ class Engine:
         self._prefix = Prefix(graph, steady, [graph.output, *([self._tap] if self._tap else [])])
         self._suffix = [node for node in graph.nodes if node in stochastic and node in needed]
         columns, absorbed = find_columns(self._sites, self._suffix)
-        self._steps = [columns.get(node, node) for node in self._suffix if node not in absorbed]
+        steps = [columns.get(node, node) for node in self._suffix if node not in absorbed]
+        self._steps = list(zip(steps, _last_reads(steps, graph.output), strict=True))
 
     @property
     def knows_eval_mode(self) -> bool:
@@ -83,13 +84,16 @@ class Engine:
     def one_pass(self, once: Once, masks: Masks, index: int) -> Tensor:
         """Logits ``(N, classes)`` of pass ``index``."""
         values = dict(once.values)
-        for step in self._steps:
+        for step, done in self._steps:
             if isinstance(step, Columns):
                 values[step.linear] = step.compute(once, values, masks, index)
             elif step in self._place:
                 values[step] = self._drawn(step, values, masks, index)
             else:
                 values[step] = self._graph.evaluate(step, values)
+            # What comes next takes over its memory, which is near the processor.
+            for node in done:
+                del values[node]
         logits: Tensor = values[self._graph.output]
         return logits
 
@@ -106,6 +110,24 @@ class Engine:
         draw = self._sites[node].spread(masks.draws[self._place[node]][index], count)
         args, kwargs = arguments(node, values)
         return RANDOM[node.target].compute(draw, *args, **kwargs)
+
+
+def _last_reads(steps: Sequence[fx.Node | Columns], output: fx.Node) -> list[list[fx.Node]]:
+    """For each step the values of steps that nothing reads after it."""
+    last: dict[fx.Node, int] = {}
+    for place, step in enumerate(steps):
+        if isinstance(step, Columns):
+            last[step.linear] = place
+            read = [step.source]
+        else:
+            last[step] = place
+            read = step.all_input_nodes
+        last.update((node, place) for node in read if node in last)
+    done: list[list[fx.Node]] = [[] for _ in steps]
+    for node, place in last.items():
+        if node is not output:
+            done[place].append(node)
+    return done
 
 
 def _descendants(graph: ModelGraph, roots: Sequence[fx.Node]) -> set[fx.Node]:
