@@ -183,6 +183,21 @@ class TwoMasks(nn.Module):
         return out
 
 
+class MaskedWeight(nn.Module):
+    """Dropout on the input of a linear layer, and on its weight right before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop_input, self.drop_weight = nn.Dropout(0.5), nn.Dropout(0.3)
+        self.linear = nn.Linear(784, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        weight = self.drop_weight(self.linear.weight)
+        units = self.drop_input(images.flatten(1))
+        out: Tensor = functional.linear(units, weight, self.linear.bias)
+        return out
+
+
 class WritesOver(nn.Module):
     """In-place dropout on a view of a tensor that is read again: no graph can be split."""
 
@@ -534,6 +549,7 @@ ZOO: dict[str, Entry] = {
     "view behind": Entry(ViewBehind),
     "drop connect": Entry(DropConnect),
     "two masks": Entry(TwoMasks),
+    "masked weight": Entry(MaskedWeight),
     "perceptron": Entry(lambda: perceptron(0.5)),
     "all in place": Entry(all_in_place),
     "dropout first": Entry(

@@ -43,6 +43,11 @@ class Columns:
     packed: bool = False
     outputs: int | None = None
 
+    @property
+    def reads(self) -> list[fx.Node]:
+        """The nodes whose values it is computed from."""
+        return [self.source, *(node for node in _parameters(self.linear) if node is not None)]
+
     def compute(self, once: Once, values: Values, masks: Masks, index: int) -> Tensor:
         """``dropout(x) @ W.T + b`` of pass ``index``, ``(N, units asked for)``.
 

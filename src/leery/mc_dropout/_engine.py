@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from leery.mc_dropout._columns import Columns, find_columns
-from leery.mc_dropout._graph import ModelGraph, NoGraphError, arguments, draws
+from leery.mc_dropout._graph import ModelGraph, NoGraphError, arguments, draws, last_reads
 from leery.mc_dropout._masks import Masks, Site
 from leery.mc_dropout._once import Memory, Once, Values
 from leery.mc_dropout._prefix import Prefix
@@ -53,7 +53,12 @@ class Engine:
         self._suffix = [node for node in graph.nodes if node in stochastic and node in needed]
         columns, absorbed = find_columns(self._sites, self._suffix)
         steps = [columns.get(node, node) for node in self._suffix if node not in absorbed]
-        self._steps = list(zip(steps, _last_reads(steps, graph.output), strict=True))
+        reads = [
+            (step.linear, step.reads) if isinstance(step, Columns) else (step, step.all_input_nodes)
+            for step in steps
+        ]
+        done = last_reads(reads, {made for made, _ in reads} - {graph.output})
+        self._steps = list(zip(steps, done, strict=True))
 
     @property
     def knows_eval_mode(self) -> bool:
@@ -110,24 +115,6 @@ class Engine:
         draw = self._sites[node].spread(masks.draws[self._place[node]][index], count)
         args, kwargs = arguments(node, values)
         return RANDOM[node.target].compute(draw, *args, **kwargs)
-
-
-def _last_reads(steps: Sequence[fx.Node | Columns], output: fx.Node) -> list[list[fx.Node]]:
-    """For each step the values of steps that nothing reads after it."""
-    last: dict[fx.Node, int] = {}
-    for place, step in enumerate(steps):
-        if isinstance(step, Columns):
-            last[step.linear] = place
-            read = [step.source]
-        else:
-            last[step] = place
-            read = step.all_input_nodes
-        last.update((node, place) for node in read if node in last)
-    done: list[list[fx.Node]] = [[] for _ in steps]
-    for node, place in last.items():
-        if node is not output:
-            done[place].append(node)
-    return done
 
 
 def _descendants(graph: ModelGraph, roots: Sequence[fx.Node]) -> set[fx.Node]:

@@ -10,7 +10,7 @@ import logging
 import operator
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -97,6 +97,24 @@ def arguments(node: fx.Node, values: Known) -> tuple[tuple[Any, ...], dict[str, 
     args = fx.node.map_arg(node.args, values.__getitem__)
     kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
     return args, kwargs
+
+
+def last_reads(
+    steps: Sequence[tuple[fx.Node, Sequence[fx.Node]]], passing: Collection[fx.Node]
+) -> list[list[fx.Node]]:
+    """For each step the passing values that no later step reads.
+
+    Args:
+        steps: what each makes, and what it reads.
+        passing: values that are not asked for in the end.
+    """
+    last: dict[fx.Node, int] = {}
+    for place, (made, read) in enumerate(steps):
+        last.update((node, place) for node in (made, *read) if node in passing)
+    done: list[list[fx.Node]] = [[] for _ in steps]
+    for node, place in last.items():
+        done[place].append(node)
+    return done
 
 
 def draws(node: fx.Node) -> bool:

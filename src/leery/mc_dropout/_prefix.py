@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor, fx
 
-from leery.mc_dropout._graph import ModelGraph
+from leery.mc_dropout._graph import ModelGraph, last_reads
 from leery.mc_dropout._once import Memory, Once, Values
 
 __all__ = ["Prefix"]
@@ -29,11 +29,12 @@ class Prefix:
     ) -> None:
         self._graph = graph
         self._constants = [node for node in nodes if node.op == "get_attr"]
-        self._nodes = [node for node in nodes if node.op != "get_attr"]
-        inside = {*self._nodes, graph.input}
+        computed = [node for node in nodes if node.op != "get_attr"]
+        inside = {*computed, graph.input}
         kept = {node for node in inside if node in lasting or not node.users.keys() <= inside}
         self._divisible = False
-        self._last_read = _last_read(self._nodes, inside - kept)
+        done = last_reads([(node, node.all_input_nodes) for node in computed], inside - kept)
+        self._steps = list(zip(computed, done, strict=True))
         self._images = {node: _images_dimension(node, graph.input) for node in kept - {graph.input}}
 
     def __call__(self, batch: Tensor, memory: Memory) -> Once:
@@ -71,21 +72,11 @@ class Prefix:
     def _run(self, batch: Tensor, constants: Values) -> Values:
         """All values for some images that are read later."""
         values: Values = {**constants, self._graph.input: batch}
-        for node in self._nodes:
+        for node, done in self._steps:
             values[node] = self._graph.evaluate(node, values)
-            for done in self._last_read.get(node, ()):
-                del values[done]
+            for passed in done:
+                del values[passed]
         return values
-
-
-def _last_read(nodes: Sequence[fx.Node], passing: set[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """For each node the passing values that nothing reads after it."""
-    place = {node: index for index, node in enumerate(nodes)}
-    found: dict[fx.Node, list[fx.Node]] = {}
-    for node in passing:
-        last = max([*node.users, node] if node in place else node.users, key=place.__getitem__)
-        found.setdefault(last, []).append(node)
-    return found
 
 
 def _images_dimension(node: fx.Node, images: fx.Node) -> int | None:
