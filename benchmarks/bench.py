@@ -1,12 +1,14 @@
 """leery against what a user would pick instead, and against what the machine can do.
 
-    python benchmarks/bench.py [--out benchmarks] [--rounds 5] [--threads N] [--scale 1]
+    python benchmarks/bench.py [--out benchmarks] [--rounds 5] [--threads 1] [--scale 1]
         [--pieces kde attacks passes six fit growth reproduce]
 
-Everyone works on the same images in the same process with the same number of threads (torch's
-own default), in turn; outputs are compared first. Only ratios within a run mean anything: hours of
-a shared machine differ. Writes results.json, and results.md from it; a piece that is not asked for
-keeps the rows that it has there.
+Everyone works on the same images in the same process with the same number of threads, in turn;
+outputs are compared first. It is one thread unless asked otherwise: several wait for each other
+after every operation, and where a machine is shared its other users then decide who wins. Only
+ratios within a run mean anything: hours of a shared machine differ. Writes results.json, and
+results.md from it; a piece that is not asked for keeps the rows that it has there, if they are of
+this machine and these versions.
 """
 
 import argparse
@@ -58,9 +60,10 @@ def conditions(bench: Bench) -> str:
     single, double, copies = (
         "{1:.0f} to {2:.0f}".format(*spread(found)) for found in zip(*rates, strict=True)
     )
+    threads = torch.get_num_threads()
     return (
-        f"{bench.rounds} rounds, {bench.scale:g} of the images, {torch.get_num_threads()} threads; "
-        f"in them the machine did {single} GFLOP/s in a float32 matrix product, {double} in a "
+        f"{bench.rounds} rounds, {bench.scale:g} of the images, threads: {threads}. "
+        f"In them the machine did {single} GFLOP/s in a float32 matrix product, {double} in a "
         f"float64 one, and copied {copies} GB/s"
     )
 
@@ -179,12 +182,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--pieces", nargs="+", choices=names, default=names)
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
     results = options.out / "results.json"
     content = json.loads(results.read_text()) if results.exists() else {}
