@@ -3,6 +3,7 @@
 import pickle
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import prune
 
+from leery._guest import guest
+from leery._memory import fast_layout
 from leery.attacks import BIM
 from leery.errors import InputError, NoDropoutError, UnknownLayerError, UnsupportedModelError
 from leery.features import extract_features
-from leery.mc_dropout import MCDropout, insert_dropout
+from leery.mc_dropout import MCDropout, _engine, insert_dropout
 from leery.mc_dropout._engine import Engine
+from leery.mc_dropout._proofs import two_images
 from leery.metrics import (
     confidence,
     mutual_information,
@@ -48,6 +52,47 @@ def test_the_passes_equal_the_plain_loop_with_the_same_masks(
     assert not any(module.training for module in model.modules())
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, state[key]), key
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if not ZOO[name].loop])
+def test_passes_that_share_launches_equal_the_plain_loop(
+    name: str, digits: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU is given, here on the processor; of most models some passes a launch."""
+    monkeypatch.setattr(_engine, "MOST_AT_ONCE", 50_000)
+    images = inputs(name, digits[0][:33])
+    sampler = MCDropout(build(name), passes=6, seed=4, batch_size=12)
+    _learn_to_share_launches(sampler, images)
+    monkeypatch.delattr(Engine, "one_pass")
+    assert float((sampler.sample(images) - plain_loop(sampler, images)).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("failure", ["something else", "an error"])
+def test_launches_are_not_shared_where_that_fails(
+    failure: str, digits: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = Engine.all_passes
+
+    def all_passes(*args: Any) -> Tensor:
+        if failure == "an error":
+            raise RuntimeError(failure)
+        return right(*args) + 0.01
+
+    monkeypatch.setattr(Engine, "all_passes", all_passes)
+    sampler = MCDropout(perceptron(0.5), passes=3)
+    _learn_to_share_launches(sampler, digits[0][:5])
+    found = sampler.sample(digits[0][:5])
+    assert float((found - plain_loop(sampler, digits[0][:5])).abs().max()) < 1e-5
+
+
+def _learn_to_share_launches(sampler: MCDropout, images: Tensor) -> None:
+    """As it is done where the model lies on a GPU."""
+    sampler.explain_plan(images)
+    (prepared,) = sampler._prepared.values()
+    assert prepared.engine is not None
+    with guest(sampler.model), torch.no_grad():
+        once = prepared.engine.prefix(fast_layout(two_images(images)))
+        prepared.engine.learn_to_share_launches(once, prepared.masks)
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -3,11 +3,16 @@
 A node is *stochastic* when an active dropout is among its ancestors. Everything else is computed
 once a batch. In the stochastic part, a dropout that only feeds linear layers is not multiplied
 out: a mask on a linear layer's input is a choice of its columns, so only those are multiplied.
+
+That is for a processor. A GPU is given many passes in one launch of each operation.
 """
 
-from collections.abc import Sequence
+import math
+import warnings
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from leery.mc_dropout._columns import Columns, find_columns
@@ -18,6 +23,11 @@ from leery.mc_dropout._prefix import Prefix
 from leery.mc_dropout._random import RANDOM
 
 __all__ = ["Engine"]
+
+MOST_AT_ONCE = 2**28
+"""Numbers in the widest value of the passes that share a launch; float32 makes that 1 GiB."""
+
+Step = fx.Node | Columns
 
 
 class Engine:
@@ -52,13 +62,10 @@ class Engine:
         self._prefix = Prefix(graph, steady, [graph.output, *([self._tap] if self._tap else [])])
         self._suffix = [node for node in graph.nodes if node in stochastic and node in needed]
         columns, absorbed = find_columns(self._sites, self._suffix)
-        steps = [columns.get(node, node) for node in self._suffix if node not in absorbed]
-        reads = [
-            (step.linear, step.reads) if isinstance(step, Columns) else (step, step.all_input_nodes)
-            for step in steps
-        ]
-        done = last_reads(reads, {made for made, _ in reads} - {graph.output})
-        self._steps = list(zip(steps, done, strict=True))
+        kept = [columns.get(node, node) for node in self._suffix if node not in absorbed]
+        self._steps = _with_last_reads(kept, {graph.output})
+        self._whole_steps = _with_last_reads(self._suffix, {graph.output, self._tap})
+        self._shares_launches = False
 
     @property
     def knows_eval_mode(self) -> bool:
@@ -80,27 +87,72 @@ class Engine:
 
     def without_dropout(self, once: Once) -> tuple[Tensor, Tensor | None]:
         """Logits ``(N, classes)`` and features ``(N, D)``, as the model gives them in eval mode."""
-        values = dict(once.values)
-        for node in self._suffix:
-            values[node] = self._quiet(node, values)
+        values = self._walk(self._whole_steps, once, self._quiet)
         features = None if self._tap is None else values[self._tap].flatten(1)
         return values[self._graph.output], features
 
+    def passes(self, once: Once, masks: Masks) -> Sequence[Tensor]:
+        """Logits ``(N, classes)`` of each pass."""
+        if self._shares_launches:
+            return self.all_passes(once, masks).unbind()
+        return [self.one_pass(once, masks, index) for index in range(len(masks.draws[0]))]
+
     def one_pass(self, once: Once, masks: Masks, index: int) -> Tensor:
-        """Logits ``(N, classes)`` of pass ``index``."""
-        values = dict(once.values)
-        for step, done in self._steps:
+        """Logits ``(N, classes)`` of pass ``index``, from kept columns only."""
+        draws = [draw[index] for draw in masks.draws]
+
+        def compute(step: Step, values: Values) -> Any:  # noqa: ANN401 - any node's value
             if isinstance(step, Columns):
-                values[step.linear] = step.compute(once, values, masks, index)
-            elif step in self._place:
-                values[step] = self._drawn(step, values, masks, index)
-            else:
-                values[step] = self._graph.evaluate(step, values)
+                return step.compute(once, values, masks, index)
+            return self._drawn(step, values, draws)
+
+        logits: Tensor = self._walk(self._steps, once, compute)[self._graph.output]
+        return logits
+
+    def all_passes(self, once: Once, masks: Masks) -> Tensor:
+        """Logits ``(passes, N, classes)``, each operation launched once for many passes."""
+        count = len(once.values[self._graph.input])
+        widest = max(_numbers_of_an_image(node) for node in self._suffix)
+
+        def whole_pass(*draws: Tensor) -> Tensor:
+            values = self._walk(
+                self._whole_steps, once, lambda step, values: self._drawn(step, values, draws)
+            )
+            logits: Tensor = values[self._graph.output]
+            return logits
+
+        together = max(1, MOST_AT_ONCE // (count * widest))
+        found: Tensor = torch.vmap(whole_pass, chunk_size=together)(*masks.draws)
+        return found
+
+    def learn_to_share_launches(self, once: Once, masks: Masks) -> None:
+        """Let passes share launches if that gives the same for these draws."""
+        try:
+            with warnings.catch_warnings():
+                # An operation that is repeated for each pass after all is warned of.
+                warnings.simplefilter("error")
+                together = self.all_passes(once, masks)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, UserWarning):  # what torch says of what it cannot share
+            return
+        alone = torch.stack([self.one_pass(once, masks, index) for index in range(len(together))])
+        self._shares_launches = torch.allclose(together, alone, rtol=1e-3, atol=1e-4)
+
+    def _walk(
+        self,
+        steps: Sequence[tuple[Step, Sequence[fx.Node]]],
+        once: Once,
+        compute: Callable[[Any, Values], Any],
+    ) -> Values:
+        """What is asked for in the end, after computing each step from what was before."""
+        values = dict(once.values)
+        for step, done in steps:
+            values[_made(step)] = compute(step, values)
             # What comes next takes over its memory, which is near the processor.
             for node in done:
                 del values[node]
-        logits: Tensor = values[self._graph.output]
-        return logits
+        return values
 
     def _quiet(self, node: fx.Node, values: Values) -> Any:  # noqa: ANN401 - any node's value
         if node not in self._active:
@@ -110,11 +162,37 @@ class Engine:
         args, kwargs = arguments(node, values)
         return mean(*args, **kwargs)
 
-    def _drawn(self, node: fx.Node, values: Values, masks: Masks, index: int) -> Any:  # noqa: ANN401
+    def _drawn(self, node: fx.Node, values: Values, draws: Sequence[Tensor]) -> Any:  # noqa: ANN401
+        """The value of a node in a pass with these draws, one a site."""
+        if node not in self._place:
+            return self._graph.evaluate(node, values)
         count = len(values[self._graph.input])
-        draw = self._sites[node].spread(masks.draws[self._place[node]][index], count)
+        draw = self._sites[node].spread(draws[self._place[node]], count)
         args, kwargs = arguments(node, values)
         return RANDOM[node.target].compute(draw, *args, **kwargs)
+
+
+def _made(step: Step) -> fx.Node:
+    return step.linear if isinstance(step, Columns) else step
+
+
+def _with_last_reads(
+    steps: Sequence[Step], lasting: Set[fx.Node | None]
+) -> list[tuple[Step, list[fx.Node]]]:
+    """Each step with the values that nothing reads after it and nobody asks for."""
+    reads = [
+        (_made(step), step.reads if isinstance(step, Columns) else step.all_input_nodes)
+        for step in steps
+    ]
+    done = last_reads(reads, {made for made, _ in reads} - lasting)
+    return list(zip(steps, done, strict=True))
+
+
+def _numbers_of_an_image(node: fx.Node) -> int:
+    """How many numbers a value has for each image, or in all if it does not count the images."""
+    value = node.meta.get("val")
+    sizes = value.shape if isinstance(value, Tensor) else ()
+    return math.prod(size for size in sizes if isinstance(size, int))
 
 
 def _descendants(graph: ModelGraph, roots: Sequence[fx.Node]) -> set[fx.Node]:

@@ -23,7 +23,15 @@ from leery.features import INPUT_OF
 from leery.mc_dropout._modes import awake
 from leery.mc_dropout._random import IN_PLACE, RANDOM
 
-__all__ = ["STEADY_ROWS", "ModelGraph", "NoGraphError", "arguments", "capture", "draws"]
+__all__ = [
+    "STEADY_ROWS",
+    "ModelGraph",
+    "NoGraphError",
+    "arguments",
+    "capture",
+    "draws",
+    "last_reads",
+]
 
 STEADY_ROWS = 16
 """The number of rows from which on matrix products treat every row alike."""

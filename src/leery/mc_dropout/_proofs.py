@@ -109,6 +109,8 @@ def check_equal(engine: Engine, loop: Loop, pair: Tensor) -> None:
         if not _close(engine.one_pass(once, masks, index), loop.one_pass(pair, masks, index)):
             message = "the graph gives other logits than the model"
             raise NoGraphError(message)
+    if pair.device.type != "cpu":
+        engine.learn_to_share_launches(once, masks)
 
 
 def gives_eval_mode(engine: Engine, loop: Loop, pair: Tensor) -> bool:

@@ -50,6 +50,11 @@ class Observation:
     features: Tensor | None
     probs: Tensor
 
+    def to(self, device: torch.device) -> "Observation":
+        """The same on a device."""
+        features = None if self.features is None else self.features.to(device)
+        return Observation(self.logits.to(device), features, self.probs.to(device))
+
 
 @dataclass(frozen=True)
 class _Prepared:
@@ -73,17 +78,16 @@ class _Prepared:
 
     def observe(
         self, batch: Tensor, masks: Masks, memory: Memory
-    ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    ) -> tuple[Tensor, Tensor | None, Sequence[Tensor]]:
         """Logits and features without dropout, and the logits of each pass; inside guest."""
-        passes = range(len(masks.draws[0]))
         if self.engine is None:
-            clean = self.loop.without_dropout(batch)
+            clean, passes = self.loop.without_dropout(batch), range(len(masks.draws[0]))
             return *clean, [self.loop.one_pass(batch, masks, index) for index in passes]
         once = self.engine.prefix(fast_layout(batch), memory)
         clean = (
             self.engine.without_dropout(once) if self.shared else self.loop.without_dropout(batch)
         )
-        return *clean, [self.engine.one_pass(once, masks, index) for index in passes]
+        return *clean, self.engine.passes(once, masks)
 
 
 class MCDropout:
@@ -163,19 +167,20 @@ class MCDropout:
             InputError: when the images do not fit.
             UnsupportedModelError: when the model's graph cannot be had.
         """
-        return torch.cat([seen.probs for seen in self.stream(images)], dim=1)
+        home = images.device
+        return torch.cat([seen.probs.to(home) for seen in self.stream(images)], dim=1)
 
     def observe(self, images: Tensor) -> Observation:
         """Logits and features without dropout, and the probabilities of every pass, in one run.
 
         Args:
-            images: ``(N, ...)``, on any device.
+            images: ``(N, ...)``, on any device, to which the result comes back.
 
         Raises:
             InputError: when the images do not fit.
             UnsupportedModelError: when the model's graph cannot be had.
         """
-        seen = list(self.stream(images))
+        seen = [part.to(images.device) for part in self.stream(images)]
         features = [part.features for part in seen if part.features is not None]
         return Observation(
             logits=torch.cat([part.logits for part in seen]),
@@ -184,7 +189,10 @@ class MCDropout:
         )
 
     def stream(self, images: Tensor) -> Iterator[Observation]:
-        """:meth:`observe` batch by batch, so that memory does not grow with the images."""
+        """:meth:`observe` batch by batch, so that memory does not grow with the images.
+
+        The parts stay on the model's device, where what is computed from them is fast too.
+        """
         prepared = self._prepare(images)
         masks = self._masks(prepared).to(device_of(self.model))
         memory = Memory(keeps=len(images) > self.batch_size)
@@ -203,7 +211,7 @@ class MCDropout:
         return self._prepare(images).plan
 
     def _run(self, prepared: _Prepared, masks: Masks, memory: Memory, batch: Tensor) -> Observation:
-        count, home = len(batch), batch.device
+        count = len(batch)
         # A single image is doubled: convolutions add in another order for a batch of one.
         batch = torch.cat([batch, batch]) if count == 1 else batch
         with guest(self.model), torch.inference_mode(mode=False), torch.no_grad():
@@ -212,9 +220,9 @@ class MCDropout:
                 logits, features, passes = prepared.observe(shown, masks, memory)
             probs = _probabilities(passes)
         return Observation(
-            logits[:count].to(home),
-            None if features is None else features[:count].to(home),
-            probs[:, :count].to(home),
+            logits[:count],
+            None if features is None else features[:count],
+            probs[:, :count],
         )
 
     def _masks(self, prepared: _Prepared) -> Masks:
