@@ -52,7 +52,8 @@ choices: .venv/runtime
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/peers.txt
 	@touch $@
 
-# With nothing else running. A peer that is missing is named in the table.
+# With nothing else running. A peer that is missing is named in the table. On a GPU:
+# .venv-peers/bin/python benchmarks/bench.py --device cuda --out benchmarks/cuda
 bench: .venv-peers/done
 	.venv-peers/bin/python benchmarks/bench.py
 

@@ -1,14 +1,14 @@
 """leery against what a user would pick instead, and against what the machine can do.
 
-    python benchmarks/bench.py [--out benchmarks] [--rounds 5] [--threads 1] [--scale 1]
-        [--pieces kde attacks passes six fit growth reproduce]
+    python benchmarks/bench.py [--out benchmarks] [--rounds 5] [--threads 1] [--device cpu]
+        [--scale 1] [--pieces kde attacks passes six fit growth reproduce]
 
 Everyone works on the same images in the same process with the same number of threads, in turn;
 outputs are compared first. It is one thread unless asked otherwise: several wait for each other
 after every operation, and where a machine is shared its other users then decide who wins. Only
 ratios within a run mean anything: hours of a shared machine differ. Writes results.json, and
 results.md from it; a piece that is not asked for keeps the rows that it has there, if they are of
-this machine and these versions.
+this machine, device and these versions. Growth and the study are always the processor's.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from rivals import versions
 OWN = ("leery", "torch", "numpy", "scikit-learn")
 
 
-def facts() -> dict[str, Any]:
+def facts(device: str) -> dict[str, Any]:
     """What all figures hold for."""
     info = Path("/proc/cpuinfo")
     names = [
@@ -42,13 +42,13 @@ def facts() -> dict[str, Any]:
         for line in (info.read_text().splitlines() if info.exists() else [])
         if line.startswith("model name")
     ]
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none at hand"
     return {
         "processor": names[0] if names else platform.machine(),
         "processors": os.cpu_count(),
         "system": platform.system(),
         "python": platform.python_version(),
-        "GPU": gpu or "none at hand: not measured on any",
+        "GPU": gpu if device == "cuda" else f"{gpu}: not measured",
         **{name: metadata.version(name) for name in OWN},
         **versions(),
     }
@@ -183,6 +183,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--pieces", nargs="+", choices=names, default=names)
     options = parser.parse_args()
@@ -190,8 +191,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     results = options.out / "results.json"
     content = json.loads(results.read_text()) if results.exists() else {}
-    if content.get("facts") != facts():
-        content = {"facts": facts(), "pieces": {}}
+    if content.get("facts") != facts(options.device):
+        content = {"facts": facts(options.device), "pieces": {}}
     differing = []
     for name in options.pieces:
         if name == "growth":
@@ -199,7 +200,7 @@ def main() -> None:
         elif name == "reproduce":
             content["reproduce"] = reproduce()
         else:
-            bench = Bench(options.rounds, options.scale)
+            bench = Bench(options.rounds, options.scale, options.device)
             PIECES[name](bench)
             content["pieces"][name] = {
                 "conditions": conditions(bench),

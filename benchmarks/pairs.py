@@ -49,6 +49,8 @@ def in_turn(contestants: Mapping[str, Work], rounds: int) -> Timed:
         for name in order:
             start = time.perf_counter()
             contestants[name]()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - start)
         order.rotate(-1)
     return Timed(seconds)
@@ -56,7 +58,7 @@ def in_turn(contestants: Mapping[str, Work], rounds: int) -> Timed:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the machine does at best, with the threads that torch has.
+    """What the machine does at best, with the threads that torch has, or on its GPU.
 
     Attributes:
         multiply32: operations a second of a float32 matrix product.
@@ -69,13 +71,14 @@ class Machine:
     copy: float
 
     @classmethod
-    def measured(cls, size: int = 1024, numbers: int = 2**24) -> "Machine":
-        """The best of nine tries each, half a second in all."""
+    def measured(cls, device: str, numbers: int = 2**24) -> "Machine":
+        """The best of nine tries each; half a second in all on a processor."""
         rates = []
+        size = 1024 if device == "cpu" else 8192
         for dtype in (torch.float32, torch.float64):
-            one, other = torch.rand(2, size, size, dtype=dtype)
+            one, other = torch.rand(2, size, size, dtype=dtype, device=device)
             rates.append(2 * size**3 / fastest(lambda one=one, other=other: one @ other))
-        source = torch.rand(numbers)
+        source = torch.rand(numbers, device=device)
         target = torch.empty_like(source)
         return cls(*rates, 2 * 4 * numbers / fastest(lambda: target.copy_(source)))
 

@@ -62,16 +62,19 @@ class Bench:
     Attributes:
         rounds: of each comparison.
         scale: of the numbers of images, for trials; 1 for figures that count.
+        device: of the models and images.
         rows: what was found.
         machines: what the machine did, measured once in each round.
     """
 
     rounds: int
     scale: float = 1.0
+    device: str = "cpu"
     rows: list[Row] = field(default_factory=list)
     machines: list[Machine] = field(default_factory=list)
 
     def images(self, count: int) -> int:
+        """So many, or as many of them as this run asks for."""
         return max(64, int(count * self.scale))
 
     def compare(
@@ -127,7 +130,8 @@ class Bench:
     def timed(self, works: Mapping[str, Work], rounds: int) -> tuple[Timed, list[Machine]]:
         """In turn, with what the machine does in each round."""
         machines: list[Machine] = []
-        timed = in_turn({**works, "machine": lambda: machines.append(Machine.measured())}, rounds)
+        contestants = {**works, "machine": lambda: machines.append(Machine.measured(self.device))}
+        timed = in_turn(contestants, rounds)
         self.machines += machines
         return timed, machines
 
@@ -181,7 +185,8 @@ def passes(bench: Bench) -> None:
         "ResNet-18, 64 x 64 pixels": (ResNet18().eval(), torch.rand(bench.images(64), 3, 64, 64)),
         "small vision transformer": (VisionTransformer().eval(), digits[: bench.images(256)]),
     }
-    for name, (model, images) in cases.items():
+    for name, case in cases.items():
+        model, images = (part.to(bench.device) for part in case)
         for count in (10, 50, 200):
             _passes(bench, name, model, images, count)
         _repeated(bench, name, model, images)
@@ -228,16 +233,16 @@ def _repeated(bench: Bench, name: str, model: nn.Module, images: Tensor) -> None
 def six_metrics(bench: Bench) -> None:
     """All six metrics, T = 50, against the authors' way and the fastest peers put together."""
     for dataset, count in (("mnist", 10_000), ("fashion-mnist", 512)):
-        model = default_layout(dataset)
+        model = default_layout(dataset).to(bench.device)
         images = data.load(dataset, "test")[0][: bench.images(count)]
         detector = Detector(model, "hidden", bandwidth=BANDWIDTHS[dataset])
         detector.fit(*data.load(dataset, "train"))
-        _six(bench, NETWORKS[dataset], detector, images)
+        _six(bench, NETWORKS[dataset], detector, images.to(bench.device))
     torch.manual_seed(0)
     images = torch.rand(bench.images(1024) + 64, 3, 64, 64)
-    detector = Detector(ResNet18(10).eval(), bandwidth=1.0)
+    detector = Detector(ResNet18(10).eval().to(bench.device), bandwidth=1.0)
     detector.fit(images[:-64], torch.arange(len(images) - 64) % 10)
-    _six(bench, "ResNet-18, 64 x 64 pixels", detector, images[-64:])
+    _six(bench, "ResNet-18, 64 x 64 pixels", detector, images[-64:].to(bench.device))
 
 
 def _six(bench: Bench, name: str, detector: Detector, images: Tensor) -> None:
@@ -311,17 +316,18 @@ def _density(
     bandwidth: float,
     rivals: Mapping[str, Callable[[np.ndarray, float], Callable[[np.ndarray], np.ndarray]]],
 ) -> None:
-    zeros = torch.zeros(max(len(points), len(queries)), dtype=torch.int64)
+    points, queries = points.to(bench.device), queries.to(bench.device)
+    zeros = torch.zeros(max(len(points), len(queries)), dtype=torch.int64, device=bench.device)
     own = KernelDensity(bandwidth).fit(points, zeros[: len(points)])
-    there = points.double().numpy()
-    asked = queries.double().numpy()
+    there = points.double().cpu().numpy()
+    asked = queries.double().cpu().numpy()
     fitted = {name: make(there, bandwidth) for name, make in rivals.items()}
     exact = one_leaf(there, bandwidth)(asked)
     bench.compare(
         "kernel density",
         f"{len(points):,} {what}, D = {points.shape[1]:,}, {len(queries)} queries",
         {
-            "leery": lambda: own.score(queries, zeros[: len(queries)]).numpy(),
+            "leery": lambda: own.score(queries, zeros[: len(queries)]).cpu().numpy(),
             **{name: partial(score, asked) for name, score in fitted.items()},
         },
         units=(len(queries), "queries"),
@@ -340,8 +346,10 @@ def _same_densities(exact: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> 
 def attacks(bench: Bench) -> None:
     """Gradients a second of BIM and PGD."""
     for dataset, count in (("mnist", 512), ("fashion-mnist", 256)):
-        model = default_layout(dataset)
-        images, labels = (part[: bench.images(count)] for part in data.load(dataset, "test"))
+        model = default_layout(dataset).to(bench.device)
+        images, labels = (
+            part[: bench.images(count)].to(bench.device) for part in data.load(dataset, "test")
+        )
         for name, setting, own in (
             ("BIM", AttackSetting(0.12, 0.024, 10, random_start=False), BIM(0.12)),
             ("PGD", AttackSetting(0.12, 0.004, 40, random_start=True), PGD(0.12)),
@@ -381,7 +389,7 @@ def _same_twins(
 
 def fit(bench: Bench) -> None:
     """From training images to a fitted detector."""
-    model = default_layout("mnist")
+    model = default_layout("mnist").to(bench.device)
     images, labels = (part[: bench.images(60_000)] for part in data.load("mnist", "train"))
     detector = Detector(model, "hidden", bandwidth=1.7)
     bench.compare(

@@ -117,7 +117,7 @@ def baal_batched(model: nn.Module, images: Tensor, passes: int) -> Tensor:
     wrapper = part_of("baal.modelwrapper")
     twin = dropout.MCDropoutModule(copy.deepcopy(model))
     runner = wrapper.ModelWrapper(
-        twin, wrapper.TrainingArgs(replicate_in_memory=True, use_cuda=False)
+        twin, wrapper.TrainingArgs(replicate_in_memory=True, use_cuda=images.is_cuda)
     )
     runner.eval()
     parts = [runner.predict_on_batch(batch, passes).softmax(1) for batch in images.split(32)]
@@ -173,7 +173,7 @@ class Fitted:
 
     def __init__(self, layer: str, bandwidth: float, references: Mapping[int, Tensor]) -> None:
         self.layer = layer
-        points = {label: rows.double().numpy() for label, rows in references.items()}
+        points = {label: rows.double().cpu().numpy() for label, rows in references.items()}
         self.one_by_one = {
             label: one_sample_a_call(rows, bandwidth) for label, rows in points.items()
         }
@@ -196,10 +196,10 @@ def uncertainties(probs: np.ndarray) -> np.ndarray:
 
 def authors_six(model: nn.Module, images: Tensor, passes: int, fitted: Fitted) -> np.ndarray:
     """The six metrics as the authors' notebooks get them: loops over passes and over samples."""
-    probs = authors_loop(model, images, passes).double().numpy()
+    probs = authors_loop(model, images, passes).double().cpu().numpy()
     features, logits = extract_features(model, images, fitted.layer, batch_size=64)
-    predicted = logits.argmax(1).numpy()
-    rows = features.double().numpy()
+    predicted = logits.argmax(1).cpu().numpy()
+    rows = features.double().cpu().numpy()
     closeness = [
         (fitted.one_by_one[label](row)[0], entropy(softmax(row)[0], fitted.means[label]))
         for row, label in zip(rows[:, None], predicted, strict=True)
@@ -209,9 +209,9 @@ def authors_six(model: nn.Module, images: Tensor, passes: int, fitted: Fitted) -
 
 def peers_six(model: nn.Module, images: Tensor, passes: int, fitted: Fitted) -> np.ndarray:
     """The same from the fastest peer of each part: baal's caching, scikit-learn once a class."""
-    probs = baal_caching(model, images, passes).double().numpy()
+    probs = baal_caching(model, images, passes).double().cpu().numpy()
     features, logits = extract_features(model, images, fitted.layer)
-    predicted, rows = logits.argmax(1).numpy(), features.double().numpy()
+    predicted, rows = logits.argmax(1).cpu().numpy(), features.double().cpu().numpy()
     closeness = np.empty((len(rows), 2))
     for label in np.unique(predicted):
         own = predicted == label
@@ -245,7 +245,7 @@ def foolbox_attack(
     model: nn.Module, images: Tensor, labels: Tensor, setting: AttackSetting
 ) -> Tensor:
     foolbox = importlib.import_module("foolbox")
-    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=images.device)
     attack = foolbox.attacks.LinfPGD(
         abs_stepsize=setting.step, steps=setting.steps, random_start=setting.random_start
     )
@@ -260,7 +260,12 @@ def art_attack(model: nn.Module, images: Tensor, labels: Tensor, setting: Attack
     estimators = importlib.import_module("art.estimators.classification")
     evasion = importlib.import_module("art.attacks.evasion")
     classifier = estimators.PyTorchClassifier(
-        model, nn.CrossEntropyLoss(), images.shape[1:], 10, clip_values=(0, 1), device_type="cpu"
+        model,
+        nn.CrossEntropyLoss(),
+        images.shape[1:],
+        10,
+        clip_values=(0, 1),
+        device_type="gpu" if images.is_cuda else "cpu",
     )
     attack = evasion.ProjectedGradientDescentPyTorch(
         classifier,
@@ -271,8 +276,8 @@ def art_attack(model: nn.Module, images: Tensor, labels: Tensor, setting: Attack
         batch_size=256,
         verbose=False,
     )
-    found: np.ndarray = attack.generate(images.numpy(), labels.numpy())
-    return torch.from_numpy(found)
+    found: np.ndarray = attack.generate(images.cpu().numpy(), labels.cpu().numpy())
+    return torch.from_numpy(found).to(images.device)
 
 
 def torchattacks_attack(

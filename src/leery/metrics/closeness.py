@@ -144,6 +144,7 @@ class KernelDensity:
             InputError: when they do not fit, or a class had no training features.
         """
         _check_scored(self.reference_, features, classes, "KernelDensity")
+        self._follow(features.device)
         result = torch.empty(len(features), dtype=torch.float64, device=features.device)
         for label, rows in _by_class(classes):
             result = result.index_put((rows,), self._log_density(features[rows], label))
@@ -205,22 +206,26 @@ class KernelDensity:
 
     def _log_density(self, features: Tensor, label: int) -> Tensor:
         """The sum over the references is taken block by block, in logarithms."""
-        device, dimension = features.device, features.shape[1]
-        queries = features.double() - self._centre[label].to(device)
+        queries = features.double() - self._centre[label]
         half = 1 / (2 * self.bandwidth_[label] ** 2)
         chunks = queries.split(_QUERIES)
-        heights = (self._squares[label] * -half).to(device).split(_REFERENCES)
+        heights = (self._squares[label] * -half).split(_REFERENCES)
         exponents = queries.new_empty(len(chunks[0]) * _REFERENCES)
         parts = []
         for rows, own in zip(self._blocks(label), heights, strict=True):
-            points = rows.to(device).T
+            points = rows.to(queries.device).T
             found = [_log_sum_exp(chunk, points, own, 2 * half, exponents) for chunk in chunks]
             parts.append(torch.cat(found))
         count = len(self.reference_[label])
         sums = torch.stack(parts).logsumexp(0) - half * queries.square().sum(1)
         # Rounding must not put a query nearer than at no distance from all of them.
         sums = sums.clamp_max(math.log(count))
-        return sums - math.log(count) + dimension / 2 * math.log(half / math.pi)
+        return sums - math.log(count) + features.shape[1] / 2 * math.log(half / math.pi)
+
+    def _follow(self, device: torch.device) -> None:
+        """Have what was computed beforehand where the features are; it stays there."""
+        for part in (self._centre, self._squares, self._resident):
+            part.update({label: tensor.to(device) for label, tensor in part.items()})
 
     def _blocks(self, label: int) -> Iterator[Tensor]:
         """The references of a class relative to their mean, in float64.
@@ -232,7 +237,7 @@ class KernelDensity:
             yield from self._resident[label].split(_REFERENCES)
             return
         for block in _in_float64(self.reference_[label]):
-            yield block.sub_(self._centre[label])
+            yield block.sub_(self._centre[label].to(block.device))
 
     def _whole(self, label: int) -> Tensor:
         """All of :meth:`_blocks` at once."""
