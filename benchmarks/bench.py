@@ -1,12 +1,12 @@
 """leery against what a user would pick instead, and against what the machine can do.
 
-    python benchmarks/bench.py [--out benchmarks] [--rounds 5] [--threads 1] [--device cpu]
-        [--scale 1] [--pieces kde attacks passes six fit growth reproduce]
+    python benchmarks/bench.py [--out benchmarks] [--rounds 5] [--threads N] [--device cpu]
+        [--scale 1] [--pieces kde attacks passes alone six fit growth reproduce]
 
-Everyone works on the same images in the same process with the same number of threads, in turn;
-outputs are compared first. It is one thread unless asked otherwise: several wait for each other
-after every operation, and where a machine is shared its other users then decide who wins. Only
-ratios within a run mean anything: hours of a shared machine differ. Writes results.json, and
+Everyone works on the same images in the same process with the same number of threads (torch's own
+default), in turn; outputs are compared first. "alone" is one thread, whose share of the floor no
+other core has a part in. Only ratios within a run mean anything: hours of a shared machine differ.
+Writes results.json, and
 results.md from it; a piece that is not asked for keeps the rows that it has there, if they are of
 this machine, device and these versions. Growth and the study are always the processor's.
 """
@@ -60,9 +60,8 @@ def conditions(bench: Bench) -> str:
     single, double, copies = (
         "{1:.0f} to {2:.0f}".format(*spread(found)) for found in zip(*rates, strict=True)
     )
-    threads = torch.get_num_threads()
     return (
-        f"{bench.rounds} rounds, {bench.scale:g} of the images, threads: {threads}. "
+        f"{bench.rounds} rounds, {bench.scale:g} of the images, threads: {bench.threads}. "
         f"In them the machine did {single} GFLOP/s in a float32 matrix product, {double} in a "
         f"float64 one, and copied {copies} GB/s"
     )
@@ -182,7 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--pieces", nargs="+", choices=names, default=names)
@@ -200,7 +199,7 @@ def main() -> None:
         elif name == "reproduce":
             content["reproduce"] = reproduce()
         else:
-            bench = Bench(options.rounds, options.scale, options.device)
+            bench = Bench(options.rounds, options.scale, options.device, options.threads)
             PIECES[name](bench)
             content["pieces"][name] = {
                 "conditions": conditions(bench),

@@ -63,6 +63,7 @@ class Bench:
         rounds: of each comparison.
         scale: of the numbers of images, for trials; 1 for figures that count.
         device: of the models and images.
+        threads: that torch has.
         rows: what was found.
         machines: what the machine did, measured once in each round.
     """
@@ -70,6 +71,7 @@ class Bench:
     rounds: int
     scale: float = 1.0
     device: str = "cpu"
+    threads: int = 1
     rows: list[Row] = field(default_factory=list)
     machines: list[Machine] = field(default_factory=list)
 
@@ -192,12 +194,23 @@ def passes(bench: Bench) -> None:
         _repeated(bench, name, model, images)
 
 
+def alone(bench: Bench) -> None:
+    """The passes of digits on one thread."""
+    bench.threads = 1
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    images = data.load("mnist", "test")[0][: bench.images(2048)]
+    _passes(bench, "DigitNet", default_layout("mnist"), images, 50)
+    _repeated(bench, "DigitNet", default_layout("mnist"), images)
+    torch.set_num_threads(threads)
+
+
 def _passes(bench: Bench, name: str, model: nn.Module, images: Tensor, count: int) -> None:
     sampler = MCDropout(model, count)
     repeated = sampler.explain_plan(images).repeated
     rivals = PASSES if count == 50 else {"authors' loop": PASSES["authors' loop"]}
     bench.compare(
-        "MC dropout",
+        _on(bench, "MC dropout"),
         f"{name}, T = {count}",
         {
             "leery": lambda: sampler.sample(images),
@@ -208,6 +221,10 @@ def _passes(bench: Bench, name: str, model: nn.Module, images: Tensor, count: in
         floor=Operations(len(images) * operations(model, images) * (1 + count * repeated)),
         rounds=bench.rounds if count == 50 else 3,
     )
+
+
+def _on(bench: Bench, piece: str) -> str:
+    return f"{piece}, one thread" if bench.threads == 1 else piece
 
 
 def _repeated(bench: Bench, name: str, model: nn.Module, images: Tensor) -> None:
@@ -225,7 +242,7 @@ def _repeated(bench: Bench, name: str, model: nn.Module, images: Tensor) -> None
     shares = [floor.seconds(machine) / one for machine, one in zip(machines, ones, strict=True)]
     setting, unit = f"{name}, the repeated part", "passes of an image"
     rate = len(images) / spread(ones)[0]
-    row = Row("MC dropout", setting, "leery", rate, unit, share=spread(shares))
+    row = Row(_on(bench, "MC dropout"), setting, "leery", rate, unit, share=spread(shares))
     bench.rows.append(row)
     print(row, flush=True)
 
@@ -406,6 +423,7 @@ PIECES: Mapping[str, Callable[[Bench], None]] = {
     "kde": densities,
     "attacks": attacks,
     "passes": passes,
+    "alone": alone,
     "six": six_metrics,
     "fit": fit,
 }

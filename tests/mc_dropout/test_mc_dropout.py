@@ -2,6 +2,7 @@
 
 import pickle
 import random
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -160,6 +161,44 @@ def test_the_repeated_share_counts_multiplications_of_kept_columns() -> None:
     (prepared,) = sampler._prepared.values()
     kept = int(prepared.masks.draws[0].sum())
     assert plan.repeated == pytest.approx((kept * 80 + 800) / (78400 + 8000 + 800))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_number_of_threads_does_not_change_a_pass(name: str, digits: Batch) -> None:
+    images = inputs(name, digits[0][:110])
+    sampler = MCDropout(build(name), passes=6, batch_size=16)
+    alone = sampler.observe(images)
+    torch.set_num_threads(3)
+    try:
+        shared = sampler.observe(images)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(1)
+    assert float((shared.probs - alone.probs).abs().max()) <= 1e-6
+    assert torch.allclose(shared.logits, alone.logits, rtol=1e-5, atol=1e-5)
+
+
+def test_batches_are_worked_on_side_by_side_where_there_are_enough(
+    digits: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, seen = Engine.one_pass, set()
+
+    def one_pass(*args: Any) -> Tensor:
+        seen.add(threading.get_ident())
+        return right(*args)
+
+    monkeypatch.setattr(Engine, "one_pass", one_pass)
+    sampler = MCDropout(perceptron(0.5), passes=3)
+    sampler.explain_plan(digits[0])
+    torch.set_num_threads(2)
+    try:
+        for count, threads in ((63, 1), (64, 2)):
+            seen.clear()
+            sampler.sample(digits[0][:count])
+            assert len(seen) == threads
+            assert (threading.get_ident() in seen) == (threads == 1)
+    finally:
+        torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("name", ["DigitNet", "FashionNet"])
@@ -402,7 +441,7 @@ def test_weights_that_are_not_finite_are_refused() -> None:
 def test_memory_does_not_grow_with_the_batch_because_it_is_cut(digits: Batch) -> None:
     sampler = MCDropout(perceptron(0.5), passes=3, batch_size=8)
     seen = [part.probs.shape[1] for part in sampler.stream(digits[0][:20])]
-    assert seen == [8, 8, 4]
+    assert seen == [7, 7, 6]
 
 
 @pytest.mark.parametrize("rate", [None, 0.0])

@@ -1,6 +1,7 @@
 """What passes share: values computed once a batch, matrices chosen once a call, memory."""
 
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ _Key = tuple[fx.Node, int]
 
 
 class Memory:
-    """What the batches of a call share.
+    """What the batches of a call share, in whichever threads they are worked on.
 
     Args:
         keeps: whether there is a next batch to keep anything for.
@@ -28,7 +29,7 @@ class Memory:
     def __init__(self, *, keeps: bool = False) -> None:
         self._room = MOST_KEPT if keeps else 0
         self._kept: dict[_Key, Tensor] = {}
-        self._buffers: dict[tuple[str, fx.Node], Tensor] = {}
+        self._own = threading.local()
 
     def has_room(self, numbers: int) -> bool:
         """Whether a matrix of so many numbers would be kept."""
@@ -45,14 +46,15 @@ class Memory:
         return made
 
     def choose(self, kind: str, node: fx.Node, matrix: Tensor, dim: int, index: Tensor) -> Tensor:
-        """The chosen rows or columns of a matrix, until the next choice of this kind and node.
+        """The chosen rows or columns of a matrix, until this thread's next choice of this kind.
 
         It is written over the last one: to ask the system for so much fresh memory takes longer
         than to fill it.
         """
-        buffer = self._buffers.get((kind, node))
+        buffers: dict[tuple[str, fx.Node], Tensor] = vars(self._own).setdefault("buffers", {})
+        buffer = buffers.get((kind, node))
         if buffer is None or buffer.numel() < matrix.numel():
-            buffer = self._buffers[kind, node] = matrix.new_empty(matrix.numel())
+            buffer = buffers[kind, node] = matrix.new_empty(matrix.numel())
         shape = list(matrix.shape)
         shape[dim] = len(index)
         return torch.index_select(matrix, dim, index, out=buffer[: math.prod(shape)].view(shape))

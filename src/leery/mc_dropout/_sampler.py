@@ -1,7 +1,9 @@
 """MC dropout as users see it: a model, a number of passes, a seed."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import get_args
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from leery._checks import check_batch_size, check_images, check_seed
 from leery._guest import device_of, guest, refused, unwrapped
+from leery._hands import side_by_side
 from leery._memory import fast_layout
 from leery.errors import InputError, NoDropoutError, UnsupportedModelError
 from leery.features import check_layer
@@ -31,6 +34,9 @@ __all__ = ["MCDropout", "Observation"]
 
 MOST_PREPARED = 8
 """Kinds of input whose graphs and masks are kept."""
+
+WORTH_A_THREAD = 32
+"""Images; with fewer for each, threads share the operations instead."""
 
 MOST_PASSES = 10_000
 """A bound that keeps a slip, or a file of a stranger, from asking for all the memory."""
@@ -113,7 +119,8 @@ class MCDropout:
             k-th call of two samplers with the same seed draws the same).
         layer: a feature layer, as :func:`leery.features.extract_features` takes it, whose value
             :meth:`observe` returns.
-        batch_size: how many images are worked on at once, which bounds the memory.
+        batch_size: how many images a thread works on at once, which bounds the memory. Where
+            there is work for all of torch's threads, each has a batch of its own.
 
     Raises:
         UnknownLayerError: when the model has no such layer.
@@ -195,9 +202,15 @@ class MCDropout:
         """
         prepared = self._prepare(images)
         masks = self._masks(prepared).to(device_of(self.model))
-        memory = Memory(keeps=len(images) > self.batch_size)
-        for batch in images.split(self.batch_size):
-            yield self._run(prepared, masks, memory, batch)
+        threads = self._threads(prepared, len(images))
+        count = math.ceil(len(images) / self.batch_size / threads) * threads
+        batches = images.tensor_split(count)
+        run = partial(self._run, prepared, masks, Memory(keeps=count > threads))
+        with side_by_side(threads) as each:
+            for place in range(0, count, threads):
+                with guest(self.model):
+                    seen = each(run, batches[place : place + threads])
+                yield from seen
 
     def explain_plan(self, images: Tensor) -> Plan:
         """How images of this kind are run: which way, what is random, what is repeated.
@@ -210,11 +223,20 @@ class MCDropout:
         """
         return self._prepare(images).plan
 
+    def _threads(self, prepared: _Prepared, images: int) -> int:
+        """In how many threads batches are worked on side by side."""
+        if not prepared.shared or device_of(self.model).type != "cpu":
+            # What the model itself is asked for it may not do in two threads.
+            return 1
+        threads = torch.get_num_threads()
+        return threads if images >= threads * WORTH_A_THREAD else 1
+
     def _run(self, prepared: _Prepared, masks: Masks, memory: Memory, batch: Tensor) -> Observation:
+        """What a batch yields; inside guest."""
         count = len(batch)
         # A single image is doubled: convolutions add in another order for a batch of one.
         batch = torch.cat([batch, batch]) if count == 1 else batch
-        with guest(self.model), torch.inference_mode(mode=False), torch.no_grad():
+        with torch.inference_mode(mode=False), torch.no_grad():
             with refused(batch):
                 shown = batch.to(device_of(self.model))
                 logits, features, passes = prepared.observe(shown, masks, memory)

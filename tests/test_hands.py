@@ -1,0 +1,55 @@
+"""Calls side by side: their order, their threads, and that torch's threads are as before."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from leery._hands import side_by_side
+
+
+@pytest.fixture(autouse=True)
+def _three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_calls_run_at_once_with_one_computing_thread_each_and_keep_their_order() -> None:
+    met = threading.Barrier(2, timeout=60)
+
+    def work(item: int) -> tuple[int, int]:
+        met.wait()
+        return item, torch.get_num_threads()
+
+    with side_by_side(2) as each:
+        assert each(work, [5, 3]) == [(5, 1), (3, 1)]
+        # Between calls and afterwards the caller has its own threads.
+        assert torch.get_num_threads() == 3
+        assert each(work, [1, 2]) == [(1, 1), (2, 1)]
+    assert torch.get_num_threads() == 3
+
+
+def test_alone_the_caller_computes_with_its_own_threads() -> None:
+    with side_by_side(1) as each:
+        found = each(lambda item: (item, torch.get_num_threads(), threading.get_ident()), [5, 3])
+    assert found == [(5, 3, threading.get_ident()), (3, 3, threading.get_ident())]
+
+
+def test_an_error_comes_out_after_all_calls_have_ended() -> None:
+    ended = []
+
+    def work(item: int) -> None:
+        if item == 0:
+            raise ValueError(item)
+        threading.Event().wait(0.2)
+        ended.append(item)
+
+    with side_by_side(2) as each:
+        with pytest.raises(ValueError, match="0"):
+            each(work, [0, 1])
+        assert ended == [1]
+        assert torch.get_num_threads() == 3
+    assert torch.get_num_threads() == 3
