@@ -7,10 +7,12 @@ grew in them at most (Linux).
 """
 
 import json
+import multiprocessing
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +31,22 @@ __all__ = ["CASES", "SIZES"]
 Work = Callable[[], object]
 
 
-def scoring(images: int) -> Work:
-    """A file of images into a file of scores."""
+def guard(folder: Path, images: int) -> None:
+    """Leave a detector and a file of images to score."""
     fitted = Detector(pretrained("mnist").model, "hidden", bandwidth=1.7, combiner="conformal")
     clean = data.load("mnist", "test")[0][:2000]
-    fitted.fit(*data.load("mnist", "train")).fit_combiner(clean)
-    folder = Path(tempfile.mkdtemp())
+    fitted.fit(*data.load("mnist", "train")).fit_combiner(clean).save(folder / "guard.leery")
     pixels = (clean[:, 0] * 255).byte().numpy()
     np.save(folder / "images.npy", np.resize(pixels, (images, 1, 28, 28)))
+
+
+def scoring(images: int) -> Work:
+    """A file of images into a file of scores."""
+    folder = Path(tempfile.mkdtemp())
+    # In another process, so that this one needs what scoring needs.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        pool.submit(guard, folder, images).result()
+    fitted = Detector.load(folder / "guard.leery", pretrained("mnist").model)
 
     def work() -> None:
         sources, out = [folder / "images.npy"], folder / "scores.parquet"

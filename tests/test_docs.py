@@ -30,15 +30,16 @@ def blocks(page: Path) -> list[tuple[str, str, str]]:
 @contextlib.contextmanager
 def own_modules() -> Iterator[None]:
     """Modules of the folder one is in can be imported, and are forgotten afterwards."""
-    before = set(sys.modules)
+    # Of the pages' own name there may be one of another test.
+    another = sys.modules.pop("net", None)
     sys.path.insert(0, "")
     try:
         yield
     finally:
         sys.path.remove("")
-        for name in set(sys.modules) - before:
-            if name == "net":
-                del sys.modules[name]
+        sys.modules.pop("net", None)
+        if another is not None:
+            sys.modules["net"] = another
 
 
 @pytest.mark.parametrize(

@@ -182,9 +182,11 @@ def test_batches_are_worked_on_side_by_side_where_there_are_enough(
     digits: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right, seen = Engine.one_pass, set()
+    met = threading.Barrier(1)
 
     def one_pass(*args: Any) -> Tensor:
         seen.add(threading.get_ident())
+        met.wait()
         return right(*args)
 
     monkeypatch.setattr(Engine, "one_pass", one_pass)
@@ -194,6 +196,7 @@ def test_batches_are_worked_on_side_by_side_where_there_are_enough(
     try:
         for count, threads in ((63, 1), (64, 2)):
             seen.clear()
+            met = threading.Barrier(threads, timeout=60)
             sampler.sample(digits[0][:count])
             assert len(seen) == threads
             assert (threading.get_ident() in seen) == (threads == 1)

@@ -132,14 +132,16 @@ def _attended(
     scores = (query * scale) @ key.transpose(-2, -1)
     if is_causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
-    if mask is not None and mask.dtype is torch.bool:
-        scores = scores.masked_fill(~mask, -math.inf)
-    elif mask is not None:
-        scores = scores + mask
-    # A query that may look nowhere gets zeros, as torch gives it.
-    nowhere = (scores == -math.inf).all(-1, keepdim=True)
-    weights = scores.softmax(-1).masked_fill(nowhere, 0.0)
+    weights = scores.softmax(-1) if mask is None else _masked_softmax(scores, mask)
     return _dropped(kept, weights, dropout_p) @ value
+
+
+def _masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Over the keys that each query may look at; a query that may look nowhere gets zeros."""
+    chooses = mask.dtype is torch.bool
+    seen = scores.masked_fill(~mask, -math.inf) if chooses else scores + mask
+    nowhere = (seen == -math.inf).all(-1, keepdim=True)
+    return seen.softmax(-1).masked_fill(nowhere, 0.0)
 
 
 def _attended_without(
