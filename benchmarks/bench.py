@@ -142,7 +142,8 @@ def piece_table(rows: list[Row]) -> str:
         ratio = "" if row.ratio is None else "{:.2f} ({:.2f} to {:.2f})".format(*row.ratio)
         share = "" if row.share is None else "{:.0%} ({:.0%} to {:.0%})".format(*row.share)
         rate = "" if row.per_second is None else f"{row.per_second:,.4g} {row.unit}"
-        note = row.note if row.agrees else f"**differ**: {row.note}"
+        whom = "differs from leery's and the first rival's" if row.stray else "**differs**"
+        note = row.note if row.agrees else f"{whom}: {row.note}"
         lines.append([row.setting, row.contestant, rate, ratio, share, note])
     return table(headings, lines)
 
@@ -205,7 +206,7 @@ def main() -> None:
                 "conditions": conditions(bench),
                 "rows": [asdict(row) for row in bench.rows],
             }
-            differing += [row for row in bench.rows if not row.agrees]
+            differing += [row for row in bench.rows if not row.agrees and not row.stray]
         results.write_text(json.dumps(content, indent=1) + "\n")
         results.with_suffix(".md").write_text(markdown(content))
     if differing:

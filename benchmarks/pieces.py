@@ -39,6 +39,7 @@ class Row:
         share: of leery, the floor's seconds over its own: median, least, most.
         note: how the outputs agree, or why the contestant is missing.
         agrees: whether they do.
+        stray: whether it also differs from the first rival, so that it is off rather than leery.
     """
 
     piece: str
@@ -50,6 +51,7 @@ class Row:
     share: tuple[float, float, float] | None = None
     note: str = ""
     agrees: bool = True
+    stray: bool = False
 
 
 Agreement = Callable[[Any, Any], tuple[bool, str]]
@@ -94,17 +96,21 @@ class Bench:
 
         Args:
             piece, setting: what is measured, on what.
-            works: each contestant's, which returns its output.
+            works: each contestant's, which returns its output; the first rival is the reference.
             units: how many of what are worked on.
             agree: of our output and a rival's.
             floor: what must be computed.
             rounds: when not as many as of the others.
         """
         present, verdicts, missing = {"leery": works["leery"]}, {}, []
-        own = works["leery"]()
+        own, reference = works["leery"](), None
         for name in (name for name in works if name != "leery"):
             try:
-                verdicts[name] = agree(own, works[name]())
+                found = works[name]()
+                reference = found if reference is None else reference
+                agrees, note = agree(own, found)
+                stray = not agrees and not agree(reference, found)[0]
+                verdicts[name] = {"agrees": agrees, "note": note, "stray": stray}
                 present[name] = works[name]
             except ImportError as error:
                 missing.append((name, f"missing: {error}"))
@@ -117,13 +123,12 @@ class Bench:
         for name in works:
             if name in present:
                 median = timed.median(name)
-                agrees, note = verdicts.get(name, (True, ""))
                 ours = name == "leery"
                 row = Row(
                     piece, setting, name, count / median, unit,
                     ratio=None if ours else timed.ratio(name),
                     share=spread(shares) if ours else None,
-                    note=note, agrees=agrees,
+                    **verdicts.get(name, {}),
                 )  # fmt: skip
                 self.rows.append(row)
                 print(row, flush=True)
@@ -143,8 +148,9 @@ def alike(ours: Tensor, theirs: Tensor) -> tuple[bool, str]:
 
     Masks differ, so nothing is equal, and ours are shared by all images, so only passes are
     independent of each other: what a pass says of the images on average (each class's probability,
-    the entropy, the sum of squares) is held together by t-tests, with Bonferroni's correction. Who
-    gives the mean of the passes only is held to the probabilities.
+    the entropy, the sum of squares, how far the pass is from the mean of all) is held together by
+    t-tests, with Bonferroni's correction. Who gives the mean of the passes only is held to the
+    probabilities.
     """
     alone = len(theirs) == 1
     own, other = (_of_each_pass(probs.double(), alone=alone) for probs in (ours, theirs))
@@ -161,7 +167,8 @@ def _of_each_pass(probs: Tensor, *, alone: bool) -> Tensor:
         return classes
     entropies = -torch.special.xlogy(probs, probs).sum(2).mean(1, keepdim=True)
     squares = probs.square().sum(2).mean(1, keepdim=True)
-    return torch.cat([classes, entropies, squares], 1)
+    distances = (probs - probs.mean(0)).square().sum(2).mean(1, keepdim=True)
+    return torch.cat([classes, entropies, squares, distances], 1)
 
 
 def operations(model: nn.Module, images: Tensor) -> float:
