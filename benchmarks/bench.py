@@ -142,8 +142,7 @@ def piece_table(rows: list[Row]) -> str:
         ratio = "" if row.ratio is None else "{:.2f} ({:.2f} to {:.2f})".format(*row.ratio)
         share = "" if row.share is None else "{:.0%} ({:.0%} to {:.0%})".format(*row.share)
         rate = "" if row.per_second is None else f"{row.per_second:,.4g} {row.unit}"
-        whom = "differs from leery's and the first rival's" if row.stray else "**differs**"
-        note = row.note if row.agrees else f"{whom}: {row.note}"
+        note = row.note if row.agrees else f"**differs**: {row.note}"
         lines.append([row.setting, row.contestant, rate, ratio, share, note])
     return table(headings, lines)
 

@@ -39,7 +39,7 @@ class Row:
         share: of leery, the floor's seconds over its own: median, least, most.
         note: how the outputs agree, or why the contestant is missing.
         agrees: whether they do.
-        stray: whether it also differs from the first rival, so that it is off rather than leery.
+        stray: whether it differs from the rival that is the reference: it does something else.
     """
 
     piece: str
@@ -91,26 +91,25 @@ class Bench:
         agree: Agreement,
         floor: Operations,
         rounds: int | None = None,
+        reference: str | None = None,
     ) -> None:
         """Time "leery" and the rivals whose output agrees or not, and note who is missing or fails.
 
         Args:
             piece, setting: what is measured, on what.
-            works: each contestant's, which returns its output; the first rival is the reference.
+            works: each contestant's, which returns its output.
             units: how many of what are worked on.
             agree: of our output and a rival's.
             floor: what must be computed.
             rounds: when not as many as of the others.
+            reference: the rival, ahead of the others, whose output theirs must be like as well.
         """
         present, verdicts, missing = {"leery": works["leery"]}, {}, []
-        own, reference = works["leery"](), None
+        outputs = {"leery": works["leery"]()}
         for name in (name for name in works if name != "leery"):
             try:
-                found = works[name]()
-                reference = found if reference is None else reference
-                agrees, note = agree(own, found)
-                stray = not agrees and not agree(reference, found)[0]
-                verdicts[name] = {"agrees": agrees, "note": note, "stray": stray}
+                outputs[name] = works[name]()
+                verdicts[name] = _verdict(agree, outputs, name, reference)
                 present[name] = works[name]
             except ImportError as error:
                 missing.append((name, f"missing: {error}"))
@@ -143,12 +142,25 @@ class Bench:
         return timed, machines
 
 
+def _verdict(
+    agree: Agreement, outputs: Mapping[str, Any], name: str, reference: str | None
+) -> dict[str, Any]:
+    """A rival's output against leery's and, if that was found, the reference's."""
+    if reference in outputs:
+        same, note = agree(outputs[reference], outputs[name])
+        if not same:
+            return {"agrees": False, "stray": True, "note": f"unlike the {reference}, {note}"}
+    agrees, note = agree(outputs["leery"], outputs[name])
+    return {"agrees": agrees, "note": note}
+
+
 def alike(ours: Tensor, theirs: Tensor) -> tuple[bool, str]:
     """Whether passes ``(T, N, classes)`` look like draws of the same masks' distribution.
 
-    Masks differ, so nothing is equal, and ours are shared by all images, so only passes are
-    independent of each other: what a pass says of the images on average (each class's probability,
-    the entropy, the sum of squares, how far the pass is from the mean of all) is held together by
+    Masks differ, so nothing is equal. Ours are shared by all images, so only passes are independent
+    of each other, and we are held to a rival less tightly than rivals, who draw each image's apart,
+    to one another. What a pass says of the images on average (each class's probability, the
+    entropy, the sum of squares, how far the pass is from the mean of all) is held together by
     t-tests, with Bonferroni's correction. Who gives the mean of the passes only is held to the
     probabilities.
     """
@@ -225,6 +237,7 @@ def _passes(bench: Bench, name: str, model: nn.Module, images: Tensor, count: in
         },
         units=(len(images), "images"),
         agree=alike,
+        reference="authors' loop",
         floor=Operations(len(images) * operations(model, images) * (1 + count * repeated)),
         rounds=bench.rounds if count == 50 else 3,
     )

@@ -91,7 +91,11 @@ def pytorch_ood(model: nn.Module, images: Tensor, passes: int) -> Tensor:
 
 
 def torch_uncertainty(model: nn.Module, images: Tensor, passes: int) -> Tensor:
-    """torch-uncertainty's wrapper; the passes in a loop, which is faster here than in one batch."""
+    """torch-uncertainty's wrapper; the passes in a loop, which is faster here than in one batch.
+
+    Like baal it sets only Dropout modules to train: attention's own dropout stays off, and blocks
+    in eval mode take a fast path without any.
+    """
     methods = part_of("torch_uncertainty.methods.mc_dropout")
     wrapped = methods.mc_dropout(model, passes, on_batch=False).eval()
     with torch.no_grad():
