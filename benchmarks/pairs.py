@@ -12,6 +12,10 @@ __all__ = ["Machine", "Operations", "Timed", "in_turn", "spread"]
 
 Work = Callable[[], object]
 
+TURN = 0.2
+"""Seconds that a turn lasts at least: calls of milliseconds are then not measured just after
+someone else had the caches."""
+
 
 @dataclass(frozen=True)
 class Timed:
@@ -38,22 +42,31 @@ def spread(found: Sequence[float]) -> tuple[float, float, float]:
     return statistics.median(found), min(found), max(found)
 
 
-def in_turn(contestants: Mapping[str, Work], rounds: int) -> Timed:
-    """Everyone once in each round, each round beginning with the next of them.
+def in_turn(contestants: Mapping[str, Work], rounds: int, turn: float = TURN) -> Timed:
+    """Everyone's seconds a call in each round, each round beginning with the next of them.
 
-    Whoever needs a first call to warm up had it before.
+    A turn is one call, or as many as last that many seconds. Whoever needs a first call to warm
+    up had it before.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     order = deque(contestants)
     for _ in range(rounds):
         for name in order:
-            start = time.perf_counter()
-            contestants[name]()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(seconds_a_call(contestants[name], turn))
         order.rotate(-1)
     return Timed(seconds)
+
+
+def seconds_a_call(work: Work, turn: float) -> float:
+    """The mean over calls one after another, the last of which ends when the turn is over."""
+    start = time.perf_counter()
+    calls, elapsed = 0, 0.0
+    while not calls or elapsed < turn:
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        calls, elapsed = calls + 1, time.perf_counter() - start
+    return elapsed / calls
 
 
 @dataclass(frozen=True)
@@ -102,4 +115,4 @@ class Operations:
 
 def fastest(work: Work, rounds: int = 9) -> float:
     work()
-    return min(in_turn({"work": work}, rounds).seconds["work"])
+    return min(in_turn({"work": work}, rounds, turn=0).seconds["work"])

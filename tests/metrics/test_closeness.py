@@ -90,6 +90,7 @@ def test_blocks_do_not_change_the_density(resident: int, monkeypatch: pytest.Mon
     whole = density.score(queries, classes)
     monkeypatch.setattr(module, "_MOST_RESIDENT", resident)
     monkeypatch.setattr(module, "_REFERENCES", 7)
+    monkeypatch.setattr(module, "_CONVERTED", 4)
     monkeypatch.setattr(module, "_QUERIES", 3)
     cut = KernelDensity(1.0).fit(features, labels)
     assert torch.allclose(cut.score(queries, classes), whole, atol=1e-12, rtol=0)

@@ -26,8 +26,11 @@ Precision = Literal["float32", "float16"]
 _BANDWIDTHS = (1e-100, 1e100)
 """Of other bandwidths, or of their inverses, the squares are no numbers."""
 
-_QUERIES, _REFERENCES = 256, 512
-"""Of a block of exponents, which stays near the processor (1 MiB in float64) until it is summed."""
+_QUERIES, _REFERENCES = 256, 2048
+"""Of a block of exponents, which stays in the processor's cache (4 MiB) until it is summed."""
+
+_CONVERTED = 512
+"""References that are converted to float64 at a time, which have to stay in the cache too."""
 
 _MOST_RESIDENT = 2**27
 """Numbers of references that are held in float64 (1 GiB); more are converted at each use."""
@@ -209,15 +212,16 @@ class KernelDensity:
         queries = features.double() - self._centre[label]
         half = 1 / (2 * self.bandwidth_[label] ** 2)
         chunks = queries.split(_QUERIES)
-        heights = (self._squares[label] * -half).split(_REFERENCES)
-        exponents = queries.new_empty(len(chunks[0]) * _REFERENCES)
+        size = self._block_size(label)
+        heights = (self._squares[label] * -half).split(size)
+        exponents = queries.new_empty(len(chunks[0]) * size)
         parts = []
         for rows, own in zip(self._blocks(label), heights, strict=True):
             points = rows.to(queries.device).T
             found = [_log_sum_exp(chunk, points, own, 2 * half, exponents) for chunk in chunks]
             parts.append(torch.cat(found))
         count = len(self.reference_[label])
-        sums = torch.stack(parts).logsumexp(0) - half * queries.square().sum(1)
+        sums = torch.stack(parts).logsumexp(0) - half * _squared_lengths(queries)
         # Rounding must not put a query nearer than at no distance from all of them.
         sums = sums.clamp_max(math.log(count))
         return sums - math.log(count) + features.shape[1] / 2 * math.log(half / math.pi)
@@ -227,6 +231,10 @@ class KernelDensity:
         for part in (self._centre, self._squares, self._resident):
             part.update({label: tensor.to(device) for label, tensor in part.items()})
 
+    def _block_size(self, label: int) -> int:
+        """Of :meth:`_blocks`, in references."""
+        return _REFERENCES if label in self._resident else _CONVERTED
+
     def _blocks(self, label: int) -> Iterator[Tensor]:
         """The references of a class relative to their mean, in float64.
 
@@ -234,7 +242,7 @@ class KernelDensity:
         ``|x|^2 + |y|^2 - 2 x.y``. A block may hold only until the next is asked for.
         """
         if label in self._resident:
-            yield from self._resident[label].split(_REFERENCES)
+            yield from self._resident[label].split(self._block_size(label))
             return
         for block in _in_float64(self.reference_[label]):
             yield block.sub_(self._centre[label].to(block.device))
@@ -245,7 +253,7 @@ class KernelDensity:
 
     def _lengths(self, label: int) -> Tensor:
         """The squared distance of each reference of a class from their mean."""
-        return torch.cat([torch.einsum("nd,nd->n", rows, rows) for rows in self._blocks(label)])
+        return torch.cat([_squared_lengths(rows) for rows in self._blocks(label)])
 
 
 class ClassKL:
@@ -375,6 +383,11 @@ def _log_sum_exp(
     return block.sub_(largest).exp_().sum(1).log_().add_(largest.squeeze(1))
 
 
+def _squared_lengths(rows: Tensor) -> Tensor:
+    """Of rows ``(N, D)``, without a copy of them."""
+    return torch.einsum("nd,nd->n", rows, rows)
+
+
 def _mean(points: Tensor) -> Tensor:
     """Of rows, in float64."""
     return torch.stack([block.sum(0) for block in _in_float64(points)]).sum(0) / len(points)
@@ -386,8 +399,8 @@ def _in_float64(points: Tensor) -> Iterator[Tensor]:
     Memory of its own for each would be cut up by the small results kept between them: a process
     then grows by as much as all blocks together.
     """
-    memory = points.new_empty((min(len(points), _REFERENCES), points.shape[1]), dtype=torch.float64)
-    for block in points.split(_REFERENCES):
+    memory = points.new_empty((min(len(points), _CONVERTED), points.shape[1]), dtype=torch.float64)
+    for block in points.split(_CONVERTED):
         yield memory[: len(block)].copy_(block)
 
 
