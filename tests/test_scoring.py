@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -40,7 +41,7 @@ def detector() -> Detector:
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Ten rows, in parts of four."""
-    monkeypatch.setattr(scoring, "_PART_ROWS", 4)
+    monkeypatch.setattr(scoring, "_PART_ROWS", (4, 4))
     path = tmp_path / "rows.npy"
     np.save(path, np.random.default_rng(0).random((10, 6), np.float32))
     return path
@@ -92,6 +93,29 @@ def test_a_cut_run_goes_on_behind_its_last_whole_part(
     assert seen[0] == 4 * after
     assert sum(seen) == 10
     assert not parts.exists()
+
+
+def test_parts_hold_more_of_small_images(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, many = tmp_path / "rows.npy", 1500
+    np.save(source, np.random.default_rng(0).random((many, 6), np.float32))
+    told: list[int] = []
+    out = tmp_path / "out.parquet"
+    score_to_file(detector, "me", [source], Format(), out, advance=told.append)
+    assert told == [0, 1024, 476]
+    assert rows_of(tmp_path) == list(range(many))
+    monkeypatch.setattr(scoring, "_PART_NUMBERS", 6 * 600)
+    told.clear()
+    score_to_file(detector, "me", [source], Format(), out, advance=told.append)
+    assert told == [0, 600, 600, 300]
+
+
+def test_a_table_without_rows_gives_one_without_rows(detector: Detector, tmp_path: Path) -> None:
+    source = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"image": pa.array([], pa.list_(pa.float32()))}), source)
+    assert score(detector, source) == Summary(rows=0, unreadable=0, flagged=0)
+    assert rows_of(tmp_path) == []
 
 
 def test_a_missing_part_is_scored_again_with_all_behind_it(

@@ -8,6 +8,7 @@ time works in the folder.
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -32,7 +33,12 @@ from leery.inputs import Format, Item, count, files, printable, read
 
 __all__ = ["Summary", "score_to_file"]
 
-_PART_ROWS = 256
+_PART_ROWS = 256, 1024
+"""Of a part, at least and at most."""
+
+_PART_NUMBERS = 2**20
+"""Of the images of a part, within these bounds: small ones are measured faster many at a time."""
+
 _MANIFEST, _LOCK = "run.json", "lock"
 _OWN = re.compile(r"run\.json|lock|\d{8}\.parquet|\..*\.[0-9a-f]{16}")
 
@@ -97,11 +103,12 @@ def score_to_file(
     check_output(out)
     total = count(paths, form)
     folder = out.with_name(f"{out.name}.parts")
-    with _opened(folder, _run(identity, paths, form, total), total, resume=resume) as parts:
-        done = min(len(parts) * _PART_ROWS, total)
+    sizes = _part_sizes(total, shape)
+    with _opened(folder, _run(identity, paths, form, sizes), sizes, resume=resume) as parts:
+        done = sum(sizes[: len(parts)])
         advance(done)
         items = read(paths, form, start=done) if done < total else iter(())
-        while chunk := list(islice(items, _PART_ROWS)):
+        while chunk := list(islice(items, max(sizes, default=0))):
             part = folder / _name(len(parts))
             with atomic_stream(part) as stream:
                 pq.write_table(_scored(detector, chunk, schema), stream)
@@ -116,6 +123,13 @@ def score_to_file(
         (folder / _MANIFEST).unlink()
         shutil.rmtree(folder)
     return counter.summary(judged=detector.calibration_ is not None)
+
+
+def _part_sizes(total: int, shape: Sequence[int]) -> list[int]:
+    """How many of so many images of that shape each part is of."""
+    least, most = _PART_ROWS
+    size = min(most, max(least, _PART_NUMBERS // math.prod(shape)))
+    return [min(size, total - start) for start in range(0, total, size)]
 
 
 def _schema(detector: Detector) -> pa.Schema:
@@ -178,18 +192,18 @@ def _measured(
     yield from _measured(detector, rows[half:], images[half:])
 
 
-def _run(identity: str, paths: Sequence[Path], form: Format, total: int) -> str:
+def _run(identity: str, paths: Sequence[Path], form: Format, sizes: Sequence[int]) -> str:
     """What a run is of, so that another is not taken for it."""
     listing = hashlib.sha256()
     for path in files(paths):
         stat = path.stat()
         listing.update(f"{printable(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    facts = [identity, listing.hexdigest(), asdict(form), total, _PART_ROWS]
+    facts = [identity, listing.hexdigest(), asdict(form), sizes]
     return json.dumps({"leery": hashlib.sha256(json.dumps(facts).encode()).hexdigest()})
 
 
 @contextmanager
-def _opened(folder: Path, run: str, total: int, *, resume: bool) -> Iterator[list[Path]]:
+def _opened(folder: Path, run: str, sizes: Sequence[int], *, resume: bool) -> Iterator[list[Path]]:
     """The finished parts of the run, in a folder that is this process's own meanwhile.
 
     Raises:
@@ -198,7 +212,7 @@ def _opened(folder: Path, run: str, total: int, *, resume: bool) -> Iterator[lis
     """
     _check_own(folder)
     with _locked(folder):
-        parts = _finished(folder, run, total, resume=resume)
+        parts = _finished(folder, run, sizes, resume=resume)
         try:
             yield parts
         except BaseException:
@@ -236,7 +250,7 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _finished(folder: Path, run: str, total: int, *, resume: bool) -> list[Path]:
+def _finished(folder: Path, run: str, sizes: Sequence[int], *, resume: bool) -> list[Path]:
     """The unbroken row of whole parts from the first on; all others are removed."""
     manifest = folder / _MANIFEST
     known = manifest.is_file()
@@ -247,9 +261,8 @@ def _finished(folder: Path, run: str, total: int, *, resume: bool) -> list[Path]
         )
         raise InputError(message)
     parts: list[Path] = []
-    while resume and known and len(parts) * _PART_ROWS < total:
+    for rows in sizes if resume and known else ():
         part = folder / _name(len(parts))
-        rows = min(_PART_ROWS, total - len(parts) * _PART_ROWS)
         if not part.is_file() or pq.read_metadata(part).num_rows != rows:
             break
         parts.append(part)
