@@ -18,6 +18,7 @@ from scipy.stats import entropy
 from sklearn.neighbors import KernelDensity
 from torch import Tensor, nn
 
+from leery.attacks import GradientAttack
 from leery.features import extract_features
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "SIX",
     "AttackSetting",
     "Fitted",
+    "leery_attack",
     "one_leaf",
     "versions",
 ]
@@ -247,6 +249,19 @@ class AttackSetting:
 
 
 Attacked = Callable[[nn.Module, Tensor, Tensor, AttackSetting], Tensor]
+
+
+def leery_attack(
+    model: nn.Module, images: Tensor, labels: Tensor, setting: AttackSetting
+) -> Tensor:
+    """Ours, told what the rivals are told."""
+    attack = GradientAttack(
+        setting.epsilon,
+        steps=setting.steps,
+        step_size=setting.step,
+        random_start=setting.random_start,
+    )
+    return attack(model, images, labels)
 
 
 def foolbox_attack(

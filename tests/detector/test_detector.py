@@ -24,7 +24,7 @@ import leery
 from leery import Detector
 from leery.attacks import BIM, FGSM, gaussian_noise
 from leery.classifiers import pretrained
-from leery.detector import describe
+from leery.detector import _measuring, describe
 from leery.detector._fingerprint import fingerprint
 from leery.errors import (
     DetectorFileError,
@@ -56,9 +56,15 @@ def detector(digits: Batch, training_digits: Batch) -> Detector:
     return found.calibrate(images[1000:1400], fpr=0.05)
 
 
+@pytest.mark.parametrize("near", [_measuring.NEAR, 7 * PASSES * 10, 1])
 def test_the_six_metrics_are_measured_as_each_by_itself(
-    detector: Detector, digits: Batch, training_digits: Batch
+    near: int,
+    detector: Detector,
+    digits: Batch,
+    training_digits: Batch,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(_measuring, "NEAR", near)
     images = digits[0][:30]
     table = detector.measure(images)
     assert table.names == leery.PAPER_METRICS

@@ -18,7 +18,7 @@ from leery._memory import fast_layout
 from leery.attacks import BIM
 from leery.errors import InputError, NoDropoutError, UnknownLayerError, UnsupportedModelError
 from leery.features import extract_features
-from leery.mc_dropout import MCDropout, _engine, insert_dropout
+from leery.mc_dropout import MCDropout, _engine, _sampler, insert_dropout
 from leery.mc_dropout._engine import Engine
 from leery.mc_dropout._proofs import two_images
 from leery.metrics import (
@@ -445,6 +445,18 @@ def test_memory_does_not_grow_with_the_batch_because_it_is_cut(digits: Batch) ->
     sampler = MCDropout(perceptron(0.5), passes=3, batch_size=8)
     seen = [part.probs.shape[1] for part in sampler.stream(digits[0][:20])]
     assert seen == [7, 7, 6]
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(3 * 10 * 30, [20, 20]), (1, [14, 13, 13])])
+def test_many_probabilities_are_worked_on_fewer_images_at_a_time(
+    most: int, sizes: list[int], digits: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler = MCDropout(perceptron(0.5), passes=3)
+    whole = sampler.sample(digits[0][:40])
+    monkeypatch.setattr(_sampler, "MOST_AT_ONCE", most)
+    parts = [part.probs for part in sampler.stream(digits[0][:40])]
+    assert [part.shape[1] for part in parts] == sizes
+    assert torch.allclose(torch.cat(parts, 1), whole, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("rate", [None, 0.0])

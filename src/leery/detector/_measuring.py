@@ -14,6 +14,10 @@ __all__ = ["Measuring"]
 CLOSE_AT_ONCE = 2048
 """Images whose closeness is measured together: some hundreds a class make fast matrix products."""
 
+NEAR = 2**18
+"""Probabilities whose uncertainty is measured together on a processor: in float64 they stay in its
+cache (2 MiB) from one metric to the next."""
+
 
 class Measuring:
     """Turns observations into a table of metrics.
@@ -33,8 +37,10 @@ class Measuring:
         """Measure a batch; closeness when enough have come together."""
         classes = seen.logits.argmax(1)
         self._predicted.append(classes)
-        for name in self._columns.keys() & UNCERTAINTY.keys():
-            self._columns[name].append(UNCERTAINTY[name](seen.probs))
+        for part in _near_parts(seen.probs):
+            probs = part.double()
+            for name in self._columns.keys() & UNCERTAINTY.keys():
+                self._columns[name].append(UNCERTAINTY[name](probs))
         if self._closeness:
             assert seen.features is not None
             self._waiting.append((seen.features, classes))
@@ -54,3 +60,10 @@ class Measuring:
         for name, metric in self._closeness.items():
             self._columns[name].append(metric.score(features, classes))
         self._waiting.clear()
+
+
+def _near_parts(probs: Tensor) -> Sequence[Tensor]:
+    """Probabilities ``(passes, N, classes)`` of some images at a time; on a GPU of all at once."""
+    passes, count, classes = probs.shape
+    near = probs.device.type == "cpu"
+    return probs.split(max(1, NEAR // (passes * classes)) if near else count, dim=1)

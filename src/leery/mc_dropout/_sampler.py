@@ -38,6 +38,10 @@ MOST_PREPARED = 8
 WORTH_A_THREAD = 32
 """Images; with fewer for each, threads share the operations instead."""
 
+MOST_AT_ONCE = 2**22
+"""Probabilities that a thread works on at once on a processor; float32 makes that 16 MiB. Memory
+for more would be had from the system page by page, which takes longer than to fill it."""
+
 MOST_PASSES = 10_000
 """A bound that keeps a slip, or a file of a stranger, from asking for all the memory."""
 
@@ -70,6 +74,7 @@ class _Prepared:
         loop: the definition of a pass.
         engine: the faster way to the same result, where the graph can be had.
         shared: whether the engine also gives what the eval mode gives.
+        classes: how many the model tells apart.
         masks: the fixed ones.
         plan: what users are told of it.
         state: of the model.
@@ -78,6 +83,7 @@ class _Prepared:
     loop: Loop
     engine: Engine | None
     shared: bool
+    classes: int
     masks: Masks
     plan: Plan
     state: tuple[object, ...]
@@ -119,8 +125,9 @@ class MCDropout:
             k-th call of two samplers with the same seed draws the same).
         layer: a feature layer, as :func:`leery.features.extract_features` takes it, whose value
             :meth:`observe` returns.
-        batch_size: how many images a thread works on at once, which bounds the memory. Where
-            there is work for all of torch's threads, each has a batch of its own.
+        batch_size: how many images a thread works on at once at most, which bounds the memory;
+            fewer where passes or classes are many. Where there is work for all of torch's threads,
+            each has a batch of its own.
 
     Raises:
         UnknownLayerError: when the model has no such layer.
@@ -203,7 +210,8 @@ class MCDropout:
         prepared = self._prepare(images)
         masks = self._masks(prepared).to(device_of(self.model))
         threads = self._threads(prepared, len(images))
-        count = math.ceil(len(images) / self.batch_size / threads) * threads
+        rows = self._rows(prepared.classes)
+        count = math.ceil(len(images) / rows / threads) * threads
         batches = images.tensor_split(count)
         run = partial(self._run, prepared, masks, Memory(keeps=count > threads))
         with side_by_side(threads) as each:
@@ -230,6 +238,12 @@ class MCDropout:
             return 1
         threads = torch.get_num_threads()
         return threads if images >= threads * WORTH_A_THREAD else 1
+
+    def _rows(self, classes: int) -> int:
+        """How many images a thread works on at once."""
+        if device_of(self.model).type != "cpu":
+            return self.batch_size
+        return min(self.batch_size, max(STEADY_ROWS, MOST_AT_ONCE // (self.passes * classes)))
 
     def _run(self, prepared: _Prepared, masks: Masks, memory: Memory, batch: Tensor) -> Observation:
         """What a batch yields; inside guest."""
@@ -287,8 +301,9 @@ class MCDropout:
                 "nothing dropped; make what else it does depend on another flag"
             )
             raise UnsupportedModelError(message)
+        classes = loop.without_dropout(pair)[0].shape[1]
         plan = explain(loop, engine, reason, pair, near)
-        return _Prepared(loop, engine, shared, masks, plan, state)
+        return _Prepared(loop, engine, shared, classes, masks, plan, state)
 
     def _state(self) -> tuple[object, ...]:
         """What a prepared run depends on: modules, tensors, hooks and dropout rates.

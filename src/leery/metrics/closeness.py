@@ -32,8 +32,9 @@ _QUERIES, _REFERENCES = 256, 2048
 _CONVERTED = 512
 """References that are converted to float64 at a time, which have to stay in the cache too."""
 
-_MOST_RESIDENT = 2**27
-"""Numbers of references that are held in float64 (1 GiB); more are converted at each use."""
+_MOST_RESIDENT = 2**26
+"""Numbers of references that are held in float64 (512 MiB); more are converted at each use, which
+takes half as long again where queries are few and goes unnoticed where they are many."""
 
 
 class KernelDensity:
