@@ -66,4 +66,6 @@ def _near_parts(probs: Tensor) -> Sequence[Tensor]:
     """Probabilities ``(passes, N, classes)`` of some images at a time; on a GPU of all at once."""
     passes, count, classes = probs.shape
     near = probs.device.type == "cpu"
-    return probs.split(max(1, NEAR // (passes * classes)) if near else count, dim=1)
+    rows = max(1, NEAR // (passes * classes)) if near else count
+    parts: Sequence[Tensor] = probs.split(rows, dim=1)
+    return parts
