@@ -32,6 +32,15 @@ def test_calls_run_at_once_with_one_computing_thread_each_and_keep_their_order()
     assert torch.get_num_threads() == 3
 
 
+def test_what_the_caller_sets_between_calls_stays() -> None:
+    with side_by_side(2) as each:
+        each(str, [5, 3])
+        torch.set_num_threads(1)
+        each(str, [5, 3])
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 1
+
+
 def test_alone_the_caller_computes_with_its_own_threads() -> None:
     with side_by_side(1) as each:
         found = each(lambda item: (item, torch.get_num_threads(), threading.get_ident()), [5, 3])

@@ -16,7 +16,7 @@ ROOT = Path(leery.__file__).parent
 
 # From the ground floor up: a module may import from floors above it in this list only.
 FLOORS = [
-    {"errors", "_memory", "_hands"},
+    {"errors", "_memory", "_hands", "_trial"},
     {"_files", "_progress", "_checks", "_guest"},
     {"data", "inputs"},
     {"classifiers", "attacks", "features", "metrics"},

@@ -4,13 +4,13 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from weakref import WeakSet
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from leery._memory import fast_layout, keep_freed_memory
+from leery._memory import fast_layout, has_fast_layout, keep_freed_memory
+from leery._trial import Trial
 from leery.errors import InputError, LeeryError, UnsupportedModelError, brief
 
 __all__ = [
@@ -27,9 +27,6 @@ __all__ = [
 
 
 _ONE_AT_A_TIME = threading.RLock()
-
-_VIEWING: WeakSet[nn.Module] = WeakSet()
-"""Models that were seen to view memory in order, as ``x.view(len(x), -1)`` does."""
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 
@@ -77,22 +74,30 @@ def run_model(model: nn.Module, batch: Tensor) -> Tensor:
 
 
 def run_fast(model: nn.Module, batch: Tensor) -> Tensor:
-    """:func:`run_model` with the channels last in memory, unless the model views it in order.
+    """:func:`run_model` with the channels last in memory, where that was seen to give the same.
+
+    A model that views memory in order refuses the layout or, worse, does not.
 
     Raises:
         InputError, UnsupportedModelError: as :func:`run_model`.
     """
-    if model not in _VIEWING:
-        try:
-            return check_logits(model(fast_layout(batch)), len(batch))
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, IndexError):
-            # If it is not the layout that it refuses, it refuses again, and that is told.
-            logits = run_model(model, batch)
-            _VIEWING.add(model)
-            return logits
+    if not has_fast_layout(batch) or not _LAYOUTS.passed(model, batch):
+        return run_model(model, batch)
+    with refused(batch):
+        return check_logits(model(fast_layout(batch)), len(batch))
+
+
+@torch.no_grad()
+def _in_order(model: nn.Module, batch: Tensor) -> Tensor:
     return run_model(model, batch)
+
+
+@torch.no_grad()
+def _channels_last(model: nn.Module, batch: Tensor) -> Tensor:
+    return model(fast_layout(batch))  # type: ignore[no-any-return]
+
+
+_LAYOUTS = Trial(_in_order, _channels_last)
 
 
 @contextmanager

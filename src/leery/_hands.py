@@ -29,14 +29,15 @@ def side_by_side(count: int) -> Iterator[SideBySide]:
     """So many threads for a while; with one the caller's own, which computes as it always does.
 
     The number of computing threads that torch was given is as before when a call returns or raises.
+    A thread of the caller's that uses torch for the first time during a call has one from then on.
     """
     if count == 1:
         yield lambda work, items: [work(item) for item in items]
         return
-    threads = torch.get_num_threads()
     with ThreadPoolExecutor(count) as pool:
 
         def each(work: Callable[[T], R], items: Sequence[T], /) -> list[R]:
+            threads = torch.get_num_threads()
             calls = [pool.submit(_alone, work, item) for item in items]
             try:
                 wait(calls)
@@ -44,11 +45,7 @@ def side_by_side(count: int) -> Iterator[SideBySide]:
             finally:
                 torch.set_num_threads(threads)
 
-        try:
-            yield each
-        finally:
-            pool.shutdown()
-            torch.set_num_threads(threads)
+        yield each
 
 
 def _alone(work: Callable[[T], R], item: T) -> R:

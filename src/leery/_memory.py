@@ -5,7 +5,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-__all__ = ["fast_layout", "keep_freed_memory"]
+__all__ = ["fast_layout", "has_fast_layout", "keep_freed_memory"]
 
 _LARGEST_TUNED = 2**25 - 2**15
 """Bytes: a little below the 32 MiB up to which glibc learns from what is freed."""
@@ -25,12 +25,17 @@ def keep_freed_memory() -> None:
     torch.empty(_LARGEST_TUNED, dtype=torch.uint8, device="cpu")
 
 
+def has_fast_layout(images: Tensor) -> bool:
+    """Whether :func:`fast_layout` is another one: of images ``(N, C, H, W)`` on a processor."""
+    return images.ndim == 4 and images.device.type == "cpu"  # noqa: PLR2004 - N, C, H, W
+
+
 def fast_layout(images: Tensor) -> Tensor:
     """A copy: images ``(N, C, H, W)`` on a processor have the channels last in memory.
 
     Convolutions and pooling keep the layout; pooling alone is several times as fast in it.
     """
-    if images.ndim != 4 or images.device.type != "cpu":  # noqa: PLR2004 - N, C, H, W
+    if not has_fast_layout(images):
         return images.clone()
     # Not contiguous(): of one channel it would leave the strides, which do not tell.
     return images.clone(memory_format=torch.channels_last)

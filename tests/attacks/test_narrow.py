@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
-from leery.attacks import BIM
+from leery.attacks import FGSM
 from leery.attacks._narrow import NarrowConvolutions
 
 PLAIN = {
@@ -43,11 +44,24 @@ def test_the_gradient_is_that_of_torch(name: str, layout: torch.memory_format) -
 def test_filters_that_come_from_the_image_are_left_to_torch() -> None:
     images = torch.rand(3, 1, 8, 8, requires_grad=True)
     with NarrowConvolutions():
-        found = functional.conv2d(images, images.mean() * torch.ones(4, 1, 3, 3))
+        found = functional.conv2d(images, images.mean() * torch.ones(10, 1, 3, 3))
+        assert "_Narrow" not in type(found.grad_fn).__name__
         (own,) = torch.autograd.grad(found.sum(), images)
-    again = functional.conv2d(images, images.mean() * torch.ones(4, 1, 3, 3))
+    again = functional.conv2d(images, images.mean() * torch.ones(10, 1, 3, 3))
     (truth,) = torch.autograd.grad(again.sum(), images)
     assert torch.allclose(own, truth)
+
+
+@pytest.mark.parametrize("under", ["autocast", "vmap"])
+def test_other_types_and_transformations_are_left_to_torch(under: str) -> None:
+    layer, images = nn.Conv2d(1, 10, 3), torch.rand(2, 3, 1, 8, 8, requires_grad=True)
+    with NarrowConvolutions():
+        if under == "autocast":
+            with torch.autocast("cpu"):
+                found = layer(images[0])
+        else:
+            found = torch.vmap(layer)(images)
+    assert "_Narrow" not in type(found.grad_fn).__name__
 
 
 class Views(nn.Module):
@@ -56,22 +70,75 @@ class Views(nn.Module):
         self.convolution, self.head = nn.Conv2d(3, 15, 3), nn.Linear(240, 4)
 
     def forward(self, images: Tensor) -> Tensor:
-        hidden = self.convolution(images)
-        out: Tensor = self.head(hidden.view(len(hidden), -1))
+        out: Tensor = self.head(self.flat(images, self.convolution(images)))
+        return out
+
+    def flat(self, _images: Tensor, hidden: Tensor) -> Tensor:
+        return hidden.view(len(hidden), -1)
+
+
+class Strides(Views):
+    """Takes memory to be in order, in silence."""
+
+    def flat(self, _images: Tensor, hidden: Tensor) -> Tensor:
+        return torch.as_strided(hidden, (len(hidden), 240), (240, 1))
+
+
+class Slopes(Views):
+    """Differentiates twice."""
+
+    def flat(self, images: Tensor, hidden: Tensor) -> Tensor:
+        if not images.requires_grad:
+            return hidden.flatten(1)
+        (slope,) = torch.autograd.grad(hidden.square().sum(), images, create_graph=True)
+        steepness: Tensor = slope.flatten(1).norm(dim=1, keepdim=True)
+        return hidden.flatten(1) * (1 + steepness)
+
+
+class Checkpoints(Views):
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = checkpoint(self.convolution, images, use_reentrant=False)
+        out: Tensor = self.head(hidden.flatten(1))
         return out
 
 
-def test_an_attack_on_a_model_that_views_memory_in_order() -> None:
+class Waves(Views):
+    """Complex filters."""
+
+    def flat(self, images: Tensor, hidden: Tensor) -> Tensor:
+        filters = self.convolution.weight * (1 + 2j)
+        waves: Tensor = functional.conv2d(torch.fft.fft2(images), filters.detach())
+        return hidden.flatten(1) + waves.abs().flatten(1)
+
+
+class Adapts(Views):
+    """Takes a gradient of its filters in the forward pass."""
+
+    def flat(self, images: Tensor, hidden: Tensor) -> Tensor:
+        if not images.requires_grad:
+            return hidden.flatten(1)
+        own = torch.autograd.grad(hidden.square().sum(), self.convolution.weight, create_graph=True)
+        length: Tensor = own[0].norm()
+        return hidden.flatten(1) * length
+
+
+@pytest.mark.parametrize("kind", [Views, Strides, Slopes, Checkpoints, Waves, Adapts])
+def test_an_attack_s_gradient_is_torch_s_whatever_the_model_does(kind: type[Views]) -> None:
     torch.manual_seed(0)
-    model, images, labels = Views(), torch.rand(6, 3, 6, 6), torch.arange(6) % 4
-    same = nn.Sequential(model.convolution, nn.Flatten(), model.head)
-    assert torch.allclose(
-        BIM(0.1)(model, images, labels), BIM(0.1)(same, images, labels), atol=1e-6
-    )
+    model, labels = kind().eval(), torch.arange(6) % 4
+    for parameter in model.parameters():
+        parameter.requires_grad_(kind is Adapts)
+    images = torch.rand(6, 3, 6, 6)
+    variable = images.clone().requires_grad_()
+    loss = functional.cross_entropy(model(variable), labels, reduction="sum")
+    (truth,) = torch.autograd.grad(loss, variable)
+    twins = FGSM(1.0, norm="l2", bounds=(-1.0, 2.0))(model, images, labels)
+    lengths = truth.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    assert torch.allclose(twins - images, truth / lengths, atol=1e-5)
 
 
 def test_an_image_without_its_batch_is_left_to_torch() -> None:
-    image = torch.rand(1, 9, 9, requires_grad=True)
+    image = torch.rand(1, 3, 9, requires_grad=True)
     with NarrowConvolutions():
-        found = functional.conv2d(image, torch.rand(2, 1, 3, 3))
+        found = functional.conv2d(image, torch.rand(10, 1, 3, 3))
     assert "_Narrow" not in type(found.grad_fn).__name__

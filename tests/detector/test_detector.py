@@ -86,6 +86,24 @@ def test_the_six_metrics_are_measured_as_each_by_itself(
     assert frame["confidence"].between(0.1, 1).all()
 
 
+def test_closeness_is_measured_when_enough_images_have_come_together(
+    detector: Detector, digits: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, sizes = detector.measure(digits[0][:50]), []
+    score = ClassKL.score
+
+    def counted(metric: ClassKL, features: Tensor, classes: Tensor) -> Tensor:
+        sizes.append(len(features))
+        return score(metric, features, classes)
+
+    monkeypatch.setattr(ClassKL, "score", counted)
+    monkeypatch.setattr(_measuring, "CLOSE_AT_ONCE", 20)
+    monkeypatch.setattr(detector._sampler, "batch_size", 10)
+    cut = detector.measure(digits[0][:50])
+    assert sizes == [20, 20, 10]
+    assert np.allclose(cut.values, whole.values, atol=1e-4)
+
+
 def test_strong_attacks_are_found_and_clean_digits_pass(detector: Detector, digits: Batch) -> None:
     images, labels = (part[2000:2400] for part in digits)
     adversarial = BIM(0.3)(detector.model, images, labels)

@@ -15,12 +15,13 @@ from torch.nn.utils import prune
 
 from leery._guest import guest
 from leery._memory import fast_layout
+from leery._trial import two_images
 from leery.attacks import BIM
 from leery.errors import InputError, NoDropoutError, UnknownLayerError, UnsupportedModelError
 from leery.features import extract_features
-from leery.mc_dropout import MCDropout, _engine, _sampler, insert_dropout
+from leery.mc_dropout import MCDropout, _engine, _once, _sampler, insert_dropout
 from leery.mc_dropout._engine import Engine
-from leery.mc_dropout._proofs import two_images
+from leery.mc_dropout._masks import Site, draw_masks
 from leery.metrics import (
     confidence,
     mutual_information,
@@ -202,6 +203,71 @@ def test_batches_are_worked_on_side_by_side_where_there_are_enough(
             assert (threading.get_ident() in seen) == (threads == 1)
     finally:
         torch.set_num_threads(1)
+
+
+def test_batches_of_one_image_in_several_threads(digits: Batch) -> None:
+    sampler = MCDropout(perceptron(0.5), passes=3, batch_size=1)
+    alone = sampler.sample(digits[0][:65])
+    torch.set_num_threads(2)
+    try:
+        assert torch.allclose(sampler.sample(digits[0][:65]), alone, atol=1e-6)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_threads_share_operations_where_each_would_need_too_much_memory(
+    digits: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler = MCDropout(perceptron(0.5), passes=3)
+    sampler.explain_plan(digits[0])
+    (prepared,) = sampler._prepared.values()
+    assert prepared.engine is not None
+    assert prepared.engine.most_chosen == 40 * 10  # of the layer behind the dropout
+    torch.set_num_threads(3)
+    try:
+        assert sampler._threads(prepared, 200) == 3
+        monkeypatch.setattr(_sampler, "MOST_CHOSEN", 3 * prepared.engine.most_chosen - 1)
+        assert sampler._threads(prepared, 200) == 1
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_what_is_kept_for_the_next_batch_is_bounded(
+    digits: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler = MCDropout(build("DigitNet"), passes=6, batch_size=20)
+    whole = sampler.sample(digits[0][:60])
+    held: list[int] = []
+    keep = _once.Memory.keep
+
+    def counted(memory: _once.Memory, *args: Any) -> tuple[Tensor, ...]:
+        found = keep(memory, *args)
+        held.append(sum(part.numel() for kept in memory._kept.values() for part in kept))
+        return found
+
+    monkeypatch.setattr(_once.Memory, "keep", counted)
+    for most in (0, 300_000, 2**24):
+        held.clear()
+        monkeypatch.setattr(_once, "MOST_KEPT", most)
+        assert torch.allclose(sampler.sample(digits[0][:60]), whole, rtol=0, atol=1e-6)
+        assert max(held) <= most
+        # The first layer keeps about 64 x 1,440 numbers of each of six passes.
+        assert max(held) >= min(most, 6 * 64 * 1440) / 2
+
+
+@pytest.mark.parametrize("passes", [1, 2, 5])
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_two_passes_choose_together_what_each_keeps(passes: int, rate: float) -> None:
+    site = Site("drop", "keep", rate, (1, 4, 30), 0)
+    masks = draw_masks([site], passes, seed=3)
+    for index in range(passes):
+        kept = masks.draws[0][index].flatten()
+        assert torch.equal(masks.kept(0, index).sort().values, kept.nonzero().squeeze(1))
+        other = index ^ 1
+        both = kept | masks.draws[0][other].flatten() if other < passes else kept
+        shared = masks.shared(0, index)
+        assert torch.equal(shared.units.sort().values, both.nonzero().squeeze(1))
+        assert other >= passes or masks.shared(0, other).units is shared.units
 
 
 @pytest.mark.parametrize("name", ["DigitNet", "FashionNet"])

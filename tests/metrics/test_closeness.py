@@ -159,14 +159,31 @@ def test_a_restored_metric_scores_bit_equal(make: Make) -> None:
     assert torch.equal(restored.score(queries, classes), fitted.score(queries, classes))
 
 
+# torch's own forward mode is written in what torch warns of.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("resident", [0, 2**27])
 @pytest.mark.parametrize("make", [lambda: KernelDensity(1.5), ClassKL])
-def test_closeness_is_differentiable(make: Make) -> None:
+def test_closeness_is_differentiable(
+    make: Make, resident: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MOST_RESIDENT", resident)
+    monkeypatch.setattr(module, "_CONVERTED", 4)
     features, labels = sample(30, 3)
     queries, classes = sample(4, 3, seed=2)
     metric = make().fit(features.double(), labels)
-    assert torch.autograd.gradcheck(
-        lambda rows: metric.score(rows, classes), queries.double().requires_grad_()
-    )
+
+    def score(rows: Tensor) -> Tensor:
+        return metric.score(rows, classes)
+
+    assert torch.autograd.gradcheck(score, queries.double().requires_grad_())
+    # A change along one query's row changes that row's score only, also in forward mode.
+    along = torch.zeros_like(queries, dtype=torch.float64)
+    along[0, 1] = 1.0
+    slope = torch.func.jvp(score, (queries.double(),), (along,))[1]
+    variable = queries.double().requires_grad_()
+    (gradient,) = torch.autograd.grad(score(variable).sum(), variable)
+    assert torch.allclose(slope[0], gradient[0, 1])
+    assert torch.equal(slope[1:], torch.zeros(3, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("make", [lambda: KernelDensity(1.5), ClassKL])

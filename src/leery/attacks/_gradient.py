@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leery._checks import check_batch_size, check_bounds, check_images, check_labels
-from leery._guest import device_of, guest, run_fast
+from leery._guest import device_of, guest, run_fast, run_model
+from leery._trial import Run, Trial
 from leery.attacks._narrow import NarrowConvolutions
 from leery.attacks._norms import NORMS, NormName
 from leery.errors import InputError
@@ -183,8 +184,28 @@ class PGD(GradientAttack):
 def _input_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """The gradient of the summed cross-entropy with respect to the images only."""
     variable = images.detach().requires_grad_()
+    run = _run_narrow if _NARROW.passed(model, images) else run_model
+    logits = run(model, variable)
+    check_labels(labels, len(images), logits.shape[1])
+    loss = functional.cross_entropy(logits, labels, reduction="sum")
+    return torch.autograd.grad(loss, variable)[0]
+
+
+def _run_narrow(model: nn.Module, variable: Tensor) -> Tensor:
     with NarrowConvolutions():
-        logits = run_fast(model, variable)
-        check_labels(labels, len(images), logits.shape[1])
-        loss = functional.cross_entropy(logits, labels, reduction="sum")
-        return torch.autograd.grad(loss, variable)[0]
+        return run_fast(model, variable)
+
+
+def _gradient_of_logits(run: Run) -> Run:
+    """The gradient of a sum of the logits in which each has another weight."""
+
+    def gradient(model: nn.Module, pair: Tensor) -> Tensor:
+        variable = pair.clone().requires_grad_()
+        logits = run(model, variable)
+        weights = torch.linspace(-1, 1, logits.numel(), device=logits.device, dtype=logits.dtype)
+        return torch.autograd.grad((logits.flatten() * weights).sum(), variable)[0]
+
+    return gradient
+
+
+_NARROW = Trial(_gradient_of_logits(run_model), _gradient_of_logits(_run_narrow))

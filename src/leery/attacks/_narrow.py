@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -87,7 +87,6 @@ class _Narrow(torch.autograd.Function):
         return functional.conv2d(images, weight, bias, padding=padding)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
         (weight,) = ctx.saved_tensors
         (count, channels, height, width), (above, beside) = ctx.shape, ctx.padding

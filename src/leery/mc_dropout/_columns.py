@@ -5,7 +5,7 @@ output a choice of the rows: what is dropped there need not be computed.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from leery.mc_dropout._graph import STEADY_ROWS
 from leery.mc_dropout._masks import Masks, Site
-from leery.mc_dropout._once import Once, Values
+from leery.mc_dropout._once import Choose, Once, Values
 
 __all__ = ["Columns", "find_columns"]
 
@@ -48,60 +48,73 @@ class Columns:
         """The nodes whose values it is computed from."""
         return [self.source, *(node for node in _parameters(self.linear) if node is not None)]
 
+    @property
+    def matrix_size(self) -> int:
+        """The numbers of ``W``."""
+        return math.prod(_parameters(self.linear)[0].meta["val"].shape)
+
     def compute(self, once: Once, values: Values, masks: Masks, index: int) -> Tensor:
         """``dropout(x) @ W.T + b`` of pass ``index``, ``(N, units asked for)``.
 
         Computed as the transpose of a contiguous matrix: rows of ``x.T`` are whole blocks, which
         are cheap to choose, and the next such layer takes the result as it is.
         """
-        bias_node = _parameters(self.linear)[1]
-        bias: Tensor | None = None if bias_node is None else values[bias_node]
         source: Tensor = values[self.source]
         rows = self._rows(once, source, masks, index)
-        if self.outputs is not None and bias is not None:
-            bias = bias.index_select(0, masks.kept(self.outputs, index))
-        chosen = self._weight(once, values, masks, index)
-        if rows.shape[1] < STEADY_ROWS:
+        count = rows.shape[1]
+        if count < STEADY_ROWS:
             rows = _filled(rows)
+        weight, *bias = once.memory.keep(
+            (self.linear, index),
+            lambda: self._numbers(masks, index),
+            lambda choose: tuple(self._chosen(choose, values, masks, index)),
+        )
         scale = 1 / (1 - self.rate)
         product = (
-            (chosen @ rows).mul_(scale)
-            if bias is None
-            else torch.addmm(bias.unsqueeze(1), chosen, rows, alpha=scale)
+            torch.addmm(bias[0], weight, rows, alpha=scale) if bias else (weight @ rows).mul_(scale)
         )
-        return product.t()[: len(source)]
+        return product.t() if count >= STEADY_ROWS else product.t()[:count]
 
-    def _weight(self, once: Once, values: Values, masks: Masks, index: int) -> Tensor:
-        """``W`` between the kept units: ``(units asked for, kept inputs)``."""
-        node = _parameters(self.linear)[0]
-        weight: Tensor = values[node]
+    def _numbers(self, masks: Masks, index: int) -> int:
+        """How many :meth:`_chosen` gives, with or without a bias."""
+        sites = (self.linear, self.outputs), (self.linear.all_input_nodes[0], self.inputs)
+        units, inputs = (
+            node.meta["val"].shape[1] if site is None else masks.shared(site, index).count
+            for node, site in sites
+        )
+        return int(units * (inputs + 1))
 
-        def choose() -> Tensor:
-            chosen = weight
-            if self.outputs is not None:
-                asked = masks.kept(self.outputs, index)
-                chosen = once.memory.choose("outputs", self.linear, chosen, 0, asked)
-            if self.inputs is not None:
-                kept = masks.kept(self.inputs, index)
-                chosen = once.memory.choose("inputs", self.linear, chosen, 1, kept)
-            # A copy of its own if it is to be kept.
-            return chosen.clone() if steady and once.memory.has_room(chosen.numel()) else chosen
+    def _chosen(self, choose: Choose, values: Values, masks: Masks, index: int) -> Iterator[Tensor]:
+        """``W`` between the kept units ``(units asked for, kept inputs)``; ``b`` as a column.
 
-        steady = node.op == "get_attr"
-        return once.memory.keep((self.linear, index), choose) if steady else choose()
+        Both are the pass's, whatever the images: nothing that mixes images gets here.
+        """
+        node, bias_node = _parameters(self.linear)
+        chosen: Tensor = values[node]
+        if self.outputs is not None:
+            asked = masks.kept(self.outputs, index)
+            chosen = choose((self.linear, "outputs"), chosen, 0, asked)
+        if self.inputs is not None:
+            kept = masks.kept(self.inputs, index)
+            chosen = choose((self.linear, "inputs"), chosen, 1, kept)
+        yield chosen
+        if bias_node is not None:
+            bias: Tensor = values[bias_node].unsqueeze(1)
+            yield bias if self.outputs is None else bias.index_select(0, asked)
 
     def _rows(self, once: Once, source: Tensor, masks: Masks, index: int) -> Tensor:
         """``x.T`` of the kept units: ``(kept inputs, N)``."""
-        chosen = None if self.inputs is None or self.packed else masks.kept(self.inputs, index)
+        site = None if self.packed else self.inputs
         if self.source in once.values:
-            rows = once.matrix(self.source, lambda: source.flatten(1).t().contiguous())
-        else:
-            rows = source.flatten(1).t()
-        if chosen is None:
-            return rows
-        if rows.is_contiguous():
-            return once.memory.choose("input", self.source, rows, 0, chosen)
-        return once.memory.choose("input", self.source, rows.t(), 1, chosen).t()
+            whole = once.matrix(self.source, lambda: source.flatten(1).t().contiguous())
+            return whole if site is None else once.rows(self.source, site, whole, masks, index)
+        flat = source if source.ndim == 2 else source.flatten(1)  # noqa: PLR2004 - images and units
+        if site is None:
+            return flat.t()
+        kept = masks.kept(site, index)
+        if flat.t().is_contiguous():
+            return once.memory.choose((self.source, site), flat.t(), 0, kept)
+        return once.memory.choose((self.source, site), flat, 1, kept).t()
 
 
 def find_columns(

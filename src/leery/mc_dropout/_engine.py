@@ -72,6 +72,11 @@ class Engine:
         """Whether it can tell what each random operation gives when nothing is dropped."""
         return all(RANDOM[node.target].mean for node in self._active)
 
+    @property
+    def most_chosen(self) -> int:
+        """The numbers of the matrices of which a pass chooses rows or columns."""
+        return sum(step.matrix_size for step, _ in self._steps if isinstance(step, Columns))
+
     def learn_parts(self, pair: Tensor) -> None:
         """Find out from two images whether the deterministic part can be had image by image."""
         self._prefix.learn_parts(pair)
@@ -99,12 +104,11 @@ class Engine:
 
     def one_pass(self, once: Once, masks: Masks, index: int) -> Tensor:
         """Logits ``(N, classes)`` of pass ``index``, from kept columns only."""
-        draws = [draw[index] for draw in masks.draws]
 
         def compute(step: Step, values: Values) -> Any:  # noqa: ANN401 - any node's value
             if isinstance(step, Columns):
                 return step.compute(once, values, masks, index)
-            return self._drawn(step, values, draws)
+            return self._drawn(step, values, lambda place: masks.draws[place][index])
 
         logits: Tensor = self._walk(self._steps, once, compute)[self._graph.output]
         return logits
@@ -116,7 +120,9 @@ class Engine:
 
         def whole_pass(*draws: Tensor) -> Tensor:
             values = self._walk(
-                self._whole_steps, once, lambda step, values: self._drawn(step, values, draws)
+                self._whole_steps,
+                once,
+                lambda step, values: self._drawn(step, values, draws.__getitem__),
             )
             logits: Tensor = values[self._graph.output]
             return logits
@@ -162,14 +168,14 @@ class Engine:
         args, kwargs = arguments(node, values)
         return mean(*args, **kwargs)
 
-    def _drawn(self, node: fx.Node, values: Values, draws: Sequence[Tensor]) -> Any:  # noqa: ANN401
-        """The value of a node in a pass with these draws, one a site."""
+    def _drawn(self, node: fx.Node, values: Values, draw: Callable[[int], Tensor]) -> Any:  # noqa: ANN401
+        """The value of a node in a pass that draws this at each place."""
         if node not in self._place:
             return self._graph.evaluate(node, values)
         count = len(values[self._graph.input])
-        draw = self._sites[node].spread(draws[self._place[node]], count)
+        spread = self._sites[node].spread(draw(self._place[node]), count)
         args, kwargs = arguments(node, values)
-        return RANDOM[node.target].compute(draw, *args, **kwargs)
+        return RANDOM[node.target].compute(spread, *args, **kwargs)
 
 
 def _made(step: Step) -> fx.Node:

@@ -103,7 +103,7 @@ class ModelGraph:
 def arguments(node: fx.Node, values: Known) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What a node's operation is called with."""
     args = fx.node.map_arg(node.args, values.__getitem__)
-    kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
+    kwargs = fx.node.map_arg(node.kwargs, values.__getitem__) if node.kwargs else {}
     return args, kwargs
 
 

@@ -1,7 +1,7 @@
 """What the passes draw, once from a seed: T passes are T fixed sub-networks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -99,7 +99,7 @@ class Masks:
     """
 
     draws: tuple[Tensor, ...]
-    _kept: dict[int, list[Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _shared: dict[int, list["Shared"]] = field(default_factory=dict, init=False, repr=False)
 
     def to(self, device: torch.device) -> "Masks":
         """The same on a device."""
@@ -108,10 +108,45 @@ class Masks:
         return Masks(tuple(draw.to(device) for draw in self.draws))
 
     def kept(self, site: int, index: int) -> Tensor:
-        """The units that a dropout keeps in pass ``index``: int64, ascending, flat."""
-        if site not in self._kept:
-            self._kept[site] = [draw.flatten().nonzero().squeeze(1) for draw in self.draws[site]]
-        return self._kept[site][index]
+        """The units that a dropout keeps in pass ``index``: int64, flat, each pass in its order."""
+        shared = self.shared(site, index)
+        return shared.units.narrow(0, shared.start, shared.count)
+
+    def shared(self, site: int, index: int) -> "Shared":
+        """The units that a dropout keeps in pass ``index`` or in the other one of its pair."""
+        if site not in self._shared:
+            draws = self.draws[site].flatten(1)
+            pairs = zip(draws[::2], [*draws[1::2], None], strict=False)
+            self._shared[site] = [shared for pair in pairs for shared in _shared(*pair)]
+        return self._shared[site][index]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What two passes keep, such that a choice of it holds the choice of either in one piece.
+
+    Attributes:
+        units: int64, flat: those of the first pass alone, of both, of the second alone.
+        start: where the units of the pass in question begin among them.
+        count: how many these are.
+    """
+
+    units: Tensor
+    start: int
+    count: int
+
+
+def _shared(first: Tensor, second: Tensor | None) -> Iterator[Shared]:
+    """Of two passes' draws, for each of them; of the first where there is no second."""
+    if second is None:
+        second = torch.zeros_like(first)
+    parts = [
+        mask.nonzero().squeeze(1) for mask in (first & ~second, first & second, second & ~first)
+    ]
+    alone, both, _ = map(len, parts)
+    units = torch.cat(parts)
+    yield Shared(units, 0, alone + both)
+    yield Shared(units, alone, len(units) - alone)
 
 
 def draw_masks(sites: Sequence[Site], passes: int, seed: int, draw: int = 0) -> Masks:

@@ -19,16 +19,7 @@ __all__ = [
     "gives_eval_mode",
     "in_order",
     "telling_masks",
-    "two_images",
 ]
-
-
-def two_images(images: Tensor) -> Tensor:
-    """The first image and one that differs from it, of the same kind."""
-    first = images[:1]
-    others = (images[-1:], first.flip(-1), torch.zeros_like(first), torch.ones_like(first))
-    other = next(image for image in others if not torch.equal(image, first))
-    return torch.cat([first, other])
 
 
 def in_order(loop: Loop, pair: Tensor) -> Loop:

@@ -13,6 +13,7 @@ from leery._checks import check_batch_size, check_images, check_seed
 from leery._guest import device_of, guest, refused, unwrapped
 from leery._hands import side_by_side
 from leery._memory import fast_layout
+from leery._trial import two_images
 from leery.errors import InputError, NoDropoutError, UnsupportedModelError
 from leery.features import check_layer
 from leery.mc_dropout._engine import Engine
@@ -27,7 +28,6 @@ from leery.mc_dropout._proofs import (
     does_no_more_than_drop,
     gives_eval_mode,
     in_order,
-    two_images,
 )
 
 __all__ = ["MCDropout", "Observation"]
@@ -41,6 +41,9 @@ WORTH_A_THREAD = 32
 MOST_AT_ONCE = 2**22
 """Probabilities that a thread works on at once on a processor; float32 makes that 16 MiB. Memory
 for more would be had from the system page by page, which takes longer than to fill it."""
+
+MOST_CHOSEN = 2**27
+"""Numbers of the matrices that all threads may choose from; float32 makes that 512 MiB."""
 
 MOST_PASSES = 10_000
 """A bound that keeps a slip, or a file of a stranger, from asking for all the memory."""
@@ -147,7 +150,7 @@ class MCDropout:
         masks: MaskSource = "fixed",
         *,
         layer: str | None = None,
-        batch_size: int = 256,
+        batch_size: int = 512,
     ) -> None:
         if not 1 <= passes <= MOST_PASSES:
             message = f"expected 1 to {MOST_PASSES} passes, got {passes}; correct the number"
@@ -211,7 +214,7 @@ class MCDropout:
         masks = self._masks(prepared).to(device_of(self.model))
         threads = self._threads(prepared, len(images))
         rows = self._rows(prepared.classes)
-        count = math.ceil(len(images) / rows / threads) * threads
+        count = min(len(images), math.ceil(len(images) / rows / threads) * threads)
         batches = images.tensor_split(count)
         run = partial(self._run, prepared, masks, Memory(keeps=count > threads))
         with side_by_side(threads) as each:
@@ -236,8 +239,10 @@ class MCDropout:
         if not prepared.shared or device_of(self.model).type != "cpu":
             # What the model itself is asked for it may not do in two threads.
             return 1
+        assert prepared.engine is not None, "it is the engine that is shared"
         threads = torch.get_num_threads()
-        return threads if images >= threads * WORTH_A_THREAD else 1
+        fits = threads * prepared.engine.most_chosen <= MOST_CHOSEN
+        return threads if fits and images >= threads * WORTH_A_THREAD else 1
 
     def _rows(self, classes: int) -> int:
         """How many images a thread works on at once."""

@@ -374,10 +374,11 @@ def _log_sum_exp(
 ) -> Tensor:
     """``logsumexp(heights + scale * queries @ points, 1)``, computed in the given memory.
 
-    Where gradients are asked for, in memory of its own.
+    Where derivatives are asked for, in memory of its own, and so are the points.
     """
-    if queries.requires_grad and torch.is_grad_enabled():
-        return torch.addmm(heights, queries, points, alpha=scale).logsumexp(1)
+    followed = queries.requires_grad and torch.is_grad_enabled()
+    if followed or torch._C._are_functorch_transforms_active():  # noqa: SLF001 - no other way
+        return torch.addmm(heights, queries, points.clone(), alpha=scale).logsumexp(1)
     block = memory[: len(queries) * points.shape[1]].view(len(queries), -1)
     torch.addmm(heights, queries, points, alpha=scale, out=block)
     largest = block.amax(1, keepdim=True)
