@@ -4,7 +4,8 @@
         [--scale 1] [--pieces kde attacks passes alone six fit growth reproduce]
 
 Everyone works on the same images in the same process with the same number of threads (torch's own
-default), in turn; outputs are compared first. "alone" is one thread, whose share of the floor no
+default; scikit-learn's density knows one only, Feinman's pool has a process for each processor), in
+turn; outputs are compared first. "alone" is one thread, whose share of the floor no
 other core has a part in. Only ratios within a run mean anything: hours of a shared machine differ.
 Writes results.json, and
 results.md from it; a piece that is not asked for keeps the rows that it has there, if they are of
@@ -15,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -61,10 +63,21 @@ def conditions(bench: Bench) -> str:
         "{1:.0f} to {2:.0f}".format(*spread(found)) for found in zip(*rates, strict=True)
     )
     return (
-        f"{bench.rounds} rounds, {bench.scale:g} of the images, threads: {bench.threads}. "
+        f"At commit {commit()}: {bench.rounds} rounds, {bench.scale:g} of the images, threads: "
+        f"{bench.threads}. "
         f"In them the machine did {single} GFLOP/s in a float32 matrix product, {double} in a "
         f"float64 one, and copied {copies} GB/s"
     )
+
+
+def commit() -> str:
+    """What is measured; with a "+" where files have been changed since."""
+    git = shutil.which("git")
+    if git is None:
+        return "unknown"
+    command = [git, "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603 - ours
+    return done.stdout.strip() or "unknown"
 
 
 def growth() -> Iterator[dict[str, Any]]:
@@ -114,7 +127,10 @@ def markdown(content: dict[str, Any]) -> str:
         "Written by `make bench`. Times are medians of rounds in which everyone worked in turn; a "
         "ratio is a rival's time over leery's in the same round, median (least to most). The floor "
         "is the number of operations that must be done over the rate of the machine's matrix "
-        "product, measured in each round; convolutions can beat it.",
+        "product, or the bytes that must be moved over the rate of its copies where that takes "
+        "longer, both measured in each round; where a share is above 100%, the machine's "
+        "convolutions are faster than its matrix product. Rivals that are tuned or have their "
+        "channels last were given by hand what leery does by itself.",
         table(
             ["machine and versions", ""],
             [[name, str(value)] for name, value in content["facts"].items()],

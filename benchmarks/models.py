@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from leery.classifiers import pretrained
 
-__all__ = ["ResNet18", "VisionTransformer", "default_layout"]
+__all__ = ["ResNet18", "VisionTransformer", "default_layout", "waves"]
 
 
 def default_layout(dataset: str) -> nn.Module:
@@ -16,6 +16,12 @@ def default_layout(dataset: str) -> nn.Module:
     model = type(shipped)()
     model.load_state_dict(shipped.state_dict())
     return model.eval()
+
+
+def waves(count: int) -> Tensor:
+    """Images ``(count, 3, 64, 64)`` that a network tells apart: soft shapes."""
+    coarse = torch.rand(count, 3, 8, 8)
+    return nn.functional.interpolate(coarse, size=64, mode="bilinear") * torch.rand(count, 1, 1, 1)
 
 
 class Block(nn.Module):
@@ -61,6 +67,10 @@ class ResNet18(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(512, classes)
+        # As torchvision has it: of filters drawn otherwise nothing arrives at the last layer.
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
         hidden = self.pool(self.blocks(self.stem(images))).flatten(1)

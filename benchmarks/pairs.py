@@ -98,19 +98,22 @@ class Machine:
 
 @dataclass(frozen=True)
 class Operations:
-    """What must be computed.
+    """What must be computed and moved.
 
     Attributes:
         single: in float32.
         double: in float64.
+        moved: bytes that are read or written at least once.
     """
 
     single: float
     double: float = 0.0
+    moved: float = 0.0
 
     def seconds(self, machine: Machine) -> float:
-        """At the rate of the machine's matrix products."""
-        return self.single / machine.multiply32 + self.double / machine.multiply64
+        """At the rate of the machine's matrix products, or of its copies where that is longer."""
+        computed = self.single / machine.multiply32 + self.double / machine.multiply64
+        return max(computed, self.moved / machine.copy)
 
 
 def fastest(work: Work, rounds: int = 9) -> float:

@@ -5,6 +5,7 @@ A rival that is not installed raises ImportError, which the bench reports.
 
 import copy
 import importlib
+import multiprocessing
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ __all__ = [
     "Fitted",
     "leery_attack",
     "one_leaf",
+    "peers_six",
     "versions",
 ]
 
@@ -121,6 +123,22 @@ def baal_caching(model: nn.Module, images: Tensor, passes: int) -> Tensor:
     return torch.cat(parts, 1)
 
 
+def baal_caching_last(model: nn.Module, images: Tensor, passes: int) -> Tensor:
+    """The same with model and images in the memory layout that leery takes by itself."""
+    return baal_caching(channels_last(model), fast(images), passes)
+
+
+@cache
+def channels_last(model: nn.Module) -> nn.Module:
+    """A copy of a model, once, as a user would keep it."""
+    twin: nn.Module = copy.deepcopy(model).requires_grad_(requires_grad=False)
+    return twin.to(memory_format=torch.channels_last)
+
+
+def fast(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)
+
+
 def baal_batched(model: nn.Module, images: Tensor, passes: int) -> Tensor:
     """baal's replication in memory: T copies of each image in one batch."""
     dropout = part_of("baal.bayesian.dropout")
@@ -139,6 +157,7 @@ PASSES: Mapping[str, Passes] = {
     "pytorch-ood MCD": pytorch_ood,
     "torch-uncertainty": torch_uncertainty,
     "baal caching": baal_caching,
+    "baal caching, channels last": baal_caching_last,
     "baal batched": baal_batched,
 }
 
@@ -148,9 +167,25 @@ Density = Callable[[np.ndarray], np.ndarray]
 
 
 def one_sample_a_call(points: np.ndarray, bandwidth: float) -> Density:
-    """scikit-learn's default tree, as Feinman's code calls it."""
+    """scikit-learn's default tree, one row a call, as Feinman's code has it for each process."""
     fitted = KernelDensity(bandwidth=bandwidth).fit(points)
     return lambda queries: np.array([fitted.score_samples(query[None])[0] for query in queries])
+
+
+def feinmans_pool(points: np.ndarray, bandwidth: float) -> Density:
+    """The same shared out to a process for each processor, as Feinman's code does at each call."""
+    fitted = KernelDensity(bandwidth=bandwidth).fit(points)
+
+    def score(queries: np.ndarray) -> np.ndarray:
+        with multiprocessing.get_context("fork").Pool() as pool:
+            return np.array(pool.map(score_point, [(query, fitted) for query in queries]))
+
+    return score
+
+
+def score_point(asked: tuple[np.ndarray, KernelDensity]) -> float:
+    query, fitted = asked
+    return float(fitted.score_samples(query[None])[0])
 
 
 def one_call(points: np.ndarray, bandwidth: float, **tree: object) -> Density:
@@ -166,6 +201,7 @@ def one_leaf(points: np.ndarray, bandwidth: float) -> Density:
 
 DENSITIES: Mapping[str, Callable[[np.ndarray, float], Density]] = {
     "scikit-learn, a sample a call": one_sample_a_call,
+    "scikit-learn, a sample a call, Feinman's pool": feinmans_pool,
     "scikit-learn, one call, kd tree": partial(one_call, algorithm="kd_tree"),
     "scikit-learn, one call, ball tree": partial(one_call, algorithm="ball_tree"),
     "scikit-learn, one call, one leaf": one_leaf,
@@ -217,9 +253,11 @@ def authors_six(model: nn.Module, images: Tensor, passes: int, fitted: Fitted) -
     return np.concatenate([uncertainties(probs), np.array(closeness)], 1)
 
 
-def peers_six(model: nn.Module, images: Tensor, passes: int, fitted: Fitted) -> np.ndarray:
+def peers_six(
+    model: nn.Module, images: Tensor, passes: int, fitted: Fitted, sample: Passes = baal_caching
+) -> np.ndarray:
     """The same from the fastest peer of each part: baal's caching, scikit-learn once a class."""
-    probs = baal_caching(model, images, passes).double().cpu().numpy()
+    probs = sample(model, images, passes).double().cpu().numpy()
     features, logits = extract_features(model, images, fitted.layer)
     predicted, rows = logits.argmax(1).cpu().numpy(), features.double().cpu().numpy()
     closeness = np.empty((len(rows), 2))
@@ -235,6 +273,7 @@ Six = Callable[[nn.Module, Tensor, int, Fitted], np.ndarray]
 SIX: Mapping[str, Six] = {
     "authors' loop": authors_six,
     "baal caching and scikit-learn": peers_six,
+    "baal caching, channels last, and scikit-learn": partial(peers_six, sample=baal_caching_last),
 }
 
 
@@ -279,6 +318,20 @@ def foolbox_attack(
     return torch.cat(found)
 
 
+def foolbox_tuned(
+    model: nn.Module, images: Tensor, labels: Tensor, setting: AttackSetting
+) -> Tensor:
+    """With channels last and weights that ask for no gradients, which it takes of them too."""
+    return foolbox_attack(channels_last(model), fast(images), labels, setting)
+
+
+def torchattacks_tuned(
+    model: nn.Module, images: Tensor, labels: Tensor, setting: AttackSetting
+) -> Tensor:
+    """With channels last."""
+    return torchattacks_attack(channels_last(model), fast(images), labels, setting)
+
+
 def art_attack(model: nn.Module, images: Tensor, labels: Tensor, setting: AttackSetting) -> Tensor:
     estimators = importlib.import_module("art.estimators.classification")
     evasion = importlib.import_module("art.attacks.evasion")
@@ -318,6 +371,8 @@ ATTACKS: Mapping[str, Attacked] = {
     "foolbox": foolbox_attack,
     "ART": art_attack,
     "torchattacks": torchattacks_attack,
+    "foolbox, tuned": foolbox_tuned,
+    "torchattacks, tuned": torchattacks_tuned,
 }
 
 

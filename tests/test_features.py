@@ -64,3 +64,18 @@ def test_what_a_model_cannot_look_up_is_refused_in_leery_s_words() -> None:
     model = nn.Sequential(nn.Embedding(4, 3), nn.Flatten(), nn.Linear(6, 2))
     with pytest.raises(InputError, match="which it refuses"):
         predict(model, torch.tensor([[1, 9], [0, 2]]))
+
+
+@pytest.mark.parametrize(("filters", "last"), [(64, True), (65, False)])
+def test_images_have_their_channels_last_where_convolutions_are_narrow(
+    filters: int, last: bool
+) -> None:
+    model = nn.Sequential(nn.Conv2d(3, filters, 3), nn.Flatten(), nn.Linear(filters * 16, 4))
+    seen: list[bool] = []
+    model[0].register_forward_pre_hook(
+        lambda _module, inputs: seen.append(
+            inputs[0].is_contiguous(memory_format=torch.channels_last)
+        )
+    )
+    predict(model, torch.rand(5, 3, 6, 6))
+    assert seen[-1] == last

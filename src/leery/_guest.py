@@ -81,10 +81,10 @@ def run_fast(model: nn.Module, batch: Tensor) -> Tensor:
     Raises:
         InputError, UnsupportedModelError: as :func:`run_model`.
     """
-    if not has_fast_layout(batch) or not _LAYOUTS.passed(model, batch):
+    if not has_fast_layout(model, batch) or not _LAYOUTS.passed(model, batch):
         return run_model(model, batch)
     with refused(batch):
-        return check_logits(model(fast_layout(batch)), len(batch))
+        return check_logits(model(fast_layout(model, batch)), len(batch))
 
 
 @torch.no_grad()
@@ -94,7 +94,7 @@ def _in_order(model: nn.Module, batch: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _channels_last(model: nn.Module, batch: Tensor) -> Tensor:
-    return model(fast_layout(batch))  # type: ignore[no-any-return]
+    return model(fast_layout(model, batch))  # type: ignore[no-any-return]
 
 
 _LAYOUTS = Trial(_in_order, _channels_last)

@@ -93,7 +93,7 @@ def _learn_to_share_launches(sampler: MCDropout, images: Tensor) -> None:
     (prepared,) = sampler._prepared.values()
     assert prepared.engine is not None
     with guest(sampler.model), torch.no_grad():
-        once = prepared.engine.prefix(fast_layout(two_images(images)))
+        once = prepared.engine.prefix(fast_layout(sampler.model, two_images(images)))
         prepared.engine.learn_to_share_launches(once, prepared.masks)
 
 
@@ -157,11 +157,12 @@ def test_the_repeated_share_counts_multiplications_of_kept_columns() -> None:
     model = nn.Sequential(
         nn.Flatten(), nn.Linear(784, 100), nn.Dropout(0.5), nn.Linear(100, 80), nn.Linear(80, 10)
     )
-    sampler = MCDropout(model, passes=1)
+    sampler = MCDropout(model, passes=3)
     plan = sampler.explain_plan(torch.rand(2, 1, 28, 28))
     (prepared,) = sampler._prepared.values()
-    kept = int(prepared.masks.draws[0].sum())
+    kept = int(prepared.masks.draws[0].sum()) / 3
     assert plan.repeated == pytest.approx((kept * 80 + 800) / (78400 + 8000 + 800))
+    assert plan.once == pytest.approx(78400 / (78400 + 8000 + 800))
 
 
 @pytest.mark.parametrize("name", ZOO)

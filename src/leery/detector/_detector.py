@@ -442,9 +442,8 @@ class Detector:
         """
         shape, dtype = self.inputs_
         if self._sampler is None:
-            return Plan(
-                "once", "no metric of uncertainty was asked for", self.feature_layer_, (), 0.0
-            )
+            reason = "no metric of uncertainty was asked for"
+            return Plan("once", reason, self.feature_layer_, (), repeated=0.0, once=1.0)
         generator = torch.Generator().manual_seed(0)
         example = torch.rand((2, *shape), generator=generator).to(dtype)
         if dtype is torch.uint8:

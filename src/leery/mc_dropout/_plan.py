@@ -16,6 +16,10 @@ from leery.mc_dropout._masks import Masks, Site
 __all__ = ["Plan", "StochasticLayer", "explain"]
 
 
+_COUNTED = 8
+"""Passes whose multiplications are counted."""
+
+
 @dataclass(frozen=True)
 class StochasticLayer:
     """A place where a pass draws at random.
@@ -48,8 +52,10 @@ class Plan:
         reason: why it is not the graph; "" for the graph.
         feature_layer: where the features are read; None when they are not.
         stochastic: what draws at random, in the order of the forward pass.
-        repeated: the share of a forward pass's multiplications that a pass repeats, in [0, 1];
-            columns of linear layers that a mask drops are not multiplied.
+        repeated: the share of a forward pass's multiplications that a pass repeats, in [0, 1],
+            on average over the first passes; columns of linear layers that a mask drops are not
+            multiplied.
+        once: the share that is computed once for all passes, in [0, 1].
         caveat: what a pass may leave out, and why; "" when nothing.
     """
 
@@ -58,6 +64,7 @@ class Plan:
     feature_layer: str | None
     stochastic: tuple[StochasticLayer, ...]
     repeated: float
+    once: float
     caveat: str = ""
 
     def __str__(self) -> str:
@@ -80,20 +87,23 @@ class Plan:
 
 def explain(loop: Loop, engine: Engine | None, reason: str, pair: Tensor, masks: Masks) -> Plan:
     """The plan of running ``loop``, or ``engine`` where there is one."""
-    repeated = 1.0
+    repeated, shared = 1.0, 0.0
     if engine is not None:
         # The engine fills small batches up to as many rows.
         batch = torch.cat([pair] * (STEADY_ROWS // len(pair)))
         once = engine.prefix(batch)
-        part = _flops(lambda: engine.one_pass(once, masks, 0))
+        some = range(min(_COUNTED, len(masks.draws[0])))
+        part = _flops(lambda: [engine.one_pass(once, masks, index) for index in some]) / len(some)
         full = _flops(lambda: loop.one_pass(batch, masks, 0))
-        repeated = part / full if full else 1.0
+        if full:
+            repeated, shared = part / full, _flops(lambda: engine.prefix(batch)) / full
     return Plan(
         way="graph" if engine is not None else "loop",
         reason=reason,
         feature_layer=loop.layer,
         stochastic=tuple(_layer(loop.model, site) for site in loop.sites),
         repeated=min(repeated, 1.0),
+        once=shared,
         caveat=loop.caveat,
     )
 

@@ -94,8 +94,8 @@ def check_equal(engine: Engine, loop: Loop, pair: Tensor) -> None:
         NoGraphError: then.
     """
     masks = telling_masks(loop.sites, pair)
-    engine.learn_parts(fast_layout(pair))
-    once = engine.prefix(fast_layout(pair))
+    engine.learn_parts(fast_layout(loop.model, pair))
+    once = engine.prefix(fast_layout(loop.model, pair))
     for index in (0, 1):
         if not _close(engine.one_pass(once, masks, index), loop.one_pass(pair, masks, index)):
             message = "the graph gives other logits than the model"
@@ -108,7 +108,7 @@ def gives_eval_mode(engine: Engine, loop: Loop, pair: Tensor) -> bool:
     """Whether the engine without dropout gives the logits and features of the eval mode."""
     if not engine.knows_eval_mode:
         return False
-    logits, features = engine.without_dropout(engine.prefix(fast_layout(pair)))
+    logits, features = engine.without_dropout(engine.prefix(fast_layout(loop.model, pair)))
     true_logits, true_features = loop.without_dropout(pair)
     if features is not None and true_features is not None and not _close(features, true_features):
         return False

@@ -98,7 +98,7 @@ class _Prepared:
         if self.engine is None:
             clean, passes = self.loop.without_dropout(batch), range(len(masks.draws[0]))
             return *clean, [self.loop.one_pass(batch, masks, index) for index in passes]
-        once = self.engine.prefix(fast_layout(batch), memory)
+        once = self.engine.prefix(fast_layout(self.loop.model, batch), memory)
         clean = (
             self.engine.without_dropout(once) if self.shared else self.loop.without_dropout(batch)
         )
