@@ -128,14 +128,16 @@ def markdown(content: dict[str, Any]) -> str:
         "ratio is a rival's time over leery's in the same round, median (least to most). The floor "
         "is the number of operations that must be done over the rate of the machine's matrix "
         "product, or the bytes that must be moved over the rate of its copies where that takes "
-        "longer, both measured in each round; where a share is above 100%, the machine's "
-        "convolutions are faster than its matrix product. Rivals that are tuned or have their "
-        "channels last were given by hand what leery does by itself.",
+        "longer, both measured in each round; convolutions can beat it. Rivals that "
+        "are tuned or have their channels last were given by hand what leery does by itself.",
         table(
             ["machine and versions", ""],
             [[name, str(value)] for name, value in content["facts"].items()],
         ),
     ]
+    missing = [name for name in PIECES if name not in content["pieces"]]
+    if missing:
+        parts.append(f"Not measured on this machine yet, of `--pieces`: {', '.join(missing)}.")
     for piece in content["pieces"].values():
         rows = [Row(**row) for row in piece["rows"]]
         parts += [f"## {rows[0].piece}", f"{piece['conditions']}.", piece_table(rows)]

@@ -29,8 +29,9 @@ class Trial:
         self._passed: WeakKeyDictionary[nn.Module, dict[object, bool]] = WeakKeyDictionary()
 
     def passed(self, model: nn.Module, batch: Tensor) -> bool:
-        """Whether the faster way may be taken; tried at the first batch of a kind."""
-        kind = batch.shape[1:], batch.dtype, batch.device
+        """Whether the faster way may be taken: tried once a kind, and when modules are new."""
+        modules = tuple(map(id, model.modules()))
+        kind = batch.shape[1:], batch.dtype, batch.device, modules
         passed = self._passed.setdefault(model, {})
         if kind not in passed:
             pair = two_images(batch.detach())

@@ -137,6 +137,15 @@ def test_an_attack_s_gradient_is_torch_s_whatever_the_model_does(kind: type[View
     assert torch.allclose(twins - images, truth / lengths, atol=1e-5)
 
 
+def test_a_model_whose_modules_were_replaced_is_tried_anew() -> None:
+    torch.manual_seed(0)
+    inner, images, labels = Views(), torch.rand(6, 3, 6, 6), torch.arange(6) % 4
+    model = nn.Sequential(nn.Sequential(inner.convolution, nn.Flatten(), inner.head))
+    twins = FGSM(0.1)(model, images, labels)
+    model[0] = inner
+    assert torch.allclose(FGSM(0.1)(model, images, labels), twins, atol=1e-6)
+
+
 def test_an_image_without_its_batch_is_left_to_torch() -> None:
     image = torch.rand(1, 3, 9, requires_grad=True)
     with NarrowConvolutions():

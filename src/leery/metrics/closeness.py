@@ -34,7 +34,7 @@ _CONVERTED = 512
 
 _MOST_RESIDENT = 2**26
 """Numbers of references that are held in float64 (512 MiB); more are converted at each use, which
-takes half as long again where queries are few and goes unnoticed where they are many."""
+takes half as long again where queries are few and a twentieth where they are many."""
 
 
 class KernelDensity:
