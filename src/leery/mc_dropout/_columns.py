@@ -34,6 +34,7 @@ class Columns:
         packed: whether the source holds the kept units only.
         outputs: the site of the dropout behind it, whose kept units are all that is asked for;
             None when everything is.
+        relu: the node that alone reads it, whose value is made at once; None when there is none.
     """
 
     linear: fx.Node
@@ -42,6 +43,12 @@ class Columns:
     rate: float = 0.0
     packed: bool = False
     outputs: int | None = None
+    relu: fx.Node | None = None
+
+    @property
+    def made(self) -> fx.Node:
+        """The node whose value is computed."""
+        return self.relu or self.linear
 
     @property
     def reads(self) -> list[fx.Node]:
@@ -59,62 +66,85 @@ class Columns:
         Computed as the transpose of a contiguous matrix: rows of ``x.T`` are whole blocks, which
         are cheap to choose, and the next such layer takes the result as it is.
         """
-        source: Tensor = values[self.source]
-        rows = self._rows(once, source, masks, index)
-        count = rows.shape[1]
-        if count < STEADY_ROWS:
-            rows = _filled(rows)
-        weight, *bias = once.memory.keep(
-            (self.linear, index),
-            lambda: self._numbers(masks, index),
-            lambda choose: tuple(self._chosen(choose, values, masks, index)),
-        )
-        scale = 1 / (1 - self.rate)
-        product = (
-            torch.addmm(bias[0], weight, rows, alpha=scale) if bias else (weight @ rows).mul_(scale)
-        )
+        count = len(values[self.source])
+        rows = self._rows(once, values, masks, index)
+        weights = self._matrices(once, values, masks, index)
+        product = torch.mm(weights[0], rows[0])
+        for weight, more in zip(weights[1:], rows[1:], strict=False):
+            product = torch.addmm(product, weight, more, out=product)
+        if len(weights) > len(rows):
+            product.add_(weights[-1])
+        if self.relu is not None:
+            product.relu_()
         return product.t() if count >= STEADY_ROWS else product.t()[:count]
+
+    def _matrices(self, once: Once, values: Values, masks: Masks, index: int) -> Sequence[Tensor]:
+        """What :meth:`_chosen` gives, kept unless the parameters themselves are drawn."""
+        nodes = [node for node in _parameters(self.linear) if node is not None]
+
+        def choice(choose: Choose) -> tuple[Tensor, ...]:
+            return tuple(self._chosen(choose, once, values, masks, index))
+
+        if not all(node in once.values for node in nodes):
+            return choice(once.memory.choose)
+        sources = [values[node] for node in nodes]
+        return once.memory.keep(
+            self.linear, index, sources, lambda: self._numbers(masks, index), choice
+        )
 
     def _numbers(self, masks: Masks, index: int) -> int:
         """How many :meth:`_chosen` gives, with or without a bias."""
         sites = (self.linear, self.outputs), (self.linear.all_input_nodes[0], self.inputs)
         units, inputs = (
-            node.meta["val"].shape[1] if site is None else masks.shared(site, index).count
+            node.meta["val"].shape[1] if site is None else len(masks.chosen(site, index).own)
             for node, site in sites
         )
         return int(units * (inputs + 1))
 
-    def _chosen(self, choose: Choose, values: Values, masks: Masks, index: int) -> Iterator[Tensor]:
-        """``W`` between the kept units ``(units asked for, kept inputs)``; ``b`` as a column.
+    def _chosen(
+        self, choose: Choose, once: Once, values: Values, masks: Masks, index: int
+    ) -> Iterator[Tensor]:
+        """``W / (1 - rate)`` between kept units, in the pieces of :meth:`_rows`; ``b`` as a column.
 
-        Both are the pass's, whatever the images: nothing that mixes images gets here.
+        A piece is ``(units asked for, kept inputs)``. All are the pass's, whatever the images:
+        nothing that mixes images gets here.
         """
         node, bias_node = _parameters(self.linear)
-        chosen: Tensor = values[node]
-        if self.outputs is not None:
-            asked = masks.kept(self.outputs, index)
-            chosen = choose((self.linear, "outputs"), chosen, 0, asked)
-        if self.inputs is not None:
-            kept = masks.kept(self.inputs, index)
-            chosen = choose((self.linear, "inputs"), chosen, 1, kept)
-        yield chosen
+        weight: Tensor = values[node]
+        asked = None if self.outputs is None else masks.chosen(self.outputs, index).own
+        if asked is not None:
+            weight = choose((self.linear, "outputs"), weight, 0, asked)
+        if self.inputs is None:
+            yield weight
+        else:
+            chosen = masks.chosen(self.inputs, index)
+            weight = choose((self.linear, "inputs"), weight, 1, chosen.own)
+            weight /= 1 - self.rate
+            pieces = [count for _, count in chosen.pieces]
+            yield from weight.split(pieces, 1) if self._chooses_with_others(once) else [weight]
         if bias_node is not None:
             bias: Tensor = values[bias_node].unsqueeze(1)
-            yield bias if self.outputs is None else bias.index_select(0, asked)
+            yield bias if asked is None else bias.index_select(0, asked)
 
-    def _rows(self, once: Once, source: Tensor, masks: Masks, index: int) -> Tensor:
-        """``x.T`` of the kept units: ``(kept inputs, N)``."""
-        site = None if self.packed else self.inputs
+    def _chooses_with_others(self, once: Once) -> bool:
+        """Whether passes choose their inputs together, from a value that they share."""
+        return self.inputs is not None and not self.packed and self.source in once.values
+
+    def _rows(self, once: Once, values: Values, masks: Masks, index: int) -> list[Tensor]:
+        """``x.T`` of the kept units, in pieces ``(kept inputs, N)``, N filled up."""
+        source: Tensor = values[self.source]
         if self.source in once.values:
-            whole = once.matrix(self.source, lambda: source.flatten(1).t().contiguous())
-            return whole if site is None else once.rows(self.source, site, whole, masks, index)
-        flat = source if source.ndim == 2 else source.flatten(1)  # noqa: PLR2004 - images and units
-        if site is None:
-            return flat.t()
-        kept = masks.kept(site, index)
-        if flat.t().is_contiguous():
-            return once.memory.choose((self.source, site), flat.t(), 0, kept)
-        return once.memory.choose((self.source, site), flat, 1, kept).t()
+            whole = once.matrix(self.source, lambda: _filled(source.flatten(1).t().contiguous()))
+            if self.inputs is None or self.packed:
+                return [whole]
+            return once.rows(self.source, self.inputs, whole, masks, index)
+        rows = (source if source.ndim == 2 else source.flatten(1)).t()  # noqa: PLR2004 - images and units
+        if self.inputs is None or self.packed:
+            return [_filled(rows)]
+        kept, kind = masks.chosen(self.inputs, index).own, (self.source, self.inputs)
+        if rows.is_contiguous():
+            return [_filled(once.memory.choose(kind, rows, 0, kept))]
+        return [_filled(once.memory.choose(kind, rows.t(), 1, kept).t())]
 
 
 def find_columns(
@@ -148,12 +178,20 @@ def find_columns(
         found[before] = replace(step, outputs=place)
         for user in dropout.users:
             found[user] = replace(found[user], packed=True)
-    return found, absorbed
+    found = {linear: _with_relu(step) for linear, step in found.items()}
+    return found, absorbed.union(step.relu for step in found.values() if step.relu is not None)
+
+
+def _with_relu(step: Columns) -> Columns:
+    (user, *others) = step.linear.users
+    return replace(step, relu=user) if user.target is _ATEN.relu.default and not others else step
 
 
 def _filled(rows: Tensor) -> Tensor:
     """``(K, N)`` with zeros up to :data:`STEADY_ROWS` columns, in the layout that it has."""
     short = STEADY_ROWS - rows.shape[1]
+    if short <= 0:
+        return rows
     if rows.is_contiguous():
         return functional.pad(rows, (0, short))
     return functional.pad(rows.t(), (0, 0, 0, short)).t()

@@ -179,7 +179,7 @@ class Engine:
 
 
 def _made(step: Step) -> fx.Node:
-    return step.linear if isinstance(step, Columns) else step
+    return step.made if isinstance(step, Columns) else step
 
 
 def _with_last_reads(

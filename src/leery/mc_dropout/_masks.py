@@ -12,9 +12,12 @@ from torch import Tensor
 from leery.errors import InputError, UnsupportedModelError
 from leery.mc_dropout._random import Kind
 
-__all__ = ["MaskSource", "Masks", "Site", "draw_masks"]
+__all__ = ["Chosen", "MaskSource", "Masks", "Site", "draw_masks"]
 
 MaskSource = Literal["fixed", "fresh"]
+
+_WIDE = 512
+"""Units that a pass keeps, from which on four passes choose together, not two."""
 
 MOST_DRAWS = 2**28
 """A bound that keeps a file of a stranger from asking for all the memory."""
@@ -99,7 +102,7 @@ class Masks:
     """
 
     draws: tuple[Tensor, ...]
-    _shared: dict[int, list["Shared"]] = field(default_factory=dict, init=False, repr=False)
+    _chosen: dict[int, list["Chosen"]] = field(default_factory=dict, init=False, repr=False)
 
     def to(self, device: torch.device) -> "Masks":
         """The same on a device."""
@@ -107,46 +110,49 @@ class Masks:
             return self
         return Masks(tuple(draw.to(device) for draw in self.draws))
 
-    def kept(self, site: int, index: int) -> Tensor:
-        """The units that a dropout keeps in pass ``index``: int64, flat, each pass in its order."""
-        shared = self.shared(site, index)
-        return shared.units.narrow(0, shared.start, shared.count)
-
-    def shared(self, site: int, index: int) -> "Shared":
-        """The units that a dropout keeps in pass ``index`` or in the other one of its pair."""
-        if site not in self._shared:
+    def chosen(self, site: int, index: int) -> "Chosen":
+        """The units that a dropout keeps in pass ``index``, among those of some passes."""
+        if site not in self._chosen:
             draws = self.draws[site].flatten(1)
-            pairs = zip(draws[::2], [*draws[1::2], None], strict=False)
-            self._shared[site] = [shared for pair in pairs for shared in _shared(*pair)]
-        return self._shared[site][index]
+            # Products of short pieces take longer than what the larger group saves.
+            wide = int(draws.sum()) >= len(draws) * _WIDE
+            groups = draws.split(4 if wide else 2)
+            self._chosen[site] = [chosen for group in groups for chosen in _together(group)]
+        return self._chosen[site][index]
 
 
 @dataclass(frozen=True)
-class Shared:
-    """What two passes keep, such that a choice of it holds the choice of either in one piece.
+class Chosen:
+    """What a pass keeps, as few pieces of what it and its neighbours keep.
 
     Attributes:
-        units: int64, flat: those of the first pass alone, of both, of the second alone.
-        start: where the units of the pass in question begin among them.
-        count: how many these are.
+        units: int64, flat: those that any of these passes keeps, in an order of their own.
+        pieces: where the pass's own lie among them: first and number, for each piece; an empty
+            one where it keeps nothing.
+        own: int64, flat: the pass's own, in the same order.
     """
 
     units: Tensor
-    start: int
-    count: int
+    pieces: tuple[tuple[int, int], ...]
+    own: Tensor
 
 
-def _shared(first: Tensor, second: Tensor | None) -> Iterator[Shared]:
-    """Of two passes' draws, for each of them; of the first where there is no second."""
-    if second is None:
-        second = torch.zeros_like(first)
-    parts = [
-        mask.nonzero().squeeze(1) for mask in (first & ~second, first & second, second & ~first)
-    ]
-    alone, both, _ = map(len, parts)
-    units = torch.cat(parts)
-    yield Shared(units, 0, alone + both)
-    yield Shared(units, alone, len(units) - alone)
+def _together(draws: Tensor) -> Iterator[Chosen]:
+    """For each pass of a group, from their draws ``(passes, units)``.
+
+    Units that are kept by the same passes lie together, and these lots in the order of a Gray
+    code: from one to the next a single pass changes, so each pass's lots are in few pieces.
+    """
+    numbers, passes = (
+        torch.arange(count, device=draws.device) for count in (2 ** len(draws), len(draws))
+    )
+    order = (numbers ^ numbers >> 1).argsort()
+    lots = order[(draws << passes.unsqueeze(1)).sum(0)]
+    units = lots.argsort(stable=True)[int((lots == 0).sum()) :]
+    for kept in draws[:, units]:
+        ends = torch.nn.functional.pad(kept.int(), (1, 1)).diff().nonzero().squeeze(1)
+        pieces = tuple((first, last - first) for first, last in ends.view(-1, 2).tolist())
+        yield Chosen(units, pieces or ((0, 0),), units[kept])
 
 
 def draw_masks(sites: Sequence[Site], passes: int, seed: int, draw: int = 0) -> Masks:

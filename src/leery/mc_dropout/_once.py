@@ -1,8 +1,8 @@
-"""What passes share: values computed once a batch, matrices chosen once a call, memory."""
+"""What passes share: values computed once a batch, matrices chosen once, memory."""
 
 import math
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,55 +11,140 @@ from torch import Tensor, fx
 
 from leery.mc_dropout._masks import Masks
 
-__all__ = ["Choose", "Memory", "Once", "Values"]
+__all__ = ["Choose", "Kept", "Memory", "Once", "Values"]
 
 MOST_KEPT = 2**24
-"""Numbers of matrices that are kept for the next batch; float32 makes that 64 MiB."""
+"""Numbers of matrices that are kept for the next batch or call; float32 makes that 64 MiB."""
 
 Values = dict[fx.Node, Any]
 
-_Key = tuple[fx.Node, int]
+_Tensors = tuple[Tensor, ...]
 
 Choose = Callable[[Hashable, Tensor, int, Tensor], Tensor]
 """Chosen rows or columns of a matrix: what for, of what, in which dimension, which."""
+
+
+@dataclass
+class _OfLayer:
+    """What is kept for a layer.
+
+    Attributes:
+        sources: its parameters as they were, copied; what was chosen of others is not kept.
+        chosen: of them, for each pass.
+        booked: the passes for which there is room.
+        numbers: in all this, once everything booked is there.
+    """
+
+    sources: tuple[Tensor, ...]
+    chosen: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
+    booked: set[int] = field(default_factory=set)
+    numbers: int = 0
+
+    def is_of(self, sources: Sequence[Tensor]) -> bool:
+        """Whether the parameters are what they were."""
+        # To torch.equal a number is the same in float16 and in float32.
+        return all(
+            own.dtype == other.dtype and torch.equal(own, other)
+            for own, other in zip(self.sources, sources, strict=True)
+        )
+
+
+class Kept:
+    """Matrices chosen for passes with the same masks, kept from one batch and call to the next.
+
+    A copy begins without them.
+    """
+
+    def __init__(self) -> None:
+        self._layers: dict[fx.Node, _OfLayer] = {}
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type["Kept"], tuple[()]]:
+        return Kept, ()
+
+    @property
+    def numbers(self) -> int:
+        """How many are kept, or have room booked for them."""
+        return sum(layer.numbers for layer in self._layers.values())
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._layers = {}
+
+    def refresh(self, node: fx.Node, sources: Sequence[Tensor]) -> None:
+        """Forget what was chosen for a layer if its parameters are no longer what they were."""
+        with self._lock:
+            if node in self._layers and self._layers[node].is_of(sources):
+                return
+            self._layers.pop(node, None)
+            size = sum(source.numel() for source in sources)
+            if self.numbers + size <= MOST_KEPT:
+                copies = tuple(source.detach().clone() for source in sources)
+                self._layers[node] = _OfLayer(copies, numbers=size)
+
+    def find(
+        self, node: fx.Node, index: int, numbers: Callable[[], int], make: Callable[[], _Tensors]
+    ) -> _Tensors | None:
+        """What ``make`` gives for a layer in a pass, or gave before; None where there is no room.
+
+        Args:
+            node: the layer.
+            index: of the pass.
+            numbers: how many will be in it.
+            make: chooses into memory of its own.
+        """
+        layer = self._layers.get(node)
+        if layer is None:
+            return None
+        found = layer.chosen.get(index)
+        if found is not None:
+            return found
+        size = numbers()
+        with self._lock:
+            # Another thread may be making the same.
+            if index not in layer.booked and self.numbers + size <= MOST_KEPT:
+                layer.booked.add(index)
+                layer.numbers += size
+        return layer.chosen.setdefault(index, make()) if index in layer.booked else None
 
 
 class Memory:
     """What the batches of a call share, in whichever threads they are worked on.
 
     Args:
-        keeps: whether there is a next batch to keep anything for.
+        kept: for them and for later calls; None where nothing will be asked for again.
     """
 
-    def __init__(self, *, keeps: bool = False) -> None:
-        self._room = MOST_KEPT if keeps else 0
-        self._kept: dict[_Key, tuple[Tensor, ...]] = {}
-        self._booked: set[_Key] = set()
-        self._booking = threading.Lock()
+    def __init__(self, kept: Kept | None = None) -> None:
+        self._kept = kept
+        self._fresh: set[fx.Node] = set()
         self._own = threading.local()
 
     def keep(
-        self, key: _Key, numbers: Callable[[], int], make: Callable[[Choose], tuple[Tensor, ...]]
-    ) -> tuple[Tensor, ...]:
-        """What ``make`` gives, or gave before: kept while there is room.
+        self,
+        node: fx.Node,
+        index: int,
+        sources: Sequence[Tensor],
+        numbers: Callable[[], int],
+        make: Callable[[Choose], _Tensors],
+    ) -> _Tensors:
+        """What ``make`` gives for a layer in a pass, or gave before: kept while there is room.
 
         Args:
-            key: of what is made.
+            node: the layer.
+            index: of the pass.
+            sources: the layer's parameters, of which it is made; the same in the whole call.
             numbers: how many will be in it.
             make: is told how to choose: into memory of its own for what is kept.
         """
-        kept = self._kept.get(key)
-        if kept is not None:
-            return kept
-        size = numbers()
-        with self._booking:
-            # Another thread may be making the same.
-            if key not in self._booked and size <= self._room:
-                self._room -= size
-                self._booked.add(key)
-        if key not in self._booked:
+        if self._kept is None:
             return make(self.choose)
-        return self._kept.setdefault(key, make(_chosen))
+        if node not in self._fresh:
+            self._kept.refresh(node, sources)
+            self._fresh.add(node)
+        found = self._kept.find(node, index, numbers, lambda: make(_chosen))
+        return make(self.choose) if found is None else found
 
     def choose(self, kind: Hashable, matrix: Tensor, dim: int, index: Tensor) -> Tensor:
         """The chosen rows or columns of a matrix, until this thread's next choice of this kind.
@@ -106,8 +191,10 @@ class Once:
             self._matrices[node] = make()
         return self._matrices[node]
 
-    def rows(self, node: fx.Node, site: int, matrix: Tensor, masks: Masks, index: int) -> Tensor:
-        """The rows of a matrix that a dropout keeps in a pass, chosen once for a pair of passes.
+    def rows(
+        self, node: fx.Node, site: int, matrix: Tensor, masks: Masks, index: int
+    ) -> list[Tensor]:
+        """The rows of a matrix that a dropout keeps in a pass, chosen once for some passes.
 
         Args:
             node: whose value the matrix holds.
@@ -116,9 +203,9 @@ class Once:
             masks: of all passes.
             index: of the pass.
         """
-        shared = masks.shared(site, index)
-        units, chosen = self._rows.get((node, site), (None, matrix))
-        if units is not shared.units:
-            chosen = self.memory.choose((node, site), matrix, 0, shared.units)
-            self._rows[node, site] = shared.units, chosen
-        return chosen.narrow(0, shared.start, shared.count)
+        chosen = masks.chosen(site, index)
+        units, rows = self._rows.get((node, site), (None, matrix))
+        if units is not chosen.units:
+            rows = self.memory.choose((node, site), matrix, 0, chosen.units)
+            self._rows[node, site] = chosen.units, rows
+        return [rows.narrow(0, first, count) for first, count in chosen.pieces]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import get_args
 
@@ -21,7 +21,7 @@ from leery.mc_dropout._graph import STEADY_ROWS, NoGraphError, capture
 from leery.mc_dropout._loop import Loop
 from leery.mc_dropout._masks import Masks, MaskSource, draw_masks
 from leery.mc_dropout._modes import dropout_rates
-from leery.mc_dropout._once import Memory
+from leery.mc_dropout._once import Kept, Memory
 from leery.mc_dropout._plan import Plan, explain
 from leery.mc_dropout._proofs import (
     check_equal,
@@ -35,7 +35,7 @@ __all__ = ["MCDropout", "Observation"]
 MOST_PREPARED = 8
 """Kinds of input whose graphs and masks are kept."""
 
-WORTH_A_THREAD = 32
+WORTH_A_THREAD = 128
 """Images; with fewer for each, threads share the operations instead."""
 
 MOST_AT_ONCE = 2**22
@@ -81,6 +81,7 @@ class _Prepared:
         masks: the fixed ones.
         plan: what users are told of it.
         state: of the model.
+        kept: what was chosen for passes with the fixed masks.
     """
 
     loop: Loop
@@ -90,6 +91,7 @@ class _Prepared:
     masks: Masks
     plan: Plan
     state: tuple[object, ...]
+    kept: Kept = field(default_factory=Kept)
 
     def observe(
         self, batch: Tensor, masks: Masks, memory: Memory
@@ -171,6 +173,10 @@ class MCDropout:
         self._calls = 0
         self._prepared: dict[tuple[object, ...], _Prepared] = {}
 
+    def __getstate__(self) -> dict[str, object]:
+        """What a copy begins with: no graph can be copied, so it is found anew."""
+        return {**vars(self), "_prepared": {}}
+
     def sample(self, images: Tensor) -> Tensor:
         """Class probabilities of every pass.
 
@@ -216,7 +222,8 @@ class MCDropout:
         rows = self._rows(prepared.classes)
         count = min(len(images), math.ceil(len(images) / rows / threads) * threads)
         batches = images.tensor_split(count)
-        run = partial(self._run, prepared, masks, Memory(keeps=count > threads))
+        memory = Memory(self._kept(prepared, again=count > threads))
+        run = partial(self._run, prepared, masks, memory)
         with side_by_side(threads) as each:
             for place in range(0, count, threads):
                 with guest(self.model):
@@ -249,6 +256,20 @@ class MCDropout:
         if device_of(self.model).type != "cpu":
             return self.batch_size
         return min(self.batch_size, max(STEADY_ROWS, MOST_AT_ONCE // (self.passes * classes)))
+
+    def _kept(self, prepared: _Prepared, *, again: bool) -> Kept | None:
+        """What passes choose from, as far as it is kept for later batches and calls.
+
+        Args:
+            prepared: how the images are run; of another kind of images nothing is kept any more.
+            again: whether there are later batches.
+        """
+        if self.masks == "fresh":
+            return Kept() if again else None
+        for other in self._prepared.values():
+            if other is not prepared:
+                other.kept.clear()
+        return prepared.kept
 
     def _run(self, prepared: _Prepared, masks: Masks, memory: Memory, batch: Tensor) -> Observation:
         """What a batch yields; inside guest."""
