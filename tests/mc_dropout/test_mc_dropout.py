@@ -612,6 +612,24 @@ def test_many_probabilities_are_worked_on_fewer_images_at_a_time(
     assert torch.allclose(torch.cat(parts, 1), whole, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("limit", "most", "name"),
+    [
+        # What a pass computes; what is computed once, but not some images at a time.
+        ("MOST_OF_A_VALUE", 64 * 7 * 7 * 30, "FashionNet"),
+        ("MOST_OF_A_VALUE", 784 * 30, "stochastic depth"),
+        ("WHOLE_MODEL", 30, "recurrent"),
+    ],
+)
+def test_of_large_models_fewer_images_are_worked_on_at_a_time(
+    limit: str, most: int, name: str, digits: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler = MCDropout(build(name), passes=3)
+    assert [part.probs.shape[1] for part in sampler.stream(digits[0][:40])] == [40]
+    monkeypatch.setattr(_sampler, limit, most)
+    assert [part.probs.shape[1] for part in sampler.stream(digits[0][:40])] == [20, 20]
+
+
 @pytest.mark.parametrize("rate", [None, 0.0])
 def test_a_model_without_dropout_is_refused_with_the_ways_out(rate: float | None) -> None:
     layers = [nn.Flatten(), *([] if rate is None else [nn.Dropout(rate)]), nn.Linear(784, 10)]

@@ -103,7 +103,7 @@ class Detector:
         references: int | None = None,
         precision: Precision = "float32",
         combiner: CombinerName = "logistic",
-        batch_size: int = 512,
+        batch_size: int = 1000,
     ) -> None:
         self.model = unwrapped(model)
         if feature_layer is not None:

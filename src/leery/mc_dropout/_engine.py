@@ -77,6 +77,14 @@ class Engine:
         """The numbers of the matrices of which a pass chooses rows or columns."""
         return sum(step.matrix_size for step, _ in self._steps if isinstance(step, Columns))
 
+    @property
+    def widest(self) -> int:
+        """The numbers that an image has in the widest value computed for all images at once."""
+        nodes = [*self._prefix.together, *(_made(step) for step, _ in self._steps)]
+        return max(
+            (_numbers_of_an_image(node) for node in nodes if _counts_images(node)), default=0
+        )
+
     def learn_parts(self, pair: Tensor) -> None:
         """Find out from two images whether the deterministic part can be had image by image."""
         self._prefix.learn_parts(pair)
@@ -192,6 +200,11 @@ def _with_last_reads(
     ]
     done = last_reads(reads, {made for made, _ in reads} - lasting)
     return list(zip(steps, done, strict=True))
+
+
+def _counts_images(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and not all(isinstance(size, int) for size in value.shape)
 
 
 def _numbers_of_an_image(node: fx.Node) -> int:

@@ -13,8 +13,8 @@ from leery.mc_dropout._masks import Masks
 
 __all__ = ["Choose", "Kept", "Memory", "Once", "Values"]
 
-MOST_KEPT = 2**24
-"""Numbers of matrices that are kept for the next batch or call; float32 makes that 64 MiB."""
+MOST_KEPT = 2**25
+"""Numbers of matrices that are kept for the next batch or call; float32 makes that 128 MiB."""
 
 Values = dict[fx.Node, Any]
 

@@ -37,6 +37,11 @@ class Prefix:
         self._steps = list(zip(computed, done, strict=True))
         self._images = {node: _images_dimension(node, graph.input) for node in kept - {graph.input}}
 
+    @property
+    def together(self) -> list[fx.Node]:
+        """The nodes that are computed for all images at once."""
+        return [] if self._divisible else [node for node, _ in self._steps]
+
     def __call__(self, batch: Tensor, memory: Memory) -> Once:
         """The values that passes ask for, for a batch on the model's device."""
         # On a GPU many images at once are what is fast.

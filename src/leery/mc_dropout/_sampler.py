@@ -42,6 +42,12 @@ MOST_AT_ONCE = 2**22
 """Probabilities that a thread works on at once on a processor; float32 makes that 16 MiB. Memory
 for more would be had from the system page by page, which takes longer than to fill it."""
 
+MOST_OF_A_VALUE = 2**21
+"""Numbers of the widest value that a thread computes for its images in one piece, likewise."""
+
+WHOLE_MODEL = 256
+"""Images that the whole model is run on at once, where there is no graph."""
+
 MOST_CHOSEN = 2**27
 """Numbers of the matrices that all threads may choose from; float32 makes that 512 MiB."""
 
@@ -131,8 +137,8 @@ class MCDropout:
         layer: a feature layer, as :func:`leery.features.extract_features` takes it, whose value
             :meth:`observe` returns.
         batch_size: how many images a thread works on at once at most, which bounds the memory;
-            fewer where passes or classes are many. Where there is work for all of torch's threads,
-            each has a batch of its own.
+            fewer where passes or classes are many or the model is large. Where there is work for
+            all of torch's threads, each has a batch of its own.
 
     Raises:
         UnknownLayerError: when the model has no such layer.
@@ -152,7 +158,7 @@ class MCDropout:
         masks: MaskSource = "fixed",
         *,
         layer: str | None = None,
-        batch_size: int = 512,
+        batch_size: int = 1000,
     ) -> None:
         if not 1 <= passes <= MOST_PASSES:
             message = f"expected 1 to {MOST_PASSES} passes, got {passes}; correct the number"
@@ -219,7 +225,7 @@ class MCDropout:
         prepared = self._prepare(images)
         masks = self._masks(prepared).to(device_of(self.model))
         threads = self._threads(prepared, len(images))
-        rows = self._rows(prepared.classes)
+        rows = self._rows(prepared)
         count = min(len(images), math.ceil(len(images) / rows / threads) * threads)
         batches = images.tensor_split(count)
         memory = Memory(self._kept(prepared, again=count > threads))
@@ -251,11 +257,16 @@ class MCDropout:
         fits = threads * prepared.engine.most_chosen <= MOST_CHOSEN
         return threads if fits and images >= threads * WORTH_A_THREAD else 1
 
-    def _rows(self, classes: int) -> int:
+    def _rows(self, prepared: _Prepared) -> int:
         """How many images a thread works on at once."""
         if device_of(self.model).type != "cpu":
             return self.batch_size
-        return min(self.batch_size, max(STEADY_ROWS, MOST_AT_ONCE // (self.passes * classes)))
+        if prepared.engine is None:
+            most = WHOLE_MODEL
+        else:
+            most = MOST_OF_A_VALUE // max(1, prepared.engine.widest)
+        most = min(most, MOST_AT_ONCE // (self.passes * prepared.classes))
+        return min(self.batch_size, max(STEADY_ROWS, most))
 
     def _kept(self, prepared: _Prepared, *, again: bool) -> Kept | None:
         """What passes choose from, as far as it is kept for later batches and calls.
