@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from leery import Detector, data
@@ -99,6 +100,22 @@ def density(references: int, width: int, classes: int = 1) -> Work:
     return work
 
 
+def restored(width: int) -> Work:
+    """100,000 references of a class from a file, as a loaded detector has them; 256 queries."""
+    file = Path(tempfile.mkdtemp()) / "density.safetensors"
+    generator = torch.Generator().manual_seed(0)
+    save_file({"0": torch.randn(100_000, width, generator=generator)}, file)
+    queries = torch.randn(256, width, generator=generator)
+
+    def work() -> object:
+        fitted = KernelDensity(2.0).restore(load_file(file))
+        start = time.perf_counter()
+        fitted.score(queries, torch.zeros(len(queries), dtype=torch.int64))
+        return time.perf_counter() - start
+
+    return work
+
+
 CASES: Mapping[str, Callable[[int], Work]] = {
     "scoring, images": scoring,
     "measuring, images": measuring,
@@ -108,6 +125,7 @@ CASES: Mapping[str, Callable[[int], Work]] = {
     "density, dimension": lambda width: density(6000, width),
     "density, wide references": lambda count: density(count, 2048),
     "density, classes of 100,000": lambda count: density(100_000, 128, count),
+    "density of a file, dimension": restored,
 }
 
 SIZES: Mapping[str, tuple[int, ...]] = {
@@ -119,6 +137,7 @@ SIZES: Mapping[str, tuple[int, ...]] = {
     "density, dimension": (128, 512, 2048),
     "density, wide references": (6000, 100_000),
     "density, classes of 100,000": (1, 10),
+    "density of a file, dimension": (128, 2048),
 }
 
 
