@@ -12,12 +12,16 @@ from leery.errors import InputError, UnknownLayerError
 
 __all__ = [
     "INPUT_OF",
+    "WHOLE_MODEL",
     "check_layer",
     "extract_features",
     "forward",
     "last_hidden_layer",
     "predict",
 ]
+
+WHOLE_MODEL = 256
+"""Images that a whole model is run on at once by default."""
 
 INPUT_OF = "input of "
 """What a feature layer's name starts with where it is the input of the submodule named after it."""
@@ -81,7 +85,7 @@ def last_hidden_layer(model: nn.Module, images: Tensor) -> str:
 
 
 def extract_features(
-    model: nn.Module, images: Tensor, layer: str, *, batch_size: int = 256
+    model: nn.Module, images: Tensor, layer: str, *, batch_size: int = WHOLE_MODEL
 ) -> tuple[Tensor, Tensor]:
     """The output of a layer and the logits, with dropout off; the model is left as it was.
 
@@ -113,7 +117,7 @@ def extract_features(
     return torch.cat(features), torch.cat(logits)
 
 
-def predict(model: nn.Module, images: Tensor, *, batch_size: int = 256) -> Tensor:
+def predict(model: nn.Module, images: Tensor, *, batch_size: int = WHOLE_MODEL) -> Tensor:
     """The classes that a model gives with dropout off; the model is left as it was.
 
     Args:

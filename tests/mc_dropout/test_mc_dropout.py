@@ -323,15 +323,32 @@ def test_copies_of_a_used_sampler_give_what_it_gives(digits: Batch) -> None:
         assert torch.equal(twin.sample(digits[0][:20]), probs)
 
 
+@pytest.mark.parametrize("rate", [0.3, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_has_its_graph_too(dtype: torch.dtype, rate: float, digits: Batch) -> None:
+    for seed in range(4):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = perceptron(rate).to(dtype)
+        sampler = MCDropout(model, passes=6)
+        images = digits[0][:20].to(dtype)
+        assert sampler.explain_plan(images).way == "graph"
+        # A few units in the last place of logits of about one.
+        allowed = 4 * torch.finfo(dtype).eps
+        assert float((sampler.sample(images) - plain_loop(sampler, images)).abs().max()) < allowed
+
+
 def test_a_pass_that_keeps_nothing(digits: Batch) -> None:
     with torch.random.fork_rng(devices=[]):
         model = nn.Sequential(
-            nn.Flatten(), nn.Linear(784, 3), nn.ReLU(), nn.Dropout(0.7), nn.Linear(3, 10)
+            *(nn.Flatten(), nn.Linear(784, 3), nn.ReLU(), nn.Dropout(0.7), nn.Linear(3, 4)),
+            *(nn.Dropout(0.7), nn.Linear(4, 10)),
         )
     sampler = MCDropout(model, passes=20)
     probs = sampler.sample(digits[0][:20])
     (prepared,) = sampler._prepared.values()
-    assert int(prepared.masks.draws[0].flatten(1).sum(1).min()) == 0
+    for draws in prepared.masks.draws:
+        assert int(draws.flatten(1).sum(1).min()) == 0
     assert float((probs - plain_loop(sampler, digits[0][:20])).abs().max()) < 1e-5
 
 
@@ -615,9 +632,12 @@ def test_many_probabilities_are_worked_on_fewer_images_at_a_time(
 @pytest.mark.parametrize(
     ("limit", "most", "name"),
     [
-        # What a pass computes; what is computed once, but not some images at a time.
-        ("MOST_OF_A_VALUE", 64 * 7 * 7 * 30, "FashionNet"),
-        ("MOST_OF_A_VALUE", 784 * 30, "stochastic depth"),
+        ("MOST_OF_A_PASS", 64 * 7 * 7 * 30, "FashionNet"),
+        # Rows of an image share a dimension with the images.
+        ("MOST_OF_A_PASS", 14 * 56 * 30, "images before rows"),
+        # Computed once: some images at a time, all at once.
+        ("MOST_ONCE", 2880 * 30, "DigitNet"),
+        ("MOST_ONCE", 784 * 30, "stochastic depth"),
         ("WHOLE_MODEL", 30, "recurrent"),
     ],
 )

@@ -125,6 +125,21 @@ class Auxiliary(nn.Module):
         return out
 
 
+class UnreadHead(nn.Module):
+    """A second head that is always computed, and read in train mode only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop = nn.Linear(784, 40), nn.Dropout(0.5)
+        self.head, self.other = nn.Linear(40, 10), nn.Linear(40, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.drop(self.first(images.flatten(1)))
+        out: Tensor = self.head(hidden)
+        other = self.other(hidden)
+        return (out, other) if self.training else out  # type: ignore[return-value]
+
+
 class WritesIntoInput(nn.Module):
     """Normalises the images in place."""
 
@@ -545,6 +560,7 @@ ZOO: dict[str, Entry] = {
     "rows before images": Entry(lambda: Mixed(interleaved=True)),
     "rare dropout of rows": Entry(TimeMajor),
     "both orders": Entry(BothOrders),
+    "unread head": Entry(UnreadHead),
     "writes into its input": Entry(WritesIntoInput),
     "view behind": Entry(ViewBehind),
     "drop connect": Entry(DropConnect),

@@ -42,7 +42,7 @@ from leery.errors import (
     brief,
     listed,
 )
-from leery.features import check_layer, extract_features, last_hidden_layer
+from leery.features import WHOLE_MODEL, check_layer, extract_features, last_hidden_layer
 from leery.mc_dropout import MCDropout, Observation, Plan
 from leery.metrics import BandwidthRule, Precision
 
@@ -225,7 +225,8 @@ class Detector:
         """
         layer = self._fitted(self.feature_layer_, "fit(images, labels)")
         self._check_inputs(images)
-        return extract_features(self.model, images, layer, batch_size=self.batch_size)
+        batch_size = min(self.batch_size, WHOLE_MODEL)
+        return extract_features(self.model, images, layer, batch_size=batch_size)
 
     def measure(self, images: Tensor) -> MetricTable:
         """Every metric of every image.

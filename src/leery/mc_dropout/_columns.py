@@ -183,8 +183,9 @@ def find_columns(
 
 
 def _with_relu(step: Columns) -> Columns:
-    (user, *others) = step.linear.users
-    return replace(step, relu=user) if user.target is _ATEN.relu.default and not others else step
+    users = list(step.linear.users)
+    alone = len(users) == 1 and users[0].target is _ATEN.relu.default
+    return replace(step, relu=users[0]) if alone else step
 
 
 def _filled(rows: Tensor) -> Tensor:

@@ -78,12 +78,14 @@ class Engine:
         return sum(step.matrix_size for step, _ in self._steps if isinstance(step, Columns))
 
     @property
-    def widest(self) -> int:
-        """The numbers that an image has in the widest value computed for all images at once."""
-        nodes = [*self._prefix.together, *(_made(step) for step, _ in self._steps)]
-        return max(
-            (_numbers_of_an_image(node) for node in nodes if _counts_images(node)), default=0
-        )
+    def widest_once(self) -> int:
+        """The numbers of an image in the widest value that a batch has once for all passes."""
+        return _widest(self._prefix.together)
+
+    @property
+    def widest_of_a_pass(self) -> int:
+        """The numbers of an image in the widest value that each pass computes."""
+        return _widest([_made(step) for step, _ in self._steps])
 
     def learn_parts(self, pair: Tensor) -> None:
         """Find out from two images whether the deterministic part can be had image by image."""
@@ -124,7 +126,7 @@ class Engine:
     def all_passes(self, once: Once, masks: Masks) -> Tensor:
         """Logits ``(passes, N, classes)``, each operation launched once for many passes."""
         count = len(once.values[self._graph.input])
-        widest = max(_numbers_of_an_image(node) for node in self._suffix)
+        widest = _widest(self._suffix)
 
         def whole_pass(*draws: Tensor) -> Tensor:
             values = self._walk(
@@ -202,16 +204,17 @@ def _with_last_reads(
     return list(zip(steps, done, strict=True))
 
 
-def _counts_images(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, Tensor) and not all(isinstance(size, int) for size in value.shape)
+def _widest(nodes: Sequence[fx.Node]) -> int:
+    """The most numbers that a value has for each image; at least 1."""
+    return max((_numbers_of_an_image(node) for node in nodes), default=1)
 
 
 def _numbers_of_an_image(node: fx.Node) -> int:
-    """How many numbers a value has for each image, or in all if it does not count the images."""
+    """How many numbers a value has for each image; 1 where it does not count the images."""
     value = node.meta.get("val")
-    sizes = value.shape if isinstance(value, Tensor) else ()
-    return math.prod(size for size in sizes if isinstance(size, int))
+    numbers = value.numel() if isinstance(value, Tensor) else 1
+    # A size that depends on the number of images knows what it was for the two of the capture.
+    return 1 if isinstance(numbers, int) else math.ceil(numbers.node.hint / 2)
 
 
 def _descendants(graph: ModelGraph, roots: Sequence[fx.Node]) -> set[fx.Node]:

@@ -17,7 +17,7 @@ __all__ = ["Chosen", "MaskSource", "Masks", "Site", "draw_masks"]
 MaskSource = Literal["fixed", "fresh"]
 
 _WIDE = 512
-"""Units that a pass keeps, from which on four passes choose together, not two."""
+"""Units that a pass keeps on average, from which on four passes choose together, not two."""
 
 MOST_DRAWS = 2**28
 """A bound that keeps a file of a stranger from asking for all the memory."""

@@ -50,17 +50,11 @@ class _OfLayer:
 
 
 class Kept:
-    """Matrices chosen for passes with the same masks, kept from one batch and call to the next.
-
-    A copy begins without them.
-    """
+    """Matrices chosen for passes with the same masks, kept from one batch and call to the next."""
 
     def __init__(self) -> None:
         self._layers: dict[fx.Node, _OfLayer] = {}
         self._lock = threading.Lock()
-
-    def __reduce__(self) -> tuple[type["Kept"], tuple[()]]:
-        return Kept, ()
 
     @property
     def numbers(self) -> int:
@@ -92,7 +86,7 @@ class Kept:
             node: the layer.
             index: of the pass.
             numbers: how many will be in it.
-            make: chooses into memory of its own.
+            make: chooses into memory that nothing else is written into.
         """
         layer = self._layers.get(node)
         if layer is None:

@@ -39,8 +39,8 @@ class Prefix:
 
     @property
     def together(self) -> list[fx.Node]:
-        """The nodes that are computed for all images at once."""
-        return [] if self._divisible else [node for node, _ in self._steps]
+        """The nodes whose values are held for all images of a batch at once."""
+        return [*self._images] if self._divisible else [node for node, _ in self._steps]
 
     def __call__(self, batch: Tensor, memory: Memory) -> Once:
         """The values that passes ask for, for a batch on the model's device."""

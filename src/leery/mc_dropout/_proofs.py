@@ -129,4 +129,9 @@ def does_no_more_than_drop(loop: Loop, pair: Tensor) -> bool:
 
 
 def _close(found: Tensor, truth: Tensor) -> bool:
-    return found.shape == truth.shape and torch.allclose(found, truth, rtol=1e-3, atol=1e-4)
+    if found.shape != truth.shape:
+        return False
+    # In half precision the order of a sum alone changes a result by some of its last bits.
+    bits = 8 * torch.finfo(truth.dtype).eps
+    allowed = max(1e-4, bits * float(truth.abs().max()))
+    return torch.allclose(found, truth, rtol=max(1e-3, bits), atol=allowed)

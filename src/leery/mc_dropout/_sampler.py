@@ -15,7 +15,7 @@ from leery._hands import side_by_side
 from leery._memory import fast_layout
 from leery._trial import two_images
 from leery.errors import InputError, NoDropoutError, UnsupportedModelError
-from leery.features import check_layer
+from leery.features import WHOLE_MODEL, check_layer
 from leery.mc_dropout._engine import Engine
 from leery.mc_dropout._graph import STEADY_ROWS, NoGraphError, capture
 from leery.mc_dropout._loop import Loop
@@ -42,11 +42,14 @@ MOST_AT_ONCE = 2**22
 """Probabilities that a thread works on at once on a processor; float32 makes that 16 MiB. Memory
 for more would be had from the system page by page, which takes longer than to fill it."""
 
-MOST_OF_A_VALUE = 2**21
-"""Numbers of the widest value that a thread computes for its images in one piece, likewise."""
+MOST_OF_A_PASS = 2**21
+"""Numbers of the widest value that a pass computes for the images of a thread, likewise."""
 
-WHOLE_MODEL = 256
-"""Images that the whole model is run on at once, where there is no graph."""
+MOST_ONCE = 2**24
+"""Numbers of the widest value that all passes of a thread share; float32 makes that 64 MiB."""
+
+ON_A_GPU = 512
+"""Images that a GPU is given at once: their deterministic part is not cut there."""
 
 MOST_CHOSEN = 2**27
 """Numbers of the matrices that all threads may choose from; float32 makes that 512 MiB."""
@@ -138,7 +141,8 @@ class MCDropout:
             :meth:`observe` returns.
         batch_size: how many images a thread works on at once at most, which bounds the memory;
             fewer where passes or classes are many or the model is large. Where there is work for
-            all of torch's threads, each has a batch of its own.
+            all of torch's threads, each has a batch of its own. What fixed masks choose of the
+            weights stays in memory for the next call, up to 128 MiB in float32.
 
     Raises:
         UnknownLayerError: when the model has no such layer.
@@ -259,13 +263,16 @@ class MCDropout:
 
     def _rows(self, prepared: _Prepared) -> int:
         """How many images a thread works on at once."""
+        engine = prepared.engine
+        if engine is None:
+            return min(self.batch_size, WHOLE_MODEL)
         if device_of(self.model).type != "cpu":
-            return self.batch_size
-        if prepared.engine is None:
-            most = WHOLE_MODEL
-        else:
-            most = MOST_OF_A_VALUE // max(1, prepared.engine.widest)
-        most = min(most, MOST_AT_ONCE // (self.passes * prepared.classes))
+            return min(self.batch_size, ON_A_GPU)
+        most = min(
+            MOST_AT_ONCE // (self.passes * prepared.classes),
+            MOST_OF_A_PASS // engine.widest_of_a_pass,
+            MOST_ONCE // engine.widest_once,
+        )
         return min(self.batch_size, max(STEADY_ROWS, most))
 
     def _kept(self, prepared: _Prepared, *, again: bool) -> Kept | None:
