@@ -5,7 +5,10 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-__all__ = ["fast_layout", "has_fast_layout", "keep_freed_memory"]
+__all__ = ["WHOLE_MODEL", "fast_layout", "has_fast_layout", "keep_freed_memory"]
+
+WHOLE_MODEL = 256
+"""Images that a whole model is run on at once, unless other numbers are asked for."""
 
 _LARGEST_TUNED = 2**25 - 2**15
 """Bytes: a little below the 32 MiB up to which glibc learns from what is freed."""

@@ -8,20 +8,17 @@ from torch import Tensor, nn
 
 from leery._checks import check_batch_size, check_images
 from leery._guest import device_of, guest, run_fast, run_model
+from leery._memory import WHOLE_MODEL
 from leery.errors import InputError, UnknownLayerError
 
 __all__ = [
     "INPUT_OF",
-    "WHOLE_MODEL",
     "check_layer",
     "extract_features",
     "forward",
     "last_hidden_layer",
     "predict",
 ]
-
-WHOLE_MODEL = 256
-"""Images that a whole model is run on at once by default."""
 
 INPUT_OF = "input of "
 """What a feature layer's name starts with where it is the input of the submodule named after it."""

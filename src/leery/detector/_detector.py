@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from leery._checks import check_images, check_labels
 from leery._guest import unwrapped
+from leery._memory import WHOLE_MODEL
 from leery.attacks import Attack
 from leery.detector._calibration import Calibration, Promise
 from leery.detector._combiner import (
@@ -42,7 +43,7 @@ from leery.errors import (
     brief,
     listed,
 )
-from leery.features import WHOLE_MODEL, check_layer, extract_features, last_hidden_layer
+from leery.features import check_layer, extract_features, last_hidden_layer
 from leery.mc_dropout import MCDropout, Observation, Plan
 from leery.metrics import BandwidthRule, Precision
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from leery._checks import check_batch_size, check_images, check_seed
 from leery._guest import device_of, guest, refused, unwrapped
 from leery._hands import side_by_side
-from leery._memory import fast_layout
+from leery._memory import WHOLE_MODEL, fast_layout
 from leery._trial import two_images
 from leery.errors import InputError, NoDropoutError, UnsupportedModelError
-from leery.features import WHOLE_MODEL, check_layer
+from leery.features import check_layer
 from leery.mc_dropout._engine import Engine
 from leery.mc_dropout._graph import STEADY_ROWS, NoGraphError, capture
 from leery.mc_dropout._loop import Loop
