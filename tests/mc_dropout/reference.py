@@ -35,7 +35,7 @@ def plain_loop(sampler: MCDropout, images: Tensor) -> Tensor:
             out: Any = sampler.model(images.clone())
         assert next(draws, None) is None, "a draw was not used"
         logits: Tensor = out[0] if isinstance(out, tuple) else out
-        passes.append(logits.softmax(-1))
+        passes.append(logits.softmax(-1, torch.promote_types(logits.dtype, torch.float32)))
     for module, mode in before:
         module.training = mode
     return torch.stack(passes)

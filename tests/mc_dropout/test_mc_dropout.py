@@ -32,7 +32,16 @@ from leery.metrics import (
 )
 from tests.conftest import Batch
 from tests.mc_dropout.reference import plain_loop
-from tests.mc_dropout.zoo import ZOO, Auxiliary, bare, build, inputs, perceptron
+from tests.mc_dropout.zoo import (
+    ZOO,
+    Auxiliary,
+    SizesByContent,
+    WholeLogits,
+    bare,
+    build,
+    inputs,
+    perceptron,
+)
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(1, 256), (33, 256), (33, 12)])
@@ -336,6 +345,17 @@ def test_half_precision_has_its_graph_too(dtype: torch.dtype, rate: float, digit
         # A few units in the last place of logits of about one.
         allowed = 4 * torch.finfo(dtype).eps
         assert float((sampler.sample(images) - plain_loop(sampler, images)).abs().max()) < allowed
+
+
+@pytest.mark.parametrize("kind", [SizesByContent, WholeLogits])
+def test_odd_values_run_by_the_graph(kind: type[nn.Module], digits: Batch) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = kind().eval()
+    sampler = MCDropout(model, passes=6)
+    probs = sampler.sample(digits[0][:33])
+    assert sampler.explain_plan(digits[0]).way == "graph"
+    assert float((probs - plain_loop(sampler, digits[0][:33])).abs().max()) < 1e-5
 
 
 def test_a_pass_that_keeps_nothing(digits: Batch) -> None:

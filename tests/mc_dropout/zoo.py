@@ -140,6 +140,36 @@ class UnreadHead(nn.Module):
         return (out, other) if self.training else out  # type: ignore[return-value]
 
 
+class SizesByContent(nn.Module):
+    """Values whose sizes depend on what is in the images, before and behind the dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop, self.head = nn.Linear(784, 40), nn.Dropout(0.5), nn.Linear(40, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.drop(_positive(self.first(images.flatten(1))))
+        out: Tensor = self.head(_positive(hidden))
+        return out
+
+
+def _positive(units: Tensor) -> Tensor:
+    rows, columns = (units > 0).nonzero().unbind(1)
+    return torch.zeros_like(units).index_put((rows, columns), units[rows, columns])
+
+
+class WholeLogits(nn.Module):
+    """Logits of an integer type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = perceptron(0.5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = (self.net(images) * 8).round().long()
+        return out
+
+
 class WritesIntoInput(nn.Module):
     """Normalises the images in place."""
 

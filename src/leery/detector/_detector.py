@@ -73,7 +73,7 @@ class Detector:
         precision: "float16" halves the size of what is kept of them in a file.
         combiner: "logistic", the paper's, which learns from adversarial images; or "conformal",
             which needs none.
-        batch_size: how many images are worked on at once.
+        batch_size: how many images a thread works on at once at most.
 
     Attributes:
         feature_layer_: the name of the feature layer in use, once fitted.

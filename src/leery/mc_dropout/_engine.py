@@ -212,9 +212,13 @@ def _widest(nodes: Sequence[fx.Node]) -> int:
 def _numbers_of_an_image(node: fx.Node) -> int:
     """How many numbers a value has for each image; 1 where it does not count the images."""
     value = node.meta.get("val")
-    numbers = value.numel() if isinstance(value, Tensor) else 1
-    # A size that depends on the number of images knows what it was for the two of the capture.
-    return 1 if isinstance(numbers, int) else math.ceil(numbers.node.hint / 2)
+    sizes = value.shape if isinstance(value, Tensor) else ()
+    if all(isinstance(size, int) for size in sizes):
+        return 1
+    # A size that depends on the number of images knows what it was for the two of the capture; one
+    # that depends on what is in them is not known.
+    known = [size if isinstance(size, int) else size.node.hint or 1 for size in sizes]
+    return math.ceil(math.prod(known) / 2)
 
 
 def _descendants(graph: ModelGraph, roots: Sequence[fx.Node]) -> set[fx.Node]:

@@ -112,7 +112,7 @@ class Memory:
 
     def __init__(self, kept: Kept | None = None) -> None:
         self._kept = kept
-        self._fresh: set[fx.Node] = set()
+        self._compared: set[fx.Node] = set()
         self._own = threading.local()
 
     def keep(
@@ -134,9 +134,9 @@ class Memory:
         """
         if self._kept is None:
             return make(self.choose)
-        if node not in self._fresh:
+        if node not in self._compared:
             self._kept.refresh(node, sources)
-            self._fresh.add(node)
+            self._compared.add(node)
         found = self._kept.find(node, index, numbers, lambda: make(_chosen))
         return make(self.choose) if found is None else found
 
