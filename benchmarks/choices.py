@@ -29,9 +29,9 @@ from leery.detector import (
     ConformalCombiner,
     LogisticCombiner,
 )
-from leery.features import extract_features
 from leery.mc_dropout import MCDropout
 from leery.metrics import ClassKL, KernelDensity, uncertainty
+from leery.models import extract_features
 
 EPSILONS = {"mnist": (0.30, 0.12), "fashion-mnist": (0.03, 0.12)}
 PAPER_BANDWIDTHS = {"mnist": 1.7, "fashion-mnist": 1.0}

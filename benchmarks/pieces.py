@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from models import ResNet18, VisionTransformer, default_layout, waves
 from pairs import Machine, Operations, Timed, Work, in_turn, spread
 from rivals import (
     ATTACKS,
@@ -27,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from leery import Detector, data
 from leery.mc_dropout import MCDropout, Plan
 from leery.metrics import KernelDensity
+from models import ResNet18, VisionTransformer, default_layout, waves
 
 __all__ = ["PIECES", "Bench", "Row"]
 

@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable
 
 import torch
-from models import ResNet18
 from torch import Tensor
 
 from leery.mc_dropout import MCDropout
+from models import ResNet18
 
 PASSES = 50
 

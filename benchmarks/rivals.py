@@ -20,7 +20,7 @@ from sklearn.neighbors import KernelDensity
 from torch import Tensor, nn
 
 from leery.attacks import GradientAttack
-from leery.features import extract_features
+from leery.models import extract_features
 
 __all__ = [
     "ATTACKS",

@@ -16,11 +16,15 @@ ROOT = Path(leery.__file__).parent
 
 # From the ground floor up: a module may import from floors above it in this list only.
 FLOORS = [
-    {"errors", "_memory", "_hands", "_trial"},
-    {"_files", "_progress", "_checks", "_guest"},
+    {"errors"},
+    {"_files", "_progress", "_checks"},
+    {"tasks"},
     {"data", "inputs"},
-    {"classifiers", "attacks", "features", "metrics"},
+    {"models"},
     {"mc_dropout"},
+    {"attacks"},
+    {"classifiers"},
+    {"metrics"},
     {"detector"},
     {"evaluation", "scoring"},
     {"study"},
@@ -98,14 +102,17 @@ PUBLIC = {
         mean_difference
         roc_auc_difference roc_auc_interval select_positives share_difference
         share_interval tpr_at_fpr""",
-    "leery.features": """INPUT_OF check_layer extract_features forward last_hidden_layer
-        predict""",
     "leery.inputs": "Channels Format Item batches count files load load_labelled printable read",
     "leery.mc_dropout": """MCDropout MaskSource Observation Plan StochasticLayer
         insert_dropout""",
     "leery.metrics": """BandwidthRule ClassKL KernelDensity Pmf Precision aleatoric confidence
         epistemic mutual_information predictive_entropy scibilic variance""",
+    "leery.models": """INPUT_OF WHOLE_MODEL Run Trial assignments_undone check_layer check_logits
+        device_of extract_features fast_layout fingerprint forward guest has_fast_layout
+        keep_freed_memory last_hidden_layer predict python_randomness refused run_fast run_model
+        two_images unwrapped""",
     "leery.scoring": "Summary score_to_file",
+    "leery.tasks": "Task Workers default_workers worker_pool",
     "leery.study": """METRIC_SETS PAGE RESULT_COLUMNS STUDIES Condition StudyConfig StudyResult
         load_result report reproduce reproduce_all terminal_summary""",
 }

@@ -25,7 +25,6 @@ from leery import Detector
 from leery.attacks import BIM, FGSM, gaussian_noise
 from leery.classifiers import pretrained
 from leery.detector import _measuring, describe
-from leery.detector._fingerprint import fingerprint
 from leery.errors import (
     DetectorFileError,
     InputError,
@@ -36,9 +35,9 @@ from leery.errors import (
     UnsupportedModelError,
     WrongModelError,
 )
-from leery.features import extract_features
 from leery.mc_dropout import MCDropout
 from leery.metrics import ClassKL, KernelDensity, predictive_entropy, scibilic
+from leery.models import extract_features, fingerprint
 from tests.conftest import Batch
 from tests.mc_dropout.zoo import build
 
@@ -513,7 +512,7 @@ import sys, numpy, torch
 torch.set_num_threads(1)
 from leery import Detector
 from leery.classifiers import pretrained
-from leery.detector._fingerprint import fingerprint
+from leery.models import fingerprint
 from leery.data import load
 detector = Detector.load(sys.argv[1], pretrained("mnist").model)
 images = load("mnist", "test")[0][:50]

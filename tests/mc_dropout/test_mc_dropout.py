@@ -14,12 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import prune
 
-from leery._guest import guest
-from leery._memory import fast_layout
-from leery._trial import two_images
 from leery.attacks import BIM
 from leery.errors import InputError, NoDropoutError, UnknownLayerError, UnsupportedModelError
-from leery.features import extract_features
 from leery.mc_dropout import MCDropout, _engine, _masks, _once, _sampler, insert_dropout
 from leery.mc_dropout._columns import Columns
 from leery.mc_dropout._engine import Engine
@@ -30,6 +26,7 @@ from leery.metrics import (
     predictive_entropy,
     uncertainty,
 )
+from leery.models import extract_features, fast_layout, guest, two_images
 from tests.conftest import Batch
 from tests.mc_dropout.reference import plain_loop
 from tests.mc_dropout.zoo import (

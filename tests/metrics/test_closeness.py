@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from leery.attacks import FGSM
 from leery.errors import InputError, NotFittedError
-from leery.features import extract_features
 from leery.metrics import ClassKL, KernelDensity
 from leery.metrics import closeness as module
+from leery.models import extract_features
 from tests.conftest import Batch
 
 Make = Callable[[], KernelDensity | ClassKL]

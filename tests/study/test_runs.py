@@ -16,7 +16,7 @@ from leery.study import StudyConfig, reproduce, reproduce_all
 from leery.study._desk import Desk
 from leery.study._run import _stage_folder
 from leery.study._stages import make_classifier
-from leery.study._workers import worker_pool
+from leery.tasks import worker_pool
 
 
 def test_an_interrupted_pool_leaves_no_process_and_no_thread() -> None:

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leery._checks import check_batch_size, check_bounds, check_images, check_labels
-from leery._guest import device_of, guest, run_fast, run_model
-from leery._trial import Run, Trial
 from leery.attacks._narrow import NarrowConvolutions
 from leery.attacks._norms import NORMS, NormName
 from leery.errors import InputError
+from leery.models import Run, Trial, device_of, guest, run_fast, run_model
 
 __all__ = ["BIM", "FGSM", "PGD", "Attack", "GradientAttack"]
 

@@ -12,10 +12,10 @@ from torch.nn import functional
 
 from leery import data
 from leery._checks import check_batch_size, check_images, check_labels, check_seed
-from leery._guest import device_of, guest, run_model
 from leery._progress import progress_bars
 from leery.classifiers._networks import DigitNet, FashionNet
 from leery.errors import InputError
+from leery.models import device_of, guest, run_model
 
 __all__ = ["RECIPES", "Classifier", "Recipe", "accuracy", "build", "train"]
 

@@ -28,7 +28,7 @@ from leery.cli._options import (
     stoppable,
 )
 from leery.errors import InputError
-from leery.features import predict
+from leery.models import predict
 
 __all__ = ["attack"]
 

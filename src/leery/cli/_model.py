@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from leery import inputs
-from leery._guest import device_of, guest, run_model, unwrapped
 from leery.errors import InputError, LeeryError, brief, listed
+from leery.models import device_of, guest, run_model, unwrapped
 
 __all__ = ["Model", "Weights", "check_repeatable", "load_model", "with_classes"]
 

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from leery._checks import check_images, check_labels
-from leery._guest import unwrapped
-from leery._memory import WHOLE_MODEL
 from leery.attacks import Attack
 from leery.detector._calibration import Calibration, Promise
 from leery.detector._combiner import (
@@ -20,7 +18,6 @@ from leery.detector._combiner import (
     LogisticCombiner,
 )
 from leery.detector._explanation import Explanation, percentiles
-from leery.detector._fingerprint import fingerprint
 from leery.detector._measuring import Measuring
 from leery.detector._record import Record
 from leery.detector._registry import (
@@ -43,9 +40,16 @@ from leery.errors import (
     brief,
     listed,
 )
-from leery.features import check_layer, extract_features, last_hidden_layer
 from leery.mc_dropout import MCDropout, Observation, Plan
 from leery.metrics import BandwidthRule, Precision
+from leery.models import (
+    WHOLE_MODEL,
+    check_layer,
+    extract_features,
+    fingerprint,
+    last_hidden_layer,
+    unwrapped,
+)
 
 __all__ = ["Detector"]
 

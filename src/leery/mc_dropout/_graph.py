@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from leery.errors import brief
-from leery.features import INPUT_OF
 from leery.mc_dropout._modes import awake
 from leery.mc_dropout._random import IN_PLACE, RANDOM
+from leery.models import INPUT_OF
 
 __all__ = [
     "STEADY_ROWS",
@@ -141,7 +141,7 @@ def capture(model: nn.Module, names: frozenset[str], example: Tensor) -> ModelGr
     """Write down the model's forward pass with the named submodules in train mode.
 
     Args:
-        model: inside :func:`leery._guest.guest`.
+        model: inside :func:`leery.models.guest`.
         names: of the submodules that are in train mode during a pass.
         example: at least two inputs; the graph holds for any number of them.
 

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.module_tracker import ModuleTracker
 
-from leery._guest import assignments_undone, check_logits, python_randomness, run_model
 from leery.errors import UnsupportedModelError, brief
-from leery.features import forward
 from leery.mc_dropout._drawing import Chance, Drawing
 from leery.mc_dropout._masks import Masks, Site
 from leery.mc_dropout._modes import awake, dropout_layers, own_modules
 from leery.mc_dropout._random import Kind
+from leery.models import assignments_undone, check_logits, forward, python_randomness, run_model
 
 __all__ = ["Loop"]
 

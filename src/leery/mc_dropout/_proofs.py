@@ -6,12 +6,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from leery._memory import fast_layout
 from leery.errors import InputError, UnsupportedModelError
 from leery.mc_dropout._engine import Engine
 from leery.mc_dropout._graph import NoGraphError
 from leery.mc_dropout._loop import Loop
 from leery.mc_dropout._masks import Masks, Site
+from leery.models import fast_layout
 
 __all__ = [
     "check_equal",

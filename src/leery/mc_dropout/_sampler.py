@@ -10,12 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from leery._checks import check_batch_size, check_images, check_seed
-from leery._guest import device_of, guest, refused, unwrapped
-from leery._hands import side_by_side
-from leery._memory import WHOLE_MODEL, fast_layout
-from leery._trial import two_images
 from leery.errors import InputError, NoDropoutError, UnsupportedModelError
-from leery.features import check_layer
 from leery.mc_dropout._engine import Engine
 from leery.mc_dropout._graph import STEADY_ROWS, NoGraphError, capture
 from leery.mc_dropout._loop import Loop
@@ -28,6 +23,17 @@ from leery.mc_dropout._proofs import (
     does_no_more_than_drop,
     gives_eval_mode,
     in_order,
+)
+from leery.mc_dropout._threads import side_by_side
+from leery.models import (
+    WHOLE_MODEL,
+    check_layer,
+    device_of,
+    fast_layout,
+    guest,
+    refused,
+    two_images,
+    unwrapped,
 )
 
 __all__ = ["MCDropout", "Observation"]
@@ -137,7 +143,7 @@ class MCDropout:
         seed: of the masks.
         masks: "fixed" (drawn once) or "fresh" (drawn anew at each call, one set a call; the
             k-th call of two samplers with the same seed draws the same).
-        layer: a feature layer, as :func:`leery.features.extract_features` takes it, whose value
+        layer: a feature layer, as :func:`leery.models.extract_features` takes it, whose value
             :meth:`observe` returns.
         batch_size: how many images a thread works on at once at most, which bounds the memory;
             fewer where passes or classes are many or the model is large. Where there is work for

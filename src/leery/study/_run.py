@@ -27,7 +27,7 @@ from leery.study._gather import gather
 from leery.study._plan import Task, plan
 from leery.study._report import report
 from leery.study._tables import MANIFEST, StudyResult, load_result, save_tables
-from leery.study._workers import Workers, default_workers, worker_pool
+from leery.tasks import Workers, default_workers, worker_pool
 
 __all__ = ["reproduce", "reproduce_all"]
 

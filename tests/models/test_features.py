@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from leery.errors import InputError, UnknownLayerError, UnsupportedModelError
-from leery.features import extract_features, predict
+from leery.models import extract_features, predict
 from tests.conftest import Batch
 
 

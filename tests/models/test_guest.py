@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leery import Detector, MCDropout
-from leery._guest import guest
 from leery.attacks import BIM, FGSM, PGD
 from leery.classifiers import accuracy
 from leery.errors import LeeryError
-from leery.features import extract_features, last_hidden_layer
 from leery.mc_dropout import insert_dropout
+from leery.models import extract_features, guest, last_hidden_layer
 from tests.mc_dropout.zoo import build
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from leery._checks import check_batch_size, check_images
-from leery._guest import device_of, guest, run_fast, run_model
-from leery._memory import WHOLE_MODEL
 from leery.errors import InputError, UnknownLayerError
+from leery.models._guest import device_of, guest, run_fast, run_model
+from leery.models._layout import WHOLE_MODEL
 
 __all__ = [
     "INPUT_OF",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from leery._hands import side_by_side
+from leery.mc_dropout._threads import side_by_side
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from leery._memory import fast_layout, has_fast_layout, keep_freed_memory
-from leery._trial import Trial
 from leery.errors import InputError, LeeryError, UnsupportedModelError, brief
+from leery.models._layout import fast_layout, has_fast_layout, keep_freed_memory
+from leery.models._trial import Trial
 
 __all__ = [
     "assignments_undone",
