@@ -21,7 +21,7 @@ import atheris
 with atheris.instrument_imports(include=["leery", "numpy.lib", "zipfile", "PIL"]):
     import leery
     from leery import inputs
-    from leery.cli._model import load_model
+    from leery.models import load_model
 
 import numpy as np
 import pyarrow as pa
@@ -52,8 +52,8 @@ def model() -> nn.Module:
 
 def detector_file() -> bytes:
     images = torch.rand(60, 1, 3, 4)
-    found = leery.Detector(model(), passes=2, bandwidth=1.0, combiner="conformal")
-    found.fit(images, torch.arange(60) % 2).fit_combiner(images).calibrate(images)
+    found = leery.Detector(model(), passes=2, bandwidth=1.0)
+    found.fit(images, torch.arange(60) % 2).calibrate(torch.rand(200, 1, 3, 4))
     found.save(FOLDER / "seed")
     return (FOLDER / "seed").read_bytes()
 
@@ -98,7 +98,7 @@ def read(path: Path) -> None:
 def load_detector(path: Path) -> None:
     found = leery.Detector.load(path, model())
     if found.passes <= 100:
-        found.predict(torch.rand(3, 1, 3, 4))
+        found.flag(torch.rand(3, 1, 3, 4))
 
 
 def load_weights(path: Path) -> None:

@@ -1,29 +1,27 @@
 """leery makes an image classifier leery of its inputs: it detects adversarial examples.
 
 >>> import leery
->>> from leery.attacks import PGD
 >>> from leery.classifiers import pretrained
 >>> from leery.data import load
 >>> model = pretrained("mnist").model
 >>> images, labels = load("mnist", "train")
->>> clean, truth = load("mnist", "test")
->>> adversarial = PGD(0.3)(model, clean[:200], truth[:200])
->>> detector = leery.Detector(model, "hidden").fit(images[:6000], labels[:6000])
->>> detector = detector.fit_combiner(clean[:200], adversarial).calibrate(clean[200:400], fpr=0.05)
->>> suspicious = detector.predict(clean[400:500])
->>> suspicious.shape
+>>> held_out, _ = load("mnist", "test")
+>>> detector = leery.Detector(model).fit(images[:6000], labels[:6000])
+>>> verdicts = detector.calibrate(held_out[:400], fpr=0.05).judge(held_out[400:500])
+>>> verdicts.adversarial.shape
 (100,)
 """
 
 from importlib.metadata import version
 
-from leery.detector import METRICS, PAPER_METRICS, Detector, MetricTable
+from leery.detector import Detector, MetricTable, Verdicts
 from leery.errors import (
     CorruptDataError,
     DataError,
     DetectorFileError,
     InputError,
     LeeryError,
+    LeeryWarning,
     NoDropoutError,
     NotFittedError,
     OutputError,
@@ -32,6 +30,7 @@ from leery.errors import (
     WrongModelError,
 )
 from leery.mc_dropout import MCDropout
+from leery.metrics import METRICS, PAPER_METRICS
 
 __all__ = [
     "METRICS",
@@ -42,6 +41,7 @@ __all__ = [
     "DetectorFileError",
     "InputError",
     "LeeryError",
+    "LeeryWarning",
     "MCDropout",
     "MetricTable",
     "NoDropoutError",
@@ -49,6 +49,7 @@ __all__ = [
     "OutputError",
     "UnknownLayerError",
     "UnsupportedModelError",
+    "Verdicts",
     "WrongModelError",
     "__version__",
 ]

@@ -1,17 +1,25 @@
 """Checks of what users pass: expected, got, what to do."""
 
+from numbers import Integral
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from leery.errors import InputError
 
 __all__ = [
+    "Bounds",
     "all_finite",
+    "bounds_like",
     "check_batch_size",
+    "check_bound_values",
     "check_bounds",
+    "check_count",
     "check_images",
     "check_labels",
     "check_seed",
+    "clamp",
 ]
 
 
@@ -106,19 +114,81 @@ def check_seed(seed: int) -> None:
         raise InputError(message)
 
 
-def check_bounds(images: Tensor, bounds: tuple[float, float]) -> None:
-    """Refuse images outside the pixel range, and a range that is none.
+Bounds = tuple[float, float] | tuple[tuple[float, float], ...]
+"""The lowest and the highest pixel value: two numbers, or a pair per channel."""
+
+
+def bounds_like(bounds: Bounds, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The lowest and highest values, shaped to broadcast over images ``(N, channels, ...)``.
+
+    Raises:
+        InputError: when the images have another number of channels.
+    """
+    pairs = images.new_tensor(bounds)
+    if pairs.ndim == 1:
+        return pairs[0], pairs[1]
+    if images.ndim < 3 or len(pairs) != images.shape[1]:  # noqa: PLR2004 - N, C and more
+        message = (
+            f"expected bounds for each channel of images {tuple(images.shape)}, got {len(pairs)} "
+            "pairs; pass one pair per channel"
+        )
+        raise InputError(message)
+    low, high = pairs.view(len(pairs), 2, *(1 for _ in images.shape[2:])).unbind(1)
+    return low, high
+
+
+def clamp(images: Tensor, bounds: Bounds) -> Tensor:
+    """Images ``(N, ...)`` cut to the bounds."""
+    low, high = bounds_like(bounds, images)
+    return images.clamp(low, high)
+
+
+def check_bound_values(bounds: object) -> Bounds:
+    """The bounds as tuples of floats.
+
+    Raises:
+        InputError: when they are not finite, or low is not below high.
+    """
+    try:
+        values = np.asarray(bounds, dtype=np.float64)
+    except (TypeError, ValueError):
+        values = np.empty(0)
+    shaped = values.shape == (2,) or (values.ndim == 2 and values.shape[1] == 2)  # noqa: PLR2004
+    if not shaped or not np.isfinite(values).all() or not (values[..., 0] < values[..., 1]).all():
+        message = (
+            "expected bounds (low, high) with low < high, or one such pair per channel, got "
+            f"{bounds}; correct them"
+        )
+        raise InputError(message)
+    if values.ndim == 1:
+        return float(values[0]), float(values[1])
+    return tuple((float(low), float(high)) for low, high in values)
+
+
+def check_bounds(images: Tensor, bounds: Bounds) -> None:
+    """Refuse images outside the pixel range.
 
     Raises:
         InputError: then.
     """
-    if not bounds[0] < bounds[1]:
-        message = f"expected bounds (low, high) with low < high, got {bounds}; swap them"
-        raise InputError(message)
-    low, high = float(images.min()), float(images.max())
-    if low < bounds[0] or high > bounds[1]:
+    low, high = bounds_like(bounds, images)
+    if bool((images < low).any()) or bool((images > high).any()):
         message = (
-            f"expected pixels within the bounds {bounds}, got {low:g}..{high:g}; "
-            "scale the images or pass bounds=(low, high)"
+            f"expected pixels within the bounds {bounds}, got {float(images.min()):g}.."
+            f"{float(images.max()):g}; scale the images or pass bounds=(low, high)"
         )
         raise InputError(message)
+
+
+def check_count(value: object, what: str, least: int = 1) -> int:
+    """A whole number, refused when it is anything else or too small.
+
+    Raises:
+        InputError: then.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+        message = (
+            f"expected {what} as a whole number of at least {least}, got {value!r}; correct it"
+        )
+        raise InputError(message)
+    return int(value)

@@ -15,6 +15,8 @@ Every message is one sentence that says what was expected, what was got and what
     │   └── CorruptDataError               ... or whose bytes are not the published ones
     └── OutputError (OSError)              a folder or file that cannot be written
 
+A LeeryWarning (UserWarning) says what is done as asked, but is likely to be a mistake.
+
 Each also subclasses the usual Python (or scikit-learn) type, so code that never heard of leery
 can catch it.
 """
@@ -30,6 +32,7 @@ __all__ = [
     "DetectorFileError",
     "InputError",
     "LeeryError",
+    "LeeryWarning",
     "NoDropoutError",
     "NotFittedError",
     "OutputError",
@@ -42,6 +45,10 @@ __all__ = [
 
 class LeeryError(Exception):
     """Root of every exception that leery raises on purpose."""
+
+
+class LeeryWarning(UserWarning):
+    """Something that leery does as asked, but that is likely to be a mistake."""
 
 
 class InputError(LeeryError, ValueError):

@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -27,7 +27,7 @@ from pyarrow import csv
 from torch import Tensor
 
 from leery._files import atomic_stream, check_output, make_folder, write_atomically
-from leery.detector import Detector, MetricTable
+from leery.detector import Detector, Verdicts
 from leery.errors import InputError, NotFittedError, OutputError, listed
 from leery.inputs import Format, Item, count, files, printable, read
 
@@ -93,21 +93,24 @@ def score_to_file(
     """
     write = _writer(out)
     if detector.combiner_ is None:
-        message = "expected a detector after fit_combiner(clean), got one before it; call it first"
+        message = "expected a detector with a combiner, got one without; calibrate it first"
         raise NotFittedError(message)
     schema = _schema(detector)
-    shape, _ = detector.inputs_
-    form = replace(form, shape=shape)
+    shape = detector.inputs_.shape
+    form = replace(form, shape=shape, dtype=detector.inputs_.dtype)
     # What is wrong with the detector or the classifier is found before the first input is blamed.
     detector.explain_plan()
     check_output(out)
-    total = count(paths, form)
     folder = out.with_name(f"{out.name}.parts")
+    # The output may lie in a folder that is scored.
+    own = {out.resolve(), folder.resolve()}
+    total = count(paths, form, without=own)
     sizes = _part_sizes(total, shape)
-    with _opened(folder, _run(identity, paths, form, sizes), sizes, resume=resume) as parts:
+    run = _run(identity, list(files(paths, without=own)), form, sizes)
+    with _opened(folder, run, sizes, resume=resume) as parts:
         done = sum(sizes[: len(parts)])
         advance(done)
-        items = read(paths, form, start=done) if done < total else iter(())
+        items = read(paths, form, start=done, without=own) if done < total else iter(())
         while chunk := list(islice(items, max(sizes, default=0))):
             part = folder / _name(len(parts))
             with atomic_stream(part) as stream:
@@ -148,57 +151,59 @@ def _schema(detector: Detector) -> pa.Schema:
 
 def _scored(detector: Detector, items: Sequence[Item], schema: pa.Schema) -> pa.Table:
     """A row for each item."""
-    columns = {name: np.full(len(items), None, dtype=object) for name in schema.names}
-    columns["name"][:] = [item.name for item in items]
-    columns["error"][:] = [item.error or None for item in items]
+    errors = [item.error or None for item in items]
     readable = np.flatnonzero([item.image is not None for item in items])
-    _, dtype = detector.inputs_
-    images = [item.image for item in items if item.image is not None]
-    if dtype.is_floating_point:
-        images = [image.to(dtype) for image in images]
-    for rows, found in _measured(detector, readable, images):
+    places: list[np.ndarray] = []
+    tables: list[pa.Table] = []
+    for rows, found in _judged(detector, readable, [item.image for item in items]):
         if isinstance(found, str):
-            columns["error"][rows] = found
-            continue
-        scores = detector.judge(found)
-        columns["predicted"][rows], columns["score"][rows] = found.predicted, scores
-        for name in found.names:
-            columns[name][rows] = found.column(name)
-        if detector.calibration_ is not None:
-            columns["p_value"][rows] = detector.calibration_.p_values(scores, found.predicted)
-            columns["adversarial"][rows] = detector.calibration_.flagged(scores, found.predicted)
-    return pa.table({name: column.tolist() for name, column in columns.items()}, schema)
+            errors[rows[0]] = found
+        else:
+            places.append(rows)
+            tables.append(found.to_arrow())
+    own = [field for field in schema if field.name not in ("name", "error")]
+    verdicts = pa.concat_tables([pa.schema(own).empty_table(), *tables])
+    # A row without verdict takes a place that does not exist, which is null.
+    order = np.full(len(items), -1)
+    order[np.concatenate([*places, np.empty(0, int)])] = np.arange(len(verdicts))
+    taken = verdicts.take(pa.array(order, mask=order < 0))
+    names = pa.array([item.name for item in items], pa.string())
+    columns = {"name": names, "error": pa.array(errors, pa.string())}
+    for column in own:
+        columns[column.name] = taken.column(column.name)
+    return pa.table([columns[name] for name in schema.names], schema)
 
 
-def _measured(
-    detector: Detector, rows: np.ndarray, images: Sequence[Tensor]
-) -> Iterator[tuple[np.ndarray, MetricTable | str]]:
-    """The metrics of those rows, or why there are none; one bad image does not spoil the others."""
-    if not images:
+def _judged(
+    detector: Detector, rows: np.ndarray, images: Sequence[Tensor | None]
+) -> Iterator[tuple[np.ndarray, Verdicts | str]]:
+    """The verdicts on those rows, or why there is none; one bad image does not spoil the others."""
+    if not len(rows):
         return
     reason = "a metric is not finite"
     try:
-        table = detector.measure(torch.stack(list(images)))
-        if np.isfinite(table.values).all():
-            yield rows, table
+        shown = [image for row in rows if (image := images[row]) is not None]
+        verdicts = detector.judge(torch.stack(shown))
+        if np.isfinite(verdicts.metrics).all():
+            yield rows, verdicts
             return
     except InputError as error:
         reason = str(error)
-    if len(images) == 1:
+    if len(rows) == 1:
         yield rows, f"cannot be measured: {reason}"
         return
-    half = len(images) // 2
-    yield from _measured(detector, rows[:half], images[:half])
-    yield from _measured(detector, rows[half:], images[half:])
+    half = len(rows) // 2
+    yield from _judged(detector, rows[:half], images)
+    yield from _judged(detector, rows[half:], images)
 
 
 def _run(identity: str, paths: Sequence[Path], form: Format, sizes: Sequence[int]) -> str:
     """What a run is of, so that another is not taken for it."""
     listing = hashlib.sha256()
-    for path in files(paths):
-        stat = path.stat()
+    for path in paths:
+        stat = path.lstat() if not path.exists() else path.stat()
         listing.update(f"{printable(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    facts = [identity, listing.hexdigest(), asdict(form), sizes]
+    facts = [identity, listing.hexdigest(), str(form), sizes]
     return json.dumps({"leery": hashlib.sha256(json.dumps(facts).encode()).hexdigest()})
 
 

@@ -203,7 +203,7 @@ def test_tiny_gradients_still_have_length_one() -> None:
         ({"epsilon": 0.1, "steps": 0}, "expected at least 1 step, got 0"),
         ({"epsilon": 0.1, "step_size": 0.0}, "expected a step size above 0, got 0"),
         ({"epsilon": 0.1, "norm": "l1"}, "expected a norm of linf, l2, got 'l1'"),
-        ({"epsilon": 0.1, "bounds": (1, 0)}, r"got \(1, 0\); swap them"),
+        ({"epsilon": 0.1, "bounds": (1, 0)}, r"low < high, .*got \(1, 0\)"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, object], text: str) -> None:
@@ -242,7 +242,7 @@ def test_noise_has_the_stated_spread_and_stays_in_bounds(digits: Batch) -> None:
     assert not torch.equal(noisy, gaussian_noise(digits[0][:20], 0.3, seed=5))
     with pytest.raises(InputError, match="sigma of at least 0, got -1"):
         gaussian_noise(grey, -1)
-    with pytest.raises(InputError, match=r"low < high, got \(1, 0\)"):
+    with pytest.raises(InputError, match=r"low < high, .*got \(1, 0\)"):
         gaussian_noise(grey, 0.1, bounds=(1, 0))
     with pytest.raises(InputError, match=r"within the bounds \(0.0, 1.0\), got 5..5"):
         gaussian_noise(grey * 10, 0.1)

@@ -134,15 +134,18 @@ def place(tmp_path_factory: pytest.TempPathFactory, digits: Batch, training_digi
 
 def test_fit_writes_the_detector_that_the_library_makes(place: Place, digits: Batch) -> None:
     facts = place.json("inspect", "guard.leery")
-    assert facts["settings"]["feature_layer"] == "input of classify.1"
+    assert facts["layers"]["head"] == "input of classify.1"
     assert facts["settings"]["combiner"] == "conformal"
     assert facts["calibration"]["fpr"] == 0.05
-    assert facts["tensors"]["calibration/scores"]["shape"] == [300]
+    assert facts["tensors"]["calibration/scores"]["shape"] == [1200]
     assert facts["bytes"] == (place.folder / "guard.leery").stat().st_size
     detector = Detector.load(place.folder / "guard.leery", pretrained("mnist").model)
-    assert detector.predict(digits[0][1000:1300]).mean() < 0.12
+    assert detector.flag(digits[0][1000:1300]).mean() < 0.12
     shown = place.run("inspect", "guard.leery", "--model", "net:make")
-    assert "at most 0.05 on average over calibration sets; from 300 clean" in shown
+    assert (
+        "at most 0.05 on average over calibration sets; from 1,200 images (clean, noise, cont"
+        in shown
+    )
     assert "way: graph (the deterministic part once" in shown
 
 
@@ -163,7 +166,7 @@ def test_scores_are_those_of_the_library_one_row_each(place: Place, suffix: str)
     assert np.allclose(good["score"].astype(float), detector.score(images))
     assert np.allclose(good["p_value"].astype(float), detector.p_value(images))
     verdicts = [str(verdict).lower() == "true" for verdict in good["adversarial"]]
-    assert verdicts == detector.predict(images).tolist()
+    assert verdicts == detector.flag(images).tolist()
     assert sum(verdicts) == summary["flagged"]
     table = detector.measure(images)
     assert np.allclose(good["kernel_density"].astype(float), table.column("kernel_density"))
@@ -230,12 +233,15 @@ def test_a_run_is_not_resumed_with_other_inputs(place: Place) -> None:
 
 def test_calibrate_changes_the_promise_and_refuses_too_much(place: Place) -> None:
     arguments = ["calibrate", "guard.leery", "--clean", "test.npz", "--out", "other.leery"]
+    arguments = [*arguments, "--force", "--no-harmless"]
     facts = place.json(*arguments, "--fpr", "0.1", "--pac", "--confidence", "0.9")
     assert facts["calibration"] == {
         "fpr": 0.1,
         "promise": "pac",
         "confidence": 0.9,
         "per_class": False,
+        "right_only": False,
+        "kinds": ["clean"],
     }
     assert "with confidence 0.9; from 200" in place.run("inspect", "other.leery")
     error = place.run(*arguments, "--fpr", "0.001", code=1)
@@ -279,7 +285,7 @@ def test_folders_number_the_classes_of_the_classifier(place: Place, digits: Batc
         (place.folder / "eight" / str(label) / "a.png").write_bytes(picture)
     for command in (
         ("attack", "--data", "eight", "--attack", "fgsm:0.1"),
-        ("fit", "--train", "eight", "--clean", "held.npz"),
+        ("fit", "--train", "eight", "--clean", "held.npz", "--out", "e.leery"),
         ("evaluate", "guard.leery", "--data", "eight", "--attack", "fgsm:0.1"),
     ):
         assert "a folder for each of 10 classes in eight, got 8" in place.run(*command, code=1)
@@ -292,8 +298,9 @@ def test_fit_with_attacks_learns_a_logistic_combiner(place: Place) -> None:
         *("--metrics", "kernel_density,confidence", "--passes", "3"),
     )
     assert facts["settings"]["combiner"] == "logistic"
-    assert facts["settings"]["bandwidth"] == 1.7
-    assert facts["tensors"]["kernel_density/0"]["dtype"] == "F16"
+    (density,) = (metric for metric in facts["metrics"] if metric["name"] == "kernel_density")
+    assert density["options"]["bandwidth"] == 1.7
+    assert facts["tensors"]["metrics/kernel_density/points"]["dtype"] == "F16"
     assert "calibration" not in facts
     summary = place.json("score", "logistic.leery", "incoming", "--out", "l.csv", code=3)
     assert summary["flagged"] is None
@@ -334,13 +341,13 @@ def test_a_stranger_s_file_is_shown_as_it_is(place: Place) -> None:
     shown = place.run("inspect", "odd.leery")
     assert "[/red]?[2J" in shown
     assert "not fitted" in shown
-    facts["settings"]["metrics"] = [1]
+    facts["metrics"] = [1]
     save_file({"x": torch.zeros(1)}, odd, {"leery": json.dumps(facts)})
-    assert "got metrics that are no names" in place.run("inspect", "odd.leery", code=1)
+    assert "got metrics with missing or wrong parts" in place.run("inspect", "odd.leery", code=1)
 
 
 REFUSALS = {
-    ("inspect", "guard.leery", "--model", "net"): "expected MODULE:FACTORY as model, got 'net'",
+    ("inspect", "guard.leery", "--model", "net"): "expected MODULE:NAME as classifier, got 'net'",
     ("inspect", "guard.leery", "--model", "no_net:make"): "expected a Python module 'no_net'",
     ("inspect", "guard.leery", "--model", "torn:make"): "Python module 'no_such_package', got none",
     (
@@ -372,8 +379,9 @@ REFUSALS = {
         "held.npz",
         "--fpr",
         "7",
+        "--force",
     ): "between 0 and 1, got 7.0",
-    ("fit", "--train", "held.npz", "--clean", "held.npz"): "was not trained on, got ",
+    ("fit", "--train", "held.npz", "--clean", "held.npz", "--out", "n"): "was not trained on, got ",
     (
         "fit",
         "--train",
@@ -382,6 +390,7 @@ REFUSALS = {
         "held.npz",
         "--model",
         "net:random",
+        "--force",
     ): "pass --weights",
     ("fit", "--train", "train.npz", "--clean", "held.npz", "--out", "incoming"): "got a folder",
     ("inspect", "guard.leery", "--model", "net:number"): "class 'number' in net, got int",
@@ -389,13 +398,22 @@ REFUSALS = {
     ("inspect", "guard.leery", "--model", "net:empty"): "that guard.leery was fitted on (DigitNet",
     ("score", "guard.leery", "incoming", "--out", "a.xml"): "output of .parquet, .csv, .jsonl, got",
     ("score", "guard.leery", "nowhere"): "expected a file or folder at nowhere, got none",
+    ("fit", "--train", "train.npz", "--clean", "held.npz"): "got one that would be replaced; name",
+    ("calibrate", "guard.leery", "--clean", "test.npz"): "got one that would be replaced; name",
     ("attack", "--data", "test.npz"): "at least one attack, got none; add --attack pgd:0.1",
     ("attack", "--data", "test.npz", "--attack", "x:1"): "such as pgd:0.3 out of fgsm, bim, pgd",
     ("attack", "--data", "test.npz", "--attack", "pgd:a"): "out of fgsm, bim, pgd, got 'pgd:a'",
     ("attack", "--data", "incoming/00.png", "--attack", "pgd:1"): "expected labelled images, got",
-    ("fit", "--train", "many.parquet", "--clean", "held.npz"): "a label for each input, got none",
-    ("fit", "--train", "train.npz", "--clean", "held.npz", "--bandwidth", "x"): "as bandwidth, got",
-    ("fit", "--train", "train.npz", "--clean", "held.npz", "--layer", "x"): "the model has: conv",
+    (
+        "fit",
+        "--train",
+        "many.parquet",
+        "--clean",
+        "held.npz",
+        "--force",
+    ): "a label for each input, got none",
+    ("fit", "--train", "train.npz", "--clean", "held.npz", "--bandwidth", "x", "--force"): "as ban",
+    ("fit", "--train", "train.npz", "--clean", "held.npz", "--layer", "x", "--force"): "the model",
 }
 
 

@@ -18,12 +18,12 @@ def clean(request: pytest.FixtureRequest) -> tuple[np.ndarray, MetricTable]:
     """Scores and metrics of 5,000 clean test images that no part of the detector has seen."""
     model = pretrained(request.param).model
     images, labels = load(request.param, "train")
-    detector = Detector(model, passes=20).fit(images[:6000], labels[:6000])
+    detector = Detector(model, passes=20, combiner="logistic").fit(images[:6000], labels[:6000])
     test, truth = load(request.param, "test")
     attack = BIM(0.12)
-    detector.fit_combiner(test[:500], labels=truth[:500], attacks=[attack])
-    table = detector.measure(test[1000 : 1000 + CALIBRATED + JUDGED])
-    return detector.judge(table), table
+    detector.fit_combiner(test[:500], truth[:500], attacks=[attack])
+    verdicts = detector.judge(test[1000 : 1000 + CALIBRATED + JUDGED])
+    return verdicts.score, verdicts.table
 
 
 def splits() -> list[np.ndarray]:

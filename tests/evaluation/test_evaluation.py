@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import scipy.stats
 import sklearn.metrics
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from leery.detector import LogisticCombiner, MetricTable
+from leery.combiners import Facts, LogisticCombiner
+from leery.detector import MetricTable
 from leery.errors import InputError
 from leery.evaluation import (
     Pool,
@@ -25,6 +27,7 @@ from leery.evaluation import (
     share_interval,
     tpr_at_fpr,
 )
+from leery.evaluation._protocols import scores_of
 
 
 def twins(
@@ -227,7 +230,7 @@ def test_every_row_is_judged_once_by_a_combiner_of_the_other_folds() -> None:
     assert sorted(judged) == list(range(len(pool.source)))
     scores = held_out_scores(pool, ["m0", "m1"], 1)
     for combiner, rows in fitted:
-        assert scores[rows] == pytest.approx(combiner.score(pool.values(["m0", "m1"])[rows]))
+        assert scores[rows] == pytest.approx(scores_of(combiner, pool, ["m0", "m1"], rows))
 
 
 def test_the_seed_deals_the_folds() -> None:
@@ -239,22 +242,28 @@ def test_the_seed_deals_the_folds() -> None:
         held_out_scores(noise_pool(4, 3), ["m0"])
 
 
+def taught(values: np.ndarray, adversarial: np.ndarray) -> LogisticCombiner:
+    facts = [Facts(f"m{place}", "", "both") for place in range(values.shape[1])]
+    nothing = np.zeros(len(values), dtype=np.int64)
+    return LogisticCombiner(facts).fit(values, nothing, adversarial=adversarial)
+
+
 def test_the_combiner_equals_scikit_learns_pipeline() -> None:
     generator = np.random.default_rng(0)
     values = generator.normal(size=(300, 4)) * [1, 10, 100, 0] + [0, 5, 0, 3]
     truth = values[:, 0] + generator.normal(size=300) > 0
     peer = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(values, truth)
-    found = LogisticCombiner.fit(values, truth).score(values)
+    found = taught(values, truth)(torch.from_numpy(values), torch.zeros(300)).numpy()
     assert np.allclose(found, peer.decision_function(values), atol=1e-12)
 
 
 def test_the_combiner_refuses_what_it_cannot_learn_from() -> None:
     values = np.zeros((4, 2))
     with pytest.raises(InputError, match="got only adversarial ones"):
-        LogisticCombiner.fit(values, np.ones(4, bool))
+        taught(values, np.ones(4, bool))
     values[1, 1] = np.inf
     with pytest.raises(InputError, match="expected finite metrics, got 1 rows"):
-        LogisticCombiner.fit(values, np.array([0, 0, 1, 1], bool))
+        taught(values, np.array([0, 0, 1, 1], bool))
 
 
 def test_the_difference_of_areas_equals_a_bootstrap_over_source_images() -> None:

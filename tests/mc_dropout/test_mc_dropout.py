@@ -145,13 +145,13 @@ def test_weight_normalisation_and_pruning_are_in_the_graph(digits: Batch) -> Non
 
 
 def test_what_is_stochastic_is_named_with_its_rate_and_mask() -> None:
-    plan = MCDropout(build("functional"), layer="hidden").explain_plan(torch.rand(2, 1, 28, 28))
+    plan = MCDropout(build("functional"), layers=["hidden"]).explain_plan(torch.rand(2, 1, 28, 28))
     assert [(layer.name, layer.kind, layer.shape) for layer in plan.stochastic] == [
         ("", "Functional", (1, 4, 1, 1)),
         ("", "Functional", (1, 20)),
     ]
     assert [layer.rate for layer in plan.stochastic] == pytest.approx([0.2, 0.4])
-    assert plan.feature_layer == "hidden"
+    assert plan.layers == ("hidden",)
     text = str(MCDropout(build("transformer")).explain_plan(torch.rand(2, 1, 28, 28)))
     assert "encoder.layers.1.dropout2 (Dropout): drops 0.2, mask (1, 28, 28)" in text
     assert "encoder.layers.0.self_attn (MultiheadAttention): drops 0.2, mask (1, 4, 28, 28)" in text
@@ -393,27 +393,24 @@ def test_some_passes_choose_together_what_each_keeps(
 
 @pytest.mark.parametrize("name", ["DigitNet", "FashionNet"])
 def test_a_score_does_not_depend_on_the_batch_size(name: str, digits: Batch) -> None:
-    sampler = MCDropout(build(name), passes=20, layer="hidden")
+    sampler = MCDropout(build(name), passes=20, layers=["hidden"])
     images = digits[0][:256]
     whole = sampler.observe(images)
     for size in (1, 7):
         sampler.batch_size = size
         cut = sampler.observe(images[:70])
-        assert cut.features is not None
-        assert whole.features is not None
         assert float((cut.probs - whole.probs[:, :70]).abs().max()) <= 1e-6
-        assert float((cut.features - whole.features[:70]).abs().max()) <= 1e-5
+        assert float((cut.layers["hidden"] - whole.layers["hidden"][:70]).abs().max()) <= 1e-5
         assert torch.allclose(cut.logits, whole.logits[:70], rtol=0, atol=1e-5)
 
 
 def test_features_and_logits_are_those_of_the_model_without_dropout(
     digit_net: nn.Module, digits: Batch
 ) -> None:
-    seen = MCDropout(digit_net, passes=2, layer="hidden").observe(digits[0][:40])
+    seen = MCDropout(digit_net, passes=2, layers=["hidden"]).observe(digits[0][:40])
     features, logits = extract_features(digit_net, digits[0][:40], "hidden")
-    assert seen.features is not None
     assert features.shape == (40, 128)
-    assert torch.allclose(seen.features, features, atol=1e-5)
+    assert torch.allclose(seen.layers["hidden"], features, atol=1e-5)
     assert torch.allclose(seen.logits, logits, atol=1e-5)
     with torch.no_grad():
         assert torch.allclose(logits, digit_net(digits[0][:40]), atol=1e-5)
@@ -612,10 +609,9 @@ def test_masks_do_not_depend_on_the_default_type_or_device(digits: Batch) -> Non
 
 def test_a_layer_without_a_trace_in_the_graph_is_read_by_the_loop(digits: Batch) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Identity(), nn.Dropout(0.5), nn.Linear(784, 10))
-    sampler = MCDropout(model, passes=2, layer="1")
+    sampler = MCDropout(model, passes=2, layers=["1"])
     seen = sampler.observe(digits[0][:5])
-    assert seen.features is not None
-    assert torch.equal(seen.features, digits[0][:5].flatten(1))
+    assert torch.equal(seen.layers["1"], digits[0][:5].flatten(1))
     plan = sampler.explain_plan(digits[0][:5])
     assert (plan.way, plan.reason) == ("loop", "layer '1' leaves no trace in its graph")
 
@@ -900,7 +896,7 @@ def test_impossible_settings_are_refused(digit_net: nn.Module) -> None:
     with pytest.raises(InputError, match="batch size of at least 1, got 0"):
         MCDropout(digit_net, batch_size=0)
     with pytest.raises(UnknownLayerError, match="got 'fc'; the model has: convolutions, "):
-        MCDropout(digit_net, layer="fc")
+        MCDropout(digit_net, layers=["fc"])
 
 
 def test_images_the_model_does_not_accept_are_refused(digit_net: nn.Module) -> None:

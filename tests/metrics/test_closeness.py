@@ -88,10 +88,10 @@ def test_blocks_do_not_change_the_density(resident: int, monkeypatch: pytest.Mon
     queries, classes = sample(70, seed=3)
     density = KernelDensity(1.0).fit(features, labels)
     whole = density.score(queries, classes)
-    monkeypatch.setattr(module, "_MOST_RESIDENT", resident)
-    monkeypatch.setattr(module, "_REFERENCES", 7)
-    monkeypatch.setattr(module, "_CONVERTED", 4)
-    monkeypatch.setattr(module, "_QUERIES", 3)
+    monkeypatch.setattr(module, "MOST_RESIDENT", resident)
+    monkeypatch.setattr(module, "REFERENCES", 7)
+    monkeypatch.setattr(module, "CONVERTED", 4)
+    monkeypatch.setattr(module, "QUERIES", 3)
     cut = KernelDensity(1.0).fit(features, labels)
     assert torch.allclose(cut.score(queries, classes), whole, atol=1e-12, rtol=0)
     alone = [cut.score(queries[i : i + 1], classes[i : i + 1]) for i in range(70)]
@@ -155,7 +155,7 @@ def test_a_restored_metric_scores_bit_equal(make: Make) -> None:
     features, labels = sample(60)
     queries, classes = sample(30, seed=2)
     fitted = make().fit(features, labels)
-    restored = make().restore(fitted.to_tensors())
+    restored = make().restore(fitted.state_dict())
     assert torch.equal(restored.score(queries, classes), fitted.score(queries, classes))
 
 
@@ -166,8 +166,8 @@ def test_a_restored_metric_scores_bit_equal(make: Make) -> None:
 def test_closeness_is_differentiable(
     make: Make, resident: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_MOST_RESIDENT", resident)
-    monkeypatch.setattr(module, "_CONVERTED", 4)
+    monkeypatch.setattr(module, "MOST_RESIDENT", resident)
+    monkeypatch.setattr(module, "CONVERTED", 4)
     features, labels = sample(30, 3)
     queries, classes = sample(4, 3, seed=2)
     metric = make().fit(features.double(), labels)
@@ -220,7 +220,9 @@ def test_impossible_settings_are_refused() -> None:
             InputError, match="bandwidth from 1e-100 to 1e.100 or one of likelihood, "
         ):
             KernelDensity(bandwidth)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="at least 1 reference a class, got 0"):
+    with pytest.raises(
+        InputError, match="references per class as a whole number of at least 1, got 0"
+    ):
         KernelDensity(1.0, references=0)
     with pytest.raises(InputError, match="\"float16\", got 'int8'"):
         KernelDensity(1.0, precision="int8")  # type: ignore[arg-type]
@@ -263,7 +265,7 @@ def test_each_class_can_have_a_bandwidth_of_its_own() -> None:
     assert each.bandwidth_[1] > 5 * each.bandwidth_[0]
     alone = KernelDensity("likelihood").fit(features[labels == 1], labels[labels == 1])
     assert alone.bandwidth_[1] == each.bandwidth_[1]
-    restored = KernelDensity("likelihood-per-class").restore(each.to_tensors())
+    restored = KernelDensity("likelihood-per-class").restore(each.state_dict())
     assert restored.bandwidth_ == each.bandwidth_
     assert torch.equal(restored.score(features, labels), each.score(features, labels))
 
@@ -280,8 +282,35 @@ def test_the_bandwidth_scales_with_the_features_and_ignores_repetitions() -> Non
 def test_equal_features_have_no_likeliest_bandwidth() -> None:
     with pytest.raises(InputError, match=r"differ within a class, got equal ones only in \[0, 1\]"):
         KernelDensity().fit(torch.ones(8, 3), torch.arange(8) % 2)
-    with pytest.raises(InputError, match="3 bandwidths, one a class, got 0; fit again"):
-        KernelDensity().restore(KernelDensity(1.0).fit(*sample(30)).to_tensors())
+
+
+def test_a_state_that_cannot_be_is_refused() -> None:
+    state = KernelDensity(1.0).fit(*sample(30)).state_dict()
+    with pytest.raises(InputError, match=r"3 bandwidths, one per class, got \(0,\); fit again"):
+        KernelDensity().restore({**state, "bandwidths": state["bandwidths"][:0]})
+    with pytest.raises(InputError, match="expected 30 features in the counts"):
+        KernelDensity().restore({**state, "counts": state["counts"] + 1})
+    without = {name: tensor for name, tensor in state.items() if name != "points"}
+    with pytest.raises(InputError, match="tensors of kernel_density, got none called points"):
+        KernelDensity().restore(without)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: KernelDensity("likelihood", references=20), lambda: KernelDensity(1.0), ClassKL],
+)
+def test_any_split_of_the_training_data_gives_the_same_metric(make: Make) -> None:
+    features, labels = sample(300)
+    queries, classes = sample(30, seed=2)
+    whole = make().fit(features, labels)
+    parts = [make() for _ in range(3)]
+    for part, rows in zip(parts, torch.arange(300).split([30, 200, 70]), strict=True):
+        part._add(features[rows], labels[rows])
+    merged = parts[0]
+    merged.merge(parts[1])
+    merged.merge(parts[2])
+    merged.finish()
+    assert torch.allclose(merged.score(queries, classes), whole.score(queries, classes), atol=1e-12)
 
 
 def test_references_are_drawn_from_the_class_and_repeatable() -> None:
@@ -303,7 +332,7 @@ def test_half_precision_halves_the_file_and_barely_moves_the_density() -> None:
     features, labels = sample(300)
     half = KernelDensity(1.0, precision="float16").fit(features, labels)
     full = KernelDensity(1.0).fit(features, labels)
-    assert half.to_tensors()["0"].dtype == torch.float16
+    assert half.points.dtype == torch.float16
     assert torch.allclose(
         half.score(features, labels), full.score(features, labels), atol=0.01, rtol=0
     )

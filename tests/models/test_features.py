@@ -56,7 +56,10 @@ def test_a_layer_before_an_in_place_activation_gives_its_own_output() -> None:
 
 
 def test_a_model_that_returns_no_logits_is_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"returns logits \(3, classes\), got tuple"):
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"returns logits \(3, classes\), got a tuple of 2; say where they are",
+    ):
         extract_features(nn.Sequential(nn.Linear(4, 2), Pair()), torch.rand(3, 4), "0")
 
 

@@ -20,7 +20,14 @@ from leery.attacks import BIM, FGSM, PGD
 from leery.classifiers import accuracy
 from leery.errors import LeeryError
 from leery.mc_dropout import insert_dropout
-from leery.models import extract_features, guest, last_hidden_layer
+from leery.evaluation import evaluate
+from leery.models import (
+    extract_features,
+    guest,
+    last_hidden_layer,
+    predict,
+    submodules_of_images,
+)
 from tests.mc_dropout.zoo import build
 
 
@@ -64,10 +71,12 @@ def scene(tmp_path: Path) -> Scene:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Delicate()
-        images = torch.rand(30, 1, 8, 8)
+        images, others = torch.rand(30, 1, 8, 8), torch.rand(30, 1, 8, 8)
+        more = torch.rand(30, 1, 8, 8)
     labels = torch.arange(30) % 3
-    detector = Detector(model, "hidden", passes=3).fit(images, labels)
-    detector.fit_combiner(images, 1 - images).calibrate(images)
+    detector = Detector(model, feature_layer="hidden", passes=3, combiner="logistic")
+    detector.fit(more, labels).fit_combiner(others, adversarial=1 - others)
+    detector.calibrate(torch.flip(others, [3]))
     detector.save(tmp_path / "d")
     # A state that eval() and train() alone would not bring back.
     model.train()
@@ -141,7 +150,7 @@ def test_the_caller_s_autocast_does_not_reach_a_score(scene: Scene) -> None:
 
 
 def test_hooks_of_the_user_see_real_tensors_only(scene: Scene) -> None:
-    MCDropout(scene.model, 3, layer="hidden").observe(scene.images)
+    MCDropout(scene.model, 3, layers=["hidden"]).observe(scene.images)
     assert set(scene.model.seen) == {"Tensor"}
 
 
@@ -184,24 +193,35 @@ CALLS: dict[str, Callable[[Scene], object]] = {
     "accuracy": lambda s: accuracy(s.model, s.images, s.labels),
     "MCDropout.sample": lambda s: MCDropout(s.model, 3).sample(s.images),
     "MCDropout.sample fresh": lambda s: MCDropout(s.model, 3, masks="fresh").sample(s.images),
-    "MCDropout.observe": lambda s: MCDropout(s.model, 3, layer="hidden").observe(s.images),
-    "Detector": lambda s: Detector(s.model, "hidden"),
-    "Detector.fit": lambda s: Detector(s.model, "hidden", passes=3).fit(s.images, s.labels),
+    "MCDropout.observe": lambda s: MCDropout(s.model, 3, layers=["hidden"]).observe(s.images),
+    "Detector": lambda s: Detector(s.model, feature_layer="hidden"),
+    "Detector.fit": lambda s: Detector(s.model, feature_layer="hidden", passes=3).fit(
+        s.images, s.labels
+    ),
     "Detector.measure": lambda s: Detector.load(s.folder / "d", s.model).measure(s.images),
     "Detector.fit_combiner": lambda s: Detector.load(s.folder / "d", s.model).fit_combiner(
-        s.images, s.images / 2, s.images / 3
+        s.images, adversarial=s.images / 2, noisy=s.images / 3
     ),
     "Detector.score": lambda s: Detector.load(s.folder / "d", s.model).score(s.images),
     "Detector.calibrate": lambda s: Detector.load(s.folder / "d", s.model).calibrate(s.images),
     "Detector without a layer": lambda s: Detector(s.model, passes=3).fit(s.images, s.labels),
     "Detector.fit_combiner attacks": lambda s: Detector.load(s.folder / "d", s.model).fit_combiner(
-        s.images, labels=s.labels, attacks=[FGSM(0.1)]
+        s.images, s.labels, attacks=[FGSM(0.1)]
     ),
     "Detector.explain": lambda s: Detector.load(s.folder / "d", s.model).explain(s.images),
     "Detector.explain_plan": lambda s: Detector.load(s.folder / "d", s.model).explain_plan(),
     "last_hidden_layer": lambda s: last_hidden_layer(s.model, s.images),
     "insert_dropout": lambda s: insert_dropout(s.model, before="out").eval()(s.images),
-    "Detector.predict": lambda s: Detector.load(s.folder / "d", s.model).predict(s.images),
+    "Detector.judge": lambda s: Detector.load(s.folder / "d", s.model).judge(s.images),
+    "Detector.flag": lambda s: Detector.load(s.folder / "d", s.model).flag(s.images),
+    "Detector.differentiable_score": lambda s: Detector.load(
+        s.folder / "d", s.model
+    ).differentiable_score(s.images),
+    "evaluate": lambda s: evaluate(
+        Detector.load(s.folder / "d", s.model), s.images, s.labels, attacks={"fgsm": FGSM(0.1)}
+    ),
+    "submodules_of_images": lambda s: submodules_of_images(s.model, s.images),
+    "predict": lambda s: predict(s.model, s.images),
     "Detector.save": lambda s: s.detector.save(s.folder / "again"),
     "Detector.load": lambda s: Detector.load(s.folder / "d", s.model),
 }
@@ -222,7 +242,11 @@ def test_a_finished_call_leaves_no_trace(name: str, scene: Scene) -> None:
 def test_a_call_that_fails_inside_the_model_leaves_no_trace(name: str, scene: Scene) -> None:
     scene.model.tripped = True
     before = snapshot(scene.model, scene.images, scene.labels)
-    with pytest.raises(ZeroDivisionError, match="the wire was touched"):
+    # The last of these calls the model without leery.
+    kind, text = (
+        (ZeroDivisionError, "") if name == "insert_dropout" else (LeeryError, "ZeroDivisionError: ")
+    )
+    with pytest.raises(kind, match=f"{text}the wire was touched"):
         CALLS[name](scene)
     assert snapshot(scene.model, scene.images, scene.labels) == before
 

@@ -11,6 +11,20 @@ False
 """
 
 from leery.attacks._gradient import BIM, FGSM, PGD, Attack, GradientAttack
+from leery.attacks._harmless import HARMLESS, Harmless
 from leery.attacks._noise import gaussian_noise
+from leery.attacks._objectives import CrossEntropy, Objective, ObjectiveOf
 
-__all__ = ["BIM", "FGSM", "PGD", "Attack", "GradientAttack", "gaussian_noise"]
+__all__ = [
+    "BIM",
+    "FGSM",
+    "HARMLESS",
+    "PGD",
+    "Attack",
+    "CrossEntropy",
+    "GradientAttack",
+    "Harmless",
+    "Objective",
+    "ObjectiveOf",
+    "gaussian_noise",
+]

@@ -1,29 +1,48 @@
 """The one loop of every gradient attack, and the settings that make FGSM, BIM and PGD of it."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from leery._checks import check_batch_size, check_bounds, check_images, check_labels
-from leery.attacks._narrow import NarrowConvolutions
+from leery._checks import (
+    Bounds,
+    check_batch_size,
+    check_bound_values,
+    check_bounds,
+    check_images,
+    check_labels,
+    clamp,
+)
 from leery.attacks._norms import NORMS, NormName
+from leery.attacks._objectives import CrossEntropy, Objective, ObjectiveOf
 from leery.errors import InputError
-from leery.models import Run, Trial, device_of, guest, run_fast, run_model
+from leery.models import device_of, guest
 
 __all__ = ["BIM", "FGSM", "PGD", "Attack", "GradientAttack"]
 
-Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""What makes the adversarial twins of images, given the classifier and the true classes."""
+
+class Attack(Protocol):
+    """Makes adversarial versions of images."""
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, *, seed: int = 0
+    ) -> Tensor:
+        """The adversarial version of each image.
+
+        Args:
+            model: the classifier, which is left as it was.
+            images: ``(N, ...)``.
+            labels: int ``(N,)``, the true classes.
+            seed: of everything random.
+        """
 
 
 @dataclass(frozen=True)
 class GradientAttack:
-    r"""Ascend the cross-entropy of the true label inside a ball around each image.
+    r"""Climb an objective inside a ball around each image.
 
     .. math::
         x_{k+1} = \mathrm{clip}_{bounds}\bigl(x_0 +
@@ -35,7 +54,10 @@ class GradientAttack:
         step_size: alpha, in the same units; by default a fixed share of epsilon.
         random_start: whether to start at a uniform draw from the ball.
         norm: "linf" (d = sign) or "l2" (d = gradient of length one).
-        bounds: the lowest and the highest pixel value.
+        bounds: lowest and highest pixel value, or a pair per channel; by default (0, 1), or those
+            of the detector where an evaluation runs the attack.
+        objective: makes what is climbed for the classifier; by default the cross-entropy of the
+            true class.
 
     Raises:
         InputError: when a setting is outside its range.
@@ -46,14 +68,16 @@ class GradientAttack:
     step_size: float | None = field(default=None, kw_only=True)
     random_start: bool = field(default=False, kw_only=True)
     norm: NormName = field(default="linf", kw_only=True)
-    bounds: tuple[float, float] = field(default=(0.0, 1.0), kw_only=True)
+    bounds: Bounds | None = field(default=None, kw_only=True)
+    objective: ObjectiveOf = field(default=CrossEntropy, kw_only=True)
 
     relative_step: ClassVar[float] = 0.1
     """The default step size as a share of epsilon."""
 
     def __post_init__(self) -> None:
         """Refuse settings that no attack can have."""
-        low, high = self.bounds
+        if self.bounds is not None:
+            object.__setattr__(self, "bounds", check_bound_values(self.bounds))
         if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
             message = f"expected a finite epsilon of at least 0, got {self.epsilon}; correct it"
         elif self.steps < 1:
@@ -62,8 +86,6 @@ class GradientAttack:
             message = f"expected a step size above 0, got {self.step_size}; correct it"
         elif self.norm not in NORMS:
             message = f"expected a norm of {', '.join(NORMS)}, got {self.norm!r}; name one"
-        elif not low < high:
-            message = f"expected bounds (low, high) with low < high, got {self.bounds}; swap them"
         else:
             return
         raise InputError(message)
@@ -72,6 +94,10 @@ class GradientAttack:
     def alpha(self) -> float:
         """The step size in use, in the units of the images."""
         return self.relative_step * self.epsilon if self.step_size is None else self.step_size
+
+    def within(self, bounds: Bounds | None) -> Self:
+        """The same attack within these bounds, unless it was given bounds of its own."""
+        return self if bounds is None or self.bounds is not None else replace(self, bounds=bounds)
 
     def __call__(
         self,
@@ -82,7 +108,7 @@ class GradientAttack:
         seed: int = 0,
         batch_size: int = 256,
     ) -> Tensor:
-        """The adversarial twin of each image, crafted against the model in eval mode.
+        """The adversarial version of each image, crafted against the model in eval mode.
 
         The model and the images are left as they were.
 
@@ -102,14 +128,16 @@ class GradientAttack:
         check_images(images, floating=True)
         check_labels(labels, len(images))
         check_batch_size(batch_size)
-        check_bounds(images, self.bounds)
+        bounds = self.bounds or (0.0, 1.0)
+        check_bounds(images, bounds)
         clean = images.detach()
         if self.epsilon == 0:
             return clean.clone()
-        start = self._start(clean, seed)
-        with guest(model), torch.inference_mode(mode=False), torch.enable_grad():
-            twins = [
-                self._climb(model, *batch)
+        start = self._start(clean, bounds, seed)
+        with guest(model, clean) as still, torch.inference_mode(mode=False), torch.enable_grad():
+            objective, device = self.objective(still), device_of(model)
+            found = [
+                self._climb(objective, bounds, device, *batch)
                 for batch in zip(
                     clean.split(batch_size),
                     start.split(batch_size),
@@ -117,26 +145,84 @@ class GradientAttack:
                     strict=True,
                 )
             ]
-        return torch.cat(twins)
+        return torch.cat(found)
 
-    def _start(self, images: Tensor, seed: int) -> Tensor:
+    def _start(self, images: Tensor, bounds: Bounds, seed: int) -> Tensor:
         if not self.random_start:
             return images
         generator = torch.Generator().manual_seed(seed)
         delta = NORMS[self.norm].start(images, self.epsilon, generator).to(images.device)
-        return (images + delta).clamp(*self.bounds)
+        return clamp(images + delta, bounds)
 
-    def _climb(self, model: nn.Module, clean: Tensor, start: Tensor, labels: Tensor) -> Tensor:
-        norm, device = NORMS[self.norm], device_of(model)
+    def _climb(
+        self,
+        objective: Objective,
+        bounds: Bounds,
+        device: torch.device,
+        clean: Tensor,
+        start: Tensor,
+        labels: Tensor,
+    ) -> Tensor:
+        norm = NORMS[self.norm]
         # Copies: tensors made under the caller's inference mode cannot take part in autograd.
         origin = clean.to(device, copy=True)
         iterate = start.to(device, copy=True)
         truth = labels.to(device, torch.int64, copy=True)
+        kept = _Kept(objective, iterate)
         for _ in range(self.steps):
-            gradient = _input_gradient(model, iterate, truth)
-            delta = iterate + self.alpha * norm.direction(gradient) - origin
-            iterate = (origin + norm.project(delta, self.epsilon)).clamp(*self.bounds)
-        return iterate.to(clean.device)
+            values, gradients = _gradients(objective, iterate, truth)
+            kept.offer(iterate, values)
+            delta = iterate + self.alpha * norm.direction(objective.direction(gradients)) - origin
+            iterate = clamp(origin + norm.project(delta, self.epsilon), bounds)
+        kept.last(iterate, truth)
+        return kept.images.to(clean.device)
+
+
+class _Kept:
+    """The iterate of each image that the objective prefers.
+
+    Args:
+        objective: that says which is better.
+        start: the first iterate.
+    """
+
+    def __init__(self, objective: Objective, start: Tensor) -> None:
+        self._objective = objective
+        self._values: Tensor | None = None
+        self.images = start
+
+    def offer(self, iterate: Tensor, values: Tensor) -> None:
+        """Keep those images of an iterate that are better."""
+        if not self._objective.chooses:
+            return
+        if self._values is None:
+            self.images, self._values = iterate, values
+            return
+        better = self._objective.better(values, self._values)
+        shaped = better.view(-1, *(1 for _ in iterate.shape[1:]))
+        self.images = torch.where(shaped, iterate, self.images)
+        self._values = torch.where(better, values, self._values)
+
+    def last(self, iterate: Tensor, labels: Tensor) -> None:
+        """Offer the iterate behind the last step, whose value is computed only if it counts."""
+        if not self._objective.chooses:
+            self.images = iterate
+            return
+        with torch.no_grad():
+            self.offer(iterate, self._objective.value(iterate, labels))
+
+
+def _gradients(objective: Objective, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The values of the terms, and the gradient of each with respect to the images only."""
+    variable = images.detach().requires_grad_()
+    values = objective.value(variable, labels)
+    terms = values.unsqueeze(0) if values.ndim == 1 else values
+    sums = terms.sum(1).unbind()
+    found = [
+        torch.autograd.grad(total, variable, retain_graph=number < len(sums) - 1)[0]
+        for number, total in enumerate(sums)
+    ]
+    return values.detach(), torch.stack(found)
 
 
 @dataclass(frozen=True)
@@ -178,33 +264,3 @@ class PGD(GradientAttack):
     random_start: bool = field(default=True, kw_only=True)
 
     relative_step: ClassVar[float] = 1 / 30
-
-
-def _input_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """The gradient of the summed cross-entropy with respect to the images only."""
-    variable = images.detach().requires_grad_()
-    run = _run_narrow if _NARROW.passed(model, images) else run_model
-    logits = run(model, variable)
-    check_labels(labels, len(images), logits.shape[1])
-    loss = functional.cross_entropy(logits, labels, reduction="sum")
-    return torch.autograd.grad(loss, variable)[0]
-
-
-def _run_narrow(model: nn.Module, variable: Tensor) -> Tensor:
-    with NarrowConvolutions():
-        return run_fast(model, variable)
-
-
-def _gradient_of_logits(run: Run) -> Run:
-    """The gradient of a sum of the logits in which each has another weight."""
-
-    def gradient(model: nn.Module, pair: Tensor) -> Tensor:
-        variable = pair.clone().requires_grad_()
-        logits = run(model, variable)
-        weights = torch.linspace(-1, 1, logits.numel(), device=logits.device, dtype=logits.dtype)
-        return torch.autograd.grad((logits.flatten() * weights).sum(), variable)[0]
-
-    return gradient
-
-
-_NARROW = Trial(_gradient_of_logits(run_model), _gradient_of_logits(_run_narrow))

@@ -5,14 +5,14 @@ import math
 import torch
 from torch import Tensor
 
-from leery._checks import check_bounds, check_images
+from leery._checks import Bounds, check_bound_values, check_bounds, check_images, clamp
 from leery.errors import InputError
 
 __all__ = ["gaussian_noise"]
 
 
 def gaussian_noise(
-    images: Tensor, sigma: float, *, seed: int = 0, bounds: tuple[float, float] = (0.0, 1.0)
+    images: Tensor, sigma: float, *, seed: int = 0, bounds: Bounds = (0.0, 1.0)
 ) -> Tensor:
     """The noisy twin of each image: Gaussian noise on every pixel, clipped to the bounds.
 
@@ -20,7 +20,7 @@ def gaussian_noise(
         images: float ``(N, ...)``.
         sigma: the standard deviation before clipping, in the units of the images.
         seed: of the noise.
-        bounds: the lowest and the highest pixel value.
+        bounds: lowest and highest pixel value, or a pair per channel.
 
     Returns:
         Like ``images``.
@@ -32,10 +32,11 @@ def gaussian_noise(
         Tuna, Catak, Eskil (2020), section 5.3, with sigma = epsilon of the attack compared with.
     """
     check_images(images, floating=True)
+    bounds = check_bound_values(bounds)
     check_bounds(images, bounds)
     if not (math.isfinite(sigma) and sigma >= 0):
         message = f"expected a finite sigma of at least 0, got {sigma}; correct it"
         raise InputError(message)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(images.shape, generator=generator, dtype=images.dtype, device="cpu")
-    return (images.detach() + sigma * noise.to(images.device)).clamp(*bounds)
+    return clamp(images.detach() + sigma * noise.to(images.device), bounds)

@@ -152,8 +152,8 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: in
     check_images(images)
     check_labels(labels, len(images))
     device = device_of(model)
-    with guest(model), torch.no_grad():
-        logits = [run_model(model, batch.to(device)) for batch in images.split(batch_size)]
+    with guest(model, images) as still, torch.no_grad():
+        logits = [run_model(still, batch.to(device)) for batch in images.split(batch_size)]
     hits = torch.cat(logits).argmax(1) == labels.to(device)
     return float(hits.double().mean())
 

@@ -4,7 +4,9 @@ Exit codes: 0 done; 1 leery refused something and said why; 2 the command line i
 3 done, but some inputs could not be read; 130 stopped with Ctrl-C.
 """
 
+import io
 import sys
+import warnings
 from typing import NoReturn
 
 import typer
@@ -22,7 +24,7 @@ from leery.cli import (
     _score,
     _train,
 )
-from leery.errors import LeeryError
+from leery.errors import LeeryError, LeeryWarning
 
 __all__ = ["app", "main"]
 
@@ -56,8 +58,22 @@ def _root(
         raise typer.Exit
 
 
+def _warn(
+    message: Warning | str, category: type[Warning], *_where: object, **_stream: object
+) -> None:
+    """Show leery's warnings in one line each, and no others."""
+    if issubclass(category, LeeryWarning):
+        typer.echo(f"leery: warning: {message}", err=True)
+
+
 def main() -> NoReturn:
     """The ``leery`` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that lacks a sign gets its code, not a crash after the work is done.
+            stream.reconfigure(errors="backslashreplace")
+    warnings.showwarning = _warn
+    warnings.simplefilter("always", LeeryWarning)
     try:
         app(standalone_mode=True)
     except LeeryError as error:

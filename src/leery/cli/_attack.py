@@ -12,16 +12,12 @@ from torch import Tensor, nn
 
 from leery import inputs
 from leery._files import check_output, write_atomically
-from leery.cli._model import Model, Weights, load_model, with_classes
+from leery.cli._groups import ClassifierOptions, InputOptions, with_classes, with_groups
 from leery.cli._options import (
     Attacks,
-    ChannelsOption,
-    ImagesKey,
     Json,
-    LabelsKey,
     Seed,
     facts_table,
-    image_format,
     no_attack,
     parse_attacks,
     print_json,
@@ -40,23 +36,21 @@ _Data = Annotated[
 _Out = Annotated[Path, typer.Option(help="An .npz file.")]
 
 
+@with_groups
 def attack(
-    model: Model,
+    classifier: ClassifierOptions,
+    reading: InputOptions,
     data: _Data,
     attacks: Attacks = None,
     *,
     out: _Out = Path("adversarial.npz"),
-    weights: Weights = None,
     seed: Seed = 0,
-    channels: ChannelsOption = "first",
-    images_key: ImagesKey = "images",
-    labels_key: LabelsKey = "labels",
     as_json: Json = False,
 ) -> None:
-    """Make the adversarial twins of labelled images and write them to an .npz file.
+    """Make adversarial versions of labelled images and write them to an .npz file.
 
-    It holds images, labels (the true ones), predicted, and source (the place of the image that a
-    twin was made of); the twins of the first attack come first.
+    It holds images, labels (the true classes), predicted, and source (the index of the image that
+    each was made of); the images of the first attack come first.
 
     Examples:
       leery attack --model net:make --data held.npz --attack pgd:0.1 --out twins.npz
@@ -65,16 +59,16 @@ def attack(
     chosen = parse_attacks(attacks)
     if not chosen:
         raise no_attack()
-    classifier = load_model(model, weights)
+    model = classifier.load()
     if out.suffix != ".npz":
         message = f"expected an .npz file as --out, got {out}; rename it"
         raise InputError(message)
     check_output(out)
     with stoppable("nothing was written"):
-        form = with_classes(classifier, data, image_format(channels, images_key, labels_key))
+        form = with_classes(model, data, reading.format())
         images, labels = inputs.load_labelled(data, form)
-        twins = [found(classifier, images, labels, seed=seed) for found in chosen.values()]
-        facts = _write(out, classifier, twins, labels)
+        twins = [found(model, images, labels, seed=seed) for found in chosen.values()]
+        facts = _write(out, model, twins, labels)
     if as_json:
         print_json({"out": str(out), "success": dict(zip(chosen, facts, strict=True))})
         return

@@ -1,5 +1,6 @@
 """``leery calibrate``: another false-alarm rate, or other clean images, without a new fit."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,25 +10,28 @@ from rich.console import Console
 from leery import inputs
 from leery._files import check_output
 from leery.cli._describe import described, print_description
-from leery.cli._model import Model, Weights, load_model
+from leery.cli._groups import ClassifierOptions, InputOptions, own_metrics, with_groups
 from leery.cli._options import (
-    ChannelsOption,
+    Force,
     Guard,
-    ImagesKey,
     Json,
+    NoHarmless,
+    OwnMetrics,
     Resize,
-    image_format,
+    RightOnly,
+    check_replaceable,
     print_json,
     stoppable,
 )
-from leery.detector import Detector, Promise
+from leery.detector import Detector, Promise, describe
 
 __all__ = ["calibrate"]
 
 _Clean = Annotated[
     list[Path],
     typer.Option(
-        help="Clean images that neither fit nor combiner has seen. Can be repeated.",
+        help="Clean images that neither the fit nor the combiner has seen. Those that they have are "
+        "left out. Can be repeated.",
         show_default=False,
     ),
 ]
@@ -41,10 +45,11 @@ _Pac = Annotated[
     ),
 ]
 
-_Confidence = Annotated[float, typer.Option(help="Of the promise of --pac.")]
+_Confidence = Annotated[float, typer.Option(help="The confidence of --pac, in (0, 1).")]
 
 _PerClass = Annotated[
-    bool, typer.Option("--per-class", help="Promise the rate in each predicted class.")
+    bool,
+    typer.Option("--per-class", help="Promise the rate among the images of each predicted class."),
 ]
 
 _Out = Annotated[
@@ -53,40 +58,60 @@ _Out = Annotated[
 ]
 
 
+@with_groups
 def calibrate(
     guard: Guard,
-    model: Model,
+    classifier: ClassifierOptions,
+    reading: InputOptions,
     clean: _Clean,
     *,
     fpr: Annotated[float, typer.Option(help="The false-alarm rate, in (0, 1).")] = 0.05,
     pac: _Pac = False,
     confidence: _Confidence = 0.95,
     per_class: _PerClass = False,
+    right_only: RightOnly = False,
+    no_harmless: NoHarmless = False,
     out: _Out = None,
-    weights: Weights = None,
+    force: Force = False,
+    metric: OwnMetrics = None,
     resize: Resize = False,
-    channels: ChannelsOption = "first",
-    images_key: ImagesKey = "images",
     as_json: Json = False,
 ) -> None:
     """Choose the threshold so that at most a share of clean images is flagged.
 
-    Refuses a rate that so few images cannot support, and says how many are needed.
+    Refuses a rate that so few images cannot support, and says how many are needed. A guard that is
+    calibrated already is replaced only with --force.
 
     Examples:
-      leery calibrate guard.leery --model net:make --clean held/ --fpr 0.01
-      leery calibrate guard.leery --model net:make --clean held.npz --fpr 0.05 --pac --per-class
+      leery calibrate guard.leery --model net:make --clean other/ --fpr 0.01 --out new.leery
+      leery calibrate guard.leery --model net:make --clean other.npz --pac --per-class --force
     """
-    detector = Detector.load(guard, load_model(model, weights))
-    form = image_format(channels, images_key, None, shape=detector.inputs_[0], resize=resize)
-    check_output(out or guard)
+    target = out or guard
+    if out is not None or "calibration" in describe(guard):
+        check_replaceable(target, force=force)
+    check_output(target)
+    metrics = own_metrics(metric)
+    detector = Detector.load(guard, classifier.load(), metrics=metrics)
+    known = detector.inputs_
+    form = reading.format(shape=known.shape, dtype=known.dtype, resize=resize)
     promise: Promise = "pac" if pac else "marginal"
     with stoppable("the detector is as it was"):
-        images, _ = inputs.load(clean, form)
-        detector.calibrate(images, fpr, promise, confidence=confidence, per_class=per_class)
-        detector.save(out or guard)
-    facts = described(out or guard)
+        if right_only:
+            images, labels = inputs.load_labelled(clean, replace(form, classes=detector.classes_))
+        else:
+            images, labels = inputs.load(clean, replace(form, labels_key=None))[0], None
+        detector.calibrate(
+            images,
+            labels,
+            fpr=fpr,
+            promise=promise,
+            confidence=confidence,
+            per_class=per_class,
+            harmless={} if no_harmless else None,
+        )
+        detector.save(target)
+    facts = described(target)
     if as_json:
         print_json(facts)
     else:
-        print_description(Console(highlight=False), out or guard, facts)
+        print_description(Console(highlight=False), target, facts)

@@ -25,25 +25,36 @@ def print_description(console: Console, path: Path, facts: dict[str, Any]) -> No
     settings = facts["settings"]
     tensors = facts["tensors"]
     promise = facts.get("calibration")
-    references = [
-        sum(part["shape"][:1])
-        for name, part in tensors.items()
-        if name.startswith("kernel_density/") and name != "kernel_density/bandwidth"
-    ]
+    known = facts["inputs"]
     shown = {
         "classifier": f"{facts['classifier']}, SHA-256 {facts['classifier_sha256'][:12]}...",
         "classes": facts["classes"],
-        "inputs": f"{tuple(facts['inputs']['shape'])}, {facts['inputs']['dtype']}",
-        "feature layer": settings["feature_layer"],
-        "metrics": ", ".join(settings["metrics"]),
+        "inputs": f"{tuple(known['shape'])}, {known['dtype']}",
+        "bounds of the pixels": known["bounds"] or "unknown",
+        "range in the fit": f"{known['low']:g} to {known['high']:g}, mean {known['mean']:.3g}, "
+        f"standard deviation {known['std']:.3g}",
+        "feature layer": facts["layers"]["head"] or "none",
+        "metrics": ", ".join(metric["name"] for metric in facts["metrics"]),
         "passes": settings["passes"],
-        "bandwidth": settings["bandwidth"],
-        "references": f"{sum(references)} in {settings['precision']}" if references else "none",
+        **_kept(facts),
         "combiner": settings["combiner"] if "clean/values" in tensors else "not fitted",
         "false alarms": _promised(promise, tensors) if promise else "not calibrated",
         "size": f"{facts['bytes']:,} bytes",
     }
     console.print(facts_table(str(path), shown))
+
+
+def _kept(facts: dict[str, Any]) -> dict[str, str]:
+    """The bandwidth of a kernel density, and the training features that it keeps."""
+    for metric in facts["metrics"]:
+        points = facts["tensors"].get(f"metrics/{metric['name']}/points")
+        if metric["kind"] == "KernelDensity" and points is not None:
+            options = metric["options"]
+            return {
+                "bandwidth": str(options.get("bandwidth")),
+                "references": f"{sum(points['shape'][:1])} in {options.get('precision')}",
+            }
+    return {}
 
 
 def _promised(promise: dict[str, Any], tensors: dict[str, Any]) -> str:
@@ -54,4 +65,9 @@ def _promised(promise: dict[str, Any], tensors: dict[str, Any]) -> str:
         else f"with confidence {promise['confidence']:g}"
     )
     where = ", in each predicted class" if promise["per_class"] else ""
-    return f"at most {promise['fpr']:g} {how}{where}; from {count:,} clean images"
+    of = " that the classifier gets right" if promise["right_only"] else ""
+    kinds = ", ".join(map(str, promise["kinds"]))
+    return (
+        f"at most {promise['fpr']:g} {how}{where}; from {count:,} images{of} ({kinds}; the rate "
+        "holds in each of these kinds)"
+    )

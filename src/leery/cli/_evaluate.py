@@ -10,16 +10,14 @@ from rich.table import Table
 
 from leery import inputs
 from leery._progress import progress_bars
-from leery.cli._model import Model, Weights, load_model
+from leery.cli._groups import ClassifierOptions, InputOptions, own_metrics, with_groups
 from leery.cli._options import (
     Attacks,
-    ChannelsOption,
     Guard,
-    ImagesKey,
     Json,
-    LabelsKey,
+    OwnMetrics,
     Resize,
-    image_format,
+    Seed,
     no_attack,
     parse_attacks,
     print_json,
@@ -43,18 +41,18 @@ _Noise = Annotated[
 ]
 
 
+@with_groups
 def evaluate(
     guard: Guard,
-    model: Model,
+    classifier: ClassifierOptions,
+    reading: InputOptions,
     data: _Data,
     attack: Attacks = None,
     *,
     noise: _Noise = 0.0,
-    weights: Weights = None,
+    seed: Seed = 0,
+    metric: OwnMetrics = None,
     resize: Resize = False,
-    channels: ChannelsOption = "first",
-    images_key: ImagesKey = "images",
-    labels_key: LabelsKey = "labels",
     as_json: Json = False,
 ) -> None:
     """Attack clean images and tell how well the detector finds the twins.
@@ -66,14 +64,10 @@ def evaluate(
     Examples:
       leery evaluate guard.leery --model net:make --data test.npz --attack pgd:0.1 --noise 0.1
     """
-    detector = Detector.load(guard, load_model(model, weights))
-    form = image_format(
-        channels,
-        images_key,
-        labels_key,
-        shape=detector.inputs_[0],
-        resize=resize,
-        classes=detector.classes_,
+    detector = Detector.load(guard, classifier.load(), metrics=own_metrics(metric))
+    known = detector.inputs_
+    form = reading.format(
+        shape=known.shape, dtype=known.dtype, resize=resize, classes=detector.classes_
     )
     attacks = parse_attacks(attack)
     if not attacks:
@@ -81,7 +75,7 @@ def evaluate(
     with stoppable("nothing was written"), progress_bars() as bars:
         bars.add_task("attacking and measuring", total=None)
         images, labels = inputs.load_labelled(data, form)
-        found = judged(detector, images, labels, attacks, noise=noise)
+        found = judged(detector, images, labels, attacks=attacks, noise=noise, seed=seed)
     if as_json:
         print_json({"rows": found.to_dict(orient="records")})
     else:

@@ -1,13 +1,14 @@
 """``leery inspect``: what a detector file holds, and how its classifier is run."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from leery.cli._describe import described, print_description
-from leery.cli._model import Weights, load_model
-from leery.cli._options import Guard, Json, print_json
+from leery.cli._groups import ClassifierOptions, own_metrics
+from leery.cli._options import Guard, Json, OwnMetrics, print_json
 from leery.detector import Detector
 
 __all__ = ["inspect"]
@@ -23,8 +24,18 @@ _Model = Annotated[
 ]
 
 
+_Weights = Annotated[
+    Path | None, typer.Option(help="The weights of that classifier.", show_default=False)
+]
+
+
 def inspect(
-    guard: Guard, *, model: _Model = None, weights: Weights = None, as_json: Json = False
+    guard: Guard,
+    *,
+    model: _Model = None,
+    weights: _Weights = None,
+    metric: OwnMetrics = None,
+    as_json: Json = False,
 ) -> None:
     """Show what a detector file holds; nothing in it is run, and no classifier is needed.
 
@@ -35,7 +46,8 @@ def inspect(
     facts = described(guard)
     plan = None
     if model is not None:
-        plan = Detector.load(guard, load_model(model, weights)).explain_plan()
+        classifier = ClassifierOptions(model=model, weights=weights).load()
+        plan = Detector.load(guard, classifier, metrics=own_metrics(metric)).explain_plan()
         facts["plan"] = str(plan).splitlines()
     if as_json:
         print_json(facts)

@@ -12,21 +12,21 @@ from rich.text import Text
 
 from leery.attacks import BIM, FGSM, PGD, GradientAttack
 from leery.errors import InputError
-from leery.inputs import Channels, Format
 
 __all__ = [
     "Attacks",
-    "ChannelsOption",
     "DataDir",
     "Dataset",
+    "Force",
     "Guard",
-    "ImagesKey",
     "Json",
-    "LabelsKey",
+    "NoHarmless",
+    "OwnMetrics",
     "Resize",
+    "RightOnly",
     "Seed",
+    "check_replaceable",
     "facts_table",
-    "image_format",
     "no_attack",
     "parse_attacks",
     "print_json",
@@ -46,7 +46,7 @@ DataDir = Annotated[
     ),
 ]
 
-Seed = Annotated[int, typer.Option(help="Of everything random.")]
+Seed = Annotated[int, typer.Option(help="Random seed.")]
 
 Guard = Annotated[
     Path,
@@ -59,14 +59,36 @@ Resize = Annotated[
     bool, typer.Option("--resize", help="Resize pictures to the size of the training pictures.")
 ]
 
-ChannelsOption = Annotated[
-    str,
-    typer.Option("--channels", help="Where arrays have their channels: first, last or none."),
+Force = Annotated[bool, typer.Option("--force", help="Replace a file that is already there.")]
+
+OwnMetrics = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric",
+        metavar="MODULE:CLASS",
+        help="A metric of your own: a subclass of leery.metrics.Metric that takes no arguments. "
+        "The module is looked for in this folder too. Its code is run. Can be repeated.",
+        show_default=False,
+    ),
 ]
 
-ImagesKey = Annotated[str, typer.Option(help="The name of the images in npz files and parquet.")]
+NoHarmless = Annotated[
+    bool,
+    typer.Option(
+        "--no-harmless",
+        help="Keep the promise on clean images only. By default it also holds for pictures with "
+        "slight noise and with less contrast, each on its own.",
+    ),
+]
 
-LabelsKey = Annotated[str, typer.Option(help="The name of the labels in npz files and parquet.")]
+RightOnly = Annotated[
+    bool,
+    typer.Option(
+        "--right-only",
+        help="Leave out clean images that the classifier gets wrong, which needs labels. The "
+        "promise is then about the images that it gets right.",
+    ),
+]
 
 Attacks = Annotated[
     list[str] | None,
@@ -80,6 +102,20 @@ Attacks = Annotated[
 ]
 
 _ATTACKS: Mapping[str, type[GradientAttack]] = {"fgsm": FGSM, "bim": BIM, "pgd": PGD}
+
+
+def check_replaceable(path: Path, *, force: bool) -> None:
+    """Refuse to replace a file unless that was asked for.
+
+    Raises:
+        InputError: then.
+    """
+    if path.is_file() and not force:
+        message = (
+            f"expected no file at {path}, got one that would be replaced; name another --out, or "
+            "add --force"
+        )
+        raise InputError(message)
 
 
 def parse_attacks(texts: list[str] | None) -> dict[str, GradientAttack]:
@@ -109,20 +145,6 @@ def parse_attacks(texts: list[str] | None) -> dict[str, GradientAttack]:
 def no_attack() -> InputError:
     """What a command says that needs an attack."""
     return InputError("expected at least one attack, got none; add --attack pgd:0.1")
-
-
-def image_format(
-    channels: str,
-    images_key: str,
-    labels_key: str | None,
-    *,
-    shape: tuple[int, ...] | None = None,
-    resize: bool = False,
-    classes: int | None = None,
-) -> Format:
-    """What the options of a command say of stored images."""
-    kind: Channels = channels  # type: ignore[assignment]  # Format refuses others
-    return Format(shape, resize, kind, images_key, labels_key, classes)
 
 
 def facts_table(title: str, facts: Mapping[str, object]) -> Table:

@@ -1,7 +1,7 @@
 """``leery score``: verdicts on any number of inputs."""
 
 import hashlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,15 +9,13 @@ import typer
 from rich.console import Console
 
 from leery._progress import progress_bars
-from leery.cli._model import Model, Weights, load_model
+from leery.cli._groups import ClassifierOptions, InputOptions, own_metrics, with_groups
 from leery.cli._options import (
-    ChannelsOption,
     Guard,
-    ImagesKey,
     Json,
+    OwnMetrics,
     Resize,
     facts_table,
-    image_format,
     print_json,
     stoppable,
 )
@@ -45,17 +43,17 @@ _Out = Annotated[Path, typer.Option(help="The file of the scores: .parquet, .csv
 _Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut off.")]
 
 
+@with_groups
 def score(
     guard: Guard,
     sources: _Inputs,
-    model: Model,
+    classifier: ClassifierOptions,
+    reading: InputOptions,
     *,
     out: _Out = Path("scores.parquet"),
     resume: _Resume = False,
-    weights: Weights = None,
+    metric: OwnMetrics = None,
     resize: Resize = False,
-    channels: ChannelsOption = "first",
-    images_key: ImagesKey = "images",
     as_json: Json = False,
 ) -> None:
     """Score every input: predicted class, score, p-value, verdict, each metric; one row each.
@@ -71,11 +69,12 @@ def score(
     if twice:
         message = f"expected each input once, got {twice[0]} twice; leave one out"
         raise InputError(message)
-    detector = Detector.load(guard, load_model(model, weights))
-    form = image_format(channels, images_key, None, shape=detector.inputs_[0], resize=resize)
+    detector = Detector.load(guard, classifier.load(), metrics=own_metrics(metric))
+    form = reading.format(shape=detector.inputs_.shape, resize=resize)
+    form = replace(form, labels_key=None)
     identity = hashlib.sha256(guard.read_bytes()).hexdigest()
     with stoppable("run again with --resume to go on"), progress_bars() as bars:
-        task = bars.add_task("scoring", total=count(sources, form))
+        task = bars.add_task("scoring", total=count(sources, form, without={out.resolve()}))
         summary = score_to_file(
             detector,
             identity,

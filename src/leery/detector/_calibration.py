@@ -1,7 +1,7 @@
 """Thresholds that keep a promise about false alarms, and p-values, from scores of clean images."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Self, get_args
 
 import numpy as np
@@ -26,6 +26,11 @@ class Calibration:
         per_class: whether the promise holds for each predicted class by itself.
         scores: float64 ``(n,)``, of the calibration images.
         predicted: int64 ``(n,)``, their predicted classes.
+        kinds: what the images are: "clean", and each harmless change. The promise holds among the
+            images of each kind.
+        kind: int64 ``(n,)``, the index of each image's kind.
+        right_only: True if it is about images that the classifier gets right; the others were left
+            out.
 
     Source:
         Split conformal prediction: Vovk, Gammerman, Shafer (2005); "pac": Vovk (2012),
@@ -38,9 +43,14 @@ class Calibration:
     per_class: bool
     scores: np.ndarray
     predicted: np.ndarray
+    kinds: tuple[str, ...] = ("clean",)
+    kind: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    right_only: bool = False
 
     def __post_init__(self) -> None:
         """Refuse settings that no calibration can have."""
+        if len(self.kinds) == 1 and len(self.kind) != len(self.scores):
+            object.__setattr__(self, "kind", np.zeros(len(self.scores), dtype=np.int64))
         if not 0 < self.fpr < 1:
             message = f"expected a false-alarm rate between 0 and 1, got {self.fpr}; correct it"
         elif self.promise not in get_args(Promise):
@@ -49,41 +59,67 @@ class Calibration:
             message = f"expected a confidence between 0 and 1, got {self.confidence}; correct it"
         elif len(self.scores) != len(self.predicted) or not np.isfinite(self.scores).all():
             message = "expected a finite score for each calibration image; calibrate again"
+        elif (
+            len(self.kind) != len(self.scores)
+            or not np.isin(self.kind, np.arange(len(self.kinds))).all()
+        ):
+            message = "expected a known kind for each calibration image; calibrate again"
         else:
             return
         raise InputError(message)
+
+    @property
+    def needed(self) -> int:
+        """The least number of images, of each kind and perhaps class, that gives a threshold."""
+        if self.promise == "marginal":
+            return math.ceil(1 / self.fpr - 1e-9) - 1
+        return math.ceil(math.log(1 - self.confidence) / math.log(1 - self.fpr) - 1e-9)
+
+    def check_count(self, count: int) -> None:
+        """Refuse a number of images that is too small for the promise.
+
+        Raises:
+            InputError: then, with the number that is needed.
+        """
+        if count < self.needed:
+            message = f"{self._expected()}, got {count}; add images or raise the rate"
+            raise InputError(message)
 
     def checked(self, classes: int) -> Self:
         """Itself, refused when the images are too few for the promise or of other classes.
 
         Args:
-            classes: how many the classifier has.
+            classes: the number of classes of the classifier.
 
         Raises:
             InputError: then, with the number that is needed.
         """
-        needed = self._needed()
-        message = (
-            f"expected at least {needed} clean images for a false-alarm rate of {self.fpr:g}"
-            + (f" with confidence {self.confidence:g}" if self.promise == "pac" else "")
-        )
-        if not self.per_class:
-            if len(self.scores) < needed:
-                message = f"{message}, got {len(self.scores)}; add images or raise the rate"
-                raise InputError(message)
-            return self
         if self.predicted.min(initial=0) < 0 or self.predicted.max(initial=0) >= classes:
             message = f"expected predicted classes below {classes}, got others; calibrate again"
             raise InputError(message)
-        counts = np.bincount(self.predicted, minlength=classes)
-        few = np.flatnonzero(counts < needed)
-        if len(few):
-            message = (
-                f"{message} in each predicted class, got {listed(map(str, counts[few]))} in "
-                f"{listed(map(str, few))}; add images, raise the rate or leave out per_class"
-            )
-            raise InputError(message)
+        for index in range(len(self.kinds)):
+            own = self.predicted[self.kind == index]
+            if not self.per_class:
+                self.check_count(len(own))
+                continue
+            counts = np.bincount(own, minlength=classes)
+            few = np.flatnonzero(counts < self.needed)
+            if len(few):
+                message = (
+                    f"{self._expected()} in each predicted class, got "
+                    f"{listed(map(str, counts[few]))} in {listed(map(str, few))}; add images, "
+                    "raise the rate or leave out per_class"
+                )
+                raise InputError(message)
         return self
+
+    def _expected(self) -> str:
+        confidence = f" with confidence {self.confidence:g}" if self.promise == "pac" else ""
+        of = " that the classifier gets right" if self.right_only else ""
+        return (
+            f"expected at least {self.needed} clean images{of} for a false-alarm rate of "
+            f"{self.fpr:g}{confidence}"
+        )
 
     def flagged(self, scores: np.ndarray, predicted: np.ndarray) -> np.ndarray:
         """The verdicts, bool ``(N,)``; True is adversarial.
@@ -92,13 +128,15 @@ class Calibration:
             scores: float64 ``(N,)``.
             predicted: int64 ``(N,)``, the predicted classes.
         """
-        verdicts = np.empty(len(scores), dtype=bool)
+        verdicts = np.ones(len(scores), dtype=bool)
         for rows, own in self._groups(predicted):
-            verdicts[rows] = scores[rows] > _threshold(own, self._rank(len(own)))
+            verdicts[rows] &= scores[rows] > _threshold(own, self._rank(len(own)))
         return verdicts
 
     def p_values(self, scores: np.ndarray, predicted: np.ndarray) -> np.ndarray:
         """The share of clean images whose score is as large, the image itself counted.
+
+        With several kinds of images it is the largest of their shares.
 
         Args:
             scores: float64 ``(N,)``.
@@ -107,20 +145,24 @@ class Calibration:
         Returns:
             float64 ``(N,)``, in [1 / (n + 1), 1]; uniform for clean images, small for others.
         """
-        found = np.empty(len(scores))
+        found = np.zeros(len(scores))
         for rows, own in self._groups(predicted):
             reached = len(own) - np.searchsorted(own, scores[rows], side="left")
-            found[rows] = (1 + reached) / (len(own) + 1)
+            found[rows] = np.maximum(found[rows], (1 + reached) / (len(own) + 1))
         return found
 
     def _groups(self, predicted: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Rows that are judged together, with the sorted scores that they are held against."""
-        if not self.per_class:
-            return [(np.arange(len(predicted)), np.sort(self.scores))]
-        return [
-            (np.flatnonzero(predicted == label), np.sort(self.scores[self.predicted == label]))
-            for label in np.unique(predicted)
-        ]
+        """Rows that are judged together, each with the sorted scores of a kind (and class)."""
+        groups = []
+        for index in range(len(self.kinds)):
+            own = self.kind == index
+            if not self.per_class:
+                groups.append((np.arange(len(predicted)), np.sort(self.scores[own])))
+                continue
+            for label in np.unique(predicted):
+                rows = np.flatnonzero(predicted == label)
+                groups.append((rows, np.sort(self.scores[own & (self.predicted == label)])))
+        return groups
 
     def _rank(self, count: int) -> int:
         """Which score of ``count`` is the threshold, from the largest on; 0 when none is."""
@@ -131,12 +173,6 @@ class Calibration:
         ranks = np.arange(1, count + 1)
         kept = stats.beta.cdf(self.fpr, ranks, count + 1 - ranks) >= self.confidence
         return int(kept.sum())
-
-    def _needed(self) -> int:
-        """The least number of images that gives a threshold."""
-        if self.promise == "marginal":
-            return math.ceil(1 / self.fpr - 1e-9) - 1
-        return math.ceil(math.log(1 - self.confidence) / math.log(1 - self.fpr) - 1e-9)
 
 
 def _threshold(ordered: np.ndarray, rank: int) -> float:

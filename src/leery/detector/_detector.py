@@ -1,91 +1,87 @@
 """The detector as users see it."""
 
+import copy
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Self, TypeVar, get_args
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from leery._checks import check_images, check_labels
-from leery.attacks import Attack
+from leery._checks import Bounds, check_seed
+from leery.attacks import HARMLESS, Attack, Harmless
+from leery.combiners import CombinerName, Facts, make_combiner
 from leery.detector._calibration import Calibration, Promise
-from leery.detector._combiner import (
-    Combiner,
-    CombinerName,
-    ConformalCombiner,
-    LogisticCombiner,
-)
+from leery.detector._clean import CleanImages, measure_clean
 from leery.detector._explanation import Explanation, percentiles
-from leery.detector._measuring import Measuring
-from leery.detector._record import Record
-from leery.detector._registry import (
-    PAPER_METRICS,
-    UNCERTAINTY,
-    Closeness,
-    Reference,
-    check_metrics,
-    make_closeness,
-)
+from leery.detector._file import Record
+from leery.detector._fitting import fit, needs_of
+from leery.detector._measuring import measured
+from leery.detector._settings import Settings
+from leery.detector._state import Fitted, Taught
 from leery.detector._storage import read_file, write_file
 from leery.detector._table import MetricTable
+from leery.detector._verdicts import Verdicts
 from leery.errors import (
     DetectorFileError,
     InputError,
     LeeryError,
     NotFittedError,
-    UnsupportedModelError,
     WrongModelError,
     brief,
     listed,
 )
-from leery.mc_dropout import MCDropout, Observation, Plan
-from leery.metrics import BandwidthRule, Precision
-from leery.models import (
-    WHOLE_MODEL,
-    check_layer,
-    extract_features,
-    fingerprint,
-    last_hidden_layer,
-    unwrapped,
-)
+from leery.inputs import Images, InputSpec, image_batches, known_count
+from leery.mc_dropout import Plan
+from leery.metrics import PAPER_METRICS, BandwidthRule, Metric, Precision, References
+from leery.models import Logits, check_layer, extract_features, fingerprint, with_logits
+from leery.observation import Observation, Observer
 
 __all__ = ["Detector"]
 
 T = TypeVar("T")
 
+_FIT = "fit(images, labels)"
+_TEACH = "fit_combiner(clean)"
+_CALIBRATE = "calibrate(clean, fpr=...)"
+
 
 class Detector:
     """Tells adversarial inputs of a classifier from others.
 
-    Fit it on clean training data, teach the combiner, calibrate it on other clean images, then
-    ask for verdicts. The classifier is left as it was by every call, and the score of an image
-    does not depend on what else is in the batch.
+    The short path is ``Detector(model).fit(train).calibrate(held_out, fpr=0.01).judge(images)``.
+    Wherever images are taken, they are a tensor ``(N, ...)`` or an iterable of batches, such as a
+    ``DataLoader``. The classifier is left as it was by every call, and the score of an image does
+    not depend on what else is in the batch.
 
     Args:
-        model: the classifier; returns logits ``(N, classes)``.
+        model: the classifier; returns logits ``(N, classes)``, as a tensor or in a field
+            ``logits``.
         feature_layer: the submodule whose output is the last hidden layer, or "input of " and a
             submodule; by default the input of the last linear layer, found at :meth:`fit`.
-        passes: the number of Monte-Carlo dropout passes.
-        seed: of the dropout masks, which belong to the detector, and of the references.
-        metrics: names out of :data:`leery.METRICS`.
-        bandwidth: of the kernel density, in the units of the features; or "likelihood", the one
-            under which training features that are left out are most likely, or
-            "likelihood-per-class", one such a class. The paper has 1.7 for digits.
-        references: at most so many training images a class are kept; all by default.
-        precision: "float16" halves the size of what is kept of them in a file.
-        combiner: "logistic", the paper's, which learns from adversarial images; or "conformal",
-            which needs none.
-        batch_size: how many images a thread works on at once at most.
+        passes: number of Monte-Carlo dropout passes.
+        seed: random seed: of the dropout masks, which belong to the detector, of the references
+            that are kept, and of harmless changes.
+        metrics: names out of :data:`leery.METRICS` and instances of
+            :class:`leery.metrics.Metric`. The fit works on copies of instances.
+        bandwidth: bandwidth of the kernel density, in the units of the features; or "likelihood",
+            the one under which training features that are left out are most likely, or
+            "likelihood-per-class", one such bandwidth per class. The paper has 1.7 for digits.
+        references: maximum number of training images kept per class; by default all.
+        precision: "float16" halves the size of the kept features in a file.
+        combiner: "conformal", which needs no adversarial image, or "logistic", the paper's, which
+            learns from adversarial images.
+        bounds: lowest and highest pixel value, as two numbers or one pair per channel; by default
+            (0, 1) if the training images lie in it, else unknown.
+        logits: where the logits are in what the model returns: a field name, an index, or a
+            function of the output.
+        trust_outputs: True if outputs that look like probabilities are logits.
+        batch_size: the largest number of images that a thread works on at once.
 
     Attributes:
-        feature_layer_: the name of the feature layer in use, once fitted.
-        accuracy_: the share of the training images that the classifier gets right; None before
-            the fit, and in a detector out of a file.
-        closeness_: the fitted metrics of closeness by name, once fitted.
-        combiner_: once :meth:`fit_combiner` was called.
-        calibration_: once :meth:`calibrate` was called.
+        model: the classifier that is guarded.
 
     Raises:
         UnknownLayerError: when the model has no such layer.
@@ -99,112 +95,118 @@ class Detector:
     def __init__(
         self,
         model: nn.Module,
-        feature_layer: str | None = None,
         *,
+        feature_layer: str | None = None,
         passes: int = 50,
         seed: int = 0,
-        metrics: Sequence[str] = PAPER_METRICS,
+        metrics: Sequence[str | Metric] = PAPER_METRICS,
         bandwidth: float | BandwidthRule = "likelihood",
         references: int | None = None,
         precision: Precision = "float32",
-        combiner: CombinerName = "logistic",
+        combiner: CombinerName = "conformal",
+        bounds: Bounds | None = None,
+        logits: Logits = None,
+        trust_outputs: bool = False,
         batch_size: int = 1000,
     ) -> None:
-        self.model = unwrapped(model)
+        self.model = with_logits(model, logits)
+        self._logits = logits
         if feature_layer is not None:
             check_layer(self.model, feature_layer)
-        if combiner not in get_args(CombinerName):
-            message = f'expected combiner "logistic" or "conformal", got {combiner!r}; name one'
-            raise InputError(message)
-        self.feature_layer = feature_layer
-        self.passes = int(passes)
-        self.seed = int(seed)
-        self.metrics = check_metrics(metrics)
-        self.bandwidth = bandwidth if isinstance(bandwidth, str) else float(bandwidth)
-        self.references = None if references is None else int(references)
-        self.precision = precision
-        self.combiner = combiner
-        self.batch_size = int(batch_size)
-        self.feature_layer_: str | None = None
-        self.accuracy_: float | None = None
-        self.closeness_: dict[str, Closeness] | None = None
-        self.combiner_: Combiner | None = None
-        self.calibration_: Calibration | None = None
-        self._clean: MetricTable | None = None
-        self._fingerprint: str | None = None
+        self._settings = Settings.checked(
+            feature_layer=feature_layer,
+            passes=passes,
+            seed=seed,
+            metrics=metrics,
+            references=References(bandwidth, references, precision, seed),
+            combiner=combiner,
+            bounds=bounds,
+            batch_size=batch_size,
+            trust_outputs=trust_outputs,
+        )
+        self._fitted: Fitted | None = None
+        self._taught: Taught | None = None
+        self._calibration: Calibration | None = None
+        self._observer: Observer | None = None
         self._checked: object = None
-        self._classes = 0
-        self._inputs: tuple[tuple[int, ...], torch.dtype] | None = None
-        self._closeness()
-        # One for the checks of its settings; the layer is known at the fit.
-        self._sampler = self._make_sampler(feature_layer)
 
     def __repr__(self) -> str:
         """What it guards, and how far it is."""
         state = "not fitted"
-        if self.closeness_ is not None:
-            state = f"fitted, features {self.feature_layer_!r}"
-        if self.combiner_ is not None:
-            state += f", {self.combiner} combiner"
-        if self.calibration_ is not None:
-            state += f", false-alarm rate {self.calibration_.fpr:g}"
+        if self._fitted is not None:
+            state = f"fitted, inputs {self._fitted.inputs}"
+            if self._fitted.head is not None:
+                state += f", features {self._fitted.head!r}"
+        if self._taught is not None:
+            state += f", {self._settings.combiner} combiner"
+        if self._calibration is not None:
+            state += f", false-alarm rate {self._calibration.fpr:g}"
         return f"Detector({type(self.model).__name__}: {state})"
 
-    def fit(
-        self, images: Tensor | Iterable[tuple[Tensor, Tensor]], labels: Tensor | None = None
-    ) -> Self:
-        """Learn what clean data looks like in the last hidden layer.
-
-        A combiner and a calibration from before are forgotten.
-
-        Args:
-            images: clean training images ``(N, ...)``; or batches ``(images, labels)``, as a
-                ``DataLoader`` gives them, of which only the features are held.
-            labels: int ``(N,)``, their true classes; every class must occur. None with batches.
-
-        Raises:
-            NoDropoutError: when a metric of uncertainty was asked for and the model has no dropout.
-            UnknownLayerError: when no feature layer was named and the model has no linear layer.
-            UnsupportedModelError: when the model returns probabilities.
-            InputError: when images or labels do not fit.
-        """
-        settled = self.feature_layer_, self._sampler, self._inputs, self.accuracy_
-        try:
-            features, classes, truth = self._features(_batches(images, labels))
-            closeness = self._learned(features, classes, truth)
-        except BaseException:
-            # A fit from before stays whole.
-            self.feature_layer_, self._sampler, self._inputs, self.accuracy_ = settled
-            raise
-        self.closeness_ = closeness
-        self._fingerprint, self._checked = fingerprint(self.model), None
-        self._classes = classes
-        self.combiner_ = self.calibration_ = self._clean = None
-        return self
-
-    def _learned(self, features: Tensor, classes: int, truth: Tensor) -> dict[str, Closeness]:
-        """The metrics of closeness, fitted.
-
-        Raises:
-            InputError: when a class has no training images.
-        """
-        missing = sorted(set(range(classes)) - set(truth.unique().tolist()))
-        if missing:
-            message = (
-                f"expected training images of all {classes} classes, got none of {missing}; "
-                "add some"
-            )
-            raise InputError(message)
-        return {name: metric.fit(features, truth) for name, metric in self._closeness().items()}
+    # ---- what is known ---------------------------------------------------------------------------
 
     @property
-    def inputs_(self) -> tuple[tuple[int, ...], torch.dtype]:
-        """The shape and the type of one training input.
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the metrics, in column order."""
+        return tuple(metric.name for metric in self._settings.metrics)
+
+    @property
+    def passes(self) -> int:
+        """The number of Monte-Carlo dropout passes."""
+        return self._settings.passes
+
+    @property
+    def seed(self) -> int:
+        """The random seed."""
+        return self._settings.seed
+
+    @property
+    def metrics_(self) -> dict[str, Metric]:
+        """The fitted metrics by name.
 
         Raises:
             NotFittedError: before :meth:`fit`.
         """
-        return self._fitted(self._inputs, "fit(images, labels)")
+        return {metric.name: metric for metric in self._need(self._fitted, _FIT).metrics}
+
+    @property
+    def combiner_(self) -> nn.Module | None:
+        """The fitted combiner; None before there is one."""
+        return None if self._taught is None else self._taught.combiner
+
+    @property
+    def calibration_(self) -> Calibration | None:
+        """What clean images taught about false alarms; None before :meth:`calibrate`."""
+        return self._calibration
+
+    @property
+    def feature_layer_(self) -> str | None:
+        """The last hidden layer in use.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+        """
+        return self._need(self._fitted, _FIT).head
+
+    @property
+    def accuracy_(self) -> float | None:
+        """The share of the training images that the classifier gets right, in [0, 1].
+
+        None in a detector that was loaded from a file.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+        """
+        return self._need(self._fitted, _FIT).accuracy
+
+    @property
+    def inputs_(self) -> InputSpec:
+        """Shape, type, bounds and range of the training inputs.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+        """
+        return self._need(self._fitted, _FIT).inputs
 
     @property
     def classes_(self) -> int:
@@ -213,7 +215,270 @@ class Detector:
         Raises:
             NotFittedError: before :meth:`fit`.
         """
-        return self._fitted(self._classes or None, "fit(images, labels)")
+        return self._need(self._fitted, _FIT).classes
+
+    @property
+    def differentiable(self) -> bool:
+        """True if :meth:`differentiable_score` is exact, False if it uses stand-ins."""
+        return all(metric.differentiable for metric in self._settings.metrics)
+
+    # ---- fitting ---------------------------------------------------------------------------------
+
+    def fit(self, images: Images, labels: Tensor | None = None) -> Self:
+        """Learn what clean data looks like to the classifier.
+
+        A combiner and a calibration from before are forgotten. A fit that fails leaves the detector
+        as it was.
+
+        Args:
+            images: clean training images ``(N, ...)``; or batches ``(images, labels)``.
+            labels: int ``(N,)``, their true classes; every class must occur. None with batches.
+
+        Raises:
+            NoDropoutError: when a metric of uncertainty was asked for and the model has no dropout.
+            UnknownLayerError: when no feature layer was named and none was found.
+            UnsupportedModelError: when the model does not return logits.
+            InputError: when images or labels do not fit.
+        """
+        fitted = fit(self.model, self._settings, images, labels)
+        self._take(fitted, None, None)
+        return self
+
+    def fit_combiner(
+        self,
+        clean: Images,
+        labels: Tensor | None = None,
+        *,
+        adversarial: Images | None = None,
+        noisy: Images | None = None,
+        attacks: Sequence[Attack] = (),
+    ) -> Self:
+        """Learn how to weigh the metrics; a calibration from before is forgotten.
+
+        The logistic combiner learns from adversarial images, given or made here; the conformal
+        one from clean and noisy images alone. :meth:`calibrate` does this by itself for the
+        conformal one.
+
+        Args:
+            clean: images that are not adversarial and were not in the fit.
+            labels: int ``(N,)``, their true classes; needed for attacks.
+            adversarial: adversarial images, of any number.
+            noisy: images with harmless noise, which count as not adversarial; without them a
+                detector takes noise for an attack.
+            attacks: such as ``[PGD(0.3)]``; each attacks the clean images that the classifier gets
+                right.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+            WrongModelError: when the classifier has changed since :meth:`fit`.
+            InputError: when the images do not fit, are training images, or are not what the
+                combiner learns from.
+        """
+        fitted = self._need(self._fitted, _FIT)
+        self._check_model()
+        _refuse_labels(adversarial)
+        self._check_taught_by(adversarial is not None or len(attacks) > 0)
+        self._check_least([clean, *([] if noisy is None else [noisy])])
+        found = measure_clean(
+            self.measure,
+            fitted,
+            clean,
+            labels,
+            attack=self._attacked if attacks else None,
+            attacks=attacks,
+        ).unseen(fitted, None)
+        negatives = [found.tables["clean"]]
+        if noisy is not None:
+            negatives.append(self.measure(noisy))
+        positives = [*found.attacked]
+        if adversarial is not None:
+            positives.append(self.measure(adversarial))
+        self._taught = self._teach(found, negatives, positives)
+        self._calibration = None
+        return self
+
+    def calibrate(
+        self,
+        clean: Images,
+        labels: Tensor | float | None = None,
+        *,
+        fpr: float = 0.05,
+        promise: Promise = "marginal",
+        confidence: float = 0.95,
+        per_class: bool = False,
+        harmless: Mapping[str, Harmless] | None = None,
+    ) -> Self:
+        """Choose the threshold so that at most a share ``fpr`` of clean images is flagged.
+
+        The promise holds for clean images that are exchangeable with these. Images that the fit
+        or the combiner has seen are left out, and so are repeated ones. If the conformal combiner
+        has not been taught yet, one half of the images teaches it and the other half sets the
+        threshold. Calibrating again needs no new fit.
+
+        Args:
+            clean: images that are not adversarial.
+            labels: int ``(N,)``, their true classes, or batches with labels: images that the
+                classifier gets wrong are then left out, and the promise is about the others. A
+                number is taken for ``fpr``.
+            fpr: the false-alarm rate, in (0, 1).
+            promise: "marginal": the rate is kept on average over sets of calibration images;
+                "pac": it is kept with this set, with probability ``confidence`` over such sets.
+            confidence: of the promise "pac", in (0, 1).
+            per_class: True if the promise is kept among the images of each predicted class.
+            harmless: changes of the images by name, among whose results the promise is kept too;
+                by default :data:`leery.attacks.HARMLESS` for images with known bounds and none for
+                other inputs; ``{}`` for none.
+
+        Raises:
+            NotFittedError: before :meth:`fit`, or before :meth:`fit_combiner` for the logistic
+                combiner.
+            WrongModelError: when the classifier has changed since :meth:`fit`.
+            InputError: when a setting is outside its range, needs more images than there are, or
+                more than a few are training images.
+
+        Source:
+            :class:`leery.detector.Calibration`.
+        """
+        if isinstance(labels, float):
+            labels, fpr = None, labels
+        fitted = self._need(self._fitted, _FIT)
+        if self._settings.combiner == "logistic":
+            self._need(self._taught, "fit_combiner(clean, adversarial=...)")
+        nothing = np.empty(0)
+        promised = Calibration(float(fpr), promise, float(confidence), per_class, nothing, nothing)
+        self._check_model()
+        changes = self._changes(harmless)
+        # Settings and numbers are refused before images are measured.
+        count = known_count(clean)
+        parts = 1 if self._taught is not None else 2
+        if count is not None:
+            promised.check_count(count // parts)
+            self._check_least([clean] if parts == 2 else [], share=parts)  # noqa: PLR2004
+        found = measure_clean(
+            self.measure, fitted, clean, labels, harmless=changes, seed=self._settings.seed
+        ).unseen(fitted, self._taught)
+        taught = self._taught
+        if taught is None:
+            first, found = found.halves(self._settings.seed)
+            taught = self._teach(first, list(first.tables.values()), [])
+        self._calibration = self._promised(promised, found, taught).checked(fitted.classes)
+        self._taught = taught
+        return self
+
+    # ---- judging ---------------------------------------------------------------------------------
+
+    def judge(self, images: Images) -> Verdicts:
+        """All answers about images, from one run: class, score, p-value, verdict, metrics.
+
+        Raises:
+            NotFittedError: before there is a combiner.
+            WrongModelError: when the classifier has changed since :meth:`fit`.
+            InputError: when the images do not fit.
+        """
+        taught = self._need(self._taught, _TEACH)
+        parts = [
+            self._verdicts(seen, values, taught)
+            for batch in image_batches(images)
+            for seen, values in self._measured(batch)
+        ]
+        return Verdicts.joined(parts)
+
+    def score(self, images: Images) -> np.ndarray:
+        """How adversarial each image looks: the combiner's score.
+
+        Returns:
+            float64 ``(N,)``; larger is more adversarial. Log odds of the logistic combiner, minus
+            the log of a p-value, in nats, of the conformal one.
+
+        Raises:
+            NotFittedError, WrongModelError, InputError: as :meth:`judge`.
+        """
+        return self.judge(images).score
+
+    def flag(self, images: Images) -> np.ndarray:
+        """The verdict on each image, bool ``(N,)``; True is adversarial.
+
+        Raises:
+            NotFittedError: before :meth:`calibrate`.
+            WrongModelError, InputError: as :meth:`judge`.
+        """
+        self._need(self._calibration, _CALIBRATE)
+        flagged = self.judge(images).adversarial
+        assert flagged is not None
+        return flagged
+
+    def p_value(self, images: Images) -> np.ndarray:
+        """How usual each image's score would be for a clean image.
+
+        Returns:
+            float64 ``(N,)``, in [1 / (n + 1), 1] for n calibration images. Flagging where it is at
+            most alpha keeps the false-alarm rate at alpha, on average over calibration sets.
+
+        Raises:
+            NotFittedError: before :meth:`calibrate`.
+            WrongModelError, InputError: as :meth:`judge`.
+        """
+        self._need(self._calibration, _CALIBRATE)
+        found = self.judge(images).p_value
+        assert found is not None
+        return found
+
+    def explain(self, images: Images) -> Explanation:
+        """Why each image got its score: values, percentiles among clean images, contributions.
+
+        Raises:
+            NotFittedError, WrongModelError, InputError: as :meth:`judge`.
+        """
+        taught = self._need(self._taught, _TEACH)
+        verdicts = self.judge(images)
+        return Explanation(
+            verdicts, percentiles(verdicts.table, taught.clean), taught.combiner.intercept
+        )
+
+    def differentiable_score(self, images: Tensor) -> Tensor:
+        """:meth:`score` as a function through which gradients reach the images.
+
+        Args:
+            images: float ``(N, ...)``, on the classifier's device.
+
+        Returns:
+            float64 ``(N,)``, equal to :meth:`score` to rounding where :attr:`differentiable`.
+
+        Raises:
+            NotFittedError: before there is a combiner.
+            InputError: when the combiner has no derivative, or the images do not fit.
+        """
+        taught = self._need(self._taught, _TEACH)
+        if not taught.combiner.differentiable:
+            message = (
+                f"expected a combiner with a derivative, got the {self._settings.combiner} one; use "
+                'combiner="logistic"'
+            )
+            raise InputError(message)
+        fitted, observer = self._ready(images)
+        seen = observer.observe_with_gradient(images)
+        own = seen.doubled()
+        columns = [
+            (metric if metric.differentiable else metric.smooth)(own) for metric in fitted.metrics
+        ]
+        score: Tensor = taught.combiner(torch.stack(columns, 1), seen.predicted)
+        return score
+
+    def measure(self, images: Images) -> MetricTable:
+        """Every metric of every image.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+            WrongModelError: when the classifier has changed since :meth:`fit`.
+            InputError: when the images do not fit.
+        """
+        names = self._need(self._fitted, _FIT).names
+        parts = [
+            MetricTable(names, values.cpu().numpy(), seen.predicted.cpu().numpy())
+            for batch in image_batches(images)
+            for seen, values in self._measured(batch)
+        ]
+        return MetricTable.joined(parts)
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The last hidden layer and the logits, with dropout off.
@@ -225,240 +490,41 @@ class Detector:
             Features ``(N, D)`` and logits ``(N, classes)``, on the images' device.
 
         Raises:
-            NotFittedError: before :meth:`fit`.
+            NotFittedError: before :meth:`fit`, or when no metric reads the last hidden layer.
             InputError: when the images do not fit.
         """
-        layer = self._fitted(self.feature_layer_, "fit(images, labels)")
-        self._check_inputs(images)
-        batch_size = min(self.batch_size, WHOLE_MODEL)
-        return extract_features(self.model, images, layer, batch_size=batch_size)
-
-    def measure(self, images: Tensor) -> MetricTable:
-        """Every metric of every image.
-
-        Args:
-            images: ``(N, ...)``.
-
-        Raises:
-            NotFittedError: before :meth:`fit`.
-            WrongModelError: when the classifier has changed since :meth:`fit`.
-            InputError: when the images do not fit.
-        """
-        closeness = self._fitted(self.closeness_, "fit(images, labels)")
-        self._check_inputs(images)
-        self._check_model()
-        measuring = Measuring(self.metrics, closeness)
-        for seen in self._observe(images):
-            measuring.add(seen)
-        return measuring.table()
-
-    def fit_combiner(
-        self,
-        clean: Tensor,
-        adversarial: Tensor | None = None,
-        noisy: Tensor | None = None,
-        *,
-        labels: Tensor | None = None,
-        attacks: Sequence[Attack] = (),
-    ) -> Self:
-        """Learn how to weigh the metrics; a calibration from before is forgotten.
-
-        The logistic combiner learns from adversarial images, given or made here; the conformal
-        one from clean and noisy images alone.
-
-        Args:
-            clean: images ``(N, ...)`` that are not adversarial and were not in the fit.
-            adversarial: images that are, of any number.
-            noisy: images with harmless noise, which count as not adversarial; without them a
-                detector takes noise for an attack.
-            labels: int ``(N,)``, the true classes of the clean images; needed for attacks.
-            attacks: such as ``[PGD(0.3)]``; each makes the twins of those clean images that the
-                classifier gets right.
-
-        Raises:
-            NotFittedError: before :meth:`fit`.
-            WrongModelError: when the classifier has changed since :meth:`fit`.
-            InputError: when the images do not fit, or are not what the combiner learns from.
-        """
-        self._check_model()
-        self._fitted(self.closeness_, "fit(images, labels)")
-        learns = self.combiner == "logistic"
-        if learns != (adversarial is not None or len(attacks) > 0):
-            message = (
-                "expected adversarial images or attacks for the logistic combiner, got neither; "
-                'pass some or use combiner="conformal"'
-                if learns
-                else "expected no adversarial images and no attacks for the conformal combiner, "
-                'got some; leave them out or use combiner="logistic"'
-            )
-            raise InputError(message)
-        table = self.measure(clean)
-        parts = [table.values] + ([] if noisy is None else [self.measure(noisy).values])
-        negatives = np.concatenate(parts)
-        if learns:
-            twins = list(self._twins(clean, labels, attacks, table.predicted))
-            if adversarial is not None:
-                twins.append(adversarial)
-            values = np.concatenate([negatives, *(self.measure(part).values for part in twins)])
-            self.combiner_ = LogisticCombiner.fit(values, np.arange(len(values)) >= len(negatives))
-        else:
-            self.combiner_ = ConformalCombiner(self.metrics, negatives)
-        self._clean, self.calibration_ = table, None
-        return self
-
-    def score(self, images: Tensor) -> np.ndarray:
-        """How adversarial each image looks: the combiner's score.
-
-        Args:
-            images: ``(N, ...)``.
-
-        Returns:
-            float64 ``(N,)``; larger is more adversarial. Log odds of the logistic combiner, minus
-            the log of a p-value, in nats, of the conformal one.
-
-        Raises:
-            NotFittedError: before :meth:`fit_combiner`.
-            InputError: when the images do not fit.
-        """
-        return self.judge(self.measure(images))
-
-    def judge(self, table: MetricTable) -> np.ndarray:
-        """The score of images that were measured already.
-
-        Args:
-            table: of :meth:`measure`.
-
-        Returns:
-            float64 ``(N,)``, as :meth:`score`.
-
-        Raises:
-            NotFittedError: before :meth:`fit_combiner`.
-            InputError: when the table lacks a metric of the detector.
-        """
-        combiner = self._fitted(self.combiner_, "fit_combiner(clean, adversarial)")
-        return combiner.score(table.select(self.metrics))
-
-    def calibrate(
-        self,
-        clean: Tensor,
-        fpr: float = 0.05,
-        promise: Promise = "marginal",
-        *,
-        confidence: float = 0.95,
-        per_class: bool = False,
-    ) -> Self:
-        """Choose the threshold so that at most a share ``fpr`` of clean images is flagged.
-
-        The promise holds for clean images that are exchangeable with these; use images that
-        neither :meth:`fit` nor :meth:`fit_combiner` has seen. It can be repeated at any time
-        without a new fit.
-
-        Args:
-            clean: images ``(N, ...)``.
-            fpr: the false-alarm rate, in (0, 1).
-            promise: "marginal": the rate is kept on average over sets of calibration images;
-                "pac": it is kept with this set, with probability ``confidence`` over such sets.
-            confidence: of the promise "pac", in (0, 1).
-            per_class: whether the promise is kept among the images of each predicted class.
-
-        Raises:
-            NotFittedError: before :meth:`fit_combiner`.
-            WrongModelError: when the classifier has changed since :meth:`fit`.
-            InputError: when a setting is outside its range or needs more images than there are.
-
-        Source:
-            :class:`leery.detector.Calibration`.
-        """
-        empty = np.empty(0)
-        fpr, confidence = float(fpr), float(confidence)
-        # Settings are refused before the images are measured.
-        Calibration(fpr, promise, confidence, per_class, empty, empty)
-        self._check_model()
-        table = self.measure(clean)
-        calibration = Calibration(
-            fpr, promise, confidence, per_class, self.judge(table), table.predicted
-        )
-        self.calibration_ = calibration.checked(self._classes)
-        return self
-
-    def predict(self, images: Tensor) -> np.ndarray:
-        """The verdict on each image.
-
-        Args:
-            images: ``(N, ...)``.
-
-        Returns:
-            bool ``(N,)``; True is adversarial.
-
-        Raises:
-            NotFittedError: before :meth:`calibrate`.
-            InputError: when the images do not fit.
-        """
-        calibration = self._fitted(self.calibration_, "calibrate(clean, fpr)")
-        table = self.measure(images)
-        return calibration.flagged(self.judge(table), table.predicted)
-
-    def p_value(self, images: Tensor) -> np.ndarray:
-        """How usual each image's score would be for a clean image.
-
-        Args:
-            images: ``(N, ...)``.
-
-        Returns:
-            float64 ``(N,)``, in [1 / (n + 1), 1] for n calibration images. Flagging where it is at
-            most alpha keeps the false-alarm rate at alpha, on average over calibration sets.
-
-        Raises:
-            NotFittedError: before :meth:`calibrate`.
-            InputError: when the images do not fit.
-        """
-        calibration = self._fitted(self.calibration_, "calibrate(clean, fpr)")
-        table = self.measure(images)
-        return calibration.p_values(self.judge(table), table.predicted)
-
-    def explain(self, images: Tensor) -> Explanation:
-        """Why each image got its score: values, percentiles among clean images, contributions.
-
-        Args:
-            images: ``(N, ...)``.
-
-        Raises:
-            NotFittedError: before :meth:`fit_combiner`.
-            InputError: when the images do not fit.
-        """
-        combiner = self._fitted(self.combiner_, "fit_combiner(clean, adversarial)")
-        clean = self._fitted(self._clean, "fit_combiner(clean, adversarial)")
-        table = self.measure(images)
-        scores = self.judge(table)
-        calibration = self.calibration_
-        return Explanation(
-            table=table,
-            percentiles=percentiles(table, clean),
-            contributions=combiner.contributions(table.values),
-            intercept=combiner.intercept,
-            scores=scores,
-            p_values=None if calibration is None else calibration.p_values(scores, table.predicted),
-        )
+        fitted = self._need(self._fitted, _FIT)
+        head = self._need(fitted.head, "fit with a metric that reads the last hidden layer")
+        fitted.inputs.check(images)
+        return extract_features(self.model, images, head)
 
     def explain_plan(self) -> Plan:
-        """How images are run: which way, what is random, what is repeated each pass.
+        """How images are run: which way, what is random, what is repeated in each pass.
 
         Raises:
             NotFittedError: before :meth:`fit`.
         """
-        shape, dtype = self.inputs_
-        if self._sampler is None:
-            reason = "no metric of uncertainty was asked for"
-            return Plan("once", reason, self.feature_layer_, (), repeated=0.0, once=1.0)
-        generator = torch.Generator().manual_seed(0)
-        example = torch.rand((2, *shape), generator=generator).to(dtype)
-        if dtype is torch.uint8:
-            example = torch.randint(0, 256, (2, *shape), generator=generator).to(dtype)
-        elif not dtype.is_floating_point:
-            # Token ids: 0 is often padding, of which an input must not consist.
-            example = torch.ones((2, *shape), dtype=dtype)
-            example[1, ..., -1:] = 0
-        return self._sampler.explain_plan(example)
+        observer = self._need(self._observer, _FIT)
+        return observer.explain_plan(_example(self.inputs_))
+
+    def with_masks(self, masks: int | Literal["fresh"]) -> Self:
+        """The same detector with other dropout masks; its threshold is that of this one.
+
+        Args:
+            masks: a seed, or "fresh" for others at each call.
+
+        Raises:
+            InputError: when the seed is negative.
+        """
+        if masks != "fresh":
+            check_seed(masks)
+        other = copy.copy(self)
+        other._settings = replace(self._settings, masks=masks)
+        if self._fitted is not None:
+            other._take(self._fitted, self._taught, self._calibration)
+        return other
+
+    # ---- the file --------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the detector, without its classifier, as one safetensors file.
@@ -471,49 +537,61 @@ class Detector:
             WrongModelError: when the classifier has changed since :meth:`fit`.
             OutputError: when the file cannot be written.
         """
-        closeness = self._fitted(self.closeness_, "fit(images, labels)")
-        shape, dtype = self.inputs_
+        fitted = self._need(self._fitted, _FIT)
         self._check_model()
-        record = Record(
-            classifier=type(self.model).__name__,
-            fingerprint=self._fitted(self._fingerprint, "fit(images, labels)"),
-            classes=self._classes,
-            shape=shape,
-            dtype=dtype,
-            settings=self._settings(),
-            closeness=closeness,
-            combiner=self.combiner_,
-            clean=self._clean,
-            calibration=self.calibration_,
-        )
+        settings = self._settings
+        facts = {
+            "passes": settings.passes,
+            "seed": settings.seed,
+            "masks": settings.masks,
+            "combiner": settings.combiner,
+            "batch_size": settings.batch_size,
+            "logits": getattr(self._logits, "__qualname__", self._logits),
+            "trust_outputs": settings.trust_outputs,
+        }
+        record = Record(type(self.model).__name__, facts, fitted, self._taught, self._calibration)
         write_file(path, *record.parts())
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], model: nn.Module) -> Self:
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        model: nn.Module,
+        *,
+        metrics: Sequence[Metric] = (),
+        logits: Logits = None,
+    ) -> Self:
         """Read a detector for the classifier that it was fitted on; runs no code of the file.
 
         Args:
             path: of a file that :meth:`save` wrote.
             model: the classifier, in the state it had then.
+            metrics: an instance of each metric that is not one of leery's own.
+            logits: as given to the detector, where that was a function.
 
         Raises:
-            DetectorFileError: when the file is missing, damaged, foreign or from a newer leery.
+            DetectorFileError: when the file is missing, damaged, foreign or of another format.
             WrongModelError: when it belongs to another classifier.
         """
         tensors, facts = read_file(path)
-        model = unwrapped(model)
-        found = fingerprint(model)
-        if facts["classifier_sha256"] != found:
-            message = (
-                f"expected the classifier that {path} was fitted on "
-                f"({listed([facts['classifier']])}, SHA-256 "
-                f"{listed([facts['classifier_sha256'][:12]])}...), got {type(model).__name__} with "
-                f"{found[:12]}...; load the right weights or fit a new detector"
-            )
-            raise WrongModelError(message)
+        named = facts["settings"]["logits"]
+        guarded = with_logits(
+            model, named if logits is None and not _is_function(named) else logits
+        )
+        _check_same(path, facts, guarded)
         try:
-            record = Record.of(tensors, facts)
-            detector = cls(model, **record.settings)
+            record = Record.of(tensors, facts, metrics)
+            detector = cls(
+                guarded,
+                feature_layer=record.fitted.head,
+                passes=facts["settings"]["passes"],
+                seed=facts["settings"]["seed"],
+                metrics=record.fitted.metrics,
+                combiner=facts["settings"]["combiner"],
+                bounds=record.fitted.inputs.bounds,
+                batch_size=facts["settings"]["batch_size"],
+                trust_outputs=facts["settings"]["trust_outputs"],
+            ).with_masks(facts["settings"]["masks"])
         except (
             LeeryError,
             LookupError,
@@ -527,21 +605,133 @@ class Detector:
                 f"({brief(error)}); save the detector again"
             )
             raise DetectorFileError(message) from error
-        detector._take_over(record)
+        detector._logits = logits if logits is not None else named
+        detector._take(record.fitted, record.taught, record.calibration)
         return detector
 
-    def _check_inputs(self, images: Tensor) -> None:
-        """Refuse inputs of another kind than the fit's: what was learned does not hold for them.
+    # ---- inside ----------------------------------------------------------------------------------
 
-        Raises:
-            InputError: then.
-        """
-        check_images(images)
-        shape, dtype = self.inputs_
-        if images.shape[1:] != shape or images.dtype != dtype:
+    def _take(self, fitted: Fitted, taught: Taught | None, calibration: Calibration | None) -> None:
+        """Replace all that was learned."""
+        settings = self._settings
+        fresh = settings.masks == "fresh"
+        observer = Observer(
+            self.model,
+            needs_of(fitted.metrics),
+            head=fitted.head,
+            each=fitted.each,
+            passes=settings.passes,
+            seed=settings.seed if settings.masks == "fresh" else settings.masks,
+            fresh=fresh,
+            bounds=fitted.inputs.bounds,
+            batch_size=settings.batch_size,
+        )
+        self._fitted, self._taught, self._calibration = fitted, taught, calibration
+        self._observer, self._checked = observer, None
+
+    def _ready(self, images: Tensor) -> tuple[Fitted, Observer]:
+        """What the fit left, after checks of the images and of the classifier."""
+        fitted = self._need(self._fitted, _FIT)
+        fitted.inputs.check(images)
+        self._check_model()
+        return fitted, self._need(self._observer, _FIT)
+
+    def _measured(self, images: Tensor) -> Iterator[tuple[Observation, Tensor]]:
+        fitted, observer = self._ready(images)
+        return measured(fitted.metrics, observer.stream(images))
+
+    def _verdicts(self, seen: Observation, values: Tensor, taught: Taught) -> Verdicts:
+        contributions = taught.combiner.contributions(values, seen.predicted)
+        score = taught.combiner.total(contributions).cpu().numpy()
+        predicted = seen.predicted.cpu().numpy()
+        calibration = self._calibration
+        return Verdicts(
+            names=taught.combiner.names,
+            predicted=predicted,
+            probabilities=seen.logits.double().softmax(1).cpu().numpy(),
+            score=score,
+            p_value=None if calibration is None else calibration.p_values(score, predicted),
+            adversarial=None if calibration is None else calibration.flagged(score, predicted),
+            metrics=values.cpu().numpy(),
+            contributions=contributions.cpu().numpy(),
+        )
+
+    def _teach(
+        self,
+        clean: CleanImages,
+        negatives: Sequence[MetricTable],
+        positives: Sequence[MetricTable],
+    ) -> Taught:
+        """A combiner taught with measured images."""
+        fitted = self._need(self._fitted, _FIT)
+        combiner = make_combiner(
+            self._settings.combiner, [Facts.of(metric) for metric in fitted.metrics]
+        )
+        tables = MetricTable.joined([*negatives, *positives])
+        adversarial = np.arange(len(tables)) >= sum(map(len, negatives))
+        combiner.fit(
+            tables.values, tables.predicted, adversarial=adversarial if positives else None
+        )
+        return Taught(combiner, clean.tables["clean"], clean.hashes.unique())
+
+    def _promised(self, promised: Calibration, found: CleanImages, taught: Taught) -> Calibration:
+        """The calibration by measured images, those of each kind that count."""
+        kinds = [table.rows(found.judged_right(table)) for table in found.tables.values()]
+        together = MetricTable.joined(kinds)
+        scores = taught.combiner(
+            torch.from_numpy(together.values), torch.from_numpy(together.predicted)
+        )
+        return replace(
+            promised,
+            scores=scores.numpy(),
+            predicted=together.predicted,
+            kinds=tuple(found.tables),
+            kind=np.repeat(np.arange(len(kinds)), [len(table) for table in kinds]),
+            right_only=found.labels is not None,
+        )
+
+    def _changes(self, harmless: Mapping[str, Harmless] | None) -> Mapping[str, Harmless]:
+        inputs = self.inputs_
+        if harmless is None:
+            return HARMLESS if inputs.are_images else {}
+        if harmless and inputs.bounds is None:
             message = (
-                f"expected inputs as in the fit, (N, {', '.join(map(str, shape))}) of {dtype}, got "
-                f"{tuple(images.shape)} of {images.dtype}; convert them in the same way"
+                "expected the bounds of the pixels for harmless changes, got none; pass bounds= to "
+                "the detector, or harmless={}"
+            )
+            raise InputError(message)
+        return harmless
+
+    def _attacked(self, attack: Attack, images: Tensor, labels: Tensor) -> Tensor:
+        return attack(self.model, images, labels)
+
+    def _check_taught_by(self, attacked: bool) -> None:
+        """Refuse images that the combiner does not learn from, or too few kinds of them."""
+        learns = self._settings.combiner == "logistic"
+        if learns and not attacked:
+            message = (
+                "expected adversarial images or attacks for the logistic combiner, got neither; "
+                'pass some or use combiner="conformal"'
+            )
+            raise InputError(message)
+        if attacked and not learns:
+            message = (
+                "expected no adversarial images and no attacks for the conformal combiner, got "
+                'some; leave them out or use combiner="logistic"'
+            )
+            raise InputError(message)
+
+    def _check_least(self, images: Sequence[Images], share: int = 1) -> None:
+        """Refuse too few images for the combiner before they are measured."""
+        counts = [known_count(part) for part in images]
+        combiner = make_combiner(self._settings.combiner, [])
+        if not counts or None in counts:
+            return
+        count = sum(count for count in counts if count is not None) // share
+        if count < combiner.least:
+            message = (
+                f"expected at least {combiner.least} images that are not adversarial, got {count}; "
+                "add some"
             )
             raise InputError(message)
 
@@ -551,9 +741,10 @@ class Detector:
         Its weights are read only when torch has counted a change of them.
         """
         changes = _changes(self.model)
-        if self._fingerprint is None or changes == self._checked:
+        fitted = self._need(self._fitted, _FIT)
+        if changes == self._checked:
             return
-        if fingerprint(self.model) != self._fingerprint:
+        if fingerprint(self.model) != fitted.fingerprint:
             message = (
                 "expected the classifier as it was at the fit, got changed layers or weights; "
                 "fit the detector again"
@@ -561,110 +752,57 @@ class Detector:
             raise WrongModelError(message)
         self._checked = changes
 
-    def _settings(self) -> dict[str, Any]:
-        return {
-            "feature_layer": self.feature_layer_,
-            "passes": self.passes,
-            "seed": self.seed,
-            "metrics": list(self.metrics),
-            "bandwidth": self.bandwidth,
-            "references": self.references,
-            "precision": self.precision,
-            "combiner": self.combiner,
-            "batch_size": self.batch_size,
-        }
-
-    def _take_over(self, record: Record) -> None:
-        self.feature_layer_ = self.feature_layer
-        self.closeness_ = dict(record.closeness)
-        self.combiner_, self.calibration_ = record.combiner, record.calibration
-        self._clean, self._fingerprint = record.clean, record.fingerprint
-        self._classes, self._inputs = record.classes, (record.shape, record.dtype)
-
-    def _closeness(self) -> dict[str, Closeness]:
-        """The metrics of closeness, not yet fitted."""
-        kept = Reference(self.bandwidth, self.references, self.precision, self.seed)
-        return make_closeness(self.metrics, kept)
-
-    def _make_sampler(self, layer: str | None) -> MCDropout | None:
-        if not any(name in UNCERTAINTY for name in self.metrics):
-            return None
-        return MCDropout(
-            self.model, self.passes, self.seed, layer=layer, batch_size=self.batch_size
-        )
-
-    def _features(self, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, int, Tensor]:
-        """Features ``(N, D)``, the number of classes, and labels ``(N,)`` of the training data."""
-        features: list[Tensor] = []
-        truth: list[Tensor] = []
-        classes, right, probable = 0, 0, True
-        for images, labels in batches:
-            check_images(images)
-            check_labels(labels, len(images))
-            if not features:
-                self._begin(images)
-            found, logits = self.features(images)
-            classes = logits.shape[1]
-            right += int((logits.argmax(1).to(labels.device) == labels).sum())
-            probable = probable and _are_probabilities(logits)
-            check_labels(labels, len(images), classes)
-            features.append(found)
-            truth.append(labels.to(found.device))
-        if not features:
-            message = "expected at least one batch of training images, got none; pass some"
-            raise InputError(message)
-        if probable:
-            message = (
-                "expected a model that returns logits, got one that returns probabilities; leave "
-                "out its softmax"
-            )
-            raise UnsupportedModelError(message)
-        self.accuracy_ = right / sum(map(len, truth))
-        return torch.cat(features), classes, torch.cat(truth)
-
-    def _begin(self, images: Tensor) -> None:
-        """Settle what the first training images decide: the layer, and whether there is dropout."""
-        self.feature_layer_ = self.feature_layer or last_hidden_layer(self.model, images)
-        self._sampler = self._make_sampler(self.feature_layer_)
-        if self._sampler is not None:
-            self._sampler.explain_plan(images)
-        self._inputs = tuple(images.shape[1:]), images.dtype
-
-    def _twins(
-        self,
-        clean: Tensor,
-        labels: Tensor | None,
-        attacks: Sequence[Attack],
-        predicted: np.ndarray,
-    ) -> Iterator[Tensor]:
-        """The adversarial twins, by each attack, of the images that the classifier gets right."""
-        if not attacks:
-            return
-        if labels is None:
-            message = "expected the labels of the clean images for attacks, got None; pass labels="
-            raise InputError(message)
-        check_labels(labels, len(clean), self._classes)
-        right = torch.from_numpy(predicted).to(labels.device) == labels
-        if not bool(right.any()):
-            message = "expected clean images that the classifier gets right, got none; check labels"
-            raise InputError(message)
-        for attack in attacks:
-            yield attack(self.model, clean[right.to(clean.device)], labels[right])
-
-    def _observe(self, images: Tensor) -> Iterator[Observation]:
-        """What the metrics need to know of the images, batch by batch."""
-        if self._sampler is not None:
-            yield from self._sampler.stream(images)
-            return
-        for batch in images.split(self.batch_size):
-            features, logits = self.features(batch)
-            yield Observation(logits, features, probs=logits.softmax(1).unsqueeze(0))
-
-    def _fitted(self, part: T | None, call: str) -> T:
+    def _need(self, part: T | None, call: str) -> T:
         if part is None:
             message = f"expected a detector after {call}, got one before it; call it first"
             raise NotFittedError(message)
         return part
+
+
+def _example(inputs: InputSpec) -> Tensor:
+    """Two inputs of that kind."""
+    generator = torch.Generator().manual_seed(0)
+    if inputs.dtype is torch.uint8:
+        return torch.randint(0, 256, (2, *inputs.shape), generator=generator).to(inputs.dtype)
+    if inputs.dtype.is_floating_point:
+        return torch.rand((2, *inputs.shape), generator=generator).to(inputs.dtype)
+    # Token ids: 0 is often padding, of which an input must not consist.
+    example = torch.ones((2, *inputs.shape), dtype=inputs.dtype)
+    example[1, ..., -1:] = 0
+    return example
+
+
+def _refuse_labels(adversarial: Images | None) -> None:
+    """Refuse a label vector in the place of adversarial images."""
+    if isinstance(adversarial, Tensor) and adversarial.ndim == 1:
+        message = (
+            f"expected adversarial images, got {adversarial.dtype} of shape "
+            f"{tuple(adversarial.shape)}, which looks like labels; pass labels as the second "
+            "argument"
+        )
+        raise InputError(message)
+
+
+def _is_function(named: object) -> bool:
+    """Whether a file names a function for the logits, which it cannot hold."""
+    return isinstance(named, str) and not named.isidentifier()
+
+
+def _check_same(path: str | os.PathLike[str], facts: Mapping[str, Any], model: nn.Module) -> None:
+    """Refuse a classifier that is not the one of a file.
+
+    Raises:
+        WrongModelError: then.
+    """
+    found = fingerprint(model)
+    if facts["classifier_sha256"] != found:
+        message = (
+            f"expected the classifier that {path} was fitted on "
+            f"({listed([facts['classifier']])}, SHA-256 "
+            f"{listed([facts['classifier_sha256'][:12]])}...), got {type(model).__name__} with "
+            f"{found[:12]}...; load the right weights or fit a new detector"
+        )
+        raise WrongModelError(message)
 
 
 def _changes(model: nn.Module) -> object:
@@ -674,20 +812,3 @@ def _changes(model: nn.Module) -> object:
         tuple(model.modules()),
         [(id(part), 0 if part.is_inference() else part._version) for part in tensors],  # noqa: SLF001 - its count of writes
     )
-
-
-def _are_probabilities(logits: Tensor) -> bool:
-    """Whether every row could be the output of a softmax."""
-    sums = logits.double().sum(1)
-    return bool((logits >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
-
-
-def _batches(
-    images: Tensor | Iterable[tuple[Tensor, Tensor]], labels: Tensor | None
-) -> Iterable[tuple[Tensor, Tensor]]:
-    if labels is not None:
-        return [(images, labels)]  # type: ignore[list-item]  # checked where it is used
-    if isinstance(images, Tensor):
-        message = "expected the labels of the training images, got None; pass fit(images, labels)"
-        raise InputError(message)
-    return images

@@ -6,53 +6,49 @@ import numpy as np
 import pandas as pd
 
 from leery.detector._table import MetricTable
+from leery.detector._verdicts import Verdicts
 
 __all__ = ["Explanation", "percentiles"]
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What speaks for and against each image, a row an image, a column a metric.
+    """What speaks for and against each image, a row per image, a column per metric.
 
     Attributes:
-        table: the metrics, and the predicted classes.
+        verdicts: all answers about the images.
         percentiles: float64 ``(N, M)``, in [0, 100]: the share of clean images of the predicted
             class with a smaller value, equal ones counted half; NaN for a class of which no clean
             image was seen.
-        contributions: float64 ``(N, M)``, what each metric adds to the score.
-        intercept: what the score would be without any.
-        scores: float64 ``(N,)``: the intercept and the contributions; larger is more adversarial.
-        p_values: float64 ``(N,)``, as :meth:`leery.Detector.p_value`; None before calibration.
+        intercept: the score without any contribution.
     """
 
-    table: MetricTable
+    verdicts: Verdicts
     percentiles: np.ndarray
-    contributions: np.ndarray
     intercept: float
-    scores: np.ndarray
-    p_values: np.ndarray | None
 
     def __len__(self) -> int:
         """The number of images."""
-        return len(self.table)
+        return len(self.verdicts)
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row an image and metric: image, predicted, score, p_value, metric, value, ...
+        """One row per image and metric: image, predicted, score, p_value, metric, value, ...
 
         The last two columns are percentile and contribution; p_value is NaN before calibration.
         """
-        count, width = self.table.values.shape
-        p_values = np.full(count, np.nan) if self.p_values is None else self.p_values
+        verdicts = self.verdicts
+        count, width = verdicts.metrics.shape
+        p_values = np.full(count, np.nan) if verdicts.p_value is None else verdicts.p_value
         return pd.DataFrame(
             {
                 "image": np.repeat(np.arange(count), width),
-                "predicted": np.repeat(self.table.predicted, width),
-                "score": np.repeat(self.scores, width),
+                "predicted": np.repeat(verdicts.predicted, width),
+                "score": np.repeat(verdicts.score, width),
                 "p_value": np.repeat(p_values, width),
-                "metric": list(self.table.names) * count,
-                "value": self.table.values.ravel(),
+                "metric": list(verdicts.names) * count,
+                "value": verdicts.metrics.ravel(),
                 "percentile": self.percentiles.ravel(),
-                "contribution": self.contributions.ravel(),
+                "contribution": verdicts.contributions.ravel(),
             }
         )
 

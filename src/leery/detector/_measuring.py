@@ -1,71 +1,73 @@
-"""Metrics of images, collected batch by batch."""
+"""Metrics of images, computed from one run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from leery.detector._registry import UNCERTAINTY, Closeness
-from leery.detector._table import MetricTable
-from leery.mc_dropout import Observation
+from leery.metrics import Metric
+from leery.observation import Observation
+from leery.tuning import CLOSENESS_IMAGES, CLOSENESS_PIXELS, UNCERTAINTY_ELEMENTS
 
-__all__ = ["Measuring"]
-
-CLOSE_AT_ONCE = 2048
-"""Images whose closeness is measured together: some hundreds a class make fast matrix products."""
-
-NEAR = 2**18
-"""Probabilities whose uncertainty is measured together on a processor: in float64 they stay in its
-cache (2 MiB) from one metric to the next."""
+__all__ = ["measured"]
 
 
-class Measuring:
-    """Turns observations into a table of metrics.
+def measured(
+    metrics: Sequence[Metric], observations: Iterable[Observation]
+) -> Iterator[tuple[Observation, Tensor]]:
+    """Observations with every metric of their images.
+
+    Batches are put together or cut where that is faster; the images stay in their order.
 
     Args:
-        names: of the metrics, in the order of the table.
-        closeness: the fitted metrics of closeness by name.
+        metrics: fitted.
+        observations: of batches of images.
+
+    Yields:
+        An observation without its passes, and float64 ``(N, M)``.
     """
-
-    def __init__(self, names: Sequence[str], closeness: Mapping[str, Closeness]) -> None:
-        self._closeness = closeness
-        self._columns: dict[str, list[Tensor]] = {name: [] for name in names}
-        self._predicted: list[Tensor] = []
-        self._waiting: list[tuple[Tensor, Tensor]] = []
-
-    def add(self, seen: Observation) -> None:
-        """Measure a batch; closeness when enough have come together."""
-        classes = seen.logits.argmax(1)
-        self._predicted.append(classes)
-        for part in _near_parts(seen.probs):
-            probs = part.double()
-            for name in self._columns.keys() & UNCERTAINTY.keys():
-                self._columns[name].append(UNCERTAINTY[name](probs))
-        if self._closeness:
-            assert seen.features is not None
-            self._waiting.append((seen.features, classes))
-        if sum(len(classes) for _, classes in self._waiting) >= CLOSE_AT_ONCE:
-            self._measure_closeness()
-
-    def table(self) -> MetricTable:
-        """The metrics of all images that were added, in their order."""
-        if self._waiting:
-            self._measure_closeness()
-        columns = [torch.cat(parts).cpu() for parts in self._columns.values()]
-        predicted = torch.cat(self._predicted).cpu().numpy()
-        return MetricTable(tuple(self._columns), torch.stack(columns, dim=1).numpy(), predicted)
-
-    def _measure_closeness(self) -> None:
-        features, classes = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
-        for name, metric in self._closeness.items():
-            self._columns[name].append(metric.score(features, classes))
-        self._waiting.clear()
+    drawing = [metric for metric in metrics if metric.needs.draws]
+    others = [metric for metric in metrics if not metric.needs.draws]
+    waiting: list[tuple[Observation, dict[str, Tensor]]] = []
+    for seen in observations:
+        waiting.append((seen.without_passes(), _of_passes(drawing, seen)))
+        if _enough([part for part, _ in waiting]):
+            yield _joined(metrics, others, waiting)
+            waiting = []
+    if waiting:
+        yield _joined(metrics, others, waiting)
 
 
-def _near_parts(probs: Tensor) -> Sequence[Tensor]:
-    """Probabilities ``(passes, N, classes)`` of some images at a time; on a GPU of all at once."""
-    passes, count, classes = probs.shape
-    near = probs.device.type == "cpu"
-    rows = max(1, NEAR // (passes * classes)) if near else count
-    parts: Sequence[Tensor] = probs.split(rows, dim=1)
-    return parts
+def _of_passes(metrics: Sequence[Metric], seen: Observation) -> dict[str, Tensor]:
+    """The metrics that read passes: some images at a time, which stay near the processor."""
+    if not metrics:
+        return {}
+    parts = [part.doubled() for part in _near_parts(seen)]
+    return {metric.name: torch.cat([metric(part) for part in parts]) for metric in metrics}
+
+
+def _near_parts(seen: Observation) -> Iterator[Observation]:
+    elements = 0 if seen.pass_probs is None else seen.pass_probs[:, :1].numel()
+    rows = len(seen)
+    if elements and seen.logits.device.type == "cpu":
+        rows = max(1, UNCERTAINTY_ELEMENTS // elements)
+    for start in range(0, len(seen), rows):
+        yield seen.rows(start, start + rows)
+
+
+def _enough(parts: Sequence[Observation]) -> bool:
+    """Whether batches are to be measured now: for more images, memory or time would not gain."""
+    images = sum(map(len, parts))
+    return images >= CLOSENESS_IMAGES or images * parts[0].images[0].numel() >= CLOSENESS_PIXELS
+
+
+def _joined(
+    metrics: Sequence[Metric],
+    others: Sequence[Metric],
+    waiting: Sequence[tuple[Observation, dict[str, Tensor]]],
+) -> tuple[Observation, Tensor]:
+    seen = Observation.joined([part for part, _ in waiting])
+    columns = {metric.name: metric(seen) for metric in others}
+    for name in waiting[0][1]:
+        columns[name] = torch.cat([found[name] for _, found in waiting])
+    return seen, torch.stack([columns[metric.name] for metric in metrics], 1)

@@ -21,7 +21,7 @@ from leery.errors import DetectorFileError, brief
 
 __all__ = ["FORMAT", "below", "describe", "read_file", "write_file"]
 
-FORMAT = 1
+FORMAT = 2
 """The version of the layout that this release writes and reads."""
 
 MOST_CLASSES = 10**6
@@ -37,24 +37,42 @@ _FACTS: _Schema = {
     "classes": (int,),
     "inputs": (dict,),
     "settings": (dict,),
+    "layers": (dict,),
+    "metrics": (list,),
 }
-_INPUTS: _Schema = {"shape": (list,), "dtype": (str,)}
+_INPUTS: _Schema = {
+    "shape": (list,),
+    "dtype": (str,),
+    "bounds": (list, NoneType),
+    "low": (int, float),
+    "high": (int, float),
+    "mean": (int, float),
+    "std": (int, float),
+}
 _SETTINGS: _Schema = {
-    "feature_layer": (str,),
     "passes": (int,),
     "seed": (int,),
-    "metrics": (list,),
-    "bandwidth": (int, float, str),
-    "references": (int, NoneType),
-    "precision": (str,),
+    "masks": (int, str),
     "combiner": (str,),
     "batch_size": (int,),
+    "logits": (int, str, NoneType),
+    "trust_outputs": (bool,),
+}
+_LAYERS: _Schema = {"head": (str, NoneType), "each": (list,)}
+_METRIC: _Schema = {
+    "name": (str,),
+    "family": (str,),
+    "direction": (str,),
+    "kind": (str,),
+    "options": (dict,),
 }
 _CALIBRATION: _Schema = {
     "fpr": (float,),
     "promise": (str,),
     "confidence": (float,),
     "per_class": (bool,),
+    "right_only": (bool,),
+    "kinds": (list,),
 }
 
 T = TypeVar("T")
@@ -77,7 +95,7 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str
     """The tensors and the facts of a detector file; nothing in it is executed.
 
     Raises:
-        DetectorFileError: when the file is missing, damaged, none of leery's or of a newer
+        DetectorFileError: when the file is missing, damaged, none of leery's or of another
             format.
     """
     with _opened(path) as stream:
@@ -93,7 +111,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
         The facts of its JSON, and under "tensors" the type and shape of each tensor by name.
 
     Raises:
-        DetectorFileError: when the file is missing, damaged, none of leery's or of a newer
+        DetectorFileError: when the file is missing, damaged, none of leery's or of another
             format.
     """
     with _opened(path) as stream:
@@ -141,10 +159,10 @@ def _facts(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[st
             "metadata; name a file that Detector.save wrote"
         )
         raise DetectorFileError(message) from error
-    if version > FORMAT:
+    if version != FORMAT:
+        what = "a newer leery wrote it: upgrade leery" if version > FORMAT else "fit it again"
         message = (
-            f"expected a detector file of format {FORMAT} or older, got format {version} in "
-            f"{path}; upgrade leery"
+            f"expected a detector file of format {FORMAT}, got format {version} in {path}; {what}"
         )
         raise DetectorFileError(message)
     _check(path, "facts", facts, _FACTS)
@@ -156,12 +174,9 @@ def _facts(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[st
         raise DetectorFileError(message)
     _check(path, "inputs", facts["inputs"], _INPUTS)
     _check(path, "settings", facts["settings"], _SETTINGS)
-    if not all(type(name) is str for name in facts["settings"]["metrics"]):
-        message = (
-            f"expected a whole detector file at {path}, got metrics that are no names; save the "
-            "detector again"
-        )
-        raise DetectorFileError(message)
+    _check(path, "layers", facts["layers"], _LAYERS)
+    for metric in facts["metrics"]:
+        _check(path, "metrics", metric, _METRIC)
     if "calibration" in facts:
         _check(path, "calibration", facts["calibration"], _CALIBRATION)
     return dict(facts)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -35,6 +36,19 @@ class MetricTable:
     def __len__(self) -> int:
         """The number of images."""
         return len(self.predicted)
+
+    def rows(self, chosen: np.ndarray) -> Self:
+        """Some of the images."""
+        return type(self)(self.names, self.values[chosen], self.predicted[chosen])
+
+    @classmethod
+    def joined(cls, tables: Sequence[Self]) -> Self:
+        """Tables of the same metrics, one after the other."""
+        return cls(
+            tables[0].names,
+            np.concatenate([table.values for table in tables]),
+            np.concatenate([table.predicted for table in tables]),
+        )
 
     def column(self, name: str) -> np.ndarray:
         """One metric's values, float64 ``(N,)``.

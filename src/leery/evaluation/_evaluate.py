@@ -1,6 +1,6 @@
 """A detector judged against attacks that do not know of it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -8,35 +8,46 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from leery.attacks import Attack, gaussian_noise
-from leery.detector import Detector
+from leery._checks import Bounds
+from leery.attacks import Attack, GradientAttack, gaussian_noise
+from leery.detector import Detector, MetricTable
 from leery.errors import InputError
 from leery.evaluation._detection import POSITIVES, detection
 from leery.evaluation._pool import Pool
+from leery.inputs import Images, labelled_batches
+from leery.models import predict
+from leery.observation import Scorer
 
 __all__ = ["evaluate"]
 
+_SCORE, _FLAGGED = "score", "flagged"
+
 
 def evaluate(
-    detector: Detector,
-    images: Tensor,
-    labels: Tensor,
-    attacks: Mapping[str, Attack],
+    scorer: Scorer,
+    images: Images,
+    labels: Tensor | None = None,
     *,
+    attacks: Mapping[str, Attack],
     noise: float = 0.0,
+    bounds: Bounds | None = None,
+    seed: int = 0,
 ) -> pd.DataFrame:
-    """How well a detector tells the twins of images that it has not seen from the images.
+    """How well a detector tells adversarial versions of unseen images from the images.
 
     The attacker knows the classifier and not the detector: the least a detector must stand, not
-    the most. Positives are the twins of the images that the classifier gets right; negatives those
-    images and, with noise, their noisy twins.
+    the most. Positives are the adversarial versions of the images that the classifier gets right;
+    negatives those images and, with noise, their noisy versions.
 
     Args:
-        detector: with a combiner.
-        images: ``(N, ...)`` that neither fit, combiner nor calibration has seen.
+        scorer: a :class:`leery.Detector` with a combiner, or any detector of the same form.
+        images: ``(N, ...)`` that no part of the detector has seen; or batches with labels.
         labels: int ``(N,)``, the true classes.
-        attacks: by name; each makes the adversarial twins of images.
-        noise: the standard deviation of the noisy twins; 0 for none.
+        attacks: by name.
+        noise: standard deviation of the noisy versions; 0 for none.
+        bounds: of the pixels, for noise and for attacks without bounds of their own; by default
+            those of the detector, else (0, 1).
+        seed: random seed, of noise and attacks.
 
     Returns:
         A row for each attack and choice of positives ("all", "successful", "failed") that has
@@ -51,46 +62,79 @@ def evaluate(
     if not attacks:
         message = "expected at least one attack, got none; pass some"
         raise InputError(message)
-    clean = detector.measure(images)
-    noisy = detector.measure(gaussian_noise(images, noise)) if noise else None
+    known = bounds or _bounds_of(scorer)
+    parts: dict[str, list[MetricTable]] = {}
+    truths: list[np.ndarray] = []
+    for batch, truth in _labelled(images, labels):
+        truths.append(truth.cpu().numpy())
+        parts.setdefault("clean", []).append(_judged(scorer, batch))
+        if noise:
+            noisy = gaussian_noise(batch, noise, seed=seed, bounds=known or (0.0, 1.0))
+            parts.setdefault("noisy", []).append(_judged(scorer, noisy))
+        for name, attack in attacks.items():
+            placed = attack.within(known) if isinstance(attack, GradientAttack) else attack
+            made = placed(scorer.model, batch, truth, **({"seed": seed} if seed else {}))
+            parts.setdefault(f"attack {name}", []).append(_judged(scorer, made))
+    tables = {name: MetricTable.joined(found) for name, found in parts.items()}
+    classes = np.concatenate(truths)
     rows = []
-    for name, attack in attacks.items():
-        twins = detector.measure(attack(detector.model, images, labels))
-        pool = Pool.of_twins(clean, twins, noisy, labels.cpu().numpy())
-        rows += _judged(detector, pool, name)
+    for name in attacks:
+        pool = Pool.of_twins(
+            tables["clean"], tables[f"attack {name}"], tables.get("noisy"), classes
+        )
+        rows += _rows(pool, name)
     return pd.DataFrame(rows)
 
 
-def _judged(detector: Detector, pool: Pool, name: str) -> list[dict[str, Any]]:
-    scores = detector.judge(pool.table)
+def _labelled(images: Images, labels: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    for batch, truth in labelled_batches(images, labels):
+        if truth is None:
+            message = "expected the labels of the images, got None; pass them"
+            raise InputError(message)
+        yield batch, truth
+
+
+def _bounds_of(scorer: Scorer) -> Bounds | None:
+    return scorer.inputs_.bounds if isinstance(scorer, Detector) else None
+
+
+def _judged(scorer: Scorer, images: Tensor) -> MetricTable:
+    """The score of each image, and the verdict (NaN where there is none) as if metrics."""
+    if isinstance(scorer, Detector):
+        verdicts = scorer.judge(images)
+        score, predicted, flagged = verdicts.score, verdicts.predicted, verdicts.adversarial
+    else:
+        score = np.asarray(scorer.score(images), dtype=np.float64)
+        predicted, flagged = predict(scorer.model, images).cpu().numpy(), None
+    verdict = np.full(len(score), np.nan) if flagged is None else flagged.astype(np.float64)
+    return MetricTable((_SCORE, _FLAGGED), np.stack([score, verdict], 1), predicted)
+
+
+def _rows(pool: Pool, name: str) -> list[dict[str, Any]]:
     counts = {
         "all": pool.adversarial,
         "successful": pool.successful,
         "failed": pool.adversarial & ~pool.successful,
     }
-    rows = []
-    for positives in POSITIVES:
-        if not counts[positives].any():
-            continue
-        rows.append(
-            {
-                "attack": name,
-                "positives": positives,
-                "success": pool.attack_success,
-                **asdict(detection(pool, scores, positives)),
-                **_verdicts(detector, pool, scores, counts[positives]),
-            }
-        )
-    return rows
+    scores = pool.table.column(_SCORE)
+    return [
+        {
+            "attack": name,
+            "positives": positives,
+            "success": pool.attack_success,
+            **asdict(detection(pool, scores, positives)),
+            **_shares(pool, counts[positives]),
+        }
+        for positives in POSITIVES
+        if counts[positives].any()
+    ]
 
 
-def _verdicts(
-    detector: Detector, pool: Pool, scores: np.ndarray, positive: np.ndarray
-) -> dict[str, float]:
-    """The shares that are flagged; nothing before calibration."""
-    if detector.calibration_ is None:
+def _shares(pool: Pool, positive: np.ndarray) -> dict[str, float]:
+    """The shares that are flagged; nothing where there are no verdicts."""
+    flagged = pool.table.column(_FLAGGED)
+    if np.isnan(flagged).any():
         return {}
-    flagged = detector.calibration_.flagged(scores, pool.table.predicted)
     shares = {
         "found": flagged[positive].mean(),
         "false_alarms": flagged[~pool.adversarial & ~pool.noisy].mean(),

@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
+import torch
 from sklearn.model_selection import GroupKFold
 
-from leery.detector import LogisticCombiner
+from leery.combiners import Facts, LogisticCombiner
 from leery.errors import InputError
 from leery.evaluation._pool import Pool
 
@@ -28,8 +29,8 @@ def in_sample_scores(pool: Pool, names: Sequence[str], _seed: int = 0) -> np.nda
     Returns:
         float64 ``(N,)``, log odds; larger is more adversarial. Optimistic.
     """
-    values = pool.values(names)
-    return LogisticCombiner.fit(values, pool.adversarial).score(values)
+    everything = np.arange(len(pool.adversarial))
+    return scores_of(_fitted(pool, names, everything), pool, names, everything)
 
 
 def held_out_scores(
@@ -51,10 +52,9 @@ def held_out_scores(
     Raises:
         InputError: when there are fewer source images than folds.
     """
-    values = pool.values(names)
-    scores = np.empty(len(values))
+    scores = np.empty(len(pool.adversarial))
     for combiner, judge in cross_fit(pool, names, seed, folds=folds):
-        scores[judge] = combiner.score(values[judge])
+        scores[judge] = scores_of(combiner, pool, names, judge)
     return scores
 
 
@@ -82,10 +82,27 @@ def cross_fit(
             f"{count}; take more images"
         )
         raise InputError(message)
-    values = pool.values(names)
     splitter = GroupKFold(n_splits=folds, shuffle=True, random_state=seed)
-    for fit, judge in splitter.split(values, groups=pool.source):
-        yield LogisticCombiner.fit(values[fit], pool.adversarial[fit]), judge
+    for fit, judge in splitter.split(pool.source, groups=pool.source):
+        yield _fitted(pool, names, fit), judge
+
+
+def scores_of(
+    combiner: LogisticCombiner, pool: Pool, names: Sequence[str], rows: np.ndarray
+) -> np.ndarray:
+    """The log odds of some rows, float64 ``(n,)``."""
+    values = torch.from_numpy(pool.values(names)[rows])
+    found: np.ndarray = combiner(values, torch.from_numpy(pool.table.predicted[rows])).numpy()
+    return found
+
+
+def _fitted(pool: Pool, names: Sequence[str], rows: np.ndarray) -> LogisticCombiner:
+    """A combiner that was taught with some rows."""
+    # Neither family nor direction matters to a regression.
+    combiner = LogisticCombiner([Facts(name, "", "both") for name in names])
+    return combiner.fit(
+        pool.values(names)[rows], pool.table.predicted[rows], adversarial=pool.adversarial[rows]
+    )
 
 
 PROTOCOLS: Mapping[Protocol, Callable[[Pool, Sequence[str], int], np.ndarray]] = {

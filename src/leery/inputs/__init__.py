@@ -9,15 +9,23 @@
 
 from leery.inputs._format import Channels, Format
 from leery.inputs._item import Item, printable
+from leery.inputs._loaders import Images, image_batches, known_count, labelled_batches
 from leery.inputs._read import batches, count, files, load, load_labelled, read
+from leery.inputs._spec import InputSpec, Moments
 
 __all__ = [
     "Channels",
     "Format",
+    "Images",
+    "InputSpec",
     "Item",
+    "Moments",
     "batches",
     "count",
     "files",
+    "image_batches",
+    "known_count",
+    "labelled_batches",
     "load",
     "load_labelled",
     "printable",

@@ -1,13 +1,14 @@
 """How stored inputs become what the model takes."""
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from leery.errors import InputError, brief
@@ -18,8 +19,13 @@ Channels = Literal["first", "last", "none"]
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
-_KINDS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
+_KINDS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 """Others are not tried: for PostScript Pillow would start a program."""
+
+_PNG_DEPTH, _TIFF_DEPTH = 24, 258
+"""Where the bits per channel stand: the offset of a byte in a PNG file, a tag of TIFF."""
+
+_PPM_HEADER = re.compile(rb"P[2356]\s(?:\s*#[^\n]*\n)*\s*\d+\s+\d+\s+(\d+)\s")
 
 _MOST_PIXELS = 2**25
 """Larger pictures are refused: a small file can claim a huge picture."""
@@ -45,6 +51,9 @@ class Format:
         images_key: the name of the images in npz files and parquet.
         labels_key: the name of the labels there; None when labels are of no interest.
         classes: how many classes a folder of folders must have; None takes any number.
+        dtype: what the model takes; whole numbers are refused where it takes floats, and the other
+            way round. None leaves the types as above.
+        exif: whether pictures are turned as their EXIF orientation says.
 
     Raises:
         InputError: when a setting is outside its range.
@@ -56,6 +65,8 @@ class Format:
     images_key: str = "images"
     labels_key: str | None = "labels"
     classes: int | None = None
+    dtype: torch.dtype | None = None
+    exif: bool = False
 
     def __post_init__(self) -> None:
         """Refuse settings that no format can have."""
@@ -84,6 +95,7 @@ class Format:
                 # Notes on damaged metadata, and on sizes that are checked below.
                 warnings.simplefilter("ignore")
                 with Image.open(io.BytesIO(content), formats=_KINDS) as image:
+                    _check_depth(image, content)
                     pixels = self._pixels(image)
         except UnreadableError:
             raise
@@ -127,6 +139,8 @@ class Format:
 
     def _pixels(self, image: Image.Image) -> np.ndarray:
         """uint8 ``(H, W)`` or ``(H, W, C)``; sizes are checked before pixels are decoded."""
+        if self.exif and image.height * image.width <= _MOST_PIXELS:
+            image = ImageOps.exif_transpose(image)
         mode, size = self._mode(image), self._size(image)
         opaque = _opaque(image, mode)
         if opaque.size != size:
@@ -136,7 +150,7 @@ class Format:
     def _mode(self, image: Image.Image) -> str:
         """Pillow's name for the channels that are asked for."""
         if image.mode.partition(";")[0] in ("I", "F"):
-            message = "pixels of more than 8 bits"
+            message = "pixels of more than 8 bits per channel"
             raise UnreadableError(message)
         if self.shape is None:
             return "L" if image.mode in ("1", "L", "LA") else "RGB"
@@ -163,7 +177,30 @@ class Format:
         if self.shape is not None and tuple(values.shape) != self.shape:
             message = f"shape {tuple(values.shape)} instead of {self.shape}"
             raise UnreadableError(message)
-        return values
+        if self.dtype is None:
+            return values
+        if values.is_floating_point() != self.dtype.is_floating_point:
+            message = f"values of {values.dtype}, where the fit had {self.dtype}"
+            raise UnreadableError(message)
+        return values.to(self.dtype)
+
+
+def _check_depth(image: Image.Image, content: bytes) -> None:
+    """Refuse what Pillow would cut without a word: more than 8 bits per channel, further pages."""
+    depth = 8
+    if image.format == "PNG":
+        depth = content[_PNG_DEPTH]
+    elif image.format == "TIFF":
+        depth = max(image.tag_v2.get(_TIFF_DEPTH, (8,)))  # type: ignore[attr-defined]
+    elif image.format == "PPM" and (header := _PPM_HEADER.match(content)):
+        depth = int(header[1]).bit_length()
+    if depth > 8:  # noqa: PLR2004 - bits of a byte
+        message = f"pixels of more than 8 bits per channel ({depth})"
+        raise UnreadableError(message)
+    pages = getattr(image, "n_frames", 1)
+    if pages > 1:
+        message = f"{pages} pages or frames; save each as a picture of its own"
+        raise UnreadableError(message)
 
 
 def _opaque(image: Image.Image, mode: str) -> Image.Image:

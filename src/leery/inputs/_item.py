@@ -18,12 +18,14 @@ class Item:
         image: as the model takes it, without batch dimension; None when it could not be read.
         label: its class where the source has labels; else None.
         error: why it could not be read; "" when it was.
+        stranger: True for a file in a folder that is no picture by its name or its content.
     """
 
     name: str
     image: Tensor | None
     label: int | None = None
     error: str = ""
+    stranger: bool = False
 
 
 def printable(path: Path) -> str:

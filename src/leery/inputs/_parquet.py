@@ -18,6 +18,13 @@ _ROWS = 32
 
 _LAST_LABEL = 2**31
 
+_BINARY = (
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_binary_view,
+    pa.types.is_fixed_size_binary,
+)
+
 
 def parquet_length(path: Path) -> int:
     """The number of rows of a parquet file.
@@ -69,9 +76,8 @@ def _columns(path: Path, schema: pa.Schema, form: Format) -> list[str]:
             "rename it, or name yours (--images-key)"
         )
         raise InputError(message)
-    kind = schema.field(form.images_key).type
-    binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_struct)
-    if not any(check(kind) for check in binary):
+    kind = _value_type(schema, form.images_key)
+    if not (pa.types.is_struct(kind) or any(check(kind) for check in _BINARY)):
         message = (
             f"expected bytes of pictures in column {form.images_key!r} of {path}, got {kind}; "
             "store them as png"
@@ -79,13 +85,19 @@ def _columns(path: Path, schema: pa.Schema, form: Format) -> list[str]:
         raise InputError(message)
     if form.labels_key is None or form.labels_key not in schema.names:
         return [form.images_key]
-    if not pa.types.is_integer(schema.field(form.labels_key).type):
+    if not pa.types.is_integer(_value_type(schema, form.labels_key)):
         message = (
             f"expected whole numbers in column {form.labels_key!r} of {path}, got "
             f"{schema.field(form.labels_key).type}; number the classes from 0"
         )
         raise InputError(message)
     return [form.images_key, form.labels_key]
+
+
+def _value_type(schema: pa.Schema, name: str) -> pa.DataType:
+    """The type of a column's values, also where it holds numbers into a dictionary of them."""
+    kind = schema.field(name).type
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _from(file: pq.ParquetFile, start: int) -> tuple[list[int], int]:

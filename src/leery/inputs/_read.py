@@ -1,13 +1,14 @@
 """Every kind of source behind one call."""
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from leery.errors import InputError, listed
+from leery.errors import InputError, LeeryWarning, listed
 from leery.inputs._arrays import array_length, read_array
 from leery.inputs._format import Format, UnreadableError
 from leery.inputs._item import Item, printable
@@ -15,21 +16,35 @@ from leery.inputs._parquet import parquet_length, read_parquet
 
 __all__ = ["batches", "count", "files", "load", "load_labelled", "read"]
 
-_PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
+_PICTURES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+)
+_SIGNATURES = (
+    b"\x89PNG",
+    b"\xff\xd8\xff",
+    b"GIF8",
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+    b"RIFF",
+    *(f"P{kind}".encode() for kind in range(1, 7)),
+)
+"""How files of pictures begin, whatever their names are."""
+
 _PICTURE_BYTES = 2**28
 _ARRAYS = frozenset({".npy", ".npz"})
 
 
-def count(paths: Sequence[Path], form: Format) -> int:
-    """How many inputs :func:`read` will give.
+def count(paths: Sequence[Path], form: Format, *, without: Collection[Path] = ()) -> int:
+    """How many inputs :func:`read` will give, with the same arguments.
 
     Raises:
         InputError: when a path is missing or of no known kind.
     """
-    return sum(_length(path, form) for path in paths)
+    return sum(_length(path, form, without) for path in paths)
 
 
-def files(paths: Sequence[Path]) -> Iterator[Path]:
+def files(paths: Sequence[Path], *, without: Collection[Path] = ()) -> Iterator[Path]:
     """The files that :func:`read` reads, in order.
 
     Raises:
@@ -37,35 +52,40 @@ def files(paths: Sequence[Path]) -> Iterator[Path]:
     """
     for path in paths:
         if path.is_dir():
-            yield from _pictures(path)
+            yield from _parts_of(path, without) or _inside(path, without)
         else:
             _check_kind(path)
             yield path
 
 
-def read(paths: Sequence[Path], form: Format, *, start: int = 0) -> Iterator[Item]:
+def read(
+    paths: Sequence[Path], form: Format, *, start: int = 0, without: Collection[Path] = ()
+) -> Iterator[Item]:
     """The inputs of folders, picture files, npy, npz and parquet files, in order.
 
-    A folder gives its pictures, also those of its folders, by name; hidden ones are passed over.
-    The label of a picture is the
-    place of its folder among the folder's own, where all pictures lie in such. Nothing is
+    A folder gives an input for each file in it and in its folders, sorted by path; links are
+    followed, and hidden files are passed over. Whether a file is a picture is decided by its
+    content. A folder with parquet files gives the rows of these. The label of a picture is the
+    index of its folder among the folder's own, where all pictures lie in such. Nothing is
     unpickled. What cannot be read is given with the reason.
 
     Args:
         paths: of the sources.
         form: how they become what the model takes.
         start: how many inputs are passed over.
+        without: files and folders that are not looked at where they lie in a folder, such as the
+            output.
 
     Raises:
         InputError: when a path is missing, of no known kind, or damaged as a whole.
     """
     _check_alike(paths, form)
     for path in paths:
-        length = _length(path, form) if start else 0
+        length = _length(path, form, without) if start else 0
         if start and start >= length:
             start -= length
             continue
-        yield from _source(path, form, start)
+        yield from _source(path, form, start, without)
         start = 0
 
 
@@ -80,7 +100,7 @@ def load(paths: Sequence[Path], form: Format) -> tuple[Tensor, Tensor | None]:
     """
     images: list[Tensor] = []
     labels: list[int | None] = []
-    for item in read(paths, form):
+    for item in _without_strangers(read(paths, form)):
         image = _readable(item)
         if images and image.shape != images[0].shape:
             message = (
@@ -127,7 +147,7 @@ def batches(
     Raises:
         InputError: when an input cannot be read, has no label, or differs in shape.
     """
-    items = read(paths, form)
+    items = _without_strangers(read(paths, form))
     while chunk := list(islice(items, size)):
         images = [_readable(item) for item in chunk]
         for item in chunk:
@@ -151,21 +171,36 @@ def _readable(item: Item) -> Tensor:
     return item.image
 
 
-def _length(path: Path, form: Format) -> int:
+def _without_strangers(items: Iterator[Item]) -> Iterator[Item]:
+    """The items but for files that are no pictures by name or content, of which is warned."""
+    strangers: list[str] = []
+    for item in items:
+        if item.stranger:
+            strangers.append(item.name)
+        else:
+            yield item
+    if strangers:
+        message = (
+            f"{len(strangers)} files that are no pictures were passed over, such as {strangers[0]}"
+        )
+        warnings.warn(message, LeeryWarning, stacklevel=4)
+
+
+def _length(path: Path, form: Format, without: Collection[Path]) -> int:
     if path.is_dir():
-        return len(_pictures(path))
+        parts = _parts_of(path, without)
+        return sum(map(parquet_length, parts)) if parts else len(_inside(path, without))
     _check_kind(path)
     if path.suffix.lower() in _ARRAYS:
         return array_length(path, form)
     return parquet_length(path) if path.suffix.lower() == ".parquet" else 1
 
 
-def _source(path: Path, form: Format, start: int) -> Iterator[Item]:
+def _source(
+    path: Path, form: Format, start: int, without: Collection[Path]
+) -> Iterator[Item]:
     if path.is_dir():
-        files = _pictures(path)
-        labels = _folder_labels(path, files, form)
-        for file in files[start:]:
-            yield _picture(file, form, labels.get(file))
+        yield from _folder(path, form, start, without)
         return
     _check_kind(path)
     if path.suffix.lower() in _ARRAYS:
@@ -176,11 +211,29 @@ def _source(path: Path, form: Format, start: int) -> Iterator[Item]:
         yield _picture(path, form, None)
 
 
+def _folder(
+    path: Path, form: Format, start: int, without: Collection[Path]
+) -> Iterator[Item]:
+    """The inputs of a folder from ``start`` on."""
+    parts = _parts_of(path, without)
+    for part in parts:
+        length = parquet_length(part)
+        if start < length:
+            yield from read_parquet(part, form, start)
+        start = max(0, start - length)
+    if parts:
+        return
+    files = _inside(path, without)
+    labels = _folder_labels(path, [file for file in files if _is_picture(file)], form)
+    for file in files[start:]:
+        yield _picture(file, form, labels.get(file))
+
+
 def _check_kind(path: Path) -> None:
     if not path.is_file():
         message = f"expected a file or folder at {path}, got none; correct the path"
         raise InputError(message)
-    if path.suffix.lower() not in _PICTURES | _ARRAYS | {".parquet"}:
+    if path.suffix.lower() not in _ARRAYS | {".parquet"} and not _is_picture(path):
         message = (
             f"expected a folder, a picture, .npy, .npz or .parquet, got {path}; convert it to one "
             "of these"
@@ -188,18 +241,50 @@ def _check_kind(path: Path) -> None:
         raise InputError(message)
 
 
-def _pictures(folder: Path) -> list[Path]:
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in _PICTURES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
-    if not files:
+def _is_picture(path: Path) -> bool:
+    """Whether a file is meant to be a picture, by its name or by how it begins."""
+    if path.suffix.lower() in _PICTURES:
+        return True
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as stream:
+            return stream.read(4).startswith(_SIGNATURES)
+    except OSError:
+        return False
+
+
+def _inside(folder: Path, without: Collection[Path]) -> list[Path]:
+    """Every entry in a folder and its folders that is no folder, but for hidden ones.
+
+    Links are followed, except into a folder that the link lies in.
+    """
+    found: list[Path] = []
+    waiting = [(folder, frozenset([folder.resolve()]))]
+    while waiting:
+        here, above = waiting.pop()
+        for entry in here.iterdir():
+            if entry.name.startswith(".") or entry.resolve() in without:
+                continue
+            if not entry.is_dir():
+                found.append(entry)
+            elif (real := entry.resolve()) not in above:
+                waiting.append((entry, above | {real}))
+    if not found:
         message = f"expected pictures in {folder}, got none; name a folder with some"
         raise InputError(message)
-    return files
+    return sorted(found)
+
+
+def _parts_of(folder: Path, without: Collection[Path]) -> list[Path]:
+    """The parquet files of a folder, as engines leave the parts of a table; mostly none."""
+    return sorted(
+        path
+        for path in folder.glob("*.parquet")
+        if path.is_file()
+        and not path.name.startswith((".", "_"))
+        and path.resolve() not in without
+    )
 
 
 def _folders(folder: Path) -> list[str]:
@@ -249,11 +334,15 @@ def _folder_labels(folder: Path, files: Sequence[Path], form: Format) -> dict[Pa
 
 
 def _picture(path: Path, form: Format, label: int | None) -> Item:
+    name = printable(path)
     try:
+        if not path.is_file():
+            what = "a link to nothing" if path.is_symlink() else "no regular file"
+            return Item(name, None, label, what)
         if path.stat().st_size > _PICTURE_BYTES:
-            return Item(printable(path), None, label, f"more than {_PICTURE_BYTES} bytes")
-        return Item(printable(path), form.picture(path.read_bytes()), label)
+            return Item(name, None, label, f"more than {_PICTURE_BYTES} bytes")
+        return Item(name, form.picture(path.read_bytes()), label)
     except OSError as error:
-        return Item(printable(path), None, label, error.strerror or str(error))
+        return Item(name, None, label, error.strerror or str(error))
     except UnreadableError as error:
-        return Item(printable(path), None, label, str(error))
+        return Item(name, None, label, str(error), stranger=not _is_picture(path))

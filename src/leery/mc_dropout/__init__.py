@@ -11,6 +11,14 @@
 from leery.mc_dropout._insert import insert_dropout
 from leery.mc_dropout._masks import MaskSource
 from leery.mc_dropout._plan import Plan, StochasticLayer
-from leery.mc_dropout._sampler import MCDropout, Observation
+from leery.mc_dropout._sampler import MOST_PASSES, MCDropout, Passes
 
-__all__ = ["MCDropout", "MaskSource", "Observation", "Plan", "StochasticLayer", "insert_dropout"]
+__all__ = [
+    "MOST_PASSES",
+    "MCDropout",
+    "MaskSource",
+    "Passes",
+    "Plan",
+    "StochasticLayer",
+    "insert_dropout",
+]

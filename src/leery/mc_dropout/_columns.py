@@ -70,8 +70,10 @@ class Columns:
         rows = self._rows(once, values, masks, index)
         weights = self._matrices(once, values, masks, index)
         product = torch.mm(weights[0], rows[0])
+        # Derivatives need each sum in memory of its own.
+        out = None if product.requires_grad else product
         for weight, more in zip(weights[1:], rows[1:], strict=False):
-            product = torch.addmm(product, weight, more, out=product)
+            product = torch.addmm(product, weight, more, out=out)
         if len(weights) > len(rows):
             product.add_(weights[-1])
         if self.relu is not None:

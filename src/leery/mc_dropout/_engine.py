@@ -9,7 +9,7 @@ That is for a processor. A GPU is given many passes in one launch of each operat
 
 import math
 import warnings
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any
 
 import torch
@@ -36,13 +36,15 @@ class Engine:
     Args:
         graph: of the model.
         sites: where the model draws, in the order of the calls.
-        layer: the feature layer that :meth:`without_dropout` reads, or None.
+        layers: those that :meth:`without_dropout` and :meth:`one_pass_and_layers` read.
 
     Raises:
-        NoGraphError: when the graph lacks a site or the layer.
+        NoGraphError: when the graph lacks a site or a layer.
     """
 
-    def __init__(self, graph: ModelGraph, sites: Sequence[Site], layer: str | None = None) -> None:
+    def __init__(
+        self, graph: ModelGraph, sites: Sequence[Site], layers: Sequence[str] = ()
+    ) -> None:
         self._graph = graph
         active = graph.active()
         drawing = [node for node in active if draws(node)]
@@ -52,19 +54,17 @@ class Engine:
         self._sites = dict(zip(drawing, sites, strict=True))
         self._place = {node: index for index, node in enumerate(drawing)}
         self._active = frozenset(active)
-        self._tap = graph.layer_value(layer) if layer is not None else None
-        if layer is not None and self._tap is None:
-            message = f"layer {layer!r} leaves no trace in its graph"
-            raise NoGraphError(message)
+        self._layers = {layer: _layer_value(graph, layer) for layer in layers}
+        read = set(self._layers.values())
         stochastic = _descendants(graph, active)
-        needed = _ancestors(graph.output, self._tap)
+        needed = _ancestors(graph.output, *read)
         steady = [node for node in graph.nodes if node not in stochastic and node in needed]
-        self._prefix = Prefix(graph, steady, [graph.output, *([self._tap] if self._tap else [])])
+        self._prefix = Prefix(graph, steady, [graph.output, *read])
         self._suffix = [node for node in graph.nodes if node in stochastic and node in needed]
         columns, absorbed = find_columns(self._sites, self._suffix)
         kept = [columns.get(node, node) for node in self._suffix if node not in absorbed]
         self._steps = _with_last_reads(kept, {graph.output})
-        self._whole_steps = _with_last_reads(self._suffix, {graph.output, self._tap})
+        self._whole_steps = _with_last_reads(self._suffix, {graph.output, *read})
         self._shares_launches = False
 
     @property
@@ -100,11 +100,10 @@ class Engine:
         """
         return self._prefix(batch, memory or Memory())
 
-    def without_dropout(self, once: Once) -> tuple[Tensor, Tensor | None]:
-        """Logits ``(N, classes)`` and features ``(N, D)``, as the model gives them in eval mode."""
+    def without_dropout(self, once: Once) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits ``(N, classes)`` and layers ``(N, ...)``, as the model gives them in eval mode."""
         values = self._walk(self._whole_steps, once, self._quiet)
-        features = None if self._tap is None else values[self._tap].flatten(1)
-        return values[self._graph.output], features
+        return values[self._graph.output], self._read(values, self._layers)
 
     def passes(self, once: Once, masks: Masks) -> Sequence[Tensor]:
         """Logits ``(N, classes)`` of each pass."""
@@ -122,6 +121,20 @@ class Engine:
 
         logits: Tensor = self._walk(self._steps, once, compute)[self._graph.output]
         return logits
+
+    def one_pass_and_layers(
+        self, once: Once, masks: Masks, index: int, layers: Sequence[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits ``(N, classes)`` and layers ``(N, ...)`` of pass ``index``, all units computed."""
+        values = self._walk(
+            self._whole_steps,
+            once,
+            lambda node, found: self._drawn(node, found, lambda place: masks.draws[place][index]),
+        )
+        return values[self._graph.output], self._read(values, layers)
+
+    def _read(self, values: Values, layers: Iterable[str]) -> dict[str, Tensor]:
+        return {layer: values[self._layers[layer]] for layer in layers}
 
     def all_passes(self, once: Once, masks: Masks) -> Tensor:
         """Logits ``(passes, N, classes)``, each operation launched once for many passes."""
@@ -186,6 +199,14 @@ class Engine:
         spread = self._sites[node].spread(draw(self._place[node]), count)
         args, kwargs = arguments(node, values)
         return RANDOM[node.target].compute(spread, *args, **kwargs)
+
+
+def _layer_value(graph: ModelGraph, layer: str) -> fx.Node:
+    found = graph.layer_value(layer)
+    if found is None:
+        message = f"layer {layer!r} leaves no trace in its graph"
+        raise NoGraphError(message)
+    return found
 
 
 def _made(step: Step) -> fx.Node:

@@ -73,7 +73,7 @@ class ModelGraph:
         ]
 
     def layer_value(self, layer: str) -> fx.Node | None:
-        """The node that holds the value of a feature layer, if the layer left a trace."""
+        """The node that holds the value of a layer, if the layer left a trace."""
         name = layer.removeprefix(INPUT_OF)
         inside = [node for node in self.nodes if name in _module_path(node)]
         if not inside or not layer.startswith(INPUT_OF):
@@ -87,8 +87,9 @@ class ModelGraph:
         return entering[0] if entering else None
 
     def constant(self, node: fx.Node) -> Any:  # noqa: ANN401 - a parameter, buffer or constant
-        """The value of a node that reads an attribute of the model."""
-        return operator.attrgetter(str(node.target))(self.module)
+        """The value of a node that reads an attribute of the model, without its derivatives."""
+        value = operator.attrgetter(str(node.target))(self.module)
+        return value.detach() if isinstance(value, Tensor) else value
 
     def evaluate(self, node: fx.Node, values: Known) -> Any:  # noqa: ANN401 - any node's value
         """The value of one node, given those it depends on."""

@@ -4,7 +4,7 @@ It defines what a pass is: the engine must equal it where the graph can be had, 
 serves where not.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,7 +17,15 @@ from leery.mc_dropout._drawing import Chance, Drawing
 from leery.mc_dropout._masks import Masks, Site
 from leery.mc_dropout._modes import awake, dropout_layers, own_modules
 from leery.mc_dropout._random import Kind
-from leery.models import assignments_undone, check_logits, forward, python_randomness, run_model
+from leery.models import (
+    assignments_undone,
+    check_logits,
+    check_read,
+    forward,
+    python_randomness,
+    reading,
+    run_model,
+)
 
 __all__ = ["Loop"]
 
@@ -28,25 +36,25 @@ class Loop:
 
     Attributes:
         model: as given by the user.
-        layer: the feature layer, or None.
+        layers: those that are read.
         awake: the names of the submodules that are in train mode during a pass.
         sites: the places, in the order of the calls.
         caveat: what a pass may leave out, and why; "" when nothing.
     """
 
     model: nn.Module
-    layer: str | None
+    layers: tuple[str, ...]
     awake: frozenset[str]
     sites: tuple[Site, ...]
     caveat: str = ""
 
     @classmethod
-    def find(cls, model: nn.Module, layer: str | None, pair: Tensor) -> "Loop":
+    def find(cls, model: nn.Module, layers: tuple[str, ...], pair: Tensor) -> "Loop":
         """Run the model on two images and on three, and see where it draws.
 
         Args:
             model: any classifier.
-            layer: the feature layer, or None.
+            layers: those to read.
             pair: two images on the model's device.
 
         Raises:
@@ -71,16 +79,20 @@ class Loop:
             Site.between(*one.what, shapes=(one.shape, other.shape))
             for one, other in zip(two, three, strict=True)
         ]
-        return cls(model, layer, names, tuple(sites), caveat)
+        return cls(model, layers, names, tuple(sites), caveat)
 
-    def without_dropout(self, batch: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Logits ``(N, classes)`` and features ``(N, D)`` in eval mode."""
-        if self.layer is None:
-            return run_model(self.model, batch), None
-        return forward(self.model, batch, self.layer)
+    def without_dropout(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits ``(N, classes)`` and layers ``(N, ...)`` in eval mode."""
+        return forward(self.model, batch, self.layers)
 
     def one_pass(self, batch: Tensor, masks: Masks, index: int) -> Tensor:
         """Logits ``(N, classes)`` of pass ``index``."""
+        return self.one_pass_and_layers(batch, masks, index, ())[0]
+
+    def one_pass_and_layers(
+        self, batch: Tensor, masks: Masks, index: int, layers: Sequence[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits ``(N, classes)`` and layers ``(N, ...)`` of pass ``index``."""
         waiting = list(zip(self.sites, masks.draws, strict=True))[::-1]
 
         def decide(chance: Chance) -> object:
@@ -90,8 +102,14 @@ class Loop:
                 raise _not_alike(got)
             return chance.given(site.spread(draws[index], len(batch)))
 
-        with awake(self.model, self.awake), Drawing(decide):
-            return run_model(self.model, batch)
+        with (
+            awake(self.model, self.awake),
+            reading(self.model, layers) as seen,
+            Drawing(decide),
+        ):
+            logits = run_model(self.model, batch)
+        check_read(layers, seen)
+        return logits, seen
 
     def quiet_pass(self, batch: Tensor) -> Tensor | None:
         """Logits ``(N, classes)`` in train mode with nothing dropped; None where not known."""

@@ -108,10 +108,13 @@ class Memory:
 
     Args:
         kept: for them and for later calls; None where nothing will be asked for again.
+        reused: whether what is chosen of the images lies in memory that is written over; derivatives
+            need it to last.
     """
 
-    def __init__(self, kept: Kept | None = None) -> None:
+    def __init__(self, kept: Kept | None = None, *, reused: bool = True) -> None:
         self._kept = kept
+        self._reused = reused
         self._compared: set[fx.Node] = set()
         self._own = threading.local()
 
@@ -146,6 +149,8 @@ class Memory:
         It is written over the last one: to ask the system for so much fresh memory takes longer
         than to fill it.
         """
+        if not self._reused:
+            return _chosen(kind, matrix, dim, index)
         buffers: dict[Hashable, Tensor] = vars(self._own).setdefault("buffers", {})
         shape = list(matrix.shape)
         shape[dim] = index.shape[0]

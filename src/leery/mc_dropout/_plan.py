@@ -50,7 +50,7 @@ class Plan:
         way: "graph" when the deterministic part is computed once and the rest once a pass; "loop"
             when each pass runs the whole model; "once" when there are no passes.
         reason: why it is not the graph; "" for the graph.
-        feature_layer: where the features are read; None when they are not.
+        layers: those that are read.
         stochastic: what draws at random, in the order of the forward pass.
         repeated: the share of a forward pass's multiplications that a pass repeats, in [0, 1],
             on average over the first passes; columns of linear layers that a mask drops are not
@@ -61,7 +61,7 @@ class Plan:
 
     way: Literal["graph", "loop", "once"]
     reason: str
-    feature_layer: str | None
+    layers: tuple[str, ...]
     stochastic: tuple[StochasticLayer, ...]
     repeated: float
     once: float
@@ -77,7 +77,7 @@ class Plan:
         return "\n".join(
             [
                 f"way: {self.way} ({ways[self.way]})",
-                f"feature layer: {self.feature_layer or 'none'}",
+                f"layers read: {', '.join(self.layers) or 'none'}",
                 f"stochastic layers: {len(self.stochastic) or 'none'}",
                 *(f"  {layer}" for layer in self.stochastic),
                 *([f"caveat: {self.caveat}"] if self.caveat else []),
@@ -100,7 +100,7 @@ def explain(loop: Loop, engine: Engine | None, reason: str, pair: Tensor, masks:
     return Plan(
         way="graph" if engine is not None else "loop",
         reason=reason,
-        feature_layer=loop.layer,
+        layers=loop.layers,
         stochastic=tuple(_layer(loop.model, site) for site in loop.sites),
         repeated=min(repeated, 1.0),
         once=shared,

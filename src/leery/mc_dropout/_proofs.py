@@ -105,14 +105,13 @@ def check_equal(engine: Engine, loop: Loop, pair: Tensor) -> None:
 
 
 def gives_eval_mode(engine: Engine, loop: Loop, pair: Tensor) -> bool:
-    """Whether the engine without dropout gives the logits and features of the eval mode."""
+    """Whether the engine without dropout gives the logits and layers of the eval mode."""
     if not engine.knows_eval_mode:
         return False
-    logits, features = engine.without_dropout(engine.prefix(fast_layout(loop.model, pair)))
-    true_logits, true_features = loop.without_dropout(pair)
-    if features is not None and true_features is not None and not _close(features, true_features):
-        return False
-    return _close(logits, true_logits)
+    logits, layers = engine.without_dropout(engine.prefix(fast_layout(loop.model, pair)))
+    true_logits, true_layers = loop.without_dropout(pair)
+    alike = all(_close(layers[name], value) for name, value in true_layers.items())
+    return alike and _close(logits, true_logits)
 
 
 def does_no_more_than_drop(loop: Loop, pair: Tensor) -> bool:

@@ -1,7 +1,8 @@
 """MC dropout as users see it: a model, a number of passes, a seed."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import get_args
@@ -36,7 +37,7 @@ from leery.models import (
     unwrapped,
 )
 
-__all__ = ["MCDropout", "Observation"]
+__all__ = ["MCDropout", "Passes"]
 
 MOST_PREPARED = 8
 """Kinds of input whose graphs and masks are kept."""
@@ -65,23 +66,51 @@ MOST_PASSES = 10_000
 
 
 @dataclass(frozen=True)
-class Observation:
-    """What one run over a batch of images yields.
+class Passes:
+    """What the passes over a batch of images give, and the forward pass without dropout.
 
     Attributes:
         logits: float ``(N, classes)``, dropout off.
-        features: float ``(N, D)``, dropout off; None where no layer was named.
+        layers: the values of layers by name, ``(N, ...)``, dropout off.
         probs: float ``(passes, N, classes)``, dropout on; rows sum to 1.
+        pass_layers: the values of layers in each pass by name, ``(passes, N, ...)``.
     """
 
     logits: Tensor
-    features: Tensor | None
+    layers: Mapping[str, Tensor]
     probs: Tensor
+    pass_layers: Mapping[str, Tensor]
 
-    def to(self, device: torch.device) -> "Observation":
+    def to(self, device: torch.device) -> "Passes":
         """The same on a device."""
-        features = None if self.features is None else self.features.to(device)
-        return Observation(self.logits.to(device), features, self.probs.to(device))
+        return self._each(lambda tensor, _dim: tensor.to(device))
+
+    def first(self, count: int) -> "Passes":
+        """What the first images give."""
+        return self._each(lambda tensor, dim: tensor.narrow(dim, 0, count))
+
+    def _each(self, change: Callable[[Tensor, int], Tensor]) -> "Passes":
+        """With every tensor changed, given the dimension that counts the images."""
+        return Passes(
+            change(self.logits, 0),
+            {name: change(value, 0) for name, value in self.layers.items()},
+            change(self.probs, 1),
+            {name: change(value, 1) for name, value in self.pass_layers.items()},
+        )
+
+    @staticmethod
+    def joined(parts: Sequence["Passes"]) -> "Passes":
+        """Batches one after the other."""
+        first = parts[0]
+        return Passes(
+            torch.cat([part.logits for part in parts]),
+            {name: torch.cat([part.layers[name] for part in parts]) for name in first.layers},
+            torch.cat([part.probs for part in parts], dim=1),
+            {
+                name: torch.cat([part.pass_layers[name] for part in parts], dim=1)
+                for name in first.pass_layers
+            },
+        )
 
 
 @dataclass(frozen=True)
@@ -108,18 +137,23 @@ class _Prepared:
     state: tuple[object, ...]
     kept: Kept = field(default_factory=Kept)
 
-    def observe(
-        self, batch: Tensor, masks: Masks, memory: Memory
-    ) -> tuple[Tensor, Tensor | None, Sequence[Tensor]]:
-        """Logits and features without dropout, and the logits of each pass; inside guest."""
+    def run(
+        self, batch: Tensor, masks: Masks, memory: Memory, pass_layers: Sequence[str]
+    ) -> Passes:
+        """A batch on the model's device, without dropout and pass by pass."""
+        each = range(len(masks.draws[0]))
         if self.engine is None:
-            clean, passes = self.loop.without_dropout(batch), range(len(masks.draws[0]))
-            return *clean, [self.loop.one_pass(batch, masks, index) for index in passes]
+            logits, layers = self.loop.without_dropout(batch)
+            found = [self.loop.one_pass_and_layers(batch, masks, t, pass_layers) for t in each]
+            return _stacked(logits, layers, found)
         once = self.engine.prefix(fast_layout(self.loop.model, batch), memory)
-        clean = (
+        logits, layers = (
             self.engine.without_dropout(once) if self.shared else self.loop.without_dropout(batch)
         )
-        return *clean, self.engine.passes(once, masks)
+        if pass_layers:
+            found = [self.engine.one_pass_and_layers(once, masks, t, pass_layers) for t in each]
+            return _stacked(logits, layers, found)
+        return Passes(logits, layers, _probabilities(self.engine.passes(once, masks)), {})
 
 
 class MCDropout:
@@ -143,15 +177,16 @@ class MCDropout:
         seed: of the masks.
         masks: "fixed" (drawn once) or "fresh" (drawn anew at each call, one set a call; the
             k-th call of two samplers with the same seed draws the same).
-        layer: a feature layer, as :func:`leery.models.extract_features` takes it, whose value
-            :meth:`observe` returns.
+        layers: names of submodules, whose outputs :meth:`observe` returns, or "input of " and
+            such a name.
+        pass_layers: the same, for their values in each pass. All units are then computed in each.
         batch_size: how many images a thread works on at once at most, which bounds the memory;
             fewer where passes or classes are many or the model is large. Where there is work for
             all of torch's threads, each has a batch of its own. What fixed masks choose of the
             weights stays in memory for the next call, up to 128 MiB in float32.
 
     Raises:
-        UnknownLayerError: when the model has no such layer.
+        UnknownLayerError: when the model lacks a layer.
         InputError: when another setting is outside its range.
 
     Source:
@@ -167,7 +202,8 @@ class MCDropout:
         seed: int = 0,
         masks: MaskSource = "fixed",
         *,
-        layer: str | None = None,
+        layers: Sequence[str] = (),
+        pass_layers: Sequence[str] = (),
         batch_size: int = 1000,
     ) -> None:
         if not 1 <= passes <= MOST_PASSES:
@@ -179,12 +215,13 @@ class MCDropout:
         check_batch_size(batch_size)
         check_seed(seed)
         self.model = unwrapped(model)
-        if layer is not None:
+        for layer in (*layers, *pass_layers):
             check_layer(self.model, layer)
         self.passes = passes
         self.seed = seed
         self.masks: MaskSource = masks
-        self.layer = layer
+        self.layers = tuple(layers)
+        self.pass_layers = tuple(pass_layers)
         self.batch_size = batch_size
         self._calls = 0
         self._prepared: dict[tuple[object, ...], _Prepared] = {}
@@ -209,8 +246,8 @@ class MCDropout:
         home = images.device
         return torch.cat([seen.probs.to(home) for seen in self.stream(images)], dim=1)
 
-    def observe(self, images: Tensor) -> Observation:
-        """Logits and features without dropout, and the probabilities of every pass, in one run.
+    def observe(self, images: Tensor) -> Passes:
+        """Logits and layers without dropout, and the probabilities of every pass, in one run.
 
         Args:
             images: ``(N, ...)``, on any device, to which the result comes back.
@@ -219,15 +256,9 @@ class MCDropout:
             InputError: when the images do not fit.
             UnsupportedModelError: when the model's graph cannot be had.
         """
-        seen = [part.to(images.device) for part in self.stream(images)]
-        features = [part.features for part in seen if part.features is not None]
-        return Observation(
-            logits=torch.cat([part.logits for part in seen]),
-            features=torch.cat(features) if features else None,
-            probs=torch.cat([part.probs for part in seen], dim=1),
-        )
+        return Passes.joined([part.to(images.device) for part in self.stream(images)])
 
-    def stream(self, images: Tensor) -> Iterator[Observation]:
+    def stream(self, images: Tensor) -> Iterator[Passes]:
         """:meth:`observe` batch by batch, so that memory does not grow with the images.
 
         The parts stay on the model's device, where what is computed from them is fast too.
@@ -242,9 +273,34 @@ class MCDropout:
         run = partial(self._run, prepared, masks, memory)
         with side_by_side(threads) as each:
             for place in range(0, count, threads):
-                with guest(self.model):
+                with self._undisturbed(prepared):
                     seen = each(run, batches[place : place + threads])
                 yield from seen
+
+    def observe_with_gradient(self, images: Tensor) -> Passes:
+        """:meth:`observe` as one batch, through which gradients reach the images.
+
+        Args:
+            images: float ``(N, ...)``, on the model's device.
+
+        Raises:
+            InputError, UnsupportedModelError: as :meth:`observe`.
+        """
+        prepared = self._prepare(images.detach())
+        masks = self._masks(prepared).to(images.device)
+        memory = Memory(self._kept(prepared, again=False), reused=False)
+        with self._undisturbed(prepared):
+            return self._run(prepared, masks, memory, images, gradient=True)
+
+    @contextmanager
+    def _undisturbed(self, prepared: _Prepared) -> Iterator[None]:
+        """The model as a guest; a graph that does without the model needs no more than this."""
+        if prepared.shared:
+            with torch.autocast(device_of(self.model).type, enabled=False):
+                yield
+        else:
+            with guest(self.model):
+                yield
 
     def explain_plan(self, images: Tensor) -> Plan:
         """How images of this kind are run: which way, what is random, what is repeated.
@@ -295,21 +351,22 @@ class MCDropout:
                 other.kept.clear()
         return prepared.kept
 
-    def _run(self, prepared: _Prepared, masks: Masks, memory: Memory, batch: Tensor) -> Observation:
-        """What a batch yields; inside guest."""
+    def _run(
+        self,
+        prepared: _Prepared,
+        masks: Masks,
+        memory: Memory,
+        batch: Tensor,
+        *,
+        gradient: bool = False,
+    ) -> Passes:
+        """What a batch yields; inside :meth:`_undisturbed`."""
         count = len(batch)
         # A single image is doubled: convolutions add in another order for a batch of one.
-        batch = torch.cat([batch, batch]) if count == 1 else batch
-        with torch.inference_mode(mode=False), torch.no_grad():
-            with refused(batch):
-                shown = batch.to(device_of(self.model))
-                logits, features, passes = prepared.observe(shown, masks, memory)
-            probs = _probabilities(passes)
-        return Observation(
-            logits[:count],
-            None if features is None else features[:count],
-            probs[:, :count],
-        )
+        shown = (torch.cat([batch, batch]) if count == 1 else batch).to(device_of(self.model))
+        with torch.inference_mode(mode=False), torch.set_grad_enabled(gradient), refused(batch):
+            seen = prepared.run(shown, masks, memory, self.pass_layers)
+        return seen if count == len(shown) else seen.first(count)
 
     def _masks(self, prepared: _Prepared) -> Masks:
         if self.masks == "fixed":
@@ -331,7 +388,8 @@ class MCDropout:
         return self._prepared[key]
 
     def _find(self, pair: Tensor, state: tuple[object, ...]) -> _Prepared:
-        loop = Loop.find(self.model, self.layer, pair)
+        read = tuple(dict.fromkeys((*self.layers, *self.pass_layers)))
+        loop = Loop.find(self.model, read, pair)
         if not loop.sites:
             raise _no_dropout(self.model, loop.caveat)
         loop = in_order(loop, pair)
@@ -340,7 +398,7 @@ class MCDropout:
         engine: Engine | None = None
         reason = ""
         try:
-            engine = Engine(capture(self.model, loop.awake, pair), loop.sites, self.layer)
+            engine = Engine(capture(self.model, loop.awake, pair), loop.sites, read)
             check_equal(engine, loop, pair)
         except NoGraphError as error:
             engine, reason = None, str(error)
@@ -380,6 +438,14 @@ def _probabilities(passes: Sequence[Tensor]) -> Tensor:
     # In half precision the rows would not sum to 1.
     probs = filled.softmax(1, torch.promote_types(filled.dtype, torch.float32))
     return probs[:, :, :count].transpose(1, 2).contiguous()
+
+
+def _stacked(
+    logits: Tensor, layers: Mapping[str, Tensor], found: Sequence[tuple[Tensor, dict[str, Tensor]]]
+) -> Passes:
+    """The passes one by one, put together."""
+    read = {name: torch.stack([seen[name] for _, seen in found]) for name in found[0][1]}
+    return Passes(logits, layers, _probabilities([passed for passed, _ in found]), read)
 
 
 def _no_dropout(model: nn.Module, caveat: str) -> NoDropoutError:

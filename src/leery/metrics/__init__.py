@@ -1,12 +1,24 @@
 """The metrics: how uncertain a classifier is about an input, how close it lies to training data.
 
-Uncertainty metrics are pure functions of the class probabilities of Monte-Carlo dropout passes;
-closeness metrics are fitted on the last hidden layer's output for training images. Each returns
-the field's own quantity, in float64; the detector knows which direction is suspicious.
+A metric is an ``nn.Module`` that states what it needs and maps an observation to a float64 number
+per image, in the field's own quantity; it says which direction is suspicious. Fusing metrics and
+choosing thresholds does not belong here.
 """
 
+from leery.metrics._base import Direction, FitContext, Metric
+from leery.metrics._registry import (
+    CLOSENESS_METRICS,
+    KINDS,
+    METRICS,
+    PAPER_METRICS,
+    UNCERTAINTY_METRICS,
+    References,
+    direction_of,
+    make_metrics,
+)
 from leery.metrics.closeness import BandwidthRule, ClassKL, KernelDensity, Pmf, Precision
 from leery.metrics.uncertainty import (
+    PassUncertainty,
     aleatoric,
     confidence,
     epistemic,
@@ -17,14 +29,26 @@ from leery.metrics.uncertainty import (
 )
 
 __all__ = [
+    "CLOSENESS_METRICS",
+    "KINDS",
+    "METRICS",
+    "PAPER_METRICS",
+    "UNCERTAINTY_METRICS",
     "BandwidthRule",
     "ClassKL",
+    "Direction",
+    "FitContext",
     "KernelDensity",
+    "Metric",
+    "PassUncertainty",
     "Pmf",
     "Precision",
+    "References",
     "aleatoric",
     "confidence",
+    "direction_of",
     "epistemic",
+    "make_metrics",
     "mutual_information",
     "predictive_entropy",
     "scibilic",

@@ -6,14 +6,18 @@ images against the class that each was given.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor
 
-from leery._checks import all_finite, check_labels, check_seed
+from leery._checks import all_finite, check_count, check_labels, check_seed
 from leery.errors import InputError, NotFittedError
 from leery.metrics._bandwidth import likeliest_bandwidth
+from leery.metrics._base import Metric
+from leery.models import content_hashes
+from leery.observation import HEAD, Needs, Observation
+from leery.tuning import CONVERTED, MOST_RESIDENT, QUERIES, REFERENCES
 
 __all__ = ["BandwidthRule", "ClassKL", "KernelDensity", "Pmf", "Precision"]
 
@@ -26,18 +30,8 @@ Precision = Literal["float32", "float16"]
 _BANDWIDTHS = (1e-100, 1e100)
 """Of other bandwidths, or of their inverses, the squares are no numbers."""
 
-_QUERIES, _REFERENCES = 256, 2048
-"""Of a block of exponents, which stays in the processor's cache (4 MiB) until it is summed."""
 
-_CONVERTED = 512
-"""References that are converted to float64 at a time, which have to stay in the cache too."""
-
-_MOST_RESIDENT = 2**26
-"""Numbers of references that are held in float64 (512 MiB); more are converted at each use, which
-takes half as long again where queries are few and a twentieth where they are many."""
-
-
-class KernelDensity:
+class KernelDensity(Metric):
     r"""The log density of an input's features under a Gaussian kernel estimate of its class.
 
     .. math::
@@ -51,16 +45,17 @@ class KernelDensity:
         bandwidth: b, in the units of the features, above 0; or "likelihood", the b under which
             the training features are most likely when one is left out, or
             "likelihood-per-class", one such b a class.
-        references: at most so many training points a class are kept, drawn at random; all by
-            default. The density is then that of the points that are kept.
+        references: maximum number of training points kept per class; by default all. Which are
+            kept is decided by a hash of their content, so it does not depend on their order.
         precision: "float32" keeps the training features as they are; "float16" halves their
             size in a file, at 11 bits a number; scoring holds them in float64 either way.
-        seed: of the draw of the references.
+        seed: of that hash.
+        layer: the layer whose values are the features, flattened.
 
     Attributes:
-        bandwidth: as given.
-        reference_: the training features of each class, ``{class: (n_c, D)}``, once fitted.
-        bandwidth_: b of each class, once fitted.
+        points: float ``(n, D)``, the features that are kept, class by class.
+        counts: int64 ``(classes,)``, how many are kept per class.
+        bandwidths: float64 ``(classes,)``, b per class.
 
     Notes:
         scikit-learn's own trees bound sums between their leaves and lose the far tails: a log
@@ -79,6 +74,14 @@ class KernelDensity:
         tensor([-0.9189], dtype=torch.float64)
     """
 
+    name = "kernel_density"
+    family = "closeness"
+    direction = "smaller"
+
+    points: Tensor
+    counts: Tensor
+    bandwidths: Tensor
+
     def __init__(
         self,
         bandwidth: float | BandwidthRule = "likelihood",
@@ -86,11 +89,12 @@ class KernelDensity:
         references: int | None = None,
         precision: Precision = "float32",
         seed: int = 0,
+        layer: str = HEAD,
     ) -> None:
+        super().__init__()
         _check_bandwidth(bandwidth)
-        if references is not None and references < 1:
-            message = f"expected at least 1 reference a class, got {references}; pass more or None"
-            raise InputError(message)
+        if references is not None:
+            references = check_count(references, "references per class")
         if precision not in get_args(Precision):
             message = f'expected precision "float32" or "float16", got {precision!r}; name one'
             raise InputError(message)
@@ -99,11 +103,12 @@ class KernelDensity:
         self.references = references
         self.precision: Precision = precision
         self.seed = seed
-        self.reference_: dict[int, Tensor] = {}
-        self.bandwidth_: dict[int, float] = {}
-        self._centre: dict[int, Tensor] = {}
-        self._squares: dict[int, Tensor] = {}
-        self._resident: dict[int, Tensor] = {}
+        self.layer = layer
+        self.needs = Needs(layers=(layer,))
+        for name in ("points", "counts", "bandwidths"):
+            self.register_buffer(name, None)
+        self._parts: dict[int, list[Tensor]] = {}
+        self._ready: dict[int, _Estimate] = {}
 
     def fit(self, features: Tensor, labels: Tensor) -> Self:
         """Keep the training features of each class.
@@ -115,23 +120,42 @@ class KernelDensity:
         Raises:
             InputError: when they do not fit or are not finite.
         """
-        _check_features(features)
-        check_labels(labels, len(features))
-        features = features.detach()
-        generator = torch.Generator().manual_seed(self.seed)
-        groups = {
-            label: self._kept(features[labels == label], generator)
-            for label in labels.unique().tolist()
-        }
-        tensors = {str(label): group for label, group in groups.items()}
+        self._parts = {}
+        self._add(features, labels)
+        self.finish()
+        return self
+
+    def update(self, seen: Observation, labels: Tensor) -> None:
+        """Keep the features of a part of the training data."""
+        self._add(seen.layers[self.layer].flatten(1), labels)
+
+    def merge(self, other: Self) -> None:
+        """Add the features that another density kept."""
+        for label, parts in other._parts.items():
+            self._parts.setdefault(label, []).extend(parts)
+
+    def finish(self) -> None:
+        """Settle which features are kept, and the bandwidth."""
+        groups = {label: self._chosen(self._parts.pop(label)) for label in sorted(self._parts)}
+        counts = torch.zeros(max(groups) + 1, dtype=torch.int64)
+        for label, group in groups.items():
+            counts[label] = len(group)
+        bandwidths = torch.ones(len(counts), dtype=torch.float64)
         if self.bandwidth == "likelihood":
-            tensors["bandwidth"] = torch.full(
-                (len(groups),), likeliest_bandwidth(groups), dtype=torch.float64
-            )
+            bandwidths.fill_(likeliest_bandwidth(groups))
         elif self.bandwidth == "likelihood-per-class":
-            found = [likeliest_bandwidth({label: group}) for label, group in groups.items()]
-            tensors["bandwidth"] = torch.tensor(found, dtype=torch.float64)
-        return self.restore(tensors)
+            for label, group in groups.items():
+                bandwidths[label] = likeliest_bandwidth({label: group})
+        else:
+            bandwidths.fill_(self.bandwidth)
+        _check_widths("features", list(groups.values()))
+        self.points = torch.cat([groups.pop(label) for label in sorted(groups)])
+        self.counts, self.bandwidths = counts, bandwidths
+        self._prepare_estimates()
+
+    def forward(self, seen: Observation) -> Tensor:
+        """The log density of each image's features under the estimate of its predicted class."""
+        return self.score(seen.layers[self.layer].flatten(1), seen.predicted)
 
     def score(self, features: Tensor, classes: Tensor) -> Tensor:
         """The log density of each row under the estimate of its class.
@@ -148,55 +172,86 @@ class KernelDensity:
             InputError: when they do not fit, or a class had no training features.
         """
         _check_scored(self.reference_, features, classes, "KernelDensity")
-        self._follow(features.device)
         result = torch.empty(len(features), dtype=torch.float64, device=features.device)
         for label, rows in _by_class(classes):
+            self._ready[label].follow(features.device)
             result = result.index_put((rows,), self._log_density(features[rows], label))
         return result
 
-    def to_tensors(self) -> dict[str, Tensor]:
-        """The fitted state: the training features of each class, by class number.
+    @property
+    def reference_(self) -> dict[int, Tensor]:
+        """The features that are kept of each class, ``{class: (n_c, D)}``; empty before the fit."""
+        if self.counts is None:
+            return {}
+        groups = self.points.split(self.counts.tolist())
+        return {label: group for label, group in enumerate(groups) if len(group)}
 
-        And "bandwidth", float64 ``(classes,)`` in their order, where it was not a number.
+    @property
+    def bandwidth_(self) -> dict[int, float]:
+        """The bandwidth of each class; empty before the fit."""
+        return {label: float(self.bandwidths[label]) for label in self.reference_}
+
+    def with_bandwidth(self, bandwidth: float) -> "KernelDensity":
+        """The density of the same features under another bandwidth.
+
+        Raises:
+            InputError: when the bandwidth is outside its range.
         """
-        tensors = {str(label): reference for label, reference in self.reference_.items()}
-        if isinstance(self.bandwidth, str):
-            found = [self.bandwidth_[label] for label in self.reference_]
-            tensors["bandwidth"] = torch.tensor(found, dtype=torch.float64)
-        return tensors
+        other = KernelDensity(bandwidth, precision=self.precision, layer=self.layer)
+        widths = torch.full_like(self.bandwidths, float(bandwidth))
+        return other.restore({**self.state_dict(), "bandwidths": widths})
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> Self:
-        """Take over what :meth:`to_tensors` gave.
+    def options(self) -> dict[str, Any]:
+        """The arguments that make another such metric."""
+        names = ("bandwidth", "references", "precision", "seed", "layer")
+        return {name: getattr(self, name) for name in names}
+
+    def restore(self, state: Mapping[str, Tensor]) -> Self:
+        """Take over the tensors of a fitted density.
 
         Raises:
             InputError: when features or bandwidths are missing or impossible.
         """
-        labels = sorted(int(name) for name in tensors if name != "bandwidth")
-        for label in labels:
-            _check_features(tensors[str(label)])
-        _check_widths("features", [tensors[str(label)] for label in labels])
-        self.reference_ = {label: tensors[str(label)] for label in labels}
-        if isinstance(self.bandwidth, str):
-            found = tensors["bandwidth"].double().tolist() if "bandwidth" in tensors else []
-        else:
-            found = [self.bandwidth] * len(labels)
-        if len(found) != len(labels):
-            message = f"expected {len(labels)} bandwidths, one a class, got {len(found)}; fit again"
+        super().restore(state)
+        _check_features(self.points)
+        counts, bandwidths = self.counts, self.bandwidths
+        whole = counts.dtype == torch.int64 and counts.ndim == 1 and bool((counts >= 0).all())
+        if not whole or int(counts.sum()) != len(self.points):
+            message = (
+                f"expected {len(self.points)} features in the counts of the classes; fit again"
+            )
             raise InputError(message)
-        for bandwidth in found:
+        if bandwidths.shape != counts.shape or bandwidths.dtype != torch.float64:
+            message = (
+                f"expected {len(counts)} bandwidths, one per class, got "
+                f"{tuple(bandwidths.shape)}; fit again"
+            )
+            raise InputError(message)
+        for bandwidth in bandwidths.tolist():
             _check_bandwidth(bandwidth)
-        self.bandwidth_ = dict(zip(labels, found, strict=True))
-        resident = sum(map(Tensor.numel, self.reference_.values())) <= _MOST_RESIDENT
-        self._centre = {label: _mean(reference) for label, reference in self.reference_.items()}
-        self._resident = {label: self._whole(label) for label in labels if resident}
-        self._squares = {label: self._lengths(label) for label in labels}
+        self._prepare_estimates()
         return self
 
-    def _kept(self, group: Tensor, generator: torch.Generator) -> Tensor:
+    def check_classes(self, classes: int) -> None:
+        """Refuse a density that does not know each of so many classes."""
+        _check_classes(self.name, self.reference_, classes)
+
+    def _add(self, features: Tensor, labels: Tensor) -> None:
+        _check_features(features)
+        check_labels(labels, len(features))
+        features = features.detach()
+        for label in labels.unique().tolist():
+            parts = self._parts.setdefault(label, [])
+            parts.append(features[labels == label])
+            # Now and then, so that what is not kept is not held to the end.
+            if self.references and sum(map(len, parts)) > 2 * self.references:
+                self._parts[label] = [self._nearest_hashes(torch.cat(parts))]
+
+    def _chosen(self, parts: list[Tensor]) -> Tensor:
         """What is kept of a class's training features."""
+        group = torch.cat(parts)
         if self.references is not None and len(group) > self.references:
-            chosen = torch.randperm(len(group), generator=generator)[: self.references]
-            group = group[chosen.sort().values.to(group.device)]
+            group = self._nearest_hashes(group)
         if self.precision == "float32":
             return group
         half = group.half()
@@ -208,56 +263,75 @@ class KernelDensity:
             raise InputError(message)
         return half
 
+    def _nearest_hashes(self, group: Tensor) -> Tensor:
+        """The rows with the smallest hashes of their content: the same however data were divided."""
+        return group[content_hashes(group, self.seed).argsort()[: self.references]]
+
+    def _prepare_estimates(self) -> None:
+        resident = self.points.numel() <= MOST_RESIDENT
+        self._ready = {
+            label: _Estimate(group, resident=resident) for label, group in self.reference_.items()
+        }
+
     def _log_density(self, features: Tensor, label: int) -> Tensor:
         """The sum over the references is taken block by block, in logarithms."""
-        queries = features.double() - self._centre[label]
-        half = 1 / (2 * self.bandwidth_[label] ** 2)
-        chunks = queries.split(_QUERIES)
-        size = self._block_size(label)
-        heights = (self._squares[label] * -half).split(size)
-        exponents = queries.new_empty(len(chunks[0]) * size)
+        estimate = self._ready[label]
+        queries = features.double() - estimate.centre
+        half = 1 / (2 * float(self.bandwidths[label]) ** 2)
+        chunks = queries.split(QUERIES)
+        heights = (estimate.squares * -half).split(estimate.block_size)
+        exponents = queries.new_empty(len(chunks[0]) * estimate.block_size)
         parts = []
-        for rows, own in zip(self._blocks(label), heights, strict=True):
+        for rows, own in zip(estimate.blocks(), heights, strict=True):
             points = rows.to(queries.device).T
             found = [_log_sum_exp(chunk, points, own, 2 * half, exponents) for chunk in chunks]
             parts.append(torch.cat(found))
-        count = len(self.reference_[label])
+        count = len(estimate.points)
         sums = torch.stack(parts).logsumexp(0) - half * _squared_lengths(queries)
         # Rounding must not put a query nearer than at no distance from all of them.
         sums = sums.clamp_max(math.log(count))
         return sums - math.log(count) + features.shape[1] / 2 * math.log(half / math.pi)
 
-    def _follow(self, device: torch.device) -> None:
-        """Have what was computed beforehand where the features are; it stays there."""
-        for part in (self._centre, self._squares, self._resident):
-            part.update({label: tensor.to(device) for label, tensor in part.items()})
 
-    def _block_size(self, label: int) -> int:
-        """Of :meth:`_blocks`, in references."""
-        return _REFERENCES if label in self._resident else _CONVERTED
+class _Estimate:
+    """The references of a class, and what is computed of them once.
 
-    def _blocks(self, label: int) -> Iterator[Tensor]:
-        """The references of a class relative to their mean, in float64.
+    Args:
+        points: float ``(n, D)``.
+        resident: whether they are also held in float64 relative to their mean.
+    """
+
+    def __init__(self, points: Tensor, *, resident: bool) -> None:
+        self.points = points
+        self.centre = _mean(points)
+        self._resident = points.double() - self.centre if resident else None
+        self.squares = torch.cat([_squared_lengths(rows) for rows in self.blocks()])
+
+    @property
+    def block_size(self) -> int:
+        """Of :meth:`blocks`, in references."""
+        return CONVERTED if self._resident is None else REFERENCES
+
+    def follow(self, device: torch.device) -> None:
+        """Move what was computed to where the features are; it stays there."""
+        if self.centre.device != device:
+            self.centre, self.squares = self.centre.to(device), self.squares.to(device)
+            self._resident = None if self._resident is None else self._resident.to(device)
+
+    def blocks(self) -> Iterator[Tensor]:
+        """The references relative to their mean, in float64.
 
         Distances do not change when all points move; short vectors lose fewer digits in
         ``|x|^2 + |y|^2 - 2 x.y``. A block may hold only until the next is asked for.
         """
-        if label in self._resident:
-            yield from self._resident[label].split(self._block_size(label))
+        if self._resident is not None:
+            yield from self._resident.split(REFERENCES)
             return
-        for block in _in_float64(self.reference_[label]):
-            yield block.sub_(self._centre[label].to(block.device))
-
-    def _whole(self, label: int) -> Tensor:
-        """All of :meth:`_blocks` at once."""
-        return self.reference_[label].double() - self._centre[label]
-
-    def _lengths(self, label: int) -> Tensor:
-        """The squared distance of each reference of a class from their mean."""
-        return torch.cat([_squared_lengths(rows) for rows in self._blocks(label)])
+        for block in _in_float64(self.points):
+            yield block.sub_(self.centre.to(block.device))
 
 
-class ClassKL:
+class ClassKL(Metric):
     r"""The divergence of an input's features from the mean of its class, both as probabilities.
 
     .. math:: KL(P \| Q_c) = \sum_i P_i \log \frac{P_i}{Q_{c,i}}
@@ -268,10 +342,10 @@ class ClassKL:
     Args:
         pmf: how features become probabilities: "softmax", or "sum" (divide by the sum; the
             features must not be negative).
+        layer: the layer whose values are the features, flattened.
 
     Attributes:
-        pmf: as given.
-        means_: Q_c of each class, ``{class: (D,)}`` in float64, once fitted.
+        means: float64 ``(classes, D)``, Q_c per class.
 
     Notes:
         Probabilities below 1e-12 (a unit that is zero in all of a class) count as 1e-12, so that
@@ -291,12 +365,22 @@ class ClassKL:
     floor = 1e-12
     """The smallest probability that counts as itself."""
 
-    def __init__(self, pmf: Pmf = "softmax") -> None:
+    family = "closeness"
+
+    means: Tensor
+
+    def __init__(self, pmf: Pmf = "softmax", *, layer: str = HEAD) -> None:
+        super().__init__()
         if pmf not in get_args(Pmf):
             message = f'expected pmf "softmax" or "sum", got {pmf!r}; name one of the two'
             raise InputError(message)
         self.pmf: Pmf = pmf
-        self.means_: dict[int, Tensor] = {}
+        self.layer = layer
+        self.name = "kl_divergence" if pmf == "softmax" else "kl_divergence_sum"
+        self.needs = Needs(layers=(layer,))
+        self.register_buffer("means", None)
+        self._sums: dict[int, Tensor] = {}
+        self._counts: dict[int, int] = {}
 
     def fit(self, features: Tensor, labels: Tensor) -> Self:
         """Average the probability vectors of each class.
@@ -308,11 +392,32 @@ class ClassKL:
         Raises:
             InputError: when they do not fit, are not finite, or negative with ``pmf="sum"``.
         """
-        _check_features(features)
-        check_labels(labels, len(features))
-        vectors = self._probabilities(features.detach())
-        self.means_ = {int(label): vectors[labels == label].mean(0) for label in labels.unique()}
+        self._sums, self._counts = {}, {}
+        self._add(features, labels)
+        self.finish()
         return self
+
+    def update(self, seen: Observation, labels: Tensor) -> None:
+        """Add the features of a part of the training data."""
+        self._add(seen.layers[self.layer].flatten(1), labels)
+
+    def merge(self, other: Self) -> None:
+        """Add what another divergence was given."""
+        for label, total in other._sums.items():
+            self._accumulate(label, total, other._counts[label])
+
+    def finish(self) -> None:
+        """Compute the means; a class without data has NaN."""
+        width = next(iter(self._sums.values())).shape[0]
+        means = torch.full((max(self._sums) + 1, width), math.nan, dtype=torch.float64)
+        for label, total in self._sums.items():
+            means[label] = total / self._counts[label]
+        self.means = means
+        self._sums, self._counts = {}, {}
+
+    def forward(self, seen: Observation) -> Tensor:
+        """The divergence of each image's features from the mean of its predicted class."""
+        return self.score(seen.layers[self.layer].flatten(1), seen.predicted)
 
     def score(self, features: Tensor, classes: Tensor) -> Tensor:
         """The divergence of each row from the mean of its class.
@@ -329,30 +434,56 @@ class ClassKL:
             InputError: when they do not fit, or a class had no training features.
         """
         _check_scored(self.means_, features, classes, "ClassKL")
-        result = torch.empty(len(features), dtype=torch.float64, device=features.device)
-        vectors = self._probabilities(features)
-        for label, rows in _by_class(classes):
-            mean = self.means_[label].to(features.device).clamp_min(self.floor)
-            own = vectors[rows]
-            terms = torch.special.xlogy(own, own) - own * mean.log()
-            result = result.index_put((rows,), terms.sum(1))
-        return result.clamp_min(0)
+        means = self.means.to(features.device)[classes].clamp_min(self.floor)
+        own = self._probabilities(features)
+        # Not xlogy, whose derivative at 0 is NaN.
+        logs = own.clamp_min(torch.finfo(own.dtype).tiny).log()
+        return (own * logs - own * means.log()).sum(1).clamp_min(0)
 
-    def to_tensors(self) -> dict[str, Tensor]:
-        """The fitted state: the mean probability vector of each class, by class number."""
-        return {str(label): mean for label, mean in self.means_.items()}
+    @property
+    def means_(self) -> dict[int, Tensor]:
+        """The mean probability vector of each class, ``{class: (D,)}``; empty before the fit."""
+        if self.means is None:
+            return {}
+        known = ~self.means.isnan().all(1)
+        return {label: self.means[label] for label in known.nonzero().flatten().tolist()}
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> Self:
-        """Take over what :meth:`to_tensors` gave.
+    def options(self) -> dict[str, Any]:
+        """The arguments that make another such metric."""
+        return {"pmf": self.pmf, "layer": self.layer}
+
+    def restore(self, state: Mapping[str, Tensor]) -> Self:
+        """Take over the tensors of a fitted divergence.
 
         Raises:
-            InputError: when the means are no vectors of one width.
+            InputError: when the means are no float64 vectors.
         """
-        for mean in tensors.values():
-            _check_features(mean.unsqueeze(0))
-        _check_widths("means", list(tensors.values()))
-        self.means_ = {int(label): mean for label, mean in tensors.items()}
+        super().restore(state)
+        if self.means.dtype != torch.float64 or self.means.ndim != 2:  # noqa: PLR2004
+            message = (
+                f"expected means (classes, D) in float64, got {tuple(self.means.shape)} of "
+                f"{self.means.dtype}; fit again"
+            )
+            raise InputError(message)
         return self
+
+    def check_classes(self, classes: int) -> None:
+        """Refuse a divergence that does not know each of so many classes."""
+        for mean in self.means_.values():
+            _check_features(mean.unsqueeze(0))
+        _check_classes(self.name, self.means_, classes)
+
+    def _add(self, features: Tensor, labels: Tensor) -> None:
+        _check_features(features)
+        check_labels(labels, len(features))
+        vectors = self._probabilities(features.detach())
+        for label in labels.unique().tolist():
+            rows = vectors[labels == label]
+            self._accumulate(label, rows.sum(0).cpu(), len(rows))
+
+    def _accumulate(self, label: int, total: Tensor, count: int) -> None:
+        self._sums[label] = self._sums[label] + total if label in self._sums else total
+        self._counts[label] = self._counts.get(label, 0) + count
 
     def _probabilities(self, features: Tensor) -> Tensor:
         features = features.double()
@@ -401,8 +532,8 @@ def _in_float64(points: Tensor) -> Iterator[Tensor]:
     Memory of its own for each would be cut up by the small results kept between them: a process
     then grows by as much as all blocks together.
     """
-    memory = points.new_empty((min(len(points), _CONVERTED), points.shape[1]), dtype=torch.float64)
-    for block in points.split(_CONVERTED):
+    memory = points.new_empty((min(len(points), CONVERTED), points.shape[1]), dtype=torch.float64)
+    for block in points.split(CONVERTED):
         yield memory[: len(block)].copy_(block)
 
 
@@ -444,6 +575,12 @@ def _check_widths(what: str, tensors: Sequence[Tensor]) -> None:
     widths = sorted({tensor.shape[-1] for tensor in tensors})
     if len(widths) > 1:
         message = f"expected {what} of one width, got {' and '.join(map(str, widths))}; fit again"
+        raise InputError(message)
+
+
+def _check_classes(what: str, known: Mapping[int, Tensor], classes: int) -> None:
+    if sorted(known) != list(range(classes)):
+        message = f"expected {what} of {classes} classes, got {sorted(known)}; fit again"
         raise InputError(message)
 
 

@@ -4,12 +4,19 @@ All take ``probs`` of shape ``(passes, batch, classes)`` and compute in float64,
 difference of entropies or of squares loses what float32 has left in confident predictions.
 """
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from leery.errors import InputError
+from leery.metrics._base import Metric
+from leery.observation import Needs, Observation
 
 __all__ = [
+    "UNCERTAINTY",
+    "PassUncertainty",
     "aleatoric",
     "confidence",
     "epistemic",
@@ -206,11 +213,61 @@ def scibilic(probs: Tensor) -> Tensor:
     """
     between, within = epistemic(probs), aleatoric(probs)
     undefined = (between == 0) & (within == 0)
-    return torch.where(undefined, torch.zeros_like(between), between / within)
+    # The division is kept away from 0 / 0, whose derivative would be NaN.
+    ratio = between / torch.where(undefined, torch.ones_like(within), within)
+    return torch.where(undefined, torch.zeros_like(between), ratio)
+
+
+UNCERTAINTY: Mapping[str, Callable[[Tensor], Tensor]] = {
+    function.__name__: function
+    for function in (
+        variance,
+        predictive_entropy,
+        mutual_information,
+        confidence,
+        aleatoric,
+        epistemic,
+        scibilic,
+    )
+}
+"""The functions of the pass probabilities by name."""
+
+
+class PassUncertainty(Metric):
+    """A function of the pass probabilities as a metric of a detector.
+
+    Args:
+        function: a name out of :data:`UNCERTAINTY`.
+
+    Raises:
+        InputError: when there is no such function.
+    """
+
+    family = "uncertainty"
+    needs = Needs(passes=True)
+
+    def __init__(self, function: str) -> None:
+        super().__init__()
+        if function not in UNCERTAINTY:
+            message = f"expected a function out of {', '.join(UNCERTAINTY)}, got {function!r}"
+            raise InputError(message)
+        self.name = function
+        self.direction = "smaller" if function == "confidence" else "larger"
+
+    def forward(self, seen: Observation) -> Tensor:
+        """The function of the pass probabilities, float64 ``(N,)``."""
+        return UNCERTAINTY[self.name](seen.probs)
+
+    def options(self) -> dict[str, Any]:
+        """The arguments that make another such metric."""
+        return {"function": self.name}
 
 
 def _entropy(probs: Tensor) -> Tensor:
     """Entropy of the last dimension in nats, with 0 log 0 = 0."""
+    if probs.requires_grad:
+        # The derivative of p log p is infinite at 0; there it counts as 0.
+        probs = probs.clamp_min(torch.finfo(probs.dtype).tiny)
     terms: Tensor = torch.special.entr(probs)
     return terms.sum(-1)
 

@@ -7,12 +7,16 @@ here knows a classifier and its inputs; Monte-Carlo dropout, metrics and attacks
 from leery.models._features import (
     INPUT_OF,
     check_layer,
+    check_read,
     extract_features,
     forward,
+    has_linear_head,
     last_hidden_layer,
     predict,
+    reading,
+    submodules_of_images,
 )
-from leery.models._fingerprint import fingerprint
+from leery.models._fingerprint import content_hashes, fingerprint
 from leery.models._guest import (
     assignments_undone,
     check_logits,
@@ -25,16 +29,22 @@ from leery.models._guest import (
     unwrapped,
 )
 from leery.models._layout import WHOLE_MODEL, fast_layout, has_fast_layout, keep_freed_memory
+from leery.models._loading import check_repeatable, load_model, loaded_object, normalized
+from leery.models._outputs import Logits, with_logits
 from leery.models._trial import Run, Trial, two_images
 
 __all__ = [
     "INPUT_OF",
     "WHOLE_MODEL",
+    "Logits",
     "Run",
     "Trial",
     "assignments_undone",
     "check_layer",
     "check_logits",
+    "check_read",
+    "check_repeatable",
+    "content_hashes",
     "device_of",
     "extract_features",
     "fast_layout",
@@ -42,13 +52,20 @@ __all__ = [
     "forward",
     "guest",
     "has_fast_layout",
+    "has_linear_head",
     "keep_freed_memory",
     "last_hidden_layer",
+    "load_model",
+    "loaded_object",
+    "normalized",
     "predict",
     "python_randomness",
+    "reading",
     "refused",
     "run_fast",
     "run_model",
+    "submodules_of_images",
     "two_images",
     "unwrapped",
+    "with_logits",
 ]

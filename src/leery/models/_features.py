@@ -1,10 +1,11 @@
 """The last hidden layer of any module, read off while the model runs once in eval mode."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from leery._checks import check_batch_size, check_images
 from leery.errors import InputError, UnknownLayerError
@@ -14,10 +15,14 @@ from leery.models._layout import WHOLE_MODEL
 __all__ = [
     "INPUT_OF",
     "check_layer",
+    "check_read",
     "extract_features",
     "forward",
+    "has_linear_head",
     "last_hidden_layer",
     "predict",
+    "reading",
+    "submodules_of_images",
 ]
 
 INPUT_OF = "input of "
@@ -44,41 +49,128 @@ def check_layer(model: nn.Module, layer: str) -> None:
 
 
 def last_hidden_layer(model: nn.Module, images: Tensor) -> str:
-    """The name of the default feature layer: the input of the last linear layer that runs.
+    """The name of the default feature layer: the input of the linear layer that gives the logits.
 
     Args:
         model: returns logits ``(N, classes)``; it is left as it was.
         images: ``(N, ...)``; the first two are shown to the model.
 
     Returns:
-        "input of " and the name of an ``nn.Linear``.
+        "input of " and the name of an ``nn.Linear``, whose output for the two images is the
+        logits, up to a factor and to what a row has in common (as of a log softmax).
 
     Raises:
-        UnknownLayerError: when the model runs none.
+        UnknownLayerError: when there is no such layer.
         InputError: when the images do not fit.
     """
-    check_images(images)
-    seen: list[str] = []
-    linear = {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
-    }
-    hooks = [
-        module.register_forward_hook(lambda *_, name=name: seen.append(name))
-        for name, module in linear.items()
-    ]
-    try:
-        with guest(model), torch.no_grad():
-            run_model(model, images[:2].to(device_of(model)))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not seen:
+    head, last = _linear_head(model, images)
+    if head is None:
+        got = f"one whose last linear layer, {last!r}, does not" if last else "one that has none"
         message = (
-            "expected a model whose last layer is an nn.Linear, got one that runs none; name the "
+            f"expected a model with a linear layer that gives its logits, got {got}; name the "
             "feature layer: a submodule, or 'input of ' and a submodule"
         )
         raise UnknownLayerError(message)
-    return INPUT_OF + seen[-1]
+    return INPUT_OF + head
+
+
+def has_linear_head(model: nn.Module, images: Tensor) -> bool:
+    """Whether a linear layer gives the logits, so that they are no probabilities.
+
+    Args:
+        model: returns logits ``(N, classes)``; it is left as it was.
+        images: ``(N, ...)``; the first two are shown to the model.
+
+    Raises:
+        InputError: when the images do not fit.
+    """
+    return _linear_head(model, images)[0] is not None
+
+
+def _linear_head(model: nn.Module, images: Tensor) -> tuple[str | None, str | None]:
+    """The linear layer that gives the logits, and the last one that runs; None for none."""
+    check_images(images)
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    pair = images[:2].to(device_of(model))
+    with guest(model, pair) as still, torch.no_grad(), reading(still, linear) as seen:
+        logits = run_model(still, pair)
+    heads = [name for name, value in seen.items() if _gives(value, logits)]
+    return heads[-1] if heads else None, list(seen)[-1] if seen else None
+
+
+def _gives(value: Tensor, logits: Tensor) -> bool:
+    """Whether logits are a layer's value, up to a factor and what each row has in common.
+
+    What lies in [0, 1] must be the value itself: near 0 a sigmoid is nearly a factor.
+    """
+    if value.numel() != logits.numel() or len(value) != len(logits):
+        return False
+    own, other = value.reshape(logits.shape).double(), logits.double()
+    if float((own - other).norm()) <= 1e-5 * float(other.norm()):
+        return True
+    if bool((other >= 0).all()) and bool((other <= 1).all()):
+        return False
+    own, other = (rows - rows.mean(1, keepdim=True) for rows in (own, other))
+    factor = (own * other).sum() / own.square().sum().clamp_min(torch.finfo(own.dtype).tiny)
+    return bool(factor > 0) and float((own * factor - other).norm()) <= 1e-4 * float(other.norm())
+
+
+def submodules_of_images(model: nn.Module, images: Tensor) -> tuple[str, ...]:
+    """The submodules directly inside a model that give one float tensor with a row per image.
+
+    An ``nn.Sequential`` is replaced by the submodules inside it. Dropout, reshapes and the logits
+    themselves are left out.
+
+    Args:
+        model: returns logits ``(N, classes)``; it is left as it was.
+        images: ``(N, ...)``; the first two are shown to the model.
+
+    Returns:
+        Their names, in the order in which they run.
+
+    Raises:
+        UnknownLayerError: when there is none.
+        InputError: when the images do not fit.
+    """
+    check_images(images)
+    names = [name for name in _inside(model, "") if name]
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str, value: object) -> None:
+        if isinstance(value, Tensor) and value.is_floating_point() and len(value) == len(pair):
+            seen[name] = value
+
+    pair = images[:2].to(device_of(model))
+    with guest(model, pair) as still, torch.no_grad():
+        hooks = [
+            still.get_submodule(name).register_forward_hook(
+                lambda _module, _inputs, output, name=name: keep(name, output)
+            )
+            for name in names
+        ]
+        try:
+            logits = run_model(still, pair)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    found = tuple(name for name, value in seen.items() if value is not logits)
+    if not found:
+        message = (
+            "expected a model with submodules that give a tensor per image, got none; name the "
+            "layers in the metric's needs"
+        )
+        raise UnknownLayerError(message)
+    return found
+
+
+def _inside(module: nn.Module, prefix: str) -> Iterator[str]:
+    """The names of the direct submodules, those inside sequences instead of these."""
+    for name, child in module.named_children():
+        path = f"{prefix}{name}"
+        if isinstance(child, nn.Sequential):
+            yield from _inside(child, f"{path}.")
+        elif not isinstance(child, (nn.Identity, nn.Flatten, nn.modules.dropout._DropoutNd)):  # noqa: SLF001 - torch's own base
+            yield path
 
 
 def extract_features(
@@ -106,11 +198,11 @@ def extract_features(
     check_batch_size(batch_size)
     device = device_of(model)
     features, logits = [], []
-    with guest(model), torch.no_grad():
+    with guest(model, images) as still, torch.no_grad():
         for batch in images.split(batch_size):
-            found = forward(model, batch.to(device), layer)
-            logits.append(found[0].to(images.device))
-            features.append(found[1].to(images.device))
+            found, seen = forward(still, batch.to(device), [layer])
+            logits.append(found.to(images.device))
+            features.append(seen[layer].flatten(1).to(images.device))
     return torch.cat(features), torch.cat(logits)
 
 
@@ -132,39 +224,67 @@ def predict(model: nn.Module, images: Tensor, *, batch_size: int = WHOLE_MODEL) 
     check_images(images)
     check_batch_size(batch_size)
     device = device_of(model)
-    with guest(model), torch.no_grad():
+    with guest(model, images) as still, torch.no_grad():
         parts = [
-            run_fast(model, batch.to(device)).argmax(1).to(images.device)
+            run_fast(still, batch.to(device)).argmax(1).to(images.device)
             for batch in images.split(batch_size)
         ]
     return torch.cat(parts)
 
 
-def forward(model: nn.Module, batch: Tensor, layer: str) -> tuple[Tensor, Tensor]:
-    """Logits ``(N, classes)`` and features ``(N, D)`` of a batch on the model's device.
+def forward(
+    model: nn.Module, batch: Tensor, layers: Sequence[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits ``(N, classes)`` and layers ``(N, ...)`` of a batch on the model's device.
 
     Modes and gradients are the caller's business.
 
     Raises:
         UnknownLayerError, InputError, UnsupportedModelError: as :func:`extract_features`.
     """
-    check_layer(model, layer)
-    with _reading(model, layer) as seen:
+    with reading(model, layers) as seen:
         logits = run_fast(model, batch)
-    if not seen:
-        message = (
-            f"expected layer {layer!r} to run in the forward pass, but it did not; "
-            "name a layer that does"
-        )
-        raise UnknownLayerError(message)
-    return logits, seen[-1]
+    check_read(layers, seen)
+    return logits, seen
+
+
+def check_read(layers: Sequence[str], seen: Mapping[str, Tensor]) -> None:
+    """Refuse layers that did not run.
+
+    Raises:
+        UnknownLayerError: with the first of them.
+    """
+    for layer in layers:
+        if layer not in seen:
+            message = (
+                f"expected layer {layer!r} to run in the forward pass, but it did not; "
+                "name a layer that does"
+            )
+            raise UnknownLayerError(message)
 
 
 @contextmanager
-def _reading(model: nn.Module, layer: str) -> Iterator[list[Tensor]]:
-    """The layer's value of each run, flattened to ``(N, D)``; the last one at the end."""
-    seen: list[Tensor] = []
+def reading(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """The values of layers, as each run of the model gives them, by name.
 
+    A layer that runs several times in a forward pass gives its last value.
+
+    Raises:
+        UnknownLayerError: when the model lacks a layer.
+        InputError: when a layer gives no tensor.
+    """
+    seen: dict[str, Tensor] = {}
+    for layer in layers:
+        check_layer(model, layer)
+    hooks = [_hook(model, layer, seen) for layer in layers]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _hook(model: nn.Module, layer: str, seen: dict[str, Tensor]) -> RemovableHandle:
     def keep(value: object) -> None:
         if not isinstance(value, Tensor):
             message = (
@@ -173,18 +293,13 @@ def _reading(model: nn.Module, layer: str) -> Iterator[list[Tensor]]:
             )
             raise InputError(message)
         # A copy: an in-place activation behind the layer would write over it.
-        seen[:] = [value.flatten(1).clone()]
+        seen.pop(layer, None)
+        seen[layer] = value.clone()
 
     module = model.get_submodule(layer.removeprefix(INPUT_OF))
-    hook = (
-        module.register_forward_pre_hook(
+    if layer.startswith(INPUT_OF):
+        return module.register_forward_pre_hook(
             lambda _module, args, kwargs: keep([*args, *kwargs.values(), None][0]),
             with_kwargs=True,
         )
-        if layer.startswith(INPUT_OF)
-        else module.register_forward_hook(lambda _module, _inputs, output: keep(output))
-    )
-    try:
-        yield seen
-    finally:
-        hook.remove()
+    return module.register_forward_hook(lambda _module, _inputs, output: keep(output))

@@ -1,11 +1,14 @@
-"""What tells one classifier from another: its layers with their settings, and its weights."""
+"""Fingerprints: of a classifier, by its layers and weights, and of inputs, by their content."""
 
 import hashlib
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["fingerprint"]
+__all__ = ["content_hashes", "fingerprint"]
+
+_ROWS_AT_ONCE = 4096
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -25,3 +28,29 @@ def fingerprint(model: nn.Module) -> str:
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(raw.numpy().tobytes())
     return digest.hexdigest()
+
+
+def content_hashes(rows: Tensor, seed: int = 0) -> Tensor:
+    """A hash of each row's content, int64 ``(N,)``, on the CPU.
+
+    Equal rows have equal hashes, wherever they stand; that different ones do has a probability of
+    about 2^-64 per pair. It is no protection against somebody who looks for such rows.
+
+    Args:
+        rows: ``(N, ...)``; numbers are compared as float32.
+        seed: of the hash.
+
+    Source:
+        Multilinear hashing: Lemire, Kaser (2014), arXiv:1202.4961, on 64-bit integers; the last
+        lines are the finaliser of SplitMix64.
+    """
+    flat = rows.detach().cpu().to(torch.float32).flatten(1).contiguous()
+    bits = (flat + 0.0).view(torch.int32)
+    generator = np.random.default_rng(seed)
+    factors = torch.from_numpy(generator.integers(1, 2**62, bits.shape[1], dtype=np.int64))
+    # Integers wrap around, as the hash wants it.
+    parts = [(part.long() * factors).sum(1) for part in bits.split(_ROWS_AT_ONCE)]
+    sums = torch.cat(parts)
+    sums = (sums ^ ((sums >> 30) & (2**34 - 1))) * -4658895280553007687
+    sums = (sums ^ ((sums >> 27) & (2**37 - 1))) * -7723592293110705685
+    return sums ^ ((sums >> 31) & (2**33 - 1))

@@ -2,7 +2,7 @@
 
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from leery.errors import InputError, LeeryError, UnsupportedModelError, brief
 from leery.models._layout import fast_layout, has_fast_layout, keep_freed_memory
 from leery.models._trial import Trial
+from leery.models._twin import Twins
 
 __all__ = [
     "assignments_undone",
@@ -28,17 +29,21 @@ __all__ = [
 
 _ONE_AT_A_TIME = threading.RLock()
 
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside what ``torch.compile`` returns; other modules as they are.
+    """The module inside what ``torch.compile`` and data parallelism put around it.
 
     Raises:
         InputError: for what is no module.
         UnsupportedModelError: for a TorchScript module, whose Python code is lost.
     """
-    inner = getattr(model, "_orig_mod", model)
+    inner: object = model
+    while isinstance(inner, _PARALLEL) or hasattr(inner, "_orig_mod"):
+        inner = getattr(inner, "_orig_mod", None) or inner.module
     if not isinstance(inner, nn.Module):
         message = (
             f"expected a torch.nn.Module as classifier, got {type(inner).__name__}; wrap it in one"
@@ -102,16 +107,17 @@ _LAYOUTS = Trial(_in_order, _channels_last)
 
 @contextmanager
 def refused(batch: Tensor) -> Iterator[None]:
-    """What torch and indexing raise over a batch becomes one error of leery's.
+    """Whatever a classifier raises over a batch becomes one error of leery.
 
     Raises:
         InputError: then.
     """
     try:
         yield
-    except (LeeryError, torch.OutOfMemoryError):
+    except (LeeryError, torch.OutOfMemoryError, MemoryError):
         raise
-    except (RuntimeError, IndexError) as error:
+    # A classifier is somebody's code, and raises whatever it likes.
+    except Exception as error:
         message = (
             f"expected images that the model accepts, got shape {tuple(batch.shape)} and "
             f"{batch.dtype}, which it refuses ({brief(error)}); check shape, type and values"
@@ -119,16 +125,26 @@ def refused(batch: Tensor) -> Iterator[None]:
         raise InputError(message) from error
 
 
-def check_logits(logits: object, count: int) -> Tensor:
-    """What a model returned, refused unless it is logits ``(count, classes)``.
+def check_logits(output: object, count: int) -> Tensor:
+    """The logits ``(count, classes)`` in what a model returned.
+
+    They are the tensor that it returned, or the field ``logits`` of the object, as the classifiers
+    of transformers have it.
 
     Raises:
-        UnsupportedModelError: when it is anything but logits of at least two classes.
+        UnsupportedModelError: when there are none, or of fewer than two classes.
     """
-    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != count:  # noqa: PLR2004
+    field = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    logits = field if isinstance(field, Tensor) and not isinstance(output, Tensor) else output
+    if not isinstance(logits, Tensor):
         message = (
-            f"expected a model that returns logits ({count}, classes), got {shape}; "
+            f"expected a model that returns logits ({count}, classes), got {_named(logits)}; say "
+            "where they are: Detector(model, logits=...) takes a field name, an index or a function"
+        )
+        raise UnsupportedModelError(message)
+    if logits.ndim != 2 or len(logits) != count:  # noqa: PLR2004 - images and classes
+        message = (
+            f"expected a model that returns logits ({count}, classes), got {tuple(logits.shape)}; "
             "wrap it in a module that does"
         )
         raise UnsupportedModelError(message)
@@ -141,17 +157,46 @@ def check_logits(logits: object, count: int) -> Tensor:
     return logits
 
 
-@contextmanager
-def guest(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in eval mode for a while; what is assigned in it meanwhile is undone.
+def _named(output: object) -> str:
+    """What a model returned, in a few words."""
+    if isinstance(output, (tuple, list)):
+        return f"a {type(output).__name__} of {len(output)}"
+    if isinstance(output, Mapping):
+        return f"{type(output).__name__} with {', '.join(map(str, output))}"
+    return type(output).__name__
 
-    The mode is set directly, not through ``model.eval()``, because models may override that with
-    side effects. Random numbers that the model draws from the global generators of torch, Python
-    and numpy meanwhile are forgotten: those stand afterwards where they stood before. The caller's
-    autocast is off: a score is a function of the image alone. One thread at a time has a guest,
-    since random states and the flags of torch are the process's.
+
+@contextmanager
+def guest(model: nn.Module, images: Tensor | None = None) -> Iterator[nn.Module]:
+    """The model in eval mode for a while, as a module to run; afterwards it is as it was.
+
+    With images it is a twin that shares parameters and buffers, where that was seen to give the
+    same; threads then do not wait for each other. Otherwise it is the model itself: its modes are
+    set directly, not through ``model.eval()``, which models may override with side effects; what is
+    assigned in it meanwhile is undone; random numbers that it draws from the global generators of
+    torch, Python and numpy are forgotten; and one thread at a time has it, since random states and
+    the flags of torch are the process's. The caller's autocast is off either way: a score is a
+    function of the image alone.
+
+    Args:
+        model: any module.
+        images: what it will be run on, or some of it; None to run the model itself.
     """
     keep_freed_memory()
+    twin = None
+    if images is not None and len(images):
+        with _ONE_AT_A_TIME:
+            twin = _TWINS.find(model, images.to(device_of(model)))
+    if twin is None:
+        with _in_place(model):
+            yield model
+        return
+    with torch.autocast(device_of(model).type, enabled=False):
+        yield twin
+
+
+@contextmanager
+def _in_place(model: nn.Module) -> Iterator[None]:
     device = device_of(model)
     accelerators = [device] if device.type == "cuda" else []
     with (
@@ -163,7 +208,16 @@ def guest(model: nn.Module) -> Iterator[nn.Module]:
     ):
         for module in model.modules():
             module.training = False
-        yield model
+        yield
+
+
+def _plainly(model: nn.Module, images: Tensor) -> Tensor:
+    """The logits of the model itself."""
+    with _in_place(model), torch.no_grad():
+        return run_model(model, images)
+
+
+_TWINS = Twins(_plainly, run_model)
 
 
 @contextmanager

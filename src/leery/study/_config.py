@@ -13,9 +13,9 @@ from leery import __version__
 from leery._checks import check_seed
 from leery.attacks import BIM, FGSM, PGD, GradientAttack
 from leery.data import data_sums, named
-from leery.detector import CLOSENESS_METRICS, PAPER_METRICS, UNCERTAINTY_METRICS
 from leery.errors import InputError
 from leery.evaluation import FOLDS
+from leery.metrics import CLOSENESS_METRICS, PAPER_METRICS, UNCERTAINTY_METRICS
 
 __all__ = [
     "ATTACKS",

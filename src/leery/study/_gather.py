@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from leery import data
-from leery.detector import DIRECTIONS, PAPER_METRICS, UNCERTAINTY_METRICS
 from leery.evaluation import abstention, share_interval
+from leery.metrics import PAPER_METRICS, UNCERTAINTY_METRICS, direction_of
 from leery.study._config import AttackName, Condition
 from leery.study._desk import Desk, Twins, read_arrays, read_json
 from leery.study._pictures import EXAMPLE_ATTACK
@@ -186,7 +186,7 @@ def _abstention(desk: Desk) -> Rows:
     clean = desk.table(Twins())
     wrong = clean.predicted != desk.labels()
     for metric in clean.names:
-        curve = abstention(wrong, DIRECTIONS[metric] * clean.column(metric))
+        curve = abstention(wrong, direction_of(metric) * clean.column(metric))
         wanted = np.linspace(1, len(wrong), CURVE_POINTS)
         for place in np.unique(np.searchsorted(curve.kept, wanted)):
             yield {
@@ -260,7 +260,7 @@ def _turning_points(desk: Desk) -> Rows:
 def _crossing(trace: Trace, metric: str) -> np.ndarray:
     """The first strength at which the target class becomes closer than the true one, else NaN."""
     source, target = (trace.values(metric, against) for against in ("source", "target"))
-    closer = DIRECTIONS[metric] * (target - source) < 0
+    closer = direction_of(metric) * (target - source) < 0
     crosses = closer[1:] & ~closer[:-1] & trace.flips
     return np.where(crosses.any(0), trace.epsilons[1 + crosses.argmax(0)], np.nan)
 

@@ -69,8 +69,8 @@ def _kernels(detector: Detector, versions: list[Tensor], sigma: float) -> list[d
     ``exp(-d^2 / sigma^2)``, as printed, is scikit-learn's kernel with a bandwidth of
     ``sigma / sqrt(2)``.
     """
-    assert detector.closeness_ is not None
-    fitted = detector.closeness_["kernel_density"].to_tensors()
+    fitted = detector.metrics_["kernel_density"]
+    assert isinstance(fitted, KernelDensity)
     parts = [detector.features(part) for part in versions]
     count = len(versions[0])
     positive = np.arange(count * len(parts)) >= count * (len(parts) - 1)
@@ -80,7 +80,7 @@ def _kernels(detector: Detector, versions: list[Tensor], sigma: float) -> list[d
         ("exp(-d^2 / (2 h^2)), as in scikit-learn", sigma),
         ("exp(-d^2 / sigma^2), as printed", sigma / math.sqrt(2)),
     ):
-        density = KernelDensity(bandwidth).restore(fitted)
+        density = fitted.with_bandwidth(bandwidth)
         values = np.concatenate(
             [density.score(features, logits.argmax(1)).numpy() for features, logits in parts]
         )

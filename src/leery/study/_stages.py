@@ -17,7 +17,6 @@ from sklearn.metrics import roc_curve
 
 from leery import Detector, data
 from leery.classifiers import pretrained, save_classifier, train
-from leery.detector import PAPER_METRICS
 from leery.evaluation import (
     POSITIVES,
     PROTOCOLS,
@@ -27,6 +26,7 @@ from leery.evaluation import (
     roc_auc_difference,
     select_positives,
 )
+from leery.metrics import PAPER_METRICS
 from leery.study._config import METRIC_SETS, STUDIED_METRICS, Condition
 from leery.study._desk import MEASURED, SHARD, Desk, Twins, write_arrays, write_json
 
@@ -59,7 +59,7 @@ def fit_detector(desk: Desk) -> None:
     model = desk.classifier().model
     detector = Detector(
         model,
-        str(model.last_hidden_layer),
+        feature_layer=str(model.last_hidden_layer),
         passes=config.passes,
         seed=config.seed,
         metrics=STUDIED_METRICS,

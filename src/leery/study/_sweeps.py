@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from leery import Detector
-from leery.detector import CLOSENESS_METRICS
+from leery.metrics import CLOSENESS_METRICS, ClassKL, KernelDensity
 from leery.study._config import (
     ATTACKS,
     STUDIED_METRICS,
@@ -126,9 +126,11 @@ def trace(desk: Desk, attack: AttackName, shard: int) -> None:
 
 def _closeness(detector: Detector, features: Tensor, classes: Tensor) -> np.ndarray:
     """The metrics of closeness to given classes, float64 ``(n, 3)``."""
-    fitted = detector.closeness_
-    assert fitted is not None
-    columns = [fitted[name].score(features, classes) for name in TRACED_CLOSENESS]
+    columns = []
+    for name in TRACED_CLOSENESS:
+        metric = detector.metrics_[name]
+        assert isinstance(metric, (KernelDensity, ClassKL))
+        columns.append(metric.score(features, classes))
     return torch.stack(columns, dim=1).numpy()
 
 

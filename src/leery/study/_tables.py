@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 
 from leery._files import make_folder, write_atomically
-from leery.detector import PAPER_METRICS, UNCERTAINTY_METRICS
 from leery.errors import StudyFileError, brief
+from leery.metrics import PAPER_METRICS, UNCERTAINTY_METRICS
 from leery.study._config import STUDIES
 
 __all__ = [

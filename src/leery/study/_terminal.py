@@ -9,7 +9,7 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 
-from leery.detector import PAPER_METRICS
+from leery.metrics import PAPER_METRICS
 from leery.study._report import judge
 from leery.study._tables import StudyResult
 

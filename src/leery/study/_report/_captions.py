@@ -4,7 +4,7 @@ Every number in them is taken from the tables.
 """
 
 from leery.data import named
-from leery.detector import PAPER_METRICS
+from leery.metrics import PAPER_METRICS
 from leery.study._report._comparisons import near_flip
 from leery.study._report._style import METRIC_NAMES
 from leery.study._tables import StudyResult, held_out, held_out_areas

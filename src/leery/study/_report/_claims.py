@@ -9,7 +9,7 @@ from typing import Literal
 
 import pandas as pd
 
-from leery.detector import PAPER_METRICS, UNCERTAINTY_METRICS
+from leery.metrics import PAPER_METRICS, UNCERTAINTY_METRICS
 from leery.study._report import _comparisons as compare
 from leery.study._report._comparisons import Studies
 from leery.study._report._evidence import Evidence

@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from leery.detector import DIRECTIONS, PAPER_METRICS, UNCERTAINTY_METRICS
 from leery.evaluation import Interval, mean_difference, share_difference, share_interval
+from leery.metrics import PAPER_METRICS, UNCERTAINTY_METRICS, direction_of
 from leery.study._report._evidence import UNKNOWN, Evidence, evidence, negated
 from leery.study._tables import StudyResult
 
@@ -136,11 +136,11 @@ def more_doubtful(studies: Studies) -> Iterator[Evidence]:
         for metric in UNCERTAINTY_METRICS:
             table = study.tables["uncertainty"]
             rows = table[table["metric"] == metric].itertuples()
-            sign = "-" if DIRECTIONS[metric] < 0 else ""
+            sign = "-" if direction_of(metric) < 0 else ""
             yield evidence(
                 study.dataset,
                 f"{sign}{metric}: mean of wrong - mean of right",
-                [_gap(row, DIRECTIONS[metric]) for row in rows],
+                [_gap(row, direction_of(metric)) for row in rows],
             )
 
 

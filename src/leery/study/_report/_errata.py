@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from leery.detector import UNCERTAINTY_METRICS
+from leery.metrics import UNCERTAINTY_METRICS
 from leery.study._tables import StudyResult, held_out_areas
 
 __all__ = ["PAPER_UNCERTAINTY", "Erratum", "errata"]

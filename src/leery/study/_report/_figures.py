@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from leery.detector import PAPER_METRICS, UNCERTAINTY_METRICS
+from leery.metrics import PAPER_METRICS, UNCERTAINTY_METRICS
 from leery.study._config import PAPER_SETS
 from leery.study._report._style import (
     ATTACK_LINES,

@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 
 from leery.data import named
-from leery.detector import PAPER_METRICS, UNCERTAINTY_METRICS
 from leery.evaluation import POSITIVES, PROTOCOLS
+from leery.metrics import PAPER_METRICS, UNCERTAINTY_METRICS
 from leery.study._config import STUDIED_METRICS
 from leery.study._report._errata import PAPER_UNCERTAINTY
 from leery.study._report._style import METRIC_NAMES

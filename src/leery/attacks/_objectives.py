@@ -1,0 +1,93 @@
+"""What a gradient attack climbs."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from leery._checks import check_labels
+from leery.attacks._narrow import NarrowConvolutions
+from leery.models import Run, Trial, run_fast, run_model
+
+__all__ = ["CrossEntropy", "Objective", "ObjectiveOf"]
+
+
+class Objective(Protocol):
+    """What the one loop of gradient attacks climbs, for one classifier.
+
+    Attributes:
+        chooses: True if :meth:`better` says which iterate is kept; False if it is the last one.
+    """
+
+    chooses: bool
+
+    def value(self, images: Tensor, labels: Tensor) -> Tensor:
+        """What is climbed, of each image.
+
+        Args:
+            images: float ``(N, ...)``, of which the loop takes gradients.
+            labels: int64 ``(N,)``, the true classes.
+
+        Returns:
+            float ``(N,)``, or ``(K, N)`` for K terms whose gradients :meth:`direction` mixes.
+        """
+
+    def direction(self, gradients: Tensor) -> Tensor:
+        """Where to step, ``(N, ...)``, from the gradients of the terms, ``(K, N, ...)``."""
+
+    def better(self, new: Tensor, old: Tensor) -> Tensor:
+        """Which new iterates replace the kept ones, bool ``(N,)``, by the values of both."""
+
+
+ObjectiveOf = Callable[[nn.Module], Objective]
+"""Makes the objective for a classifier in eval mode."""
+
+
+class CrossEntropy:
+    """The cross-entropy of the true class; the last iterate is kept.
+
+    Args:
+        model: the classifier, in eval mode.
+    """
+
+    chooses = False
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def value(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The cross-entropy of each image, float ``(N,)``, nats."""
+        run = _run_narrow if _NARROW.passed(self._model, images) else run_model
+        logits = run(self._model, images)
+        check_labels(labels, len(images), logits.shape[1])
+        return functional.cross_entropy(logits, labels, reduction="none")
+
+    def direction(self, gradients: Tensor) -> Tensor:
+        """The gradient itself."""
+        return gradients[0]
+
+    def better(self, new: Tensor, old: Tensor) -> Tensor:
+        """Where the cross-entropy is higher."""
+        return new > old
+
+
+def _run_narrow(model: nn.Module, variable: Tensor) -> Tensor:
+    with NarrowConvolutions():
+        return run_fast(model, variable)
+
+
+def _gradient_of_logits(run: Run) -> Run:
+    """The gradient of a sum of the logits in which each has another weight."""
+
+    def gradient(model: nn.Module, pair: Tensor) -> Tensor:
+        variable = pair.clone().requires_grad_()
+        logits = run(model, variable)
+        weights = torch.linspace(-1, 1, logits.numel(), device=logits.device, dtype=logits.dtype)
+        return torch.autograd.grad((logits.flatten() * weights).sum(), variable)[0]
+
+    return gradient
+
+
+_NARROW = Trial(_gradient_of_logits(run_model), _gradient_of_logits(_run_narrow))

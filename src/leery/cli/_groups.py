@@ -1,0 +1,221 @@
+"""Options that several commands share, as dataclasses that become options of each."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import nn
+
+from leery import inputs, models
+from leery.errors import InputError
+from leery.metrics import Metric
+from leery.models import check_repeatable, load_model, loaded_object
+
+__all__ = ["ClassifierOptions", "InputOptions", "own_metrics", "with_groups"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierOptions:
+    """Which classifier, and how it is run."""
+
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            metavar="MODULE:FACTORY",
+            envvar="LEERY_MODEL",
+            help="A function without arguments, or a class, that gives the classifier. The module "
+            "is looked for in this folder too. Its code is run.",
+            show_default=False,
+        ),
+    ]
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="LEERY_WEIGHTS",
+            help="Its weights: .safetensors, or a state dict that torch.save wrote, read without "
+            "unpickling code. Without this option they are what the factory gives.",
+            show_default=False,
+        ),
+    ] = None
+    logits: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIELD|INDEX",
+            help="Where the logits are in what the classifier returns, if not in a field 'logits'.",
+            show_default=False,
+        ),
+    ] = None
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            metavar="M1,M2,...",
+            help="For a classifier that expects normalised images: the mean of each channel, or "
+            "one for all. Epsilon, noise and bounds then mean pixels.",
+            show_default=False,
+        ),
+    ] = None
+    std: Annotated[
+        str | None,
+        typer.Option(
+            metavar="S1,S2,...",
+            help="The standard deviation of each channel, together with --mean.",
+            show_default=False,
+        ),
+    ] = None
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the classifier runs, such as cpu or cuda; by default where its factory "
+            "puts it.",
+            show_default=False,
+        ),
+    ] = None
+
+    @property
+    def where(self) -> str | int | None:
+        """Where the logits are."""
+        named = self.logits
+        return int(named) if named is not None and named.lstrip("-").isdigit() else named
+
+    def load(self) -> nn.Module:
+        """The classifier, in eval mode.
+
+        Raises:
+            InputError: when it cannot be made of these options.
+        """
+        return load_model(
+            self.model,
+            self.weights,
+            logits=self.where,
+            mean=_numbers("--mean", self.mean),
+            std=_numbers("--std", self.std),
+            device=self.device,
+        )
+
+    def check_repeatable(self, model: nn.Module) -> None:
+        """Refuse a factory whose weights are random, unless there is a file of weights."""
+        if self.weights is None:
+            check_repeatable(self.model, model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions:
+    """How stored images are read."""
+
+    channels: Annotated[
+        str,
+        typer.Option("--channels", help="Where arrays have their channels: first, last or none."),
+    ] = "first"
+    images_key: Annotated[
+        str, typer.Option(help="The name of the images in .npz files and parquet.")
+    ] = "images"
+    labels_key: Annotated[
+        str, typer.Option(help="The name of the labels in .npz files and parquet.")
+    ] = "labels"
+    exif: Annotated[
+        bool,
+        typer.Option(
+            "--exif",
+            help="Turn pictures as their EXIF orientation says. Without it the orientation is "
+            "ignored.",
+        ),
+    ] = False
+
+    def format(self, **settings: Any) -> inputs.Format:  # noqa: ANN401 - those of Format
+        """How stored inputs become what the model takes.
+
+        Raises:
+            InputError: when a setting is outside its range.
+        """
+        return inputs.Format(
+            channels=self.channels,  # type: ignore[arg-type]  # Format refuses others
+            images_key=self.images_key,
+            labels_key=self.labels_key,
+            exif=self.exif,
+            **settings,
+        )
+
+
+def with_classes(model: nn.Module, paths: list[Path], form: inputs.Format) -> inputs.Format:
+    """The format with the classifier's number of classes, as its output for an input shows it.
+
+    Raises:
+        InputError: when it does not accept the input.
+    """
+    for item in inputs.read(paths, replace(form, labels_key=None)):
+        if item.image is not None:
+            batch = item.image.unsqueeze(0).to(models.device_of(model))
+            with models.guest(model, batch) as still, torch.no_grad():
+                logits = models.run_model(still, batch)
+            return replace(form, classes=logits.shape[1])
+    return form
+
+
+def own_metrics(names: list[str] | None) -> list[Metric]:
+    """An instance of each metric of the user's own.
+
+    Raises:
+        InputError: when a name is none of a metric.
+    """
+    found = []
+    for name in names or []:
+        made = loaded_object(name, "metric")()
+        if not isinstance(made, Metric):
+            message = (
+                f"expected a subclass of leery.metrics.Metric at {name}, got "
+                f"{type(made).__name__}; correct the name"
+            )
+            raise InputError(message)
+        found.append(made)
+    return found
+
+
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameters of these dataclasses are options of its own."""
+    signature = inspect.signature(command)
+    groups = {
+        name: parameter.annotation
+        for name, parameter in signature.parameters.items()
+        if is_dataclass(parameter.annotation)
+    }
+    expanded = []
+    for name, parameter in signature.parameters.items():
+        group = groups.get(name)
+        expanded += [parameter] if group is None else [_parameter(field) for field in fields(group)]
+
+    @functools.wraps(command)
+    def run(**options: Any) -> None:  # noqa: ANN401 - whatever the command takes
+        made = {
+            name: group(**{field.name: options.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**options, **made)
+
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    run.__signature__ = signature.replace(  # type: ignore[attr-defined]  # what typer reads
+        parameters=sorted(expanded, key=lambda parameter: kinds.index(parameter.kind))
+    )
+    return run
+
+
+def _parameter(field: Any) -> inspect.Parameter:  # noqa: ANN401 - dataclasses.Field
+    default = inspect.Parameter.empty if field.default is MISSING else field.default
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=field.type
+    )
+
+
+def _numbers(option: str, text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        message = f"expected numbers separated by commas for {option}, got {text!r}; correct them"
+        raise InputError(message) from error

@@ -1,0 +1,168 @@
+"""What a combiner is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from leery.errors import InputError, NotFittedError
+from leery.metrics import Direction, Metric
+
+__all__ = ["Combiner", "Facts", "check_finite"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a combiner is told about a metric.
+
+    Attributes:
+        name: of the metric.
+        family: of metrics that say much the same.
+        direction: which values are suspicious.
+    """
+
+    name: str
+    family: str
+    direction: Direction
+
+    @classmethod
+    def of(cls, metric: Metric) -> Self:
+        """The facts of a metric."""
+        return cls(metric.name, metric.family, metric.direction)
+
+
+class Combiner(nn.Module):
+    """Fuses metrics; larger scores are more adversarial.
+
+    What is fitted are buffers, registered as None before. The score is the intercept plus the sum
+    of the contributions.
+
+    Args:
+        facts: of each metric, in column order.
+
+    Attributes:
+        learns_from_attacks: True if :meth:`fit` needs to know which rows are adversarial.
+        differentiable: True if gradients of the score reach the metrics.
+        intercept: the score where no metric contributes.
+    """
+
+    learns_from_attacks: ClassVar[bool]
+    differentiable: ClassVar[bool]
+    least: ClassVar[int] = 1
+    """The smallest number of rows that :meth:`fit` takes."""
+
+    def __init__(self, facts: Sequence[Facts]) -> None:
+        super().__init__()
+        self.facts = tuple(facts)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the metrics, in column order."""
+        return tuple(fact.name for fact in self.facts)
+
+    @property
+    def intercept(self) -> float:
+        """The score where no metric contributes."""
+        return 0.0
+
+    def fit(
+        self, values: np.ndarray, predicted: np.ndarray, *, adversarial: np.ndarray | None = None
+    ) -> Self:
+        """Learn from measured images.
+
+        Args:
+            values: float64 ``(N, M)``, finite.
+            predicted: int64 ``(N,)``, the predicted classes.
+            adversarial: bool ``(N,)``; None where all are clean or harmless.
+
+        Raises:
+            InputError: when the rows are not what the combiner learns from.
+        """
+        raise NotImplementedError
+
+    def contributions(self, values: Tensor, predicted: Tensor) -> Tensor:
+        """What each metric adds to the score.
+
+        Args:
+            values: float64 ``(N, M)``, finite.
+            predicted: int64 ``(N,)``, the predicted classes.
+
+        Returns:
+            float64 ``(N, M)``.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+            InputError: when the values are not finite.
+        """
+        raise NotImplementedError
+
+    def forward(self, values: Tensor, predicted: Tensor) -> Tensor:
+        """The score of each row, float64 ``(N,)``; arguments as of :meth:`contributions`."""
+        return self.total(self.contributions(values, predicted))
+
+    def total(self, contributions: Tensor) -> Tensor:
+        """The score of rows whose contributions are known, float64 ``(N,)``."""
+        columns = contributions.unbind(1)
+        # One after the other: a row's sum must not depend on how many rows there are.
+        total = columns[0]
+        for column in columns[1:]:
+            total = total + column
+        return total + self.intercept
+
+    def restore(self, state: Mapping[str, Tensor]) -> Self:
+        """Take over the tensors of ``state_dict()`` of a fitted combiner.
+
+        Raises:
+            InputError: when they are not for these metrics.
+        """
+        names = [name for name, _ in self._fitted()]
+        if sorted(state) != sorted(names):
+            message = f"expected {', '.join(names)} of the combiner, got {', '.join(state)}"
+            raise InputError(message)
+        for name, tensor in state.items():
+            if tensor.dtype != torch.float64 or not bool(tensor.isfinite().all()):
+                message = f"expected {name} of the combiner as finite float64, got {tensor.dtype}"
+                raise InputError(message)
+            self._buffers[name] = tensor
+        self.check()
+        return self
+
+    def check(self) -> None:
+        """Refuse a fitted state that is not for these metrics.
+
+        Raises:
+            InputError: then.
+        """
+
+    def _fitted(self) -> list[tuple[str, Tensor | None]]:
+        return list(self._buffers.items())
+
+    def _check_values(self, values: Tensor) -> None:
+        """Refuse values of another width or that are not finite, and any before the fit."""
+        if any(buffer is None for _, buffer in self._fitted()):
+            message = (
+                f"expected a fitted {type(self).__name__}, got one that is not; call fit first"
+            )
+            raise NotFittedError(message)
+        if values.ndim != 2 or values.shape[1] != len(self.facts):  # noqa: PLR2004 - images, metrics
+            message = f"expected {len(self.facts)} metrics, got values {tuple(values.shape)}"
+            raise InputError(message)
+        check_finite(values)
+
+
+def check_finite(values: Tensor) -> None:
+    """Refuse rows with NaN or infinity.
+
+    Raises:
+        InputError: then.
+    """
+    bad = ~values.isfinite()
+    if bool(bad.any()):
+        message = (
+            f"expected finite metrics, got {int(bad.any(1).sum())} rows with NaN or infinity; "
+            "leave out the metric that is undefined there"
+        )
+        raise InputError(message)

@@ -1,0 +1,173 @@
+"""Clean images, measured: with their hashes, their labels and their harmless versions."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from leery.attacks import Attack, Harmless
+from leery.detector._state import Fitted, Taught, image_hashes
+from leery.detector._table import MetricTable
+from leery.errors import InputError, LeeryWarning
+from leery.inputs import Images, Moments, labelled_batches
+
+__all__ = ["CleanImages", "Measure", "measure_clean"]
+
+Measure = Callable[[Tensor], MetricTable]
+"""Gives the metrics of images."""
+
+_A_FEW = 3
+"""Training images among clean ones that are dropped instead of refused, or 1 % of them."""
+
+
+@dataclass(frozen=True)
+class CleanImages:
+    """Clean images, measured.
+
+    Attributes:
+        tables: their metrics, under "clean", and those of their harmless versions by name.
+        hashes: int64 ``(N,)``, of the images.
+        labels: int64 ``(N,)``, the true classes; None where they are not known.
+        attacked: the metrics of adversarial versions, of the images that are classified right.
+    """
+
+    tables: Mapping[str, MetricTable]
+    hashes: Tensor
+    labels: np.ndarray | None
+    attacked: tuple[MetricTable, ...] = ()
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.hashes)
+
+    def rows(self, chosen: np.ndarray) -> Self:
+        """Some of the images."""
+        return replace(
+            self,
+            tables={name: table.rows(chosen) for name, table in self.tables.items()},
+            hashes=self.hashes[torch.from_numpy(chosen)],
+            labels=None if self.labels is None else self.labels[chosen],
+        )
+
+    def halves(self, seed: int) -> tuple[Self, Self]:
+        """Two halves at random: the order of test sets is often not exchangeable."""
+        order = np.random.default_rng(seed).permutation(len(self))
+        first, second = np.array_split(order, 2)
+        return self.rows(np.sort(first)), self.rows(np.sort(second))
+
+    def judged_right(self, table: MetricTable) -> np.ndarray:
+        """The rows of a table that the classifier gets right; all where labels are not known."""
+        if self.labels is None:
+            return np.arange(len(table))
+        return np.flatnonzero(table.predicted == self.labels)
+
+    def unseen(self, fitted: Fitted, taught: Taught | None) -> Self:
+        """The images that no part of the detector has seen, each once.
+
+        Raises:
+            InputError: when more than a few are training images.
+        """
+        trained = torch.isin(self.hashes, fitted.seen)
+        if int(trained.sum()) > max(_A_FEW, len(self) // 100):
+            message = (
+                "expected clean images that are not among the training images, got "
+                f"{int(trained.sum())} of {len(self)} that are; name images held out of the "
+                "training, or the promised rate will not be kept"
+            )
+            raise InputError(message)
+        used = (
+            torch.isin(self.hashes, taught.seen)
+            if taught is not None
+            else torch.zeros_like(trained)
+        )
+        first = np.zeros(len(self), dtype=bool)
+        first[np.unique(self.hashes.numpy(), return_index=True)[1]] = True
+        kept = first & ~trained.numpy() & ~used.numpy()
+        if not kept.all():
+            reasons = {
+                "training images": int(trained.sum()),
+                "used for the combiner": int((used & ~trained).sum()),
+                "repeated": int((~torch.from_numpy(first) & ~used & ~trained).sum()),
+            }
+            said = ", ".join(f"{count} {what}" for what, count in reasons.items() if count)
+            message = f"{int((~kept).sum())} of {len(self)} clean images were left out: {said}"
+            warnings.warn(message, LeeryWarning, stacklevel=4)
+        return self.rows(np.flatnonzero(kept))
+
+
+def measure_clean(
+    measure: Measure,
+    fitted: Fitted,
+    images: Images,
+    labels: Tensor | None,
+    *,
+    harmless: Mapping[str, Harmless] | None = None,
+    attack: Callable[[Attack, Tensor, Tensor], Tensor] | None = None,
+    attacks: Sequence[Attack] = (),
+    seed: int = 0,
+) -> CleanImages:
+    """Measure clean images batch by batch, with the versions that are asked for.
+
+    Args:
+        measure: gives the metrics of images.
+        fitted: whose inputs they must be like.
+        images: clean, as :func:`leery.inputs.labelled_batches` takes them.
+        labels: beside a tensor of images; None where they are not known.
+        harmless: changes of the images by name.
+        attack: runs an attack on images and labels.
+        attacks: to run on those images that the classifier gets right.
+        seed: of the harmless changes.
+
+    Raises:
+        InputError: when images or labels do not fit.
+    """
+    versions = harmless or {}
+    tables: dict[str, list[MetricTable]] = {name: [] for name in ("clean", *versions)}
+    hashes: list[Tensor] = []
+    truths: list[np.ndarray | None] = []
+    attacked: list[list[MetricTable]] = [[] for _ in attacks]
+    moments = Moments()
+    for number, (batch, truth) in enumerate(labelled_batches(images, labels)):
+        table = measure(batch)
+        tables["clean"].append(table)
+        moments.add(batch)
+        hashes.append(image_hashes(batch))
+        truths.append(None if truth is None else truth.cpu().numpy())
+        for name, change in versions.items():
+            assert fitted.inputs.bounds is not None
+            tables[name].append(measure(change(batch, seed + number, fitted.inputs.bounds)))
+        if attack is not None:
+            for place, twins in enumerate(_attacked(attack, attacks, batch, truth, table)):
+                attacked[place].append(measure(twins))
+    found = torch.cat(hashes)
+    fitted.inputs.compare(moments, len(found), "clean images")
+    known = [truth for truth in truths if truth is not None]
+    return CleanImages(
+        {name: MetricTable.joined(parts) for name, parts in tables.items()},
+        found,
+        np.concatenate(known) if len(known) == len(truths) else None,
+        tuple(MetricTable.joined(parts) for parts in attacked if parts),
+    )
+
+
+def _attacked(
+    attack: Callable[[Attack, Tensor, Tensor], Tensor],
+    attacks: Sequence[Attack],
+    images: Tensor,
+    labels: Tensor | None,
+    table: MetricTable,
+) -> Iterator[Tensor]:
+    """The adversarial versions, by each attack, of the images that the classifier gets right."""
+    if labels is None:
+        message = "expected the labels of the clean images for attacks, got None; pass them"
+        raise InputError(message)
+    right = torch.from_numpy(table.predicted).to(labels.device) == labels
+    if not bool(right.any()):
+        message = "expected clean images that the classifier gets right, got none; check labels"
+        raise InputError(message)
+    for chosen in attacks:
+        yield attack(chosen, images[right.to(images.device)], labels[right])

@@ -1,0 +1,191 @@
+"""What a file holds of a detector, and how its parts are named there.
+
+docs/file-format.md describes every part.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from leery.combiners import Facts, make_combiner
+from leery.detector._calibration import Calibration
+from leery.detector._state import Fitted, Taught
+from leery.detector._storage import below
+from leery.detector._table import MetricTable
+from leery.errors import InputError
+from leery.inputs import InputSpec
+from leery.metrics import KINDS, Metric
+
+__all__ = ["Record"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A fitted detector without its classifier.
+
+    Attributes:
+        classifier: the name of its class.
+        settings: passes, seed, masks, combiner, batch_size, logits, trust_outputs.
+        fitted: what the training data taught.
+        taught: what taught the combiner, where there is one.
+        calibration: where there is one.
+    """
+
+    classifier: str
+    settings: Mapping[str, Any]
+    fitted: Fitted
+    taught: Taught | None
+    calibration: Calibration | None
+
+    def parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors by name, and the facts for JSON."""
+        fitted = self.fitted
+        tensors = {
+            f"metrics/{metric.name}/{part}": tensor
+            for metric in fitted.metrics
+            for part, tensor in metric.state_dict().items()
+        }
+        tensors["seen/fit"] = fitted.seen
+        facts: dict[str, Any] = {
+            "classifier": self.classifier,
+            "classifier_sha256": fitted.fingerprint,
+            "classes": fitted.classes,
+            "inputs": fitted.inputs.facts(),
+            "settings": dict(self.settings),
+            "layers": {"head": fitted.head, "each": list(fitted.each)},
+            "metrics": [_described(metric) for metric in fitted.metrics],
+        }
+        if self.taught is not None:
+            for part, tensor in self.taught.combiner.state_dict().items():
+                tensors[f"combiner/{part}"] = tensor
+            tensors["clean/values"] = torch.from_numpy(self.taught.clean.values)
+            tensors["clean/predicted"] = torch.from_numpy(self.taught.clean.predicted)
+            tensors["seen/combiner"] = self.taught.seen
+        if self.calibration is not None:
+            for part in ("scores", "predicted", "kind"):
+                tensors[f"calibration/{part}"] = torch.from_numpy(getattr(self.calibration, part))
+            named = ("fpr", "promise", "confidence", "per_class", "right_only")
+            facts["calibration"] = {name: getattr(self.calibration, name) for name in named}
+            facts["calibration"]["kinds"] = list(self.calibration.kinds)
+        return tensors, facts
+
+    @classmethod
+    def of(
+        cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], given: Sequence[Metric]
+    ) -> Self:
+        """The inverse of :meth:`parts`.
+
+        Args:
+            tensors: by name.
+            facts: of the types that :func:`leery.detector._storage.read_file` has checked.
+            given: the metrics that are not leery's own.
+
+        Raises:
+            LeeryError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError: when
+                a part is missing or cannot be what it should be.
+        """
+        classes, layers = facts["classes"], facts["layers"]
+        own = {metric.name: metric for metric in given}
+        metrics = tuple(
+            _restored(entry, below(tensors, f"metrics/{entry['name']}"), own, classes)
+            for entry in facts["metrics"]
+        )
+        fitted = Fitted(
+            metrics=metrics,
+            head=layers["head"],
+            each=tuple(layers["each"]),
+            inputs=InputSpec.from_facts(facts["inputs"]),
+            classes=classes,
+            fingerprint=facts["classifier_sha256"],
+            seen=_hashes(tensors["seen/fit"]),
+            accuracy=None,
+        )
+        taught = None
+        if state := below(tensors, "combiner"):
+            combiner = make_combiner(facts["settings"]["combiner"], [Facts.of(m) for m in metrics])
+            clean = MetricTable(fitted.names, *_measured(below(tensors, "clean"), "values", 2))
+            taught = Taught(combiner.restore(state), clean, _hashes(tensors["seen/combiner"]))
+        calibration = None
+        if promised := facts.get("calibration"):
+            calibration = _calibrated(promised, below(tensors, "calibration")).checked(classes)
+        return cls(facts["classifier"], facts["settings"], fitted, taught, calibration)
+
+
+def _described(metric: Metric) -> dict[str, Any]:
+    kind = type(metric)
+    own = KINDS.get(kind.__name__) is kind
+    return {
+        "name": metric.name,
+        "family": metric.family,
+        "direction": metric.direction,
+        "kind": kind.__name__ if own else f"{kind.__module__}:{kind.__qualname__}",
+        "options": metric.options() if own else {},
+    }
+
+
+def _restored(
+    entry: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    given: Mapping[str, Metric],
+    classes: int,
+) -> Metric:
+    """A metric of the file: leery's own made anew, another one as a copy of that given.
+
+    Raises:
+        InputError: when it was not given, or does not fit.
+    """
+    name, kind = entry["name"], entry["kind"]
+    if name in given:
+        metric = copy.deepcopy(given[name])
+    elif kind in KINDS:
+        metric = KINDS[kind](**entry["options"])
+    else:
+        message = (
+            f"expected the metric {name!r} ({kind}), which is not one of leery's, to be given; "
+            f"pass metrics=[...] with it (--metric {kind})"
+        )
+        raise InputError(message)
+    metric.restore(state)
+    metric.check_classes(classes)
+    return metric
+
+
+def _calibrated(promised: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> Calibration:
+    scores, predicted = _measured(arrays, "scores", 1)
+    kind = arrays["kind"].numpy()
+    if kind.dtype != np.int64:
+        message = f"kinds of {kind.dtype}"
+        raise InputError(message)
+    settings = {**promised, "kinds": tuple(promised["kinds"])}
+    return Calibration(**settings, scores=scores, predicted=predicted, kind=kind)
+
+
+def _hashes(tensor: Tensor) -> Tensor:
+    if tensor.dtype != torch.int64 or tensor.ndim != 1:
+        message = f"hashes of shape {tuple(tensor.shape)} and {tensor.dtype}"
+        raise InputError(message)
+    return tensor
+
+
+def _measured(
+    arrays: Mapping[str, Tensor], name: str, dimensions: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of images and their predicted classes.
+
+    Raises:
+        InputError: when they are not of one number of images, or of other types.
+    """
+    values, predicted = arrays[name].numpy(), arrays["predicted"].numpy()
+    if values.dtype != np.float64 or not np.isfinite(values).all():
+        message = f"{name} of {values.dtype}, not finite float64"
+        raise InputError(message)
+    whole = values.ndim == dimensions and predicted.shape == values.shape[:1]
+    if not whole or predicted.dtype != np.int64:
+        message = f"{name} of shape {values.shape} and classes of {predicted.shape}"
+        raise InputError(message)
+    return values, predicted

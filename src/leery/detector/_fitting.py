@@ -1,0 +1,240 @@
+"""The fit: what the metrics learn from the training data, in one run over them."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+from leery._checks import check_labels
+from leery._progress import progress_bars
+from leery.detector._settings import Settings
+from leery.detector._state import Fitted, image_hashes
+from leery.errors import InputError, UnsupportedModelError
+from leery.inputs import Images, InputSpec, Moments, labelled_batches
+from leery.metrics import FitContext, Metric
+from leery.models import device_of, fingerprint, guest, has_linear_head, run_model
+from leery.observation import Needs, Observation, Observer
+
+__all__ = ["fit", "needs_of"]
+
+
+def needs_of(metrics: Sequence[Metric]) -> Needs:
+    """The needs of all metrics together."""
+    return reduce(lambda needs, metric: needs | metric.needs, metrics, Needs())
+
+
+def fit(model: nn.Module, settings: Settings, images: Images, labels: Tensor | None) -> Fitted:
+    """Fit copies of the metrics to training data.
+
+    Args:
+        model: the classifier.
+        settings: of the detector.
+        images: with labels, as :func:`leery.inputs.labelled_batches` takes them.
+        labels: beside a tensor of images.
+
+    Raises:
+        InputError: when images or labels do not fit, or a class has none.
+        UnsupportedModelError: when the classifier does not return logits.
+        UnknownLayerError, NoDropoutError: when a metric needs what the classifier lacks.
+    """
+    metrics = copy.deepcopy(settings.metrics)
+    run = _Run()
+    layers: dict[str, object] = {}
+    observer: Observer | None = None
+    for batch, truth in _labelled(images, labels):
+        if observer is None:
+            run.plain = settings.trust_outputs or has_linear_head(model, batch)
+            if not run.plain:
+                # What returns probabilities is refused for that, not for want of a layer.
+                run.outputs.check_some(model, batch)
+            layers = Observer.find(model, needs_of(metrics), batch, settings.feature_layer)
+            observer = _observer_of_the_fit(model, settings, metrics, layers, batch)
+            run.classes = observer.classes(batch)
+            _prepare(
+                metrics, settings, model, run.classes, lambda: _labelled(images, labels), images
+            )
+        check_labels(truth, len(batch), run.classes)
+        run.begin(batch)
+        start = 0
+        for seen in observer.stream(batch):
+            own = truth[start : start + len(seen)].to(seen.logits.device)
+            start += len(seen)
+            run.see(seen, own)
+            for metric in metrics:
+                metric.update(seen, own)
+    run.check()
+    for metric in metrics:
+        metric.finish()
+    assert run.example is not None
+    return Fitted(
+        metrics=metrics,
+        **layers,  # type: ignore[arg-type]
+        inputs=InputSpec.of(run.example, run.moments, settings.bounds),
+        classes=run.classes,
+        fingerprint=fingerprint(model),
+        seen=torch.cat(run.hashes).unique(),
+        accuracy=run.right / run.count,
+    )
+
+
+def _labelled(images: Images, labels: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    for batch, truth in labelled_batches(images, labels):
+        if truth is None:
+            message = (
+                "expected the labels of the training images, got None; pass fit(images, labels) or "
+                "batches of both"
+            )
+            raise InputError(message)
+        yield batch, truth
+
+
+def _observer_of_the_fit(
+    model: nn.Module,
+    settings: Settings,
+    metrics: Sequence[Metric],
+    layers: dict[str, object],
+    batch: Tensor,
+) -> Observer:
+    """An observer for what learning reads, after what scoring needs was seen to work."""
+    every, learning = needs_of(metrics), needs_of([m for m in metrics if m.learns])
+    made = [
+        Observer(
+            model,
+            needs,
+            **layers,  # type: ignore[arg-type]
+            passes=settings.passes,
+            seed=settings.seed,
+            bounds=settings.bounds,
+            batch_size=settings.batch_size,
+        )
+        for needs in (every, learning)
+    ]
+    made[0].explain_plan(batch)
+    return made[1]
+
+
+def _prepare(
+    metrics: Sequence[Metric],
+    settings: Settings,
+    model: nn.Module,
+    classes: int,
+    batches: Callable[[], Iterator[tuple[Tensor, Tensor]]],
+    images: Images,
+) -> None:
+    """Have metrics trained that must be; the data are then read more than once."""
+    training = [metric for metric in metrics if metric.trains]
+    if training and isinstance(images, Iterator):
+        message = (
+            f"expected training data that can be read twice, which {training[0].name} needs, got "
+            "an iterator; pass a tensor or a DataLoader"
+        )
+        raise InputError(message)
+    if not training:
+        return
+    with progress_bars() as bars:
+        task = bars.add_task("training", total=1.0)
+        context = FitContext(
+            batches=batches,
+            seed=settings.seed,
+            device=device_of(model),
+            classes=classes,
+            bounds=settings.bounds,
+            progress=lambda text, share: bars.update(task, description=text, completed=share),
+        )
+        for metric in training:
+            metric.prepare(context)
+
+
+@dataclass
+class _Run:
+    """What is gathered beside the metrics."""
+
+    plain: bool = False
+    classes: int = 0
+    count: int = 0
+    right: int = 0
+    moments: Moments = field(default_factory=Moments)
+    hashes: list[Tensor] = field(default_factory=list)
+    labels: set[int] = field(default_factory=set)
+    example: Tensor | None = None
+    outputs: "_Outputs" = field(default_factory=lambda: _Outputs())
+
+    def begin(self, batch: Tensor) -> None:
+        """Refuse a batch of another kind than the first."""
+        if self.example is None:
+            self.example = batch[:1]
+        elif batch.shape[1:] != self.example.shape[1:] or batch.dtype != self.example.dtype:
+            message = (
+                f"expected training images of one kind, got {tuple(self.example.shape[1:])} of "
+                f"{self.example.dtype} and {tuple(batch.shape[1:])} of {batch.dtype}; convert them"
+            )
+            raise InputError(message)
+
+    def see(self, seen: Observation, labels: Tensor) -> None:
+        self.moments.add(seen.images)
+        self.hashes.append(image_hashes(seen.images))
+        self.count += len(seen)
+        self.right += int((seen.predicted == labels).sum())
+        self.labels.update(labels.unique().tolist())
+        self.outputs.see(seen.logits)
+
+    def check(self) -> None:
+        """Refuse outputs that are no logits, and data that lack a class."""
+        if not self.plain:
+            self.outputs.check()
+        missing = sorted(set(range(self.classes)) - self.labels)
+        if missing:
+            message = (
+                f"expected training images of all {self.classes} classes, got none of {missing}; "
+                "add some"
+            )
+            raise InputError(message)
+
+
+@dataclass
+class _Outputs:
+    """What the outputs of a classifier look like, over all training images."""
+
+    low: float = float("inf")
+    high: float = -float("inf")
+    sums: tuple[float, float] = (float("inf"), -float("inf"))
+
+    def see(self, logits: Tensor) -> None:
+        self.low = min(self.low, float(logits.min()))
+        self.high = max(self.high, float(logits.max()))
+        sums = logits.double().sum(1)
+        self.sums = min(self.sums[0], float(sums.min())), max(self.sums[1], float(sums.max()))
+
+    def check_some(self, model: nn.Module, batch: Tensor) -> None:
+        """The check on some images, before the fit.
+
+        Raises:
+            UnsupportedModelError: as :meth:`check`.
+        """
+        first = _Outputs()
+        with guest(model, batch) as still, torch.no_grad():
+            first.see(run_model(still, batch[:16].to(device_of(model))))
+        first.check()
+
+    def check(self) -> None:
+        """Refuse probabilities, percentages and sigmoids.
+
+        Raises:
+            UnsupportedModelError: then.
+        """
+        total, spread = self.sums[1], self.sums[1] - self.sums[0]
+        if self.low >= 0 and spread <= 1e-3 * total and total > 0:
+            what = "probabilities" if abs(total - 1) < 1e-2 else f"shares of {total:g}"  # noqa: PLR2004
+            advice = "leave out its softmax"
+        elif self.low >= 0 and self.high <= 1:
+            what, advice = "values in [0, 1] only, as a sigmoid does", "leave out its last function"
+        else:
+            return
+        message = (
+            f"expected a model that returns logits, got one that returns {what}; {advice}, or pass "
+            "trust_outputs=True (--trust-outputs) if they are logits"
+        )
+        raise UnsupportedModelError(message)

@@ -1,0 +1,78 @@
+"""What a user asks of a detector."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from leery._checks import Bounds, check_bound_values, check_count
+from leery.combiners import Facts, make_combiner
+from leery.errors import InputError
+from leery.mc_dropout import MOST_PASSES
+from leery.metrics import Metric, References, make_metrics
+
+__all__ = ["Settings"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a detector; what is impossible is refused when they are made.
+
+    Attributes:
+        feature_layer: the last hidden layer as the user named it, or None.
+        passes: the number of Monte-Carlo dropout passes.
+        seed: of everything random but the dropout masks.
+        masks: the seed of the dropout masks; "fresh" draws others at each call.
+        metrics: not fitted; a fit works on copies.
+        combiner: its name.
+        bounds: of the pixels as the user gave them, or None.
+        batch_size: the largest number of images that a thread works on at once.
+        trust_outputs: True if outputs that look like no logits are taken for some.
+    """
+
+    feature_layer: str | None
+    passes: int
+    seed: int
+    masks: int | Literal["fresh"]
+    metrics: tuple[Metric, ...]
+    combiner: str
+    bounds: Bounds | None
+    batch_size: int
+    trust_outputs: bool
+
+    @classmethod
+    def checked(
+        cls,
+        *,
+        feature_layer: str | None,
+        passes: int,
+        seed: int,
+        metrics: Sequence[str | Metric],
+        references: References,
+        combiner: str,
+        bounds: Any,  # noqa: ANN401 - it is checked here
+        batch_size: int,
+        trust_outputs: bool,
+    ) -> Self:
+        """The settings, refused when one is outside its range.
+
+        Raises:
+            InputError: then.
+        """
+        passes = check_count(passes, "passes")
+        if passes > MOST_PASSES:
+            message = f"expected 1 to {MOST_PASSES} passes, got {passes}; correct the number"
+            raise InputError(message)
+        seed = check_count(seed, "a seed", least=0)
+        chosen = make_metrics(metrics, references)
+        make_combiner(combiner, [Facts.of(metric) for metric in chosen])
+        return cls(
+            feature_layer,
+            passes,
+            seed,
+            seed,
+            chosen,
+            combiner,
+            None if bounds is None else check_bound_values(bounds),
+            check_count(batch_size, "a batch size"),
+            trust_outputs,
+        )

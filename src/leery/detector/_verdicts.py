@@ -1,0 +1,122 @@
+"""All answers about a batch of inputs, from one run."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from leery.detector._table import MetricTable
+
+__all__ = ["Verdict", "Verdicts"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All answers about one input.
+
+    Attributes:
+        predicted: the class with dropout off.
+        probabilities: float64 ``(classes,)``, the softmax of the plain forward pass.
+        score: larger is more adversarial.
+        p_value: how usual the score would be for a clean image; None before calibration.
+        adversarial: the verdict; None before calibration.
+        metrics: by name, each in its own unit.
+        contributions: what each metric adds to the score, by name.
+    """
+
+    predicted: int
+    probabilities: np.ndarray
+    score: float
+    p_value: float | None
+    adversarial: bool | None
+    metrics: dict[str, float]
+    contributions: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """All answers about a batch of inputs, one row per input.
+
+    Attributes:
+        names: of the metrics, in column order.
+        predicted: int64 ``(N,)``, the class with dropout off.
+        probabilities: float64 ``(N, classes)``, the softmax of the plain forward pass.
+        score: float64 ``(N,)``; larger is more adversarial.
+        p_value: float64 ``(N,)``, in [1 / (n + 1), 1] for n calibration images: how usual the score
+            would be for a clean image; None before calibration.
+        adversarial: bool ``(N,)``; None before calibration.
+        metrics: float64 ``(N, M)``, each in its own unit.
+        contributions: float64 ``(N, M)``, what each metric adds to the score.
+    """
+
+    names: tuple[str, ...]
+    predicted: np.ndarray
+    probabilities: np.ndarray
+    score: np.ndarray
+    p_value: np.ndarray | None
+    adversarial: np.ndarray | None
+    metrics: np.ndarray
+    contributions: np.ndarray
+
+    def __len__(self) -> int:
+        """The number of inputs."""
+        return len(self.score)
+
+    def __getitem__(self, row: int) -> Verdict:
+        """All answers about one input."""
+        return Verdict(
+            int(self.predicted[row]),
+            self.probabilities[row],
+            float(self.score[row]),
+            None if self.p_value is None else float(self.p_value[row]),
+            None if self.adversarial is None else bool(self.adversarial[row]),
+            dict(zip(self.names, self.metrics[row].tolist(), strict=True)),
+            dict(zip(self.names, self.contributions[row].tolist(), strict=True)),
+        )
+
+    def __iter__(self) -> Iterator[Verdict]:
+        """The rows, in order."""
+        return (self[row] for row in range(len(self)))
+
+    @property
+    def table(self) -> MetricTable:
+        """The metrics as a table."""
+        return MetricTable(self.names, self.metrics, self.predicted)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per input: predicted, score, p_value, adversarial, each metric.
+
+        The columns p_value and adversarial are empty before calibration.
+        """
+        frame: pd.DataFrame = self.to_arrow().to_pandas()
+        return frame
+
+    def to_arrow(self) -> pa.Table:
+        """The columns of :meth:`to_pandas` as an Arrow table."""
+        columns: dict[str, object] = {
+            "predicted": pa.array(self.predicted, pa.int64()),
+            "score": pa.array(self.score, pa.float64()),
+            "p_value": _column(self.p_value, pa.float64(), len(self)),
+            "adversarial": _column(self.adversarial, pa.bool_(), len(self)),
+        }
+        metrics = dict(zip(self.names, self.metrics.T, strict=True))
+        return pa.table(columns | {name: pa.array(row) for name, row in metrics.items()})
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Batches one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        arrays = {}
+        for name in cls.__dataclass_fields__:
+            own = [getattr(part, name) for part in parts]
+            together = own[0] is not None and name != "names"
+            arrays[name] = np.concatenate(own) if together else own[0]
+        return cls(**arrays)
+
+
+def _column(values: np.ndarray | None, kind: pa.DataType, count: int) -> pa.Array:
+    return pa.nulls(count, kind) if values is None else pa.array(values, kind)

@@ -1,0 +1,279 @@
+"""A user's classifier: a factory in Python, weights in a file, normalisation, a device."""
+
+import importlib
+import pickle
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from leery.errors import InputError, LeeryError, brief, listed
+from leery.models._guest import unwrapped
+from leery.models._outputs import Logits, with_logits
+
+__all__ = ["check_repeatable", "load_model", "loaded_object", "normalized"]
+
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+"""What DataParallel, torch.compile and trainers put before the names of a state dict."""
+
+
+class _Normalized(nn.Module):
+    """A classifier of normalised images as one of plain images.
+
+    Args:
+        model: the classifier inside.
+        mean: per channel.
+        std: per channel.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        self.train(model.training)
+
+    def forward(self, images: Tensor) -> Any:  # noqa: ANN401 - what the model returns
+        """What the model returns for the normalised images."""
+        shape = (-1, *(1 for _ in images.shape[2:]))
+        return self.model((images - self.mean.view(shape)) / self.std.view(shape))
+
+
+def normalized(
+    model: nn.Module, mean: Sequence[float] | float, std: Sequence[float] | float
+) -> nn.Module:
+    """A classifier that expects normalised images, as one that takes images as they are.
+
+    Epsilon of attacks, sigma of noise and bounds then mean pixels.
+
+    Args:
+        model: takes ``(images - mean) / std``.
+        mean: per channel, or one number for all.
+        std: per channel, or one number for all; above 0.
+
+    Returns:
+        A module on the model's device, whose submodule ``model`` is the classifier.
+
+    Raises:
+        InputError: when mean and std are not finite, of different lengths, or std not above 0.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        >>> tuple(normalized(net, 0.5, 0.25)(torch.rand(3, 1, 2, 2)).shape)
+        (3, 2)
+    """
+    inner = unwrapped(model)
+    example = next((p for p in inner.parameters() if p.is_floating_point()), torch.empty(0))
+    means, stds = (torch.as_tensor(values, dtype=torch.float64).flatten() for values in (mean, std))
+    finite = bool(means.isfinite().all() and stds.isfinite().all() and (stds > 0).all())
+    if not finite or len(means) != len(stds) or not len(means):
+        message = (
+            "expected a mean and a standard deviation above 0 for each channel, got "
+            f"{means.tolist()} and {stds.tolist()}; correct them"
+        )
+        raise InputError(message)
+    return _Normalized(inner, means.to(example), stds.to(example))
+
+
+def load_model(
+    name: str,
+    weights: Path | None = None,
+    *,
+    logits: Logits = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    device: str | None = None,
+) -> nn.Module:
+    """The classifier, in eval mode.
+
+    Args:
+        name: ``package.module:factory``.
+        weights: the file of a state dict, or None.
+        logits: where the logits are in what it returns.
+        mean: per channel, of a classifier that expects normalised images; None for others.
+        std: the same.
+        device: to which it is moved, such as "cuda"; None leaves it.
+
+    Raises:
+        InputError: when the factory, the weights or the device cannot be used.
+    """
+    model = unwrapped(_made(name))
+    if weights is not None:
+        _fill(model, _state(weights), weights)
+    if (mean is None) != (std is None):
+        message = "expected both a mean and a standard deviation, got one of them; pass both"
+        raise InputError(message)
+    model = with_logits(model, logits)
+    if mean is not None and std is not None:
+        model = normalized(model, mean, std)
+    return _moved(model, device).eval()
+
+
+def check_repeatable(name: str, model: nn.Module) -> None:
+    """Refuse a factory that gives other weights each time: nobody could load a detector for it.
+
+    Args:
+        name: of the factory.
+        model: what :func:`load_model` made of it without weights.
+
+    Raises:
+        InputError: then.
+    """
+    again = unwrapped(_made(name)).state_dict()
+    first = model.state_dict()
+    for key, tensor in again.items():
+        own = next((first[path] for path in (key, f"model.{key}") if path in first), None)
+        if own is None or not torch.equal(own.cpu(), tensor.cpu()):
+            message = (
+                "expected a factory that gives the trained classifier, got other weights each time "
+                f"from {name}; pass --weights"
+            )
+            raise InputError(message)
+
+
+def loaded_object(name: str, what: str) -> Any:  # noqa: ANN401 - whatever the module holds
+    """An attribute of a Python module that is looked for in the working folder too.
+
+    Args:
+        name: ``package.module:attribute``.
+        what: it is, for error messages.
+
+    Raises:
+        InputError: when there is no such module or attribute, or importing it fails.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        message = f"expected MODULE:NAME as {what}, got {name!r}; name both"
+        raise InputError(message)
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module_name), attribute, None)
+    except LeeryError:
+        raise
+    except ModuleNotFoundError as error:
+        missing = error.name or module_name
+        message = (
+            f"expected a Python module {missing!r}, got none; install it or change to its folder"
+        )
+        raise InputError(message) from error
+    # The user's code raises whatever it likes.
+    except Exception as error:
+        message = f"expected {name} to give a {what}, got {brief(error)}; mend its code"
+        raise InputError(message) from error
+    finally:
+        sys.path.remove(here)
+    if not callable(found):
+        message = (
+            f"expected a function or class {attribute!r} in {module_name}, got "
+            f"{type(found).__name__}; correct the name"
+        )
+        raise InputError(message)
+    return found
+
+
+def _made(name: str) -> nn.Module:
+    factory: Callable[[], nn.Module] = loaded_object(name, "classifier")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        return factory if isinstance(factory, nn.Module) else factory()
+    except LeeryError:
+        raise
+    # The user's code raises whatever it likes.
+    except Exception as error:
+        message = f"expected {name} to give a classifier, got {brief(error)}; mend its code"
+        raise InputError(message) from error
+    finally:
+        sys.path.remove(here)
+
+
+def _moved(model: nn.Module, device: str | None) -> nn.Module:
+    if device is None:
+        return model
+    try:
+        return model.to(torch.device(device))
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        message = (
+            f"expected a device that this torch can use, got {device!r} ({brief(error)}); name "
+            "cpu, or one that torch.cuda or torch.mps knows"
+        )
+        raise InputError(message) from error
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """The tensors of a weights file by name; no code in it is run."""
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        message = f"expected weights at {path}, got no file; correct the path"
+        raise InputError(message) from error
+    except pickle.UnpicklingError as error:
+        # torch's text is long and advises to run the code.
+        message = (
+            f"expected weights in {path} that can be read without running code, got a pickle of "
+            "more than tensors; save model.state_dict() with safetensors.torch.save_file"
+        )
+        raise InputError(message) from error
+    # torch.load raises what its parts raise: pickle, zip, struct, key and runtime errors.
+    except Exception as error:
+        message = (
+            f"expected weights in {path} that can be read without running code, got "
+            f"{brief(error)}; save model.state_dict() with safetensors.torch.save_file"
+        )
+        raise InputError(message) from error
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            return dict(found[key])
+    if not isinstance(found, dict):
+        message = (
+            f"expected a state dict in {path}, got {type(found).__name__}; save model.state_dict()"
+        )
+        raise InputError(message)
+    return dict(found)
+
+
+def _fill(model: nn.Module, state: Mapping[str, Any], path: Path) -> None:
+    state = _without_prefixes(state, model.state_dict().keys())
+    try:
+        missing, unexpected = model.load_state_dict(dict(state), strict=False)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        message = (
+            f"expected the weights of {type(model).__name__} in {path}, got ones that do not fit "
+            f"({brief(error)}); name the right file"
+        )
+        raise InputError(message) from error
+    if missing or unexpected:
+        message = (
+            f"expected the weights of {type(model).__name__} in {path}, got a file without "
+            f"{_some(missing)} and with {_some(unexpected)} besides; name the right file"
+        )
+        raise InputError(message)
+
+
+def _without_prefixes(state: Mapping[str, Any], known: Any) -> Mapping[str, Any]:  # noqa: ANN401
+    """The state dict without the prefix of a wrapper, where the model's own names lack it."""
+    names = set(known)
+    while not names & set(state):
+        prefix = next(
+            (found for found in _PREFIXES if state and all(key.startswith(found) for key in state)),
+            None,
+        )
+        if prefix is None:
+            break
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = listed(names[:3]) if names else "nothing"
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown  # noqa: PLR2004 - shown
