@@ -56,18 +56,18 @@ def main(count: int = 10_000) -> None:
     clean, truth = load("mnist", "test")
     model = train(Net(), images, labels)
 
-    detector = Detector(model).fit(images, labels)
+    detector = Detector(model, combiner="logistic").fit(images, labels)
     detector.fit_combiner(
         clean[:1000],
+        truth[:1000],
         noisy=gaussian_noise(clean[:1000], 0.2),
-        labels=truth[:1000],
         attacks=[FGSM(0.2), PGD(0.2)],
     )
     detector.calibrate(clean[1000:3000], fpr=0.05)
     print(detector.explain_plan(), "\n")
 
     attacks = {"FGSM 0.2": FGSM(0.2), "PGD 0.2": PGD(0.2), "BIM 0.3, not seen": BIM(0.3)}
-    found = evaluate(detector, clean[3000:3500], truth[3000:3500], attacks, noise=0.2)
+    found = evaluate(detector, clean[3000:3500], truth[3000:3500], attacks=attacks, noise=0.2)
     columns = ["attack", "positives", "auc", "tpr_at_5_fpr", "found", "false_alarms"]
     print(found[columns].round(3).to_string(index=False))
 

@@ -51,10 +51,8 @@ def main(count: int = 10_000) -> None:
         print(error, "\n")
 
     ways = {
-        "closeness alone": Detector(
-            model, metrics=["kernel_density", "kl_divergence"], combiner="conformal"
-        ),
-        "dropout put in": Detector(insert_dropout(model, before="7", p=0.3), combiner="conformal"),
+        "closeness alone": Detector(model, metrics=["kernel_density", "kl_divergence"]),
+        "dropout put in": Detector(insert_dropout(model, before="7", p=0.3)),
     }
     rows = []
     for name, detector in ways.items():
@@ -62,7 +60,7 @@ def main(count: int = 10_000) -> None:
         detector.fit_combiner(clean[:1000], noisy=gaussian_noise(clean[:1000], 0.2))
         detector.calibrate(clean[1000:2000], fpr=0.05)
         attacks = {"PGD 0.1": PGD(0.1), "PGD 0.2": PGD(0.2)}
-        found = evaluate(detector, clean[3000:3500], truth[3000:3500], attacks, noise=0.2)
+        found = evaluate(detector, clean[3000:3500], truth[3000:3500], attacks=attacks, noise=0.2)
         rows.append(found.assign(way=name))
     table = pd.concat(rows)
     table = table[table["positives"] == "all"]

@@ -47,11 +47,11 @@ def main() -> None:
         labels[:900],
     )  # fmt: skip
 
-    detector = Detector(model).fit(rows[:900], labels[:900])
+    detector = Detector(model, combiner="logistic", bounds=BOUNDS).fit(rows[:900], labels[:900])
     detector.fit_combiner(
         rows[900:1200],
+        labels[900:1200],
         noisy=gaussian_noise(rows[900:1200], 0.3, bounds=BOUNDS),
-        labels=labels[900:1200],
         attacks=[FGSM(0.5, bounds=BOUNDS)],
     )
     detector.calibrate(rows[1200:1500], fpr=0.05)
@@ -61,7 +61,7 @@ def main() -> None:
     print(shown[["metric", "value", "percentile", "contribution"]].round(3).to_string(index=False))
     print()
     attacks = {name: kind(0.5, bounds=BOUNDS) for name, kind in {"FGSM": FGSM, "PGD": PGD}.items()}
-    found = evaluate(detector, rows[1500:], labels[1500:], attacks)
+    found = evaluate(detector, rows[1500:], labels[1500:], attacks=attacks)
     columns = ["attack", "positives", "auc", "tpr_at_5_fpr", "found", "false_alarms"]
     print(found[columns].round(3).to_string(index=False))
 

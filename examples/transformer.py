@@ -95,13 +95,13 @@ def main(count: int = 10_000) -> None:
     clean, truth = load("mnist", "test")
     model = train(VisionTransformer(), images, labels)
 
-    detector = Detector(model, passes=20, combiner="conformal").fit(images, labels)
+    detector = Detector(model, passes=20).fit(images, labels)
     detector.fit_combiner(clean[:1000], noisy=gaussian_noise(clean[:1000], 0.1))
     detector.calibrate(clean[1000:2000], fpr=0.05, promise="pac")
     print(detector.explain_plan(), "\n")
 
     attacks = {"PGD 0.1": PGD(0.1), "PGD 0.3": PGD(0.3)}
-    found = evaluate(detector, clean[3000:3300], truth[3000:3300], attacks, noise=0.1)
+    found = evaluate(detector, clean[3000:3300], truth[3000:3300], attacks=attacks, noise=0.1)
     columns = ["attack", "positives", "auc", "tpr_at_5_fpr", "found", "false_alarms"]
     print(found[columns].round(3).to_string(index=False))
 

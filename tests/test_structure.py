@@ -17,16 +17,21 @@ ROOT = Path(leery.__file__).parent
 # From the ground floor up: a module may import from floors above it in this list only.
 FLOORS = [
     {"errors"},
-    {"_files", "_progress", "_checks"},
-    {"tasks"},
+    {"_checks", "_files", "_progress"},
+    {"tuning"},
+    {"tasks", "reporting"},
     {"data", "inputs"},
     {"models"},
     {"mc_dropout"},
+    {"observation"},
     {"attacks"},
+    {"training"},
     {"classifiers"},
     {"metrics"},
+    {"combiners"},
     {"detector"},
-    {"evaluation", "scoring"},
+    {"evaluation"},
+    {"scoring"},
     {"study"},
     {"cli"},
     {"__main__"},
@@ -84,37 +89,52 @@ def test_private_modules_are_private_to_their_package(path: Path) -> None:
 
 
 PUBLIC = {
-    "leery": """METRICS PAPER_METRICS CorruptDataError DataError Detector DetectorFileError
-        InputError LeeryError MCDropout MetricTable NoDropoutError NotFittedError OutputError
-        UnknownLayerError UnsupportedModelError WrongModelError __version__""",
-    "leery.attacks": "Attack BIM FGSM PGD GradientAttack gaussian_noise",
-    "leery.classifiers": """RECIPES Classifier DigitNet FashionNet Recipe accuracy build
+    "leery": """CorruptDataError DataError Detector DetectorFileError InputError LeeryError
+        LeeryWarning MCDropout METRICS MetricTable NoDropoutError NotFittedError OutputError
+        PAPER_METRICS UnknownLayerError UnsupportedModelError Verdicts WrongModelError
+        __version__""",
+    "leery.attacks": """Attack BIM CrossEntropy FGSM GradientAttack HARMLESS Harmless
+        Objective ObjectiveOf PGD gaussian_noise""",
+    "leery.classifiers": """Classifier DigitNet FashionNet RECIPES Recipe accuracy build
         load_classifier pretrained save_classifier train""",
+    "leery.combiners": """COMBINERS Combiner CombinerName ConformalCombiner Facts LogisticCombiner
+        make_combiner""",
     "leery.data": "DATASETS NamedDataset cache_folder data_sums load named parse_idx",
-    "leery.detector": """CLOSENESS_METRICS DIRECTIONS METRICS PAPER_METRICS UNCERTAINTY_METRICS
-        Calibration Combiner ConformalCombiner Detector Explanation LogisticCombiner MetricTable
-        Promise describe""",
+    "leery.detector": """Calibration Detector Explanation MetricTable Promise Verdict Verdicts
+        describe""",
     "leery.errors": """CorruptDataError DataError DetectorFileError InputError LeeryError
-        NoDropoutError NotFittedError OutputError StudyFileError UnknownLayerError
-        UnsupportedModelError WrongModelError""",
-    "leery.evaluation": """FOLDS POSITIVES PROTOCOLS Abstention Detection Interval Pool Positives
-        Protocol abstention cross_fit detection evaluate held_out_scores in_sample_scores
-        mean_difference
-        roc_auc_difference roc_auc_interval select_positives share_difference
-        share_interval tpr_at_fpr""",
-    "leery.inputs": "Channels Format Item batches count files load load_labelled printable read",
-    "leery.mc_dropout": """MCDropout MaskSource Observation Plan StochasticLayer
+        LeeryWarning NoDropoutError NotFittedError OutputError StudyFileError
+        UnknownLayerError UnsupportedModelError WrongModelError""",
+    "leery.evaluation": """Abstention Detection FOLDS Interval POSITIVES PROTOCOLS Pool Positives
+        Protocol abstention cross_fit detection evaluate held_out_scores
+        in_sample_scores mean_difference roc_auc_difference roc_auc_interval
+        select_positives share_difference share_interval tpr_at_fpr""",
+    "leery.inputs": """Channels Format Images InputSpec Item Moments batches count files halves
+        image_batches known_count labelled_batches load load_labelled printable read""",
+    "leery.mc_dropout": """MCDropout MOST_PASSES MaskSource Passes Plan StochasticLayer
         insert_dropout""",
-    "leery.metrics": """BandwidthRule ClassKL KernelDensity Pmf Precision aleatoric confidence
-        epistemic mutual_information predictive_entropy scibilic variance""",
-    "leery.models": """INPUT_OF WHOLE_MODEL Run Trial assignments_undone check_layer check_logits
-        device_of extract_features fast_layout fingerprint forward guest has_fast_layout
-        keep_freed_memory last_hidden_layer predict python_randomness refused run_fast run_model
-        two_images unwrapped""",
-    "leery.scoring": "Summary score_to_file",
-    "leery.tasks": "Task Workers default_workers worker_pool",
-    "leery.study": """METRIC_SETS PAGE RESULT_COLUMNS STUDIES Condition StudyConfig StudyResult
+    "leery.metrics": """BandwidthRule CLOSENESS_METRICS ClassKL Direction FitContext KINDS
+        KernelDensity METRICS Metric PAPER_METRICS PassUncertainty Pmf
+        Precision References UNCERTAINTY_METRICS aleatoric confidence
+        direction_of epistemic make_metrics mutual_information
+        predictive_entropy scibilic variance""",
+    "leery.models": """INPUT_OF Logits Run Trial WHOLE_MODEL assignments_undone check_layer
+        check_logits check_read check_repeatable content_hashes device_of
+        extract_features fast_layout fingerprint forward guest has_fast_layout
+        has_linear_head keep_freed_memory last_hidden_layer load_model
+        loaded_object normalized predict python_randomness reading refused
+        run_fast run_model submodules_of_images two_images unwrapped
+        with_logits""",
+    "leery.observation": "EACH FittableScorer HEAD Needs Observation Observer Scorer View Viewed",
+    "leery.reporting": """Cell INK MUTED PALETTE Sheet figure_style new_figure page_environment
+        page_resource themed to_svg""",
+    "leery.scoring": "Summary parts_folder score_to_file",
+    "leery.study": """Condition METRIC_SETS PAGE RESULT_COLUMNS STUDIES StudyConfig StudyResult
         load_result report reproduce reproduce_all terminal_summary""",
+    "leery.tasks": """Task Workers default_workers discard_parts identity_of open_parts part_name
+        worker_pool""",
+    "leery.tuning": """CLOSENESS_IMAGES CLOSENESS_PIXELS CONVERTED MOST_RESIDENT QUERIES
+        REFERENCES UNCERTAINTY_ELEMENTS""",
 }
 
 
@@ -132,6 +152,8 @@ def test_the_public_names_are_these_and_documented(name: str) -> None:
 def test_every_error_also_has_a_usual_type_and_stands_in_the_drawn_tree() -> None:
     for name in errors.__all__:
         kind = getattr(errors, name)
+        if issubclass(kind, Warning):
+            continue
         assert issubclass(kind, errors.LeeryError)
         if kind is not errors.LeeryError:
             assert issubclass(kind, (ValueError, OSError, RuntimeError))
@@ -165,7 +187,7 @@ def test_no_function_is_longer_than_50_lines_of_code() -> None:
     ]
     assert [entry for entry in sizes if entry[0] > 50] == []
     counts = sorted(count for count, _ in sizes)
-    assert counts[len(counts) // 2] <= 15
+    assert counts[len(counts) // 2] <= 8
 
 
 def test_no_module_is_called_utils() -> None:

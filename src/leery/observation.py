@@ -185,7 +185,7 @@ class Observation:
     def rows(self, start: int, stop: int) -> Self:
         """The observation of some of the images."""
         cut = slice(start, stop)
-        return self._each(lambda value, dim: value[cut] if dim == 0 else value[:, cut])
+        return self.changed(lambda value, dim: value[cut] if dim == 0 else value[:, cut])
 
     def doubled(self) -> Self:
         """The same with float64 probabilities, in which metrics of uncertainty compute."""
@@ -196,7 +196,7 @@ class Observation:
         """The same without what each pass gave, which takes most of the memory."""
         return type(self)(**{**vars_of(self), "pass_probs": None, "pass_layers": {}})
 
-    def _each(self, change: Callable[[Tensor, int], Tensor]) -> Self:
+    def changed(self, change: Callable[[Tensor, int], Tensor]) -> Self:
         """Every tensor changed, given the dimension that counts the images."""
         probs = self.pass_probs
         return type(self)(
@@ -224,10 +224,10 @@ class Observation:
         tensors: list[list[Tensor]] = []
         for part in parts:
             own: list[Tensor] = []
-            part._each(lambda value, _dim, own=own: own.append(value) or value)  # type: ignore[misc]
+            part.changed(lambda value, _dim, own=own: own.append(value) or value)  # type: ignore[misc]
             tensors.append(own)
         columns = iter(zip(*tensors, strict=True))
-        return parts[0]._each(lambda _value, dim: torch.cat(list(next(columns)), dim))
+        return parts[0].changed(lambda _value, dim: torch.cat(list(next(columns)), dim))
 
 
 def vars_of(seen: Observation) -> dict[str, Any]:

@@ -1,19 +1,13 @@
 """Scores of any number of inputs into one file, in flat memory, to be taken up where it was cut.
 
 Finished parts lie beside the file in a folder of its name and ``.parts`` until all are there; then
-they become the file. Whatever kills the process, a part is whole or absent, and one process at a
-time works in the folder.
+they become the file.
 """
 
-import fcntl
 import hashlib
 import json
 import math
-import os
-import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -26,21 +20,19 @@ import torch
 from pyarrow import csv
 from torch import Tensor
 
-from leery._files import atomic_stream, check_output, make_folder, write_atomically
+from leery._files import atomic_stream, check_output
 from leery.detector import Detector, Verdicts
-from leery.errors import InputError, NotFittedError, OutputError, listed
+from leery.errors import InputError, NotFittedError
 from leery.inputs import Format, Item, count, files, printable, read
+from leery.tasks import discard_parts, identity_of, open_parts, part_name
 
-__all__ = ["Summary", "score_to_file"]
+__all__ = ["Summary", "parts_folder", "score_to_file"]
 
 _PART_ROWS = 256, 1024
 """Of a part, at least and at most."""
 
 _PART_NUMBERS = 2**20
 """Of the images of a part, within these bounds: small ones are measured faster many at a time."""
-
-_MANIFEST, _LOCK = "run.json", "lock"
-_OWN = re.compile(r"run\.json|lock|\d{8}\.parquet|\..*\.[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -95,37 +87,76 @@ def score_to_file(
     if detector.combiner_ is None:
         message = "expected a detector with a combiner, got one without; calibrate it first"
         raise NotFittedError(message)
-    schema = _schema(detector)
-    shape = detector.inputs_.shape
-    form = replace(form, shape=shape, dtype=detector.inputs_.dtype)
+    known = detector.inputs_
+    form = replace(form, shape=known.shape, dtype=known.dtype)
     # What is wrong with the detector or the classifier is found before the first input is blamed.
     detector.explain_plan()
     check_output(out)
-    folder = out.with_name(f"{out.name}.parts")
+    folder = parts_folder(out)
     # The output may lie in a folder that is scored.
     own = {out.resolve(), folder.resolve()}
     total = count(paths, form, without=own)
-    sizes = _part_sizes(total, shape)
-    run = _run(identity, list(files(paths, without=own)), form, sizes)
-    with _opened(folder, run, sizes, resume=resume) as parts:
+    sizes = _part_sizes(total, known.shape)
+    facts = [identity, _listing(files(paths, without=own)), str(form), sizes]
+    with open_parts(
+        folder,
+        identity_of(facts, _modules(detector)),
+        sizes,
+        resume=resume,
+        count_rows=lambda part: int(pq.read_metadata(part).num_rows),
+    ) as parts:
         done = sum(sizes[: len(parts)])
         advance(done)
         items = read(paths, form, start=done, without=own) if done < total else iter(())
-        while chunk := list(islice(items, max(sizes, default=0))):
-            part = folder / _name(len(parts))
-            with atomic_stream(part) as stream:
-                pq.write_table(_scored(detector, chunk, schema), stream)
-            parts.append(part)
-            advance(len(chunk))
-        with atomic_stream(out) as stream:
-            counter = write(stream, parts, schema)
-            if counter.rows != total:
-                message = f"expected {total} inputs, got {counter.rows}; run again without --resume"
-                raise InputError(message)
-        # The manifest goes first: what is left of the folder is then no run to resume.
-        (folder / _MANIFEST).unlink()
-        shutil.rmtree(folder)
+        _score_parts(detector, items, parts, folder, max(sizes, default=0), advance)
+        counter = _put_together(write, out, parts, _schema(detector), total)
+        discard_parts(folder)
     return counter.summary(judged=detector.calibration_ is not None)
+
+
+def parts_folder(out: Path) -> Path:
+    """The folder beside an output in which its finished parts lie until all are there."""
+    return out.with_name(f"{out.name}.parts")
+
+
+def _score_parts(
+    detector: Detector,
+    items: Iterator[Item],
+    parts: list[Path],
+    folder: Path,
+    size: int,
+    advance: Callable[[int], object],
+) -> None:
+    """Score items part by part; each part is added once its file is whole."""
+    schema = _schema(detector)
+    while chunk := list(islice(items, size)):
+        part = folder / part_name(len(parts))
+        with atomic_stream(part) as stream:
+            pq.write_table(_scored(detector, chunk, schema), stream)
+        parts.append(part)
+        advance(len(chunk))
+
+
+def _put_together(
+    write: "_Write", out: Path, parts: Sequence[Path], schema: pa.Schema, total: int
+) -> "_Counter":
+    """Make the output of its parts.
+
+    Raises:
+        InputError: when inputs came or went meanwhile.
+    """
+    with atomic_stream(out) as stream:
+        counter = write(stream, parts, schema)
+        if counter.rows != total:
+            message = f"expected {total} inputs, got {counter.rows}; run again without --resume"
+            raise InputError(message)
+    return counter
+
+
+def _modules(detector: Detector) -> set[str]:
+    """The modules whose code decides about a score: leery's, the classifier's, the metrics'."""
+    parts = [*detector.model.modules(), *detector.metrics_.values()]
+    return {__name__, *(type(part).__module__ for part in parts)}
 
 
 def _part_sizes(total: int, shape: Sequence[int]) -> list[int]:
@@ -197,103 +228,20 @@ def _judged(
     yield from _judged(detector, rows[half:], images)
 
 
-def _run(identity: str, paths: Sequence[Path], form: Format, sizes: Sequence[int]) -> str:
-    """What a run is of, so that another is not taken for it."""
+def _listing(paths: Iterator[Path]) -> str:
+    """The SHA-256 of the names, sizes and times of files."""
     listing = hashlib.sha256()
     for path in paths:
-        stat = path.lstat() if not path.exists() else path.stat()
+        stat = path.stat() if path.exists() else path.lstat()
         listing.update(f"{printable(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    facts = [identity, listing.hexdigest(), str(form), sizes]
-    return json.dumps({"leery": hashlib.sha256(json.dumps(facts).encode()).hexdigest()})
+    return listing.hexdigest()
 
 
-@contextmanager
-def _opened(folder: Path, run: str, sizes: Sequence[int], *, resume: bool) -> Iterator[list[Path]]:
-    """The finished parts of the run, in a folder that is this process's own meanwhile.
-
-    Raises:
-        InputError: when the folder is not leery's, or was left by a run of other inputs.
-        OutputError: when another process works in it.
-    """
-    _check_own(folder)
-    with _locked(folder):
-        parts = _finished(folder, run, sizes, resume=resume)
-        try:
-            yield parts
-        except BaseException:
-            if not parts:
-                # Nothing to go on with.
-                shutil.rmtree(folder)
-            raise
+_Write = Callable[[BinaryIO, Sequence[Path], pa.Schema], "_Counter"]
+"""Writes the rows of parts into a stream."""
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """The folder, made where it is missing, for this process alone.
-
-    Raises:
-        OutputError: when another process has it.
-    """
-    with ExitStack() as stack:
-        while True:
-            make_folder(folder)
-            try:
-                lock = stack.enter_context((folder / _LOCK).open("w"))
-            except FileNotFoundError:
-                # Another run ended in between, and took the folder with it.
-                continue
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                message = (
-                    f"expected {folder} for one run alone, got another that is at work in it; wait "
-                    "for it or name another --out"
-                )
-                raise OutputError(message) from error
-            if os.fstat(lock.fileno()).st_nlink:
-                break
-        yield
-
-
-def _finished(folder: Path, run: str, sizes: Sequence[int], *, resume: bool) -> list[Path]:
-    """The unbroken row of whole parts from the first on; all others are removed."""
-    manifest = folder / _MANIFEST
-    known = manifest.is_file()
-    if resume and known and manifest.read_text() != run:
-        message = (
-            f"expected the detector and inputs of the run that left {folder}, got others or files "
-            "that were changed since; run without --resume to score them anew"
-        )
-        raise InputError(message)
-    parts: list[Path] = []
-    for rows in sizes if resume and known else ():
-        part = folder / _name(len(parts))
-        if not part.is_file() or pq.read_metadata(part).num_rows != rows:
-            break
-        parts.append(part)
-    for other in set(folder.glob("*.parquet")) - set(parts):
-        other.unlink()
-    write_atomically(manifest, run)
-    return parts
-
-
-def _check_own(folder: Path) -> None:
-    """Refuse a folder that holds anything but what a run leaves."""
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    foreign = [name for name in names if not _OWN.fullmatch(name)]
-    if foreign:
-        message = (
-            f"expected {folder} to hold parts of scores only, got {listed(foreign)}; move that "
-            "away or name another --out"
-        )
-        raise InputError(message)
-
-
-def _name(number: int) -> str:
-    return f"{number:08d}.parquet"
-
-
-def _writer(out: Path) -> Callable[[BinaryIO, Sequence[Path], pa.Schema], "_Counter"]:
+def _writer(out: Path) -> _Write:
     writers = {".parquet": _write_parquet, ".csv": _write_csv, ".jsonl": _write_jsonl}
     if out.suffix.lower() not in writers:
         message = f"expected an output of {', '.join(writers)}, got {out}; name one of these"

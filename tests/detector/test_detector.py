@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import leery
-from leery import Detector
+from leery import Detector, tuning
 from leery.attacks import BIM, FGSM, gaussian_noise
 from leery.classifiers import pretrained
 from leery.detector import _measuring, describe
@@ -59,7 +59,7 @@ def detector(digits: Batch, training_digits: Batch) -> Detector:
     return found.calibrate(images[1000:1400], fpr=0.05, harmless={})
 
 
-@pytest.mark.parametrize("near", [_measuring.UNCERTAINTY_ELEMENTS, 7 * PASSES * 10, 1])
+@pytest.mark.parametrize("near", [tuning.UNCERTAINTY_ELEMENTS, 7 * PASSES * 10, 1])
 def test_the_six_metrics_are_measured_as_each_by_itself(
     near: int,
     detector: Detector,
@@ -608,7 +608,7 @@ def save(detector: Detector) -> Path:
 SCORE_ELSEWHERE = """
 import sys, numpy, torch
 torch.set_num_threads(1)
-from leery import Detector
+from leery import Detector, tuning
 from leery.classifiers import pretrained
 from leery.models import fingerprint
 from leery.data import load

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -306,7 +307,7 @@ def test_any_split_of_the_training_data_gives_the_same_metric(make: Make) -> Non
     parts = [make() for _ in range(3)]
     for part, rows in zip(parts, torch.arange(300).split([30, 200, 70]), strict=True):
         part._add(features[rows], labels[rows])
-    merged = parts[0]
+    merged: Any = parts[0]
     merged.merge(parts[1])
     merged.merge(parts[2])
     merged.finish()

@@ -19,8 +19,8 @@ from leery import Detector, MCDropout
 from leery.attacks import BIM, FGSM, PGD
 from leery.classifiers import accuracy
 from leery.errors import LeeryError
-from leery.mc_dropout import insert_dropout
 from leery.evaluation import evaluate
+from leery.mc_dropout import insert_dropout
 from leery.models import (
     extract_features,
     guest,

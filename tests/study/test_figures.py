@@ -8,11 +8,11 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle, StepPatch
 
+from leery.reporting import figure_style
 from leery.study import StudyResult, load_result
 from leery.study._config import PAPER_SETS
 from leery.study._report import _captions as say
 from leery.study._report import _figures as draw
-from leery.study._report._style import figure_style
 
 SAVED = Path(__file__).parents[2] / "docs" / "results"
 

@@ -15,12 +15,12 @@ from scipy import stats
 
 from leery.errors import StudyFileError
 from leery.evaluation import Interval
+from leery.reporting import themed
 from leery.study import METRIC_SETS, StudyResult, load_result, report
 from leery.study._report._claims import CLAIMS, Judged, claims_table, judge
 from leery.study._report._errata import errata
 from leery.study._report._evidence import UNKNOWN, Evidence, evidence, pooled
 from leery.study._report._sheets import all_six_sheet, detection_sheet, uncertainty_sheet
-from leery.study._report._style import themed
 from leery.study._tables import TABLES
 
 SAVED = Path(__file__).parents[2] / "docs" / "results"

@@ -30,8 +30,8 @@ __all__ = ["calibrate"]
 _Clean = Annotated[
     list[Path],
     typer.Option(
-        help="Clean images that neither the fit nor the combiner has seen. Those that they have are "
-        "left out. Can be repeated.",
+        help="Clean images that neither the fit nor the combiner has seen; those that they have "
+        "are left out. Can be repeated.",
         show_default=False,
     ),
 ]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import typer
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from leery import inputs
 from leery._checks import Bounds, check_bound_values
@@ -38,6 +38,7 @@ from leery.cli._options import (
     print_json,
     stoppable,
 )
+from leery.combiners import CombinerName
 from leery.detector import Calibration, Detector
 from leery.errors import InputError
 from leery.metrics import METRICS, PAPER_METRICS, BandwidthRule
@@ -131,53 +132,78 @@ _TrustOutputs = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class _Teaching:
-    """How the combiner is taught and the threshold is set.
+@dataclass(frozen=True, kw_only=True)
+class _MetricOptions:
+    """What is measured, and how."""
 
-    Attributes:
-        attacks: that the combiner learns from.
-        noise: standard deviations of harmless noise.
-        fpr: the false-alarm rate; None for no threshold.
-        harmless: changes on which the promise is kept too; None for the default.
-        right_only: whether images that the classifier gets wrong are left out.
-    """
+    layer: _Layer = None
+    passes: _Passes = 50
+    metrics: _Metrics = _ALL_SIX
+    metric: OwnMetrics = None
+    bandwidth: _Bandwidth = "likelihood"
+    references: _References = None
+    half: _Half = False
+    bounds: _Bounds = None
+    trust_outputs: _TrustOutputs = False
+    seed: Seed = 0
 
-    attacks: tuple[GradientAttack, ...]
-    noise: tuple[float, ...]
-    fpr: float | None
-    harmless: Mapping[str, Harmless] | None
-    right_only: bool
+    def detector(self, model: nn.Module, combiner: CombinerName) -> Detector:
+        """A detector with these settings, not yet fitted.
+
+        Raises:
+            InputError: when one is outside its range.
+        """
+        return Detector(
+            model,
+            feature_layer=self.layer,
+            passes=self.passes,
+            seed=self.seed,
+            metrics=[*self.metrics.split(","), *own_metrics(self.metric)],
+            bandwidth=_bandwidth(self.bandwidth),
+            references=self.references,
+            precision="float16" if self.half else "float32",
+            combiner=combiner,
+            bounds=_pixel_bounds(self.bounds),
+            trust_outputs=self.trust_outputs,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TeachingOptions:
+    """How the combiner is taught and the threshold is set."""
+
+    attack: Attacks = None
+    noise: _Noise = None
+    fpr: _Fpr = None
+    right_only: RightOnly = False
+    no_harmless: NoHarmless = False
 
     @property
     def labelled(self) -> bool:
         """Whether the clean images need labels."""
-        return bool(self.attacks) or self.right_only
+        return bool(self.attack) or self.right_only
+
+    def harmless(self, detector: Detector) -> Mapping[str, Harmless]:
+        """The changes on which the promise is kept too: the usual ones, and noise."""
+        usual = HARMLESS if detector.inputs_.are_images and not self.no_harmless else {}
+        return {**usual, **self.noises}
+
+    @property
+    def noises(self) -> Mapping[str, Harmless]:
+        """The noise that was asked for, by name."""
+        return {f"noise {sigma:g}": partial(_noisy, sigma) for sigma in self.noise or ()}
 
 
 @with_groups
 def fit(
     classifier: ClassifierOptions,
     reading: InputOptions,
+    measuring: _MetricOptions,
+    teaching: _TeachingOptions,
     train: _Train,
     clean: _Clean,
     *,
     out: _Out = Path("guard.leery"),
-    attack: Attacks = None,
-    noise: _Noise = None,
-    fpr: _Fpr = None,
-    right_only: RightOnly = False,
-    no_harmless: NoHarmless = False,
-    layer: _Layer = None,
-    passes: _Passes = 50,
-    metrics: _Metrics = _ALL_SIX,
-    metric: OwnMetrics = None,
-    bandwidth: _Bandwidth = "likelihood",
-    references: _References = None,
-    half: _Half = False,
-    bounds: _Bounds = None,
-    trust_outputs: _TrustOutputs = False,
-    seed: Seed = 0,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -190,35 +216,16 @@ def fit(
       leery fit --model net:make --weights net.pt --train train/ --clean held-out/ --fpr 0.01
       leery fit --model net:make --train train.npz --clean held-out.npz --attack pgd:0.1 --noise 0.1
     """
-    attacks = parse_attacks(attack)
-    teaching = _Teaching(
-        tuple(attacks.values()),
-        tuple(noise or ()),
-        fpr,
-        {} if no_harmless else None,
-        right_only,
-    )
+    attacks = parse_attacks(teaching.attack)
     form = reading.format()
-    _check_first(train, clean, out, teaching, form, force=force)
-    detector = Detector(
-        classifier.load(),
-        feature_layer=layer,
-        passes=passes,
-        seed=seed,
-        metrics=[*metrics.split(","), *own_metrics(metric)],
-        bandwidth=_bandwidth(bandwidth),
-        references=references,
-        precision="float16" if half else "float32",
-        combiner="logistic" if attacks else "conformal",
-        bounds=_pixel_bounds(bounds),
-        trust_outputs=trust_outputs,
-    )
+    _check_first(train, clean, out, teaching.fpr, form, force=force)
+    detector = measuring.detector(classifier.load(), "logistic" if attacks else "conformal")
     classifier.check_repeatable(detector.model)
     with stoppable("nothing was written"):
         form = with_classes(detector.model, train, form)
         detector.fit(_watched(train, form))
         form = replace(form, shape=detector.inputs_.shape, dtype=detector.inputs_.dtype)
-        _teach(detector, clean, form, teaching)
+        _teach(detector, clean, form, teaching, list(attacks.values()))
         detector.save(out)
     _report(detector, out, as_json=as_json)
 
@@ -227,7 +234,7 @@ def _check_first(
     train: list[Path],
     clean: list[Path],
     out: Path,
-    teaching: _Teaching,
+    fpr: float | None,
     form: inputs.Format,
     *,
     force: bool,
@@ -250,9 +257,9 @@ def _check_first(
         raise InputError(message)
     inputs.count(train, form)
     count = inputs.count(clean, form)
-    if teaching.fpr is not None:
+    if fpr is not None:
         nothing = np.empty(0)
-        promised = Calibration(teaching.fpr, "marginal", 0.95, False, nothing, nothing)
+        promised = Calibration(fpr, "marginal", 0.95, False, nothing, nothing)
         promised.check_count(count // 2)
 
 
@@ -289,59 +296,43 @@ def _pixel_bounds(text: str | None) -> Bounds | None:
     return check_bound_values(pairs[0] if len(numbers) == 2 else pairs)  # noqa: PLR2004 - a pair
 
 
-def _teach(detector: Detector, paths: list[Path], form: inputs.Format, teaching: _Teaching) -> None:
+def _teach(
+    detector: Detector,
+    paths: list[Path],
+    form: inputs.Format,
+    teaching: _TeachingOptions,
+    attacks: list[GradientAttack],
+) -> None:
     """Teach the combiner and, where a rate is given, set the threshold."""
     labels: Tensor | None = None
     if teaching.labelled:
         images, labels = inputs.load_labelled(paths, form)
     else:
         images, _ = inputs.load(paths, replace(form, labels_key=None))
-    truth = labels if teaching.right_only else None
-    bounds = detector.inputs_.bounds or (0.0, 1.0)
-    noises: dict[str, Harmless] = {
-        f"noise {sigma:g}": partial(_noisy, sigma) for sigma in teaching.noise
-    }
-    harmless = teaching.harmless
-    if harmless is None and detector.inputs_.are_images:
-        harmless = HARMLESS
+    taught, held = images, images
+    told = held_labels = labels
+    if teaching.fpr is not None and attacks:
+        (taught, told), (held, held_labels) = inputs.halves(images, labels, seed=detector.seed)
     with progress_bars() as bars:
-        if teaching.fpr is not None and not teaching.attacks:
-            bars.add_task("teaching the combiner and calibrating", total=None)
-            detector.calibrate(
-                images, truth, fpr=teaching.fpr, harmless={**(harmless or {}), **noises}
+        if teaching.fpr is None or attacks:
+            bars.add_task("teaching the combiner", total=None)
+            bounds = detector.inputs_.bounds or (0.0, 1.0)
+            noisy = [change(taught, 0, bounds) for change in teaching.noises.values()]
+            detector.fit_combiner(
+                taught, told, noisy=torch.cat(noisy) if noisy else None, attacks=attacks
             )
-            return
-        bars.add_task("teaching the combiner", total=None)
-        taught, held = _divided(len(images), teaching.fpr, detector)
-        noisy = [change(images[taught], 0, bounds) for change in noises.values()]
-        detector.fit_combiner(
-            images[taught],
-            None if labels is None else labels[taught],
-            noisy=torch.cat(noisy) if noisy else None,
-            attacks=teaching.attacks,
-        )
         if teaching.fpr is not None:
             bars.add_task("calibrating", total=None)
             detector.calibrate(
-                images[held],
-                None if truth is None else truth[held],
+                held,
+                held_labels if teaching.right_only else None,
                 fpr=teaching.fpr,
-                harmless={**(harmless or {}), **noises},
+                harmless=teaching.harmless(detector),
             )
 
 
 def _noisy(sigma: float, images: Tensor, seed: int, bounds: Bounds) -> Tensor:
     return gaussian_noise(images, sigma, seed=seed, bounds=bounds)
-
-
-def _divided(count: int, fpr: float | None, detector: Detector) -> tuple[Tensor, Tensor]:
-    """Which images teach the combiner, and which set the threshold."""
-    generator = torch.Generator().manual_seed(detector.seed)
-    order = torch.randperm(count, generator=generator)
-    if fpr is None:
-        return order, order[:0]
-    first, second = order.tensor_split(2)
-    return first, second
 
 
 def _report(detector: Detector, out: Path, *, as_json: bool) -> None:

@@ -179,7 +179,7 @@ def own_metrics(names: list[str] | None) -> list[Metric]:
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     """A command whose parameters of these dataclasses are options of its own."""
     signature = inspect.signature(command)
-    groups = {
+    groups: dict[str, Any] = {
         name: parameter.annotation
         for name, parameter in signature.parameters.items()
         if is_dataclass(parameter.annotation)

@@ -22,7 +22,7 @@ from leery.cli._options import (
 from leery.detector import Detector
 from leery.errors import InputError
 from leery.inputs import count
-from leery.scoring import Summary, score_to_file
+from leery.scoring import Summary, parts_folder, score_to_file
 
 __all__ = ["score"]
 
@@ -74,7 +74,10 @@ def score(
     form = replace(form, labels_key=None)
     identity = hashlib.sha256(guard.read_bytes()).hexdigest()
     with stoppable("run again with --resume to go on"), progress_bars() as bars:
-        task = bars.add_task("scoring", total=count(sources, form, without={out.resolve()}))
+        task = bars.add_task(
+            "scoring",
+            total=count(sources, form, without={out.resolve(), parts_folder(out).resolve()}),
+        )
         summary = score_to_file(
             detector,
             identity,

@@ -147,7 +147,7 @@ class Combiner(nn.Module):
                 f"expected a fitted {type(self).__name__}, got one that is not; call fit first"
             )
             raise NotFittedError(message)
-        if values.ndim != 2 or values.shape[1] != len(self.facts):  # noqa: PLR2004 - images, metrics
+        if values.ndim != 2 or values.shape[1] != len(self.facts):  # noqa: PLR2004
             message = f"expected {len(self.facts)} metrics, got values {tuple(values.shape)}"
             raise InputError(message)
         check_finite(values)

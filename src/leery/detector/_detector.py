@@ -339,13 +339,12 @@ class Detector:
         Source:
             :class:`leery.detector.Calibration`.
         """
-        if isinstance(labels, float):
-            labels, fpr = None, labels
+        rate, truth = (labels, None) if isinstance(labels, float) else (fpr, labels)
         fitted = self._need(self._fitted, _FIT)
         if self._settings.combiner == "logistic":
             self._need(self._taught, "fit_combiner(clean, adversarial=...)")
         nothing = np.empty(0)
-        promised = Calibration(float(fpr), promise, float(confidence), per_class, nothing, nothing)
+        promised = Calibration(float(rate), promise, float(confidence), per_class, nothing, nothing)
         self._check_model()
         changes = self._changes(harmless)
         # Settings and numbers are refused before images are measured.
@@ -355,7 +354,7 @@ class Detector:
             promised.check_count(count // parts)
             self._check_least([clean] if parts == 2 else [], share=parts)  # noqa: PLR2004
         found = measure_clean(
-            self.measure, fitted, clean, labels, harmless=changes, seed=self._settings.seed
+            self.measure, fitted, clean, truth, harmless=changes, seed=self._settings.seed
         ).unseen(fitted, self._taught)
         taught = self._taught
         if taught is None:
@@ -451,8 +450,8 @@ class Detector:
         taught = self._need(self._taught, _TEACH)
         if not taught.combiner.differentiable:
             message = (
-                f"expected a combiner with a derivative, got the {self._settings.combiner} one; use "
-                'combiner="logistic"'
+                f"expected a combiner with a derivative, got the {self._settings.combiner} one; "
+                'use combiner="logistic"'
             )
             raise InputError(message)
         fitted, observer = self._ready(images)
@@ -518,11 +517,7 @@ class Detector:
         """
         if masks != "fresh":
             check_seed(masks)
-        other = copy.copy(self)
-        other._settings = replace(self._settings, masks=masks)
-        if self._fitted is not None:
-            other._take(self._fitted, self._taught, self._calibration)
-        return other
+        return copy.copy(self)._with(replace(self._settings, masks=masks))  # noqa: SLF001 - another of its kind
 
     # ---- the file --------------------------------------------------------------------------------
 
@@ -605,11 +600,23 @@ class Detector:
                 f"({brief(error)}); save the detector again"
             )
             raise DetectorFileError(message) from error
-        detector._logits = logits if logits is not None else named
-        detector._take(record.fitted, record.taught, record.calibration)
-        return detector
+        where = logits if logits is not None else named
+        return detector._restored(where, record)  # noqa: SLF001 - another of its kind
 
     # ---- inside ----------------------------------------------------------------------------------
+
+    def _with(self, settings: Settings) -> Self:
+        """Itself under other settings."""
+        self._settings = settings
+        if self._fitted is not None:
+            self._take(self._fitted, self._taught, self._calibration)
+        return self
+
+    def _restored(self, where: Logits, record: Record) -> Self:
+        """Itself with what a file holds."""
+        self._logits = where
+        self._take(record.fitted, record.taught, record.calibration)
+        return self
 
     def _take(self, fitted: Fitted, taught: Taught | None, calibration: Calibration | None) -> None:
         """Replace all that was learned."""

@@ -160,7 +160,7 @@ class _Run:
     hashes: list[Tensor] = field(default_factory=list)
     labels: set[int] = field(default_factory=set)
     example: Tensor | None = None
-    outputs: "_Outputs" = field(default_factory=lambda: _Outputs())
+    outputs: "_Outputs" = field(default_factory=lambda: _Outputs())  # noqa: PLW0108 - below
 
     def begin(self, batch: Tensor) -> None:
         """Refuse a batch of another kind than the first."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -110,7 +110,7 @@ class Verdicts:
         """Batches one after the other."""
         if len(parts) == 1:
             return parts[0]
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for name in cls.__dataclass_fields__:
             own = [getattr(part, name) for part in parts]
             together = own[0] is not None and name != "names"

@@ -9,7 +9,7 @@
 
 from leery.inputs._format import Channels, Format
 from leery.inputs._item import Item, printable
-from leery.inputs._loaders import Images, image_batches, known_count, labelled_batches
+from leery.inputs._loaders import Images, halves, image_batches, known_count, labelled_batches
 from leery.inputs._read import batches, count, files, load, load_labelled, read
 from leery.inputs._spec import InputSpec, Moments
 
@@ -23,6 +23,7 @@ __all__ = [
     "batches",
     "count",
     "files",
+    "halves",
     "image_batches",
     "known_count",
     "labelled_batches",

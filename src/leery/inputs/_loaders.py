@@ -10,7 +10,7 @@ from torch import Tensor
 from leery._checks import check_images, check_labels
 from leery.errors import InputError
 
-__all__ = ["Images", "image_batches", "known_count", "labelled_batches"]
+__all__ = ["Images", "halves", "image_batches", "known_count", "labelled_batches"]
 
 Images = Tensor | Iterable[Any]
 """A tensor ``(N, ...)``, or an iterable of batches: tensors, or tuples that start with images and
@@ -97,3 +97,22 @@ def _whole_numbers(labels: object, count: int) -> Tensor | None:
         labels = labels.to(torch.int64)
     check_labels(labels, count)  # type: ignore[arg-type]  # it is what this checks
     return labels  # type: ignore[return-value]
+
+
+def halves(
+    images: Tensor, labels: Tensor | None = None, *, seed: int = 0
+) -> tuple[tuple[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]:
+    """Two halves of some images with their labels, at random.
+
+    Test sets are often sorted: their first half is no sample of the whole.
+
+    Args:
+        images: ``(N, ...)``.
+        labels: int ``(N,)``, or None.
+        seed: of the division.
+    """
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    first, second = (
+        (images[rows], None if labels is None else labels[rows]) for rows in order.tensor_split(2)
+    )
+    return first, second

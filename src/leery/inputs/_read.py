@@ -196,9 +196,7 @@ def _length(path: Path, form: Format, without: Collection[Path]) -> int:
     return parquet_length(path) if path.suffix.lower() == ".parquet" else 1
 
 
-def _source(
-    path: Path, form: Format, start: int, without: Collection[Path]
-) -> Iterator[Item]:
+def _source(path: Path, form: Format, start: int, without: Collection[Path]) -> Iterator[Item]:
     if path.is_dir():
         yield from _folder(path, form, start, without)
         return
@@ -211,9 +209,7 @@ def _source(
         yield _picture(path, form, None)
 
 
-def _folder(
-    path: Path, form: Format, start: int, without: Collection[Path]
-) -> Iterator[Item]:
+def _folder(path: Path, form: Format, start: int, without: Collection[Path]) -> Iterator[Item]:
     """The inputs of a folder from ``start`` on."""
     parts = _parts_of(path, without)
     for part in parts:
@@ -281,9 +277,7 @@ def _parts_of(folder: Path, without: Collection[Path]) -> list[Path]:
     return sorted(
         path
         for path in folder.glob("*.parquet")
-        if path.is_file()
-        and not path.name.startswith((".", "_"))
-        and path.resolve() not in without
+        if path.is_file() and not path.name.startswith((".", "_")) and path.resolve() not in without
     )
 
 

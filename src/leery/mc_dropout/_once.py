@@ -108,8 +108,8 @@ class Memory:
 
     Args:
         kept: for them and for later calls; None where nothing will be asked for again.
-        reused: whether what is chosen of the images lies in memory that is written over; derivatives
-            need it to last.
+        reused: whether what is chosen of the images may be written over by the next choice;
+            derivatives need it to last.
     """
 
     def __init__(self, kept: Kept | None = None, *, reused: bool = True) -> None:

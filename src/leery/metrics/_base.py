@@ -72,7 +72,7 @@ class Metric(nn.Module):
             labels: int64 ``(N,)``, its true classes, on the same device.
         """
 
-    def merge(self, other: Self) -> None:
+    def merge(self, other: Self) -> None:  # noqa: ARG002 - what subclasses read
         """Add what another metric of this kind learned from the part that follows.
 
         Parts merged in their order give one result, however they were divided.

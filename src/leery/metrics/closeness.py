@@ -264,7 +264,7 @@ class KernelDensity(Metric):
         return half
 
     def _nearest_hashes(self, group: Tensor) -> Tensor:
-        """The rows with the smallest hashes of their content: the same however data were divided."""
+        """The rows with the smallest hashes of their content, however the data were divided."""
         return group[content_hashes(group, self.seed).argsort()[: self.references]]
 
     def _prepare_estimates(self) -> None:

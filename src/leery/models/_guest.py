@@ -4,6 +4,7 @@ import random
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         InputError: for what is no module.
         UnsupportedModelError: for a TorchScript module, whose Python code is lost.
     """
-    inner: object = model
+    inner: Any = model
     while isinstance(inner, _PARALLEL) or hasattr(inner, "_orig_mod"):
         inner = getattr(inner, "_orig_mod", None) or inner.module
     if not isinstance(inner, nn.Module):

@@ -105,7 +105,9 @@ class Twins:
 def random_states() -> object:
     """Where the generators of torch, Python and numpy stand; equal when they stand alike."""
     _, keys, *rest = np.random.get_state()  # noqa: NPY002 - whatever the model uses
-    cuda = [s.tolist() for s in torch.cuda.get_rng_state_all()] if torch.cuda.is_initialized() else []
+    cuda = (
+        [s.tolist() for s in torch.cuda.get_rng_state_all()] if torch.cuda.is_initialized() else []
+    )
     drawn = torch.get_rng_state().numpy().tobytes(), cuda
     return drawn, random.getstate(), np.asarray(keys).tobytes(), rest
 
@@ -193,7 +195,7 @@ def _state(model: nn.Module) -> object:
 def _identities(value: object) -> object:
     if isinstance(value, dict):
         return [(key, id(entry)) for key, entry in value.items()]
-    if type(value) in (list, tuple, set):
-        return [id(entry) for entry in value]  # type: ignore[union-attr]
+    if isinstance(value, (list, tuple, set)):
+        return [id(entry) for entry in value]
     # Small values that are made anew at each look are told by what they are.
     return value if isinstance(value, (int, float, str, bool, type(None))) else id(value)

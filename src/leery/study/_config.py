@@ -1,21 +1,20 @@
 """What the paper does on each dataset, and what a user may change about it."""
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from leery import __version__
 from leery._checks import check_seed
 from leery.attacks import BIM, FGSM, PGD, GradientAttack
 from leery.data import data_sums, named
 from leery.errors import InputError
 from leery.evaluation import FOLDS
 from leery.metrics import CLOSENESS_METRICS, PAPER_METRICS, UNCERTAINTY_METRICS
+from leery.tasks import identity_of
 
 __all__ = [
     "ATTACKS",
@@ -60,9 +59,6 @@ SUCCESS_EPSILONS = (
 
 TRACE_STEPS = 30
 """Figures 4 to 7 go in so many equal steps from 0 to the dataset's larger studied strength."""
-
-_COMPUTING = ("torch", "numpy", "scipy", "scikit-learn")
-"""The libraries that the numbers come from."""
 
 
 @dataclass(frozen=True)
@@ -186,24 +182,16 @@ class StudyConfig:
             "conditions": [condition.name for condition in self.conditions],
             "data_sha256": data_sums(self.dataset),
             "code_sha256": _code_sum(),
-            "leery": __version__,
-            "versions": {name: version(name) for name in _COMPUTING},
         }
 
 
 @cache
 def _code_sum() -> str:
-    """SHA-256 over leery's own files, so that a changed program does its stages anew.
+    """A hash of the code of the stages, of the shipped weights, and of the computing libraries.
 
     What comes after the stages is left out.
     """
-    package = Path(__file__).parent.parent
-    after = ("_gather.py", "_report", "_run.py", "_tables.py", "_terminal.py")
-    shows = [package / "cli", *(package / "study" / name for name in after)]
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*")):
-        shown = any(path.is_relative_to(place) for place in shows)
-        if path.suffix in (".py", ".safetensors", ".json") and not shown:
-            digest.update(os.fsencode(path.relative_to(package)))
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+    weights = files("leery.classifiers") / "weights"
+    sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in weights.iterdir()}
+    stages = ("_stages", "_sweeps", "_readings", "_pictures")
+    return identity_of(sums, [f"leery.study.{name}" for name in stages])

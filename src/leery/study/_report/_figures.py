@@ -11,17 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from leery.metrics import PAPER_METRICS, UNCERTAINTY_METRICS
+from leery.reporting import INK, MUTED, PALETTE, new_figure
 from leery.study._config import PAPER_SETS
-from leery.study._report._style import (
-    ATTACK_LINES,
-    INK,
-    METRIC_LINES,
-    METRIC_NAMES,
-    MUTED,
-    PALETTE,
-    epsilon_axis,
-    new_figure,
-)
+from leery.study._report._style import ATTACK_LINES, METRIC_LINES, METRIC_NAMES, epsilon_axis
 from leery.study._tables import PIXELS, held_out_areas
 
 __all__ = [

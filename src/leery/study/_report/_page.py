@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-import jinja2
 import pandas as pd
 
 from leery import __version__
+from leery.reporting import Cell, Sheet, page_environment, page_resource
 from leery.study._report._claims import READINGS, VERDICTS, Judged
 from leery.study._report._errata import errata
 from leery.study._report._plots import PLOTS, Plot
 from leery.study._report._sheets import (
-    Cell,
-    Sheet,
     all_six_sheet,
     classifier_sheet,
     detection_sheet,
@@ -64,13 +62,13 @@ def render(
         evidence: every comparison.
         joint_success: figure 2 of several datasets.
     """
-    template = _environment().from_string(_resource("page.html.jinja"))
+    template = page_environment().from_string(_template())
     names = " and ".join(study.dataset for study in studies)
     return template.render(
         title=f"leery's study of uncertainty and closeness: {names}",
         version=__version__,
-        css=_resource("page.css"),
-        js=_resource("page.js"),
+        css=page_resource("page.css"),
+        js=page_resource("page.js"),
         sections=_SECTIONS,
         tiles=_tiles(studies, judged),
         passes=int(studies[0].tables["classifier"]["passes"].iloc[0]),
@@ -85,14 +83,8 @@ def render(
     )
 
 
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-
-
-def _resource(name: str) -> str:
-    return (files("leery.study._report") / name).read_text(encoding="utf-8")
+def _template() -> str:
+    return (files("leery.study._report") / "page.html.jinja").read_text(encoding="utf-8")
 
 
 def _shown(study: StudyResult, plots: Mapping[str, Plot]) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 
 from leery._files import make_folder, write_atomically
 from leery.data import named
+from leery.reporting import figure_style, themed, to_svg
 from leery.study._report import _captions as say
 from leery.study._report import _figures as draw
-from leery.study._report._style import figure_style, themed, to_svg
 from leery.study._tables import TABLES, StudyResult, to_csv
 
 __all__ = ["PLOTS", "Plot", "joint_success_plot", "plots"]

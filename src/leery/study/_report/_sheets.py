@@ -1,7 +1,6 @@
 """The tables of the report: which cells, how they read, by what they are sorted."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -9,14 +8,13 @@ import pandas as pd
 from leery.data import named
 from leery.evaluation import POSITIVES, PROTOCOLS
 from leery.metrics import PAPER_METRICS, UNCERTAINTY_METRICS
+from leery.reporting import Cell, Sheet
 from leery.study._config import STUDIED_METRICS
 from leery.study._report._errata import PAPER_UNCERTAINTY
 from leery.study._report._style import METRIC_NAMES
 from leery.study._tables import StudyResult
 
 __all__ = [
-    "Cell",
-    "Sheet",
     "all_six_sheet",
     "classifier_sheet",
     "detection_sheet",
@@ -29,38 +27,6 @@ PAPER_ACCURACY = {"mnist": 0.9884, "fashion-mnist": 0.9203}
 """Section 5.1 of the paper."""
 
 _PROTOCOL_NAMES = {"held-out": "held out", "paper": "in-sample (paper)"}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What a cell says, and the number that it is sorted by, if it is one."""
-
-    text: str
-    sort: float | None = None
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A table of the report.
-
-    Attributes:
-        key: unique in the page.
-        caption: what the table says.
-        headings: of the columns.
-        rows: their cells.
-        note: what a reader should know.
-    """
-
-    key: str
-    caption: str
-    headings: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    note: str = field(default="")
-
-    @property
-    def long(self) -> bool:
-        """Whether a reader will want to filter its rows."""
-        return len(self.rows) > 30  # noqa: PLR2004 - a screenful
 
 
 def number(values: pd.Series, digits: int = 3) -> Cell:

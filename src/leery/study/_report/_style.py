@@ -1,43 +1,13 @@
-"""The visual language of the figures: colours, lines, type, and how a figure becomes SVG."""
+"""How the study's metrics and attacks are named and drawn in its figures."""
 
-import io
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 
-__all__ = [
-    "ATTACK_LINES",
-    "INK",
-    "METRIC_LINES",
-    "METRIC_NAMES",
-    "MUTED",
-    "PALETTE",
-    "epsilon_axis",
-    "figure_style",
-    "new_figure",
-    "themed",
-    "to_svg",
-]
+from leery.reporting import INK, PALETTE
 
-# Okabe and Ito's palette: told apart by the colour-blind, and by line style besides. Yellow is
-# left out: it vanishes on white.
-PALETTE: Mapping[str, str] = {
-    "blue": "#0072B2",
-    "sky": "#56B4E9",
-    "green": "#009E73",
-    "vermillion": "#D55E00",
-    "orange": "#E69F00",
-    "purple": "#CC79A7",
-}
-
-INK, PAPER, MUTED = "#1b1b1b", "#fefefe", "#8a8a8a"
-"""Of text and axes, of the ground, and of what stands back; MUTED reads on black and on white."""
+__all__ = ["ATTACK_LINES", "METRIC_LINES", "METRIC_NAMES", "epsilon_axis"]
 
 METRIC_NAMES: Mapping[str, str] = {
     "variance": "variance",
@@ -73,83 +43,7 @@ ATTACK_LINES: Mapping[str, dict[str, Any]] = {
     "PGD": {"color": PALETTE["green"], "linestyle": ":", "marker": "^"},
 }
 
-_RC = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.labelsize": 9,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.facecolor": PAPER,
-    "figure.facecolor": PAPER,
-    "savefig.facecolor": PAPER,
-    "grid.color": MUTED,
-    "grid.alpha": 0.3,
-    "grid.linewidth": 0.6,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
-    "lines.markersize": 4,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "svg.fonttype": "path",
-}
-
-
-@contextmanager
-def figure_style() -> Iterator[None]:
-    """Draw in leery's style for a while, whatever the user's matplotlib settings are."""
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(_RC)  # type: ignore[arg-type]  # its keys are literals
-        yield
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of that many inches."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasSVG(figure)
-    return figure
-
 
 def epsilon_axis(axes: Axes) -> None:
     """Label the horizontal axis as the strength of an attack."""
     axes.set_xlabel("epsilon (pixel units of [0, 1])")
-
-
-def to_svg(figure: Figure, name: str) -> str:
-    """The figure as SVG, the same bytes every time.
-
-    Args:
-        figure: drawn.
-        name: of the figure; makes its element ids its own, so that a page can hold many.
-    """
-    stream = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": name}):
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    return stream.getvalue()
-
-
-def themed(svg: str, name: str) -> str:
-    """An SVG to stand inside a page: its ink, ground and width are the page's, its ids its own.
-
-    It grows and shrinks with the page, but not beyond what keeps its letters readable.
-    """
-    body = svg[svg.index("<svg") :]
-    width = float(re.findall(r'<svg[^>]*? width="([\d.]+)pt"', body)[0])
-    size = f'style="max-width: {1.5 * width:.0f}px; min-width: {0.9 * width:.0f}px"'
-    body = re.sub(r'(<svg[^>]*?) width="[^"]*pt"', rf"\1 {size}", body)
-    body = re.sub(r'(<svg[^>]*?) height="[^"]*pt"', r"\1", body)
-    # Equal pictures have equal ids, which nothing refers to.
-    body = re.sub(r'(<image\b[^>]*?) id="[^"]*"', r"\1", body)
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    body = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', body)
-    body = re.sub(r'(href=")#([^"]+)"', rf'\1#{name}-\2"', body)
-    body = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", body)
-    return body.replace(INK, "currentColor").replace(PAPER, "var(--paper)")

@@ -1,0 +1,19 @@
+"""The shell of a page that needs nothing else: styles, scripts, the template's environment."""
+
+from importlib.resources import files
+
+import jinja2
+
+__all__ = ["page_environment", "page_resource"]
+
+
+def page_environment() -> jinja2.Environment:
+    """Templates whose values are escaped, and whose missing values are errors."""
+    return jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+
+
+def page_resource(name: str) -> str:
+    """The style sheet ``page.css`` or the script ``page.js`` that every page holds."""
+    return (files("leery.reporting") / name).read_text(encoding="utf-8")

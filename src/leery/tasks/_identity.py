@@ -1,0 +1,89 @@
+"""What a part of some work depends on, as a hash: its inputs, the code, the libraries."""
+
+import ast
+import hashlib
+import importlib.util
+import json
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+__all__ = ["identity_of"]
+
+_COMPUTING = ("torch", "numpy", "scipy", "scikit-learn")
+"""Libraries whose versions count."""
+
+
+def identity_of(facts: object, modules: Iterable[str]) -> str:
+    """The SHA-256 of facts, of the code that computes with them, and of the libraries' versions.
+
+    Of the code count the modules and all that they import, as far as these are leery's or a user's
+    own; installed packages and the standard library do not.
+
+    Args:
+        facts: anything that JSON can hold.
+        modules: names of modules.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    versions = {name: version(name) for name in _COMPUTING}
+    content = json.dumps([facts, _code(frozenset(modules)), versions], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+@cache
+def _code(modules: frozenset[str]) -> str:
+    """The SHA-256 of the sources of modules and of what they import."""
+    sources: dict[str, bytes] = {}
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        path = None if name in sources else _own_source(name)
+        if path is not None:
+            sources[name] = path.read_bytes()
+            waiting += _imported(sources[name], name, package=path.name == "__init__.py")
+    digest = hashlib.sha256()
+    for name, source in sorted(sources.items()):
+        digest.update(f"{name}\0{len(source)}\0".encode() + source)
+    return digest.hexdigest()
+
+
+def _own_source(name: str) -> Path | None:
+    """The source file of a module of leery's or of a user's; None for any other."""
+    try:
+        module = sys.modules.get(name)
+        spec = None if module is not None else importlib.util.find_spec(name)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    found = getattr(module, "__file__", None) or (spec.origin if spec is not None else None)
+    if not found or not found.endswith(".py"):
+        return None
+    path = Path(found).resolve()
+    own = name == "leery" or name.startswith("leery.")
+    return path if own or not any(path.is_relative_to(place) for place in _installed()) else None
+
+
+@cache
+def _installed() -> tuple[Path, ...]:
+    """The folders of installed packages and of the standard library."""
+    paths = sysconfig.get_paths()
+    return tuple(Path(paths[name]).resolve() for name in ("stdlib", "purelib", "platlib"))
+
+
+def _imported(source: bytes, name: str, *, package: bool) -> Iterator[str]:
+    """The modules that a source names in its imports; a name in a module may be one too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = name.split(".")[: None if package and node.level == 1 else -1]
+                above = above[: len(above) - max(0, node.level - 1 - int(package))]
+                base = ".".join([*above, *([base] if base else [])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
