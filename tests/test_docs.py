@@ -101,7 +101,7 @@ def test_the_way_to_a_verdict_takes_fewer_than_25_lines() -> None:
     code = "\n".join(part for _, _, part in BLOCK.findall(guard))
     lines = [line for line in (install + code).splitlines() if line.strip()]
     assert "detector.calibrate(" in code
-    assert "detector.predict(" in code
+    assert "detector.judge(" in code
     assert len(lines) < 25
 
 

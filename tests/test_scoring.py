@@ -15,6 +15,7 @@ from leery import Detector, _files, scoring
 from leery.errors import InputError, NotFittedError, OutputError
 from leery.inputs import Format
 from leery.scoring import Summary, score_to_file
+from leery.tasks import _parts
 
 
 class Net(nn.Module):
@@ -142,7 +143,7 @@ def test_a_changed_file_in_a_folder_is_noticed(
 ) -> None:
     cut_off(detector, source, monkeypatch, 1)
     np.save(source, np.zeros((10, 6), np.float32))
-    with pytest.raises(InputError, match="run that left .*, got others or files that were changed"):
+    with pytest.raises(InputError, match="run that left .*, got others, files that were changed"):
         score(detector, source, resume=True)
     assert score(detector, source).rows == 10
 
@@ -172,7 +173,7 @@ def test_a_run_that_ends_in_between_is_not_a_lock(
             path.rmdir()
         return path
 
-    monkeypatch.setattr(scoring, "make_folder", made_and_gone)
+    monkeypatch.setattr(_parts, "make_folder", made_and_gone)
     assert score(detector, source).rows == 10
     assert removals
 
@@ -192,7 +193,7 @@ def test_a_folder_of_somebody_else_is_left_alone(detector: Detector, source: Pat
     own = source.parent / "out.parquet.parts"
     own.mkdir()
     (own / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match=r"to hold parts of scores only, got thesis.tex; move"):
+    with pytest.raises(InputError, match=r"to hold parts of a run only, got thesis.tex; move"):
         score(detector, source)
     assert (own / "thesis.tex").read_text() == "years of work"
 

@@ -544,7 +544,14 @@ class Detector:
             "logits": getattr(self._logits, "__qualname__", self._logits),
             "trust_outputs": settings.trust_outputs,
         }
-        record = Record(type(self.model).__name__, facts, fitted, self._taught, self._calibration)
+        record = Record(
+            type(self.model).__name__,
+            facts,
+            settings.metrics,
+            fitted,
+            self._taught,
+            self._calibration,
+        )
         write_file(path, *record.parts())
 
     @classmethod
@@ -581,7 +588,7 @@ class Detector:
                 feature_layer=record.fitted.head,
                 passes=facts["settings"]["passes"],
                 seed=facts["settings"]["seed"],
-                metrics=record.fitted.metrics,
+                metrics=record.prototypes,
                 combiner=facts["settings"]["combiner"],
                 bounds=record.fitted.inputs.bounds,
                 batch_size=facts["settings"]["batch_size"],

@@ -31,6 +31,7 @@ class Record:
     Attributes:
         classifier: the name of its class.
         settings: passes, seed, masks, combiner, batch_size, logits, trust_outputs.
+        prototypes: the metrics before their fit.
         fitted: what the training data taught.
         taught: what taught the combiner, where there is one.
         calibration: where there is one.
@@ -38,6 +39,7 @@ class Record:
 
     classifier: str
     settings: Mapping[str, Any]
+    prototypes: tuple[Metric, ...]
     fitted: Fitted
     taught: Taught | None
     calibration: Calibration | None
@@ -91,10 +93,11 @@ class Record:
         """
         classes, layers = facts["classes"], facts["layers"]
         own = {metric.name: metric for metric in given}
-        metrics = tuple(
-            _restored(entry, below(tensors, f"metrics/{entry['name']}"), own, classes)
-            for entry in facts["metrics"]
-        )
+        prototypes = tuple(_prototype(entry, own) for entry in facts["metrics"])
+        metrics = copy.deepcopy(prototypes)
+        for metric in metrics:
+            metric.restore(below(tensors, f"metrics/{metric.name}"))
+            metric.check_classes(classes)
         fitted = Fitted(
             metrics=metrics,
             head=layers["head"],
@@ -113,7 +116,7 @@ class Record:
         calibration = None
         if promised := facts.get("calibration"):
             calibration = _calibrated(promised, below(tensors, "calibration")).checked(classes)
-        return cls(facts["classifier"], facts["settings"], fitted, taught, calibration)
+        return cls(facts["classifier"], facts["settings"], prototypes, fitted, taught, calibration)
 
 
 def _described(metric: Metric) -> dict[str, Any]:
@@ -128,31 +131,26 @@ def _described(metric: Metric) -> dict[str, Any]:
     }
 
 
-def _restored(
-    entry: Mapping[str, Any],
-    state: Mapping[str, Tensor],
-    given: Mapping[str, Metric],
-    classes: int,
-) -> Metric:
-    """A metric of the file: leery's own made anew, another one as a copy of that given.
+def _prototype(entry: Mapping[str, Any], given: Mapping[str, Metric]) -> Metric:
+    """A metric of the file, not fitted: leery's own made anew, another one as it was given.
 
     Raises:
-        InputError: when it was not given, or does not fit.
+        InputError: when it was not given, or is of another class.
     """
     name, kind = entry["name"], entry["kind"]
     if name in given:
-        metric = copy.deepcopy(given[name])
-    elif kind in KINDS:
-        metric = KINDS[kind](**entry["options"])
-    else:
-        message = (
-            f"expected the metric {name!r} ({kind}), which is not one of leery's, to be given; "
-            f"pass metrics=[...] with it (--metric {kind})"
-        )
-        raise InputError(message)
-    metric.restore(state)
-    metric.check_classes(classes)
-    return metric
+        # The module may have another name where it was saved, such as __main__.
+        if kind.rpartition(":")[2] != type(given[name]).__qualname__:
+            message = f"expected {kind} for the metric {name!r}, got {type(given[name]).__name__}"
+            raise InputError(message)
+        return given[name]
+    if kind in KINDS:
+        return KINDS[kind](**entry["options"])
+    message = (
+        f"expected the metric {name!r} ({kind}), which is not one of leery's, to be given; pass "
+        f"metrics=[...] with it (--metric {kind})"
+    )
+    raise InputError(message)
 
 
 def _calibrated(promised: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> Calibration:

@@ -63,8 +63,9 @@ def fit(model: nn.Module, settings: Settings, images: Images, labels: Tensor | N
             own = truth[start : start + len(seen)].to(seen.logits.device)
             start += len(seen)
             run.see(seen, own)
-            for metric in metrics:
-                metric.update(seen, own)
+            with torch.no_grad():
+                for metric in metrics:
+                    metric.update(seen, own)
     run.check()
     for metric in metrics:
         metric.finish()

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from leery.errors import InputError
 from leery.metrics import Metric
 from leery.observation import Observation
 from leery.tuning import CLOSENESS_IMAGES, CLOSENESS_PIXELS, UNCERTAINTY_ELEMENTS
@@ -43,7 +44,24 @@ def _of_passes(metrics: Sequence[Metric], seen: Observation) -> dict[str, Tensor
     if not metrics:
         return {}
     parts = [part.doubled() for part in _near_parts(seen)]
-    return {metric.name: torch.cat([metric(part) for part in parts]) for metric in metrics}
+    return {m.name: torch.cat([_column(m, part) for part in parts]) for m in metrics}
+
+
+def _column(metric: Metric, seen: Observation) -> Tensor:
+    """The metric of each image, float64 ``(N,)``.
+
+    Raises:
+        InputError: when it gives anything else.
+    """
+    with torch.no_grad():
+        found: Tensor = metric(seen)
+    if found.shape != (len(seen),) or not found.is_floating_point():
+        message = (
+            f"expected metric {metric.name!r} to give float ({len(seen)},), got "
+            f"{tuple(found.shape)} of {found.dtype}; correct its forward"
+        )
+        raise InputError(message)
+    return found.double()
 
 
 def _near_parts(seen: Observation) -> Iterator[Observation]:
@@ -67,7 +85,7 @@ def _joined(
     waiting: Sequence[tuple[Observation, dict[str, Tensor]]],
 ) -> tuple[Observation, Tensor]:
     seen = Observation.joined([part for part, _ in waiting])
-    columns = {metric.name: metric(seen) for metric in others}
+    columns = {metric.name: _column(metric, seen) for metric in others}
     for name in waiting[0][1]:
         columns[name] = torch.cat([found[name] for _, found in waiting])
     return seen, torch.stack([columns[metric.name] for metric in metrics], 1)

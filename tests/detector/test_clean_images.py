@@ -1,0 +1,263 @@
+"""What calibration asks of clean images: unseen, each once, on the scale of the fit, enough."""
+
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from leery import Detector
+from leery.attacks import HARMLESS, gaussian_noise
+from leery.errors import InputError, LeeryWarning, NotFittedError
+from tests.conftest import Batch
+
+
+class Counted(nn.Module):
+    """A small classifier that counts the images it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Flatten(), nn.Linear(192, 32), nn.ReLU(), nn.Dropout(0.3), nn.Linear(32, 2)
+        )
+        self.shown = [0]
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.shown[0] += len(images)
+        out: Tensor = self.net(images)
+        return out
+
+
+def pictures(count: int, seed: int) -> Tensor:
+    return torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def guard() -> Detector:
+    """Fitted on 80 made-up pictures of two classes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Counted().eval()
+    return Detector(model, passes=3).fit(pictures(80, 0), torch.arange(80) % 2)
+
+
+@pytest.fixture
+def digits_guard(digit_net: nn.Module, training_digits: Batch) -> Detector:
+    metrics = ["kernel_density", "kl_divergence"]
+    return Detector(digit_net, metrics=metrics, references=200).fit(*training_digits)
+
+
+def test_training_images_are_refused_whatever_copy_they_are(guard: Detector) -> None:
+    seen = pictures(80, 0)
+    # A copy that went through bytes of a thousand steps, and one out of a loader.
+    for copied in (seen, seen.double().float(), DataLoader(TensorDataset(seen), 16)):
+        with pytest.raises(InputError, match="not among the training images, got 80 of 80 that"):
+            guard.calibrate(copied, fpr=0.1)
+    with pytest.raises(InputError, match="got 80 of 80 that are; name images held out"):
+        guard.fit_combiner(seen)
+
+
+def test_a_few_training_images_and_repeated_ones_are_left_out_with_a_warning(
+    guard: Detector,
+) -> None:
+    clean = pictures(200, 1)
+    mixed = torch.cat([clean, pictures(80, 0)[:2], clean[:5]])
+    with pytest.warns(LeeryWarning, match="7 of 207 .* left out: 2 training images, 5 repeated"):
+        guard.calibrate(mixed, fpr=0.05)
+    assert guard.calibration_ is not None
+    assert (guard.calibration_.kind == 0).sum() == 100
+
+
+def test_images_of_the_combiner_are_left_out_and_refused_when_too_few_are_left(
+    guard: Detector,
+) -> None:
+    clean, more = pictures(200, 1), pictures(100, 2)
+    guard.fit_combiner(clean)
+    with pytest.warns(LeeryWarning, match="200 of 300 .* left out: 200 used for the combiner"):
+        guard.calibrate(torch.cat([clean, more]), fpr=0.05)
+    with (
+        pytest.warns(LeeryWarning, match="200 used for the combiner"),
+        pytest.raises(InputError, match="at least 19 clean images for .* 0.05, got 0"),
+    ):
+        guard.calibrate(clean, fpr=0.05)
+    assert guard.calibration_ is not None
+
+
+def test_the_file_remembers_what_was_seen(guard: Detector, tmp_path: object) -> None:
+    guard.fit_combiner(pictures(100, 1)).save(f"{tmp_path}/g")
+    loaded = Detector.load(f"{tmp_path}/g", guard.model)
+    with pytest.raises(InputError, match="got 80 of 80 that are"):
+        loaded.calibrate(pictures(80, 0), fpr=0.05)
+    with pytest.warns(LeeryWarning, match="100 used for the combiner"):
+        loaded.calibrate(torch.cat([pictures(100, 1), pictures(100, 3)]), fpr=0.05)
+
+
+def test_one_call_divides_the_images_between_combiner_and_threshold(guard: Detector) -> None:
+    clean = pictures(200, 1)
+    guard.calibrate(clean, fpr=0.05)
+    assert guard.calibration_ is not None
+    assert guard.calibration_.kinds == ("clean", *HARMLESS)
+    assert np.bincount(guard.calibration_.kind).tolist() == [100] * (1 + len(HARMLESS))
+    # The half that taught the combiner is known; the other half sets the threshold again.
+    with pytest.warns(LeeryWarning, match="100 of 200 .* used for the combiner"):
+        guard.calibrate(clean, fpr=0.05)
+    again = Detector(guard.model, passes=3).fit(pictures(80, 0), torch.arange(80) % 2)
+    assert np.array_equal(again.calibrate(clean, fpr=0.05).score(clean[:9]), guard.score(clean[:9]))
+    taught = Detector(guard.model, passes=3, combiner="logistic")
+    taught.fit(pictures(80, 0), torch.arange(80) % 2)
+    with pytest.raises(NotFittedError, match=r"after fit_combiner\(clean, adversarial"):
+        taught.calibrate(clean, fpr=0.05)
+
+
+def test_too_few_images_are_refused_before_one_is_run(guard: Detector) -> None:
+    before = guard.model.shown[0]  # type: ignore[union-attr, index]
+    loader = DataLoader(TensorDataset(pictures(30, 1)), 10)
+    for call in (
+        lambda: guard.fit_combiner(pictures(39, 1)),
+        lambda: guard.fit_combiner(loader),
+        lambda: guard.calibrate(pictures(198, 1), fpr=0.009),
+        lambda: guard.calibrate(pictures(78, 1), fpr=0.5),
+        lambda: guard.calibrate(loader, fpr=0.01),
+    ):
+        with pytest.raises(InputError, match=r"expected at least \d+ .*; add"):
+            call()
+    assert guard.model.shown[0] == before  # type: ignore[union-attr, index]
+
+
+def test_the_rate_holds_among_harmless_changes_too(digits_guard: Detector, digits: Batch) -> None:
+    guard, images = digits_guard, digits[0]
+    guard.fit_combiner(images[:500]).calibrate(images[1000:3000], fpr=0.05, harmless={})
+    noisy = gaussian_noise(images[5000:6000], 0.05, seed=9)
+    alone = guard.flag(noisy).mean(), guard.flag(images[5000:6000]).mean()
+    guard.calibrate(images[1000:3000], fpr=0.05)
+    with_noise = guard.flag(noisy).mean(), guard.flag(images[5000:6000]).mean()
+    # Beta(100, 1901) and 1,000 judged: beyond 8 % in fewer than one of a thousand draws.
+    assert max(with_noise) < 0.08
+    assert all(after <= before for after, before in zip(with_noise, alone, strict=True))
+    assert np.array_equal(guard.flag(noisy), guard.p_value(noisy) <= 0.05)
+
+
+def test_with_labels_the_promise_is_about_images_that_are_classified_right(
+    digits_guard: Detector, digits: Batch
+) -> None:
+    images, labels = digits[0][:1000], digits[1][:1000]
+    digits_guard.calibrate(images, labels, fpr=0.05, harmless={})
+    found = digits_guard.calibration_
+    assert found is not None
+    assert found.right_only
+    # Of the half that sets the threshold, those that the classifier gets right.
+    assert 480 <= len(found.scores) < 500
+    loader = DataLoader(TensorDataset(images, labels), 300)
+    with pytest.raises(InputError, match="labels as an integer torch.Tensor, got torch.float32"):
+        digits_guard.calibrate(images, labels.float(), fpr=0.05)
+    with pytest.warns(LeeryWarning, match="500 used for the combiner"):
+        digits_guard.calibrate(loader, fpr=0.05, harmless={})
+    again = digits_guard.calibration_
+    assert again is not None
+    assert np.allclose(np.sort(again.scores), np.sort(found.scores), atol=1e-5)
+
+
+def test_inputs_on_another_scale_are_refused_or_warned_of(guard: Detector) -> None:
+    clean = pictures(200, 1)
+    for call in (guard.measure, guard.fit_combiner, lambda x: guard.calibrate(x, fpr=0.05)):
+        with pytest.raises(InputError, match=r"bounds 0..1, got .*\.\.25.*; scale the inputs in"):
+            call(255 * clean)
+    with (
+        pytest.warns(LeeryWarning, match=r"another scale .* against .*, 0\.50\d and 0\.289; che"),
+        warnings.catch_warnings(),
+    ):
+        guard.calibrate(clean / 20, fpr=0.05, harmless={})
+    normalised = Detector(guard.model, passes=3).fit(
+        (pictures(80, 0) - 0.5) / 0.29, torch.arange(80) % 2
+    )
+    assert normalised.inputs_.bounds is None
+    with pytest.warns(LeeryWarning, match="check that both are normalised alike"):
+        normalised.calibrate(clean / 4, fpr=0.05)
+    with pytest.raises(InputError, match=r"range -1.7.*\.\.1.7.*, got 0.*\.\.25"):
+        normalised.measure(255 * clean)
+    with pytest.raises(InputError, match="bounds of the pixels for harmless changes, got none"):
+        normalised.calibrate(clean, fpr=0.05, harmless=HARMLESS)
+
+
+def test_bounds_are_given_or_seen_and_said(guard: Detector) -> None:
+    assert guard.inputs_.bounds == (0.0, 1.0)
+    assert "bounds (0.0, 1.0)" in repr(guard)
+    per_channel = ((0.0, 1.0), (0.0, 2.0), (-1.0, 1.0))
+    given = Detector(guard.model, passes=3, bounds=per_channel)
+    given.fit(pictures(80, 0), torch.arange(80) % 2)
+    assert given.inputs_.bounds == per_channel
+    with pytest.raises(InputError, match="low < high, or one such pair per channel, got \\(1, 0"):
+        Detector(guard.model, bounds=(1, 0))
+
+
+def test_a_loader_serves_wherever_images_do(guard: Detector) -> None:
+    images, labels = pictures(200, 1), torch.arange(200, dtype=torch.int32) % 2
+    guard.calibrate(DataLoader(TensorDataset(images, labels), 64), fpr=0.1)
+    new = pictures(50, 2)
+    batches = DataLoader(TensorDataset(new, labels[:50], labels[:50]), 16)
+    for call in (guard.score, guard.p_value, guard.flag):
+        assert np.allclose(call(batches), call(new), atol=1e-5)
+    assert np.allclose(guard.measure(batches).values, guard.measure(new).values, atol=1e-5)
+    assert np.allclose(guard.judge(batches).metrics, guard.judge(new).metrics, atol=1e-5)
+    assert len(guard.explain(batches)) == 50
+
+    def once() -> Iterator[Tensor]:
+        yield from new.split(20)
+
+    assert np.allclose(guard.score(once()), guard.score(new), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("images", "text"),
+    [
+        (np.zeros((3, 3, 8, 8), np.float32), "iterable of batches such as a DataLoader, got nd"),
+        ([{"pixels": torch.zeros(2, 3, 8, 8)}], r"tuple \(images, labels\), got dict"),
+        ([], "at least one batch of images, got none"),
+        (7, "iterable of batches such as a DataLoader, got int"),
+    ],
+)
+def test_what_is_no_images_is_refused(guard: Detector, images: object, text: str) -> None:
+    for call in (guard.measure, lambda x: guard.fit(x, None)):
+        with pytest.raises(InputError, match=text):
+            call(images)  # type: ignore[operator]
+
+
+def test_labels_of_any_whole_type_are_taken(guard: Detector) -> None:
+    images = pictures(80, 0)
+    for kind in (torch.uint8, torch.uint16, torch.int16, torch.bool):
+        labels = (torch.arange(80) % 2).to(kind)
+        again = Detector(guard.model, passes=3).fit(images, labels)
+        assert np.array_equal(again.measure(images[:5]).values, guard.measure(images[:5]).values)
+
+
+def test_a_label_vector_in_the_place_of_images_is_recognised(guard: Detector) -> None:
+    with pytest.raises(InputError, match="looks like labels; pass labels as the second argument"):
+        guard.fit_combiner(pictures(100, 1), adversarial=torch.arange(100) % 2)
+    with pytest.raises(TypeError, match="positional"):
+        guard.fit_combiner(pictures(100, 1), None, pictures(100, 2))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("value", [2.7, True, -1, "3"])
+@pytest.mark.parametrize("setting", ["passes", "seed", "batch_size", "references"])
+def test_settings_are_not_cut_to_whole_numbers(
+    guard: Detector, setting: str, value: object
+) -> None:
+    with pytest.raises(InputError, match="whole number of at least"):
+        Detector(guard.model, **{setting: value})  # type: ignore[arg-type]
+
+
+def test_other_masks_give_another_detector_with_the_same_threshold(guard: Detector) -> None:
+    guard.calibrate(pictures(200, 1), fpr=0.1)
+    new = pictures(30, 2)
+    other, same = guard.with_masks(7), guard.with_masks(0)
+    assert np.array_equal(same.score(new), guard.score(new))
+    assert not np.array_equal(other.measure(new).values, guard.measure(new).values)
+    assert np.array_equal(other.measure(new).values, guard.with_masks(7).measure(new).values)
+    assert other.calibration_ is guard.calibration_
+    fresh = guard.with_masks("fresh")
+    assert not np.array_equal(fresh.measure(new).values, fresh.measure(new).values)
+    density = other.measure(new).column("kernel_density")
+    assert np.allclose(density, guard.measure(new).column("kernel_density"))

@@ -1,0 +1,210 @@
+"""Needs, views and the one run that answers them."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from leery import Detector
+from leery.errors import InputError, UnknownLayerError
+from leery.mc_dropout import MCDropout
+from leery.metrics import Metric
+from leery.models import extract_features
+from leery.observation import EACH, HEAD, Needs, Observation, Observer, Scorer, View
+from tests.conftest import Batch
+from tests.mc_dropout.reference import plain_loop
+
+NOISE = View("noise", lambda images, g: images + torch.randn(images.shape[1:], generator=g))
+HALF = View("half", lambda images, _: images / 2)
+
+
+def observed(observer: Observer, images: Tensor) -> Observation:
+    return Observation.joined(list(observer.stream(images)))
+
+
+def test_the_needs_of_two_metrics_are_one_run() -> None:
+    both = Needs(passes=True, layers=("a", HEAD)) | Needs(layers=(HEAD, "b"), views=(NOISE,))
+    assert both == Needs(passes=True, layers=("a", HEAD, "b"), views=(NOISE,))
+    assert both.draws
+    assert Needs(pass_layers=("a",)).draws
+    assert not Needs(layers=("a",), gradients=True).draws
+
+
+def test_one_run_gives_all_that_was_needed(digit_net: nn.Module, digits: Batch) -> None:
+    images = digits[0][:30]
+    needs = Needs(passes=True, layers=(HEAD, "hidden.0"), views=(HALF,))
+    found = Observer.find(digit_net, needs, images, None)
+    seen = observed(Observer(digit_net, needs, **found, passes=4), images)
+    features, logits = extract_features(digit_net, images, "input of classify.1")
+    assert torch.allclose(seen.layers[HEAD], features, atol=1e-5)
+    assert torch.allclose(seen.layers["hidden.0"].relu(), features, atol=1e-5)
+    assert torch.allclose(seen.logits, logits, atol=1e-4)
+    assert torch.equal(seen.predicted, logits.argmax(1))
+    assert torch.allclose(seen.probs, MCDropout(digit_net, 4).sample(images), atol=1e-6)
+    with torch.no_grad():
+        halves = digit_net(images / 2)
+    assert torch.allclose(seen.views[HALF].logits, halves, atol=1e-4)
+    assert torch.equal(seen.views[HALF].images, images / 2)
+    assert torch.allclose(seen.classifier(images), logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", ["hidden", "input of classify.1", "convolutions.2"])
+def test_layers_in_each_pass_are_those_of_the_plain_loop(
+    digit_net: nn.Module, digits: Batch, layer: str
+) -> None:
+    images = digits[0][:5]
+    sampler = MCDropout(digit_net, 3, pass_layers=[layer])
+    seen = sampler.observe(images)
+    assert sampler.explain_plan(images).way == "graph"
+    prepared = sampler._prepare(images)
+    for index in range(3):
+        _, layers = prepared.loop.one_pass_and_layers(images, prepared.masks, index, [layer])
+        assert torch.allclose(seen.pass_layers[layer][index], layers[layer], atol=1e-4)
+    assert torch.allclose(seen.probs, plain_loop(sampler, images), atol=1e-5)
+    differs = not torch.allclose(seen.pass_layers[layer][0], seen.pass_layers[layer][1])
+    assert differs == (layer != "convolutions.2")
+
+
+def test_what_was_not_needed_is_an_error_by_name(digit_net: nn.Module, digits: Batch) -> None:
+    seen = observed(Observer(digit_net, Needs(layers=("hidden",))), digits[0][:3])
+    with pytest.raises(InputError, match=r"reads 'convolutions' .*add it to its Needs\(layers="):
+        seen.layers["convolutions"]
+    with pytest.raises(InputError, match=r"reads passes without stating it; add Needs\(passes"):
+        _ = seen.probs
+    with pytest.raises(InputError, match=r"reads 'noise' .*Needs\(views="):
+        seen.views[NOISE]
+
+
+def test_each_layer_is_every_submodule_that_gives_a_tensor_per_image(
+    digit_net: nn.Module, digits: Batch
+) -> None:
+    needs = Needs(layers=(EACH,))
+    found = Observer.find(digit_net, needs, digits[0][:9], None)
+    assert found["each"] == (
+        "convolutions.0", "convolutions.1", "convolutions.2", "convolutions.3", "convolutions.4",
+        "hidden.0", "hidden.1",
+    )  # fmt: skip
+    seen = observed(Observer(digit_net, needs, **found), digits[0][:9])
+    assert [tuple(seen.layers[name].shape[:1]) for name in seen.each] == [(9,)] * 7
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    with pytest.raises(
+        UnknownLayerError, match="submodules that give a tensor per image, got none"
+    ):
+        Observer.find(flat, needs, digits[0][:3], None)
+
+
+def test_a_view_is_drawn_once_from_the_seed_the_same_for_every_image() -> None:
+    images = torch.full((3, 1, 4, 4), 0.5)
+    one, again, other = (NOISE.images(images, seed=seed, bounds=(0.0, 1.0)) for seed in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert torch.equal(one[0], one[2])
+    assert float(one.min()) >= 0
+    assert float(one.max()) <= 1
+    unbounded = NOISE.images(images, seed=1, bounds=None)
+    assert float(unbounded.abs().max()) > 1
+    alone = NOISE.images(images[:1], seed=1, bounds=(0.0, 1.0))
+    assert torch.equal(alone[0], one[0])
+
+
+def test_bounds_per_channel_cut_a_view() -> None:
+    images = torch.zeros(2, 2, 3, 3)
+    made = NOISE.images(images, seed=0, bounds=((-0.1, 0.1), (-2.0, 0.0)))
+    assert float(made[:, 0].abs().max()) == pytest.approx(0.1)
+    assert float(made[:, 1].max()) == 0.0
+    with pytest.raises(InputError, match=r"bounds for each channel .* got 3 pairs"):
+        NOISE.images(images, seed=0, bounds=((0.0, 1.0),) * 3)
+
+
+def test_observations_are_cut_and_joined_without_a_difference(
+    digit_net: nn.Module, digits: Batch
+) -> None:
+    needs = Needs(passes=True, layers=("hidden",), pass_layers=("hidden",), views=(HALF,))
+    seen = observed(Observer(digit_net, needs, passes=3), digits[0][:10])
+    again = Observation.joined([seen.rows(0, 4), seen.rows(4, 10)])
+    assert len(again) == 10
+    assert torch.equal(again.probs, seen.probs)
+    assert torch.equal(again.layers["hidden"], seen.layers["hidden"])
+    assert torch.equal(again.pass_layers["hidden"], seen.pass_layers["hidden"])
+    assert torch.equal(again.views[HALF].logits, seen.views[HALF].logits)
+    assert seen.without_passes().pass_probs is None
+
+
+class Shift(Metric):
+    """A metric of a third family that reads a view, a layer in passes, and calls the classifier."""
+
+    name, family, direction = "shift", "consistency", "both"
+    needs = Needs(views=(HALF,), pass_layers=("hidden",), gradients=True)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("total", torch.zeros(2, dtype=torch.float64))
+
+    def update(self, seen: Observation, labels: Tensor) -> None:
+        self.total += torch.tensor([len(labels), float(self._of(seen).sum())], dtype=torch.float64)
+
+    def merge(self, other: "Shift") -> None:
+        self.total += other.total
+
+    def forward(self, seen: Observation) -> Tensor:
+        return self._of(seen) - self.total[1] / self.total[0]
+
+    def _of(self, seen: Observation) -> Tensor:
+        spread = seen.pass_layers["hidden"].double().std(0).mean(1)
+        own = seen.classifier(seen.images) - seen.views[HALF].logits
+        return own.double().abs().sum(1) + spread
+
+
+@pytest.mark.parametrize("combiner", ["conformal", "logistic"])
+def test_a_metric_of_a_user_s_own_is_fitted_fused_saved_and_loaded(
+    combiner: str, digit_net: nn.Module, digits: Batch, training_digits: Batch, tmp_path: object
+) -> None:
+    metric = Shift()
+    guard = Detector(
+        digit_net,
+        passes=3,
+        metrics=["confidence", metric],
+        combiner=combiner,  # type: ignore[arg-type]
+    )
+    guard.fit(training_digits[0][:500], training_digits[1][:500])
+    # The fit works on a copy, and a second one starts from nothing.
+    assert float(metric.total.abs().sum()) == 0
+    before = guard.metrics_["shift"].total.clone()  # type: ignore[operator]
+    assert torch.equal(
+        guard.fit(training_digits[0][:500], training_digits[1][:500]).metrics_["shift"].total,  # type: ignore[arg-type]
+        before,
+    )
+    clean = digits[0][:200]
+    extra = {"adversarial": 1 - clean} if combiner == "logistic" else {}
+    guard.fit_combiner(clean, **extra).calibrate(digits[0][200:400])  # type: ignore[arg-type]
+    path = f"{tmp_path}/own.leery"
+    guard.save(path)
+    loaded = Detector.load(path, digit_net, metrics=[Shift()])
+    found, expected = loaded.judge(digits[0][400:420]), guard.judge(digits[0][400:420])
+    assert found.names == ("confidence", "shift")
+    assert np.array_equal(found.score, expected.score)
+    assert np.array_equal(found.metrics, expected.metrics)
+    refitted = loaded.fit(training_digits[0][:500], training_digits[1][:500])
+    assert torch.equal(refitted.metrics_["shift"].total, before)  # type: ignore[arg-type]
+
+
+class Wrong(Metric):
+    name, family = "wrong", "none"
+
+    def forward(self, seen: Observation) -> Tensor:
+        return seen.logits.sum()
+
+
+def test_a_metric_of_the_wrong_shape_is_named(digit_net: nn.Module, training_digits: Batch) -> None:
+    guard = Detector(digit_net, metrics=[Wrong()]).fit(*training_digits)
+    with pytest.raises(InputError, match=r"metric 'wrong' to give float \(5,\), got \(\)"):
+        guard.measure(training_digits[0][:5])
+
+
+def test_names_of_metrics_are_distinct(digit_net: nn.Module) -> None:
+    with pytest.raises(InputError, match="instances of leery.metrics.Metric with other names"):
+        Detector(digit_net, metrics=[Shift(), Shift()])
+
+
+def test_a_detector_is_a_scorer(digit_net: nn.Module) -> None:
+    assert isinstance(Detector(digit_net), Scorer)
