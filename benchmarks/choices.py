@@ -9,7 +9,7 @@ twins of all images that the classifier gets right as positives.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,16 +21,18 @@ from torch import Tensor
 
 from leery.attacks import BIM, FGSM, PGD, gaussian_noise
 from leery.classifiers import pretrained
+from leery.combiners import Combiner, ConformalCombiner, Facts, LogisticCombiner
 from leery.data import load
-from leery.detector import (
+from leery.mc_dropout import MCDropout
+from leery.metrics import (
     CLOSENESS_METRICS,
     PAPER_METRICS,
     UNCERTAINTY_METRICS,
-    ConformalCombiner,
-    LogisticCombiner,
+    ClassKL,
+    KernelDensity,
+    make_metrics,
+    uncertainty,
 )
-from leery.mc_dropout import MCDropout
-from leery.metrics import ClassKL, KernelDensity, uncertainty
 from leery.models import extract_features
 
 EPSILONS = {"mnist": (0.30, 0.12), "fashion-mnist": (0.03, 0.12)}
@@ -61,7 +63,7 @@ class Scene:
     @classmethod
     def load(cls, dataset: str, count: int) -> "Scene":
         model = pretrained(dataset).model
-        sampler = MCDropout(model, 50, layer="hidden")
+        sampler = MCDropout(model, 50, layers=["hidden"])
         images, labels = load(dataset, "train")
         features, _ = extract_features(model, images, "hidden")
         test, truth = (part[:count] for part in load(dataset, "test"))
@@ -98,8 +100,7 @@ def observe(sampler: MCDropout, images: Tensor) -> Version:
     for seen in sampler.stream(images):
         columns = [getattr(uncertainty, name)(seen.probs) for name in UNCERTAINTY_METRICS]
         doubt.append(torch.stack(columns, 1))
-        assert seen.features is not None
-        features.append(seen.features)
+        features.append(seen.layers["hidden"])
         predicted.append(seen.logits.argmax(1))
     return Version(torch.cat(doubt).numpy(), torch.cat(features), torch.cat(predicted))
 
@@ -126,9 +127,25 @@ def area(positive: np.ndarray, *negatives: np.ndarray) -> float:
     return float(roc_auc_score(np.arange(len(scores)) >= len(scores) - len(positive), scores))
 
 
-def logistic(scene: Scene, six: dict[str, np.ndarray], twins: str, noisy: str) -> LogisticCombiner:
+FACTS = [Facts.of(metric) for metric in make_metrics(PAPER_METRICS)]
+
+
+def taught(combiner: Combiner, rows: Sequence[np.ndarray], adversarial: bool) -> Combiner:
+    """A combiner taught with rows of clean and noisy images and, last, perhaps adversarial ones."""
+    values = np.concatenate(rows)
+    nothing = np.zeros(len(values), dtype=np.int64)
+    truth = np.arange(len(values)) >= len(values) - len(rows[-1]) if adversarial else None
+    return combiner.fit(values, nothing, adversarial=truth)
+
+
+def scores(combiner: Combiner, values: np.ndarray) -> np.ndarray:
+    found = combiner(torch.from_numpy(values), torch.zeros(len(values), dtype=torch.int64))
+    return found.numpy()
+
+
+def logistic(scene: Scene, six: dict[str, np.ndarray], twins: str, noisy: str) -> Combiner:
     rows = [six[name][scene.fitted] for name in ("clean", noisy, twins)]
-    return LogisticCombiner.fit(np.concatenate(rows), np.repeat([False, False, True], len(rows[0])))
+    return taught(LogisticCombiner(FACTS), rows, adversarial=True)
 
 
 def judged_areas(scene: Scene, six: dict[str, np.ndarray]) -> Iterator[dict[str, object]]:
@@ -139,8 +156,8 @@ def judged_areas(scene: Scene, six: dict[str, np.ndarray]) -> Iterator[dict[str,
         "conformal, clean only": ["clean"],
     }
     conformal = {
-        label: ConformalCombiner(
-            PAPER_METRICS, np.concatenate([six[name][scene.fitted] for name in names])
+        label: taught(
+            ConformalCombiner(FACTS), [six[name][scene.fitted] for name in names], adversarial=False
         )
         for label, names in references.items()
     }
@@ -151,7 +168,10 @@ def judged_areas(scene: Scene, six: dict[str, np.ndarray]) -> Iterator[dict[str,
             "dataset": scene.dataset,
             "attack": attack,
             "epsilon": epsilon,
-            **{label: area(*map(found.score, rows)) for label, found in combiners.items()},
+            **{
+                label: area(*(scores(found, part) for part in rows))
+                for label, found in combiners.items()
+            },
             "kernel_density": area(
                 *(-part[:, PAPER_METRICS.index("kernel_density")] for part in rows)
             ),

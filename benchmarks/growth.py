@@ -34,7 +34,7 @@ Work = Callable[[], object]
 
 def guard(folder: Path, images: int) -> None:
     """Leave a detector and a file of images to score."""
-    fitted = Detector(pretrained("mnist").model, "hidden", bandwidth=1.7, combiner="conformal")
+    fitted = Detector(pretrained("mnist").model, feature_layer="hidden", bandwidth=1.7)
     clean = data.load("mnist", "test")[0][:2000]
     fitted.fit(*data.load("mnist", "train")).fit_combiner(clean).save(folder / "guard.leery")
     pixels = (clean[:, 0] * 255).byte().numpy()
@@ -59,7 +59,7 @@ def scoring(images: int) -> Work:
 
 def measuring(images: int) -> Work:
     """All six metrics of images in memory."""
-    detector = Detector(pretrained("mnist").model, "hidden", bandwidth=1.7)
+    detector = Detector(pretrained("mnist").model, feature_layer="hidden", bandwidth=1.7)
     detector.fit(*data.load("mnist", "train"))
     shown = data.load("mnist", "test")[0][:images]
     return lambda: detector.measure(shown)

@@ -1,6 +1,7 @@
 """The pieces that are measured: what everyone does, whether they agree, what the floor is."""
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from leery import Detector, data
+from leery.attacks import PGD, CrossEntropy, GradientAttack
 from leery.mc_dropout import MCDropout, Plan
 from leery.metrics import KernelDensity
 from models import ResNet18, VisionTransformer, default_layout, waves
@@ -314,7 +316,7 @@ def six_metrics(bench: Bench) -> None:
     for dataset, count in (("mnist", 10_000), ("fashion-mnist", 512)):
         model = default_layout(dataset).to(bench.device)
         images = data.load(dataset, "test")[0][: bench.images(count)]
-        detector = Detector(model, "hidden", bandwidth=BANDWIDTHS[dataset])
+        detector = Detector(model, feature_layer="hidden", bandwidth=BANDWIDTHS[dataset])
         detector.fit(*data.load(dataset, "train"))
         _six(bench, NETWORKS[dataset], detector, images.to(bench.device))
     torch.manual_seed(0)
@@ -328,8 +330,7 @@ def six_metrics(bench: Bench) -> None:
 
 
 def _six(bench: Bench, name: str, detector: Detector, images: Tensor) -> None:
-    assert detector.closeness_ is not None
-    density = detector.closeness_["kernel_density"]
+    density = detector.metrics_["kernel_density"]
     assert isinstance(density, KernelDensity)
     layer = detector.feature_layer_
     bandwidth = next(iter(density.bandwidth_.values()))
@@ -380,7 +381,9 @@ def _same_metrics(chance: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> t
 
 def densities(bench: Bench) -> None:
     """Kernel density of one class: real digits, then larger and wider references."""
-    detector = Detector(default_layout("mnist"), "hidden", metrics=("kernel_density",))
+    detector = Detector(
+        default_layout("mnist"), feature_layer="hidden", metrics=("kernel_density",)
+    )
     images, labels = data.load("mnist", "train")
     points = detector.fit(images, labels).features(images[labels == 1][:6131])[0]
     test, truth = data.load("mnist", "test")
@@ -494,7 +497,7 @@ def fit(bench: Bench) -> None:
     """From training images to a fitted detector."""
     model = default_layout("mnist").to(bench.device)
     images, labels = (part[: bench.images(60_000)] for part in data.load("mnist", "train"))
-    detector = Detector(model, "hidden", bandwidth=1.7)
+    detector = Detector(model, feature_layer="hidden", bandwidth=1.7)
     bench.compare(
         "fit",
         f"DigitNet, {len(images):,} images",
@@ -505,6 +508,108 @@ def fit(bench: Bench) -> None:
     )
 
 
+class Selective:
+    """Climbs the classifier's loss while the label is right, else lowers a detector's score.
+
+    Source:
+        Bryniarski et al. (2021), arXiv:2106.15023, selective projected gradient descent.
+    """
+
+    chooses = False
+
+    def __init__(self, detector: Detector, model: nn.Module) -> None:
+        self._loss, self._detector = CrossEntropy(model), detector
+        self._fooled = torch.empty(0, dtype=torch.bool)
+
+    def value(self, images: Tensor, labels: Tensor) -> Tensor:
+        loss = self._loss.value(images, labels)
+        # The loss of a label that is right is below log 2 wherever it has more than half.
+        self._fooled = loss.detach() > np.log(2)
+        return torch.stack([loss, -self._detector.differentiable_score(images)])
+
+    def direction(self, gradients: Tensor) -> Tensor:
+        chosen = self._fooled.view(-1, *(1 for _ in gradients.shape[2:]))
+        return torch.where(chosen, gradients[1], gradients[0])
+
+    def better(self, new: Tensor, old: Tensor) -> Tensor:
+        return new[0] > old[0]
+
+
+def adaptive(bench: Bench) -> None:
+    """A step of selective PGD, against three plain steps and the passes forward and backward."""
+    model = default_layout("mnist").to(bench.device)
+    train, classes = data.load("mnist", "train")
+    images, labels = (
+        part[: bench.images(256)].to(bench.device) for part in data.load("mnist", "test")
+    )
+    detector = Detector(model, bandwidth=1.7, combiner="logistic").fit(train, classes)
+    held, truth = (part[5000:5300] for part in data.load("mnist", "test"))
+    detector.fit_combiner(held, truth, attacks=[PGD(0.3)])
+    sampler = MCDropout(model, 50)
+    plain = GradientAttack(0.3, steps=1, step_size=0.01)
+    selective = GradientAttack(0.3, steps=1, step_size=0.01, objective=partial(Selective, detector))
+
+    def passes_and_back() -> Tensor:
+        variable = images.clone().requires_grad_()
+        probs = sampler.observe_with_gradient(variable).probs
+        return torch.autograd.grad(probs.square().sum(), variable)[0]
+
+    def allowance() -> Tensor:
+        for _ in range(3):
+            made = plain(model, images, labels)
+        passes_and_back()
+        return made
+
+    bench.compare(
+        "a step of an attack on classifier and detector",
+        f"DigitNet, six metrics, 60,000 references, T = 50, {len(images)} images",
+        {
+            "leery": lambda: selective(model, images, labels),
+            "three plain steps, and 50 passes forward and backward": allowance,
+            "one plain step": lambda: plain(model, images, labels),
+            "50 passes forward and backward": passes_and_back,
+        },
+        units=(len(images), "images"),
+        agree=lambda *_: (True, ""),
+        floor=Operations(2 * len(images) * operations(model, images)),
+    )
+
+
+def two_detectors(bench: Bench) -> None:
+    """Two detectors of two classifiers in two threads, against one after the other."""
+    guards = []
+    train, classes = (part[:6000] for part in data.load("mnist", "train"))
+    for _ in range(2):
+        guard = Detector(default_layout("mnist"), bandwidth=1.7).fit(train, classes)
+        guards.append(guard.fit_combiner(data.load("mnist", "test")[0][:500]))
+    images = data.load("mnist", "test")[0][: bench.images(10_000)]
+    threads = torch.get_num_threads()
+
+    def together() -> list[np.ndarray]:
+        torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                return list(pool.map(lambda guard: guard.score(images), guards))
+        finally:
+            torch.set_num_threads(threads)
+
+    def in_a_row() -> list[np.ndarray]:
+        torch.set_num_threads(1)
+        try:
+            return [guard.score(images) for guard in guards]
+        finally:
+            torch.set_num_threads(threads)
+
+    bench.compare(
+        "two detectors in two threads",
+        f"DigitNet twice, six metrics, T = 50, {len(images):,} images, one torch thread each",
+        {"leery": together, "one after the other": in_a_row},
+        units=(2 * len(images), "images"),
+        agree=lambda ours, theirs: (all(map(np.array_equal, ours, theirs)), "the same scores"),
+        floor=Operations(2 * len(images) * operations(guards[0].model, images)),
+    )
+
+
 PIECES: Mapping[str, Callable[[Bench], None]] = {
     "kde": densities,
     "attacks": attacks,
@@ -512,4 +617,6 @@ PIECES: Mapping[str, Callable[[Bench], None]] = {
     "alone": alone,
     "six": six_metrics,
     "fit": fit,
+    "adaptive": adaptive,
+    "threads": two_detectors,
 }

@@ -135,6 +135,7 @@ class Shift(Metric):
 
     name, family, direction = "shift", "consistency", "both"
     needs = Needs(views=(HALF,), pass_layers=("hidden",), gradients=True)
+    total: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,6 +156,12 @@ class Shift(Metric):
         return own.double().abs().sum(1) + spread
 
 
+def total(guard: Detector) -> Tensor:
+    metric = guard.metrics_["shift"]
+    assert isinstance(metric, Shift)
+    return metric.total.clone()
+
+
 @pytest.mark.parametrize("combiner", ["conformal", "logistic"])
 def test_a_metric_of_a_user_s_own_is_fitted_fused_saved_and_loaded(
     combiner: str, digit_net: nn.Module, digits: Batch, training_digits: Batch, tmp_path: object
@@ -169,11 +176,9 @@ def test_a_metric_of_a_user_s_own_is_fitted_fused_saved_and_loaded(
     guard.fit(training_digits[0][:500], training_digits[1][:500])
     # The fit works on a copy, and a second one starts from nothing.
     assert float(metric.total.abs().sum()) == 0
-    before = guard.metrics_["shift"].total.clone()  # type: ignore[operator]
-    assert torch.equal(
-        guard.fit(training_digits[0][:500], training_digits[1][:500]).metrics_["shift"].total,  # type: ignore[arg-type]
-        before,
-    )
+    before = total(guard)
+    guard.fit(training_digits[0][:500], training_digits[1][:500])
+    assert torch.equal(total(guard), before)
     clean = digits[0][:200]
     extra = {"adversarial": 1 - clean} if combiner == "logistic" else {}
     guard.fit_combiner(clean, **extra).calibrate(digits[0][200:400])  # type: ignore[arg-type]
@@ -185,7 +190,7 @@ def test_a_metric_of_a_user_s_own_is_fitted_fused_saved_and_loaded(
     assert np.array_equal(found.score, expected.score)
     assert np.array_equal(found.metrics, expected.metrics)
     refitted = loaded.fit(training_digits[0][:500], training_digits[1][:500])
-    assert torch.equal(refitted.metrics_["shift"].total, before)  # type: ignore[arg-type]
+    assert torch.equal(total(refitted), before)
 
 
 class Wrong(Metric):

@@ -246,3 +246,68 @@ def test_noise_has_the_stated_spread_and_stays_in_bounds(digits: Batch) -> None:
         gaussian_noise(grey, 0.1, bounds=(1, 0))
     with pytest.raises(InputError, match=r"within the bounds \(0.0, 1.0\), got 5..5"):
         gaussian_noise(grey * 10, 0.1)
+
+
+class Margin:
+    """How far the best wrong class is ahead, with a second term that may be mixed in."""
+
+    def __init__(self, model: nn.Module, *, chooses: bool = True, terms: int = 1) -> None:
+        self.model, self.chooses, self.terms = model, chooses, terms
+        self.values: list[Tensor] = []
+
+    def value(self, images: Tensor, labels: Tensor) -> Tensor:
+        logits = self.model(images)
+        true = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+        margin = logits.scatter(1, labels.unsqueeze(1), -torch.inf).amax(1) - true
+        self.values.append(margin.detach())
+        return margin if self.terms == 1 else torch.stack([margin, -images.flatten(1).sum(1)])
+
+    def direction(self, gradients: Tensor) -> Tensor:
+        assert len(gradients) == self.terms
+        return gradients[-1]
+
+    def better(self, new: Tensor, old: Tensor) -> Tensor:
+        return new > old if new.ndim == 1 else new[0] > old[0]
+
+
+def test_an_attack_climbs_the_objective_it_is_given(digit_net: nn.Module, digits: Batch) -> None:
+    images, labels = (part[:64] for part in digits)
+    made: list[Margin] = []
+
+    def margin(model: nn.Module) -> Margin:
+        made.append(Margin(model))
+        return made[-1]
+
+    attack = PGD(0.3, steps=15, step_size=0.1, objective=margin)
+    found = attack(digit_net, images, labels)
+    (objective,) = made
+    kept = Margin(digit_net).value(found, labels).detach()
+    # The best of the start and of each of the fifteen steps is what is returned.
+    assert len(objective.values) == 16
+    assert torch.allclose(kept, torch.stack(objective.values).amax(0), atol=1e-4)
+    last = PGD(0.3, steps=15, step_size=0.1, objective=lambda m: Margin(m, chooses=False))
+    assert float(Margin(digit_net).value(last(digit_net, images, labels), labels).mean()) <= float(
+        kept.mean()
+    )
+
+
+def test_an_objective_mixes_the_gradients_of_its_terms(digit_net: nn.Module, digits: Batch) -> None:
+    images, labels = (part[:8] for part in digits)
+    darker = BIM(0.1, steps=1, objective=lambda m: Margin(m, chooses=False, terms=2))
+    # The second term is the darkness of the image, whose gradient is minus one everywhere.
+    assert torch.allclose(darker(digit_net, images, labels), (images - 0.02).clamp(0, 1))
+
+
+def test_bounds_per_channel_hold_each_channel() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2 * 16, 3)).eval()
+    images = torch.rand(5, 2, 4, 4) * torch.tensor([1.0, 3.0]).view(1, 2, 1, 1)
+    bounds = ((0.0, 1.0), (0.0, 3.0))
+    found = PGD(5.0, steps=3, bounds=bounds)(model, images, torch.zeros(5, dtype=torch.int64))
+    assert float(found[:, 0].max()) == 1.0
+    assert float(found[:, 1].max()) == 3.0
+    with pytest.raises(InputError, match="expected pixels within the bounds"):
+        PGD(0.1)(model, images, torch.zeros(5, dtype=torch.int64))
+    assert PGD(0.1).within(bounds).bounds == bounds
+    assert PGD(0.1, bounds=(0.0, 3.0)).within(bounds).bounds == (0.0, 3.0)
+    noisy = gaussian_noise(images, 9.0, bounds=bounds)
+    assert [float(noisy[:, channel].max()) for channel in (0, 1)] == [1.0, 3.0]

@@ -1,7 +1,7 @@
 """What calibration asks of clean images: unseen, each once, on the scale of the fit, enough."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -113,18 +113,19 @@ def test_one_call_divides_the_images_between_combiner_and_threshold(guard: Detec
 
 
 def test_too_few_images_are_refused_before_one_is_run(guard: Detector) -> None:
-    before = guard.model.shown[0]  # type: ignore[union-attr, index]
+    before = guard.model.shown[0]  # type: ignore[index]
     loader = DataLoader(TensorDataset(pictures(30, 1)), 10)
-    for call in (
+    calls: list[Callable[[], object]] = [
         lambda: guard.fit_combiner(pictures(39, 1)),
         lambda: guard.fit_combiner(loader),
         lambda: guard.calibrate(pictures(198, 1), fpr=0.009),
         lambda: guard.calibrate(pictures(78, 1), fpr=0.5),
         lambda: guard.calibrate(loader, fpr=0.01),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(InputError, match=r"expected at least \d+ .*; add"):
             call()
-    assert guard.model.shown[0] == before  # type: ignore[union-attr, index]
+    assert guard.model.shown[0] == before  # type: ignore[index]
 
 
 def test_the_rate_holds_among_harmless_changes_too(digits_guard: Detector, digits: Batch) -> None:
@@ -220,9 +221,9 @@ def test_a_loader_serves_wherever_images_do(guard: Detector) -> None:
     ],
 )
 def test_what_is_no_images_is_refused(guard: Detector, images: object, text: str) -> None:
-    for call in (guard.measure, lambda x: guard.fit(x, None)):
+    for call in (guard.measure, guard.fit):
         with pytest.raises(InputError, match=text):
-            call(images)  # type: ignore[operator]
+            call(images)  # type: ignore[arg-type]
 
 
 def test_labels_of_any_whole_type_are_taken(guard: Detector) -> None:
@@ -237,7 +238,7 @@ def test_a_label_vector_in_the_place_of_images_is_recognised(guard: Detector) ->
     with pytest.raises(InputError, match="looks like labels; pass labels as the second argument"):
         guard.fit_combiner(pictures(100, 1), adversarial=torch.arange(100) % 2)
     with pytest.raises(TypeError, match="positional"):
-        guard.fit_combiner(pictures(100, 1), None, pictures(100, 2))  # type: ignore[misc]
+        guard.fit_combiner(pictures(100, 1), None, pictures(100, 2))  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("value", [2.7, True, -1, "3"])

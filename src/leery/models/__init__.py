@@ -22,7 +22,6 @@ from leery.models._guest import (
     check_logits,
     device_of,
     guest,
-    python_randomness,
     refused,
     run_fast,
     run_model,
@@ -32,6 +31,7 @@ from leery.models._layout import WHOLE_MODEL, fast_layout, has_fast_layout, keep
 from leery.models._loading import check_repeatable, load_model, loaded_object, normalized
 from leery.models._outputs import Logits, with_logits
 from leery.models._trial import Run, Trial, two_images
+from leery.models._twin import python_randomness
 
 __all__ = [
     "INPUT_OF",

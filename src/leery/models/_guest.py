@@ -1,26 +1,23 @@
 """The user's model is a guest: whatever is done with it, it leaves as it came."""
 
-import random
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from leery.errors import InputError, LeeryError, UnsupportedModelError, brief
 from leery.models._layout import fast_layout, has_fast_layout, keep_freed_memory
 from leery.models._trial import Trial
-from leery.models._twin import Twins
+from leery.models._twin import Twins, python_randomness_kept
 
 __all__ = [
     "assignments_undone",
     "check_logits",
     "device_of",
     "guest",
-    "python_randomness",
     "refused",
     "run_fast",
     "run_model",
@@ -203,7 +200,7 @@ def _in_place(model: nn.Module) -> Iterator[None]:
     with (
         _ONE_AT_A_TIME,
         torch.random.fork_rng(devices=accelerators),
-        _python_randomness_kept(),
+        python_randomness_kept(),
         torch.autocast(device.type, enabled=False),
         assignments_undone(model),
     ):
@@ -246,19 +243,3 @@ def assignments_undone(model: nn.Module) -> Iterator[None]:
                 ):
                     registry.clear()
                     registry.update(held)
-
-
-def python_randomness() -> object:
-    """Where the generators of Python and numpy stand; equal when they stand alike."""
-    _, keys, *rest = np.random.get_state()  # noqa: NPY002 - whatever the model uses
-    return random.getstate(), np.asarray(keys).tobytes(), rest
-
-
-@contextmanager
-def _python_randomness_kept() -> Iterator[None]:
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - whatever the model uses
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002 - see above

@@ -20,7 +20,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from leery.models._trial import two_images
 
-__all__ = ["Twins", "random_states"]
+__all__ = ["Twins", "python_randomness", "python_randomness_kept"]
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 
@@ -88,10 +88,15 @@ class Twins:
         """Whether the twin gives what the classifier gives, and does nothing else."""
         try:
             truth = self._plain(model, pair)
-            before, drawn = _state(twin), random_states()
-            with _roused(model), torch.no_grad(), torch.random.fork_rng(devices=_devices(pair)):
+            before, drawn = _state(twin), _random_states()
+            with (
+                _roused(model),
+                torch.no_grad(),
+                torch.random.fork_rng(devices=_devices(pair)),
+                python_randomness_kept(),
+            ):
                 found = self._run(twin, pair)
-                same = random_states() == drawn and _state(twin) == before
+                same = _random_states() == drawn and _state(twin) == before
         except torch.OutOfMemoryError:
             raise
         # A model's own code raises whatever it likes; the classifier itself is then run, and fails.
@@ -102,14 +107,28 @@ class Twins:
         return bool((found - truth).norm() <= _TOLERANCE * truth.norm())
 
 
-def random_states() -> object:
-    """Where the generators of torch, Python and numpy stand; equal when they stand alike."""
+def python_randomness() -> object:
+    """Where the generators of Python and numpy stand; equal when they stand alike."""
     _, keys, *rest = np.random.get_state()  # noqa: NPY002 - whatever the model uses
-    cuda = (
-        [s.tolist() for s in torch.cuda.get_rng_state_all()] if torch.cuda.is_initialized() else []
-    )
-    drawn = torch.get_rng_state().numpy().tobytes(), cuda
-    return drawn, random.getstate(), np.asarray(keys).tobytes(), rest
+    return random.getstate(), np.asarray(keys).tobytes(), rest
+
+
+def _random_states() -> object:
+    """The same, with the generators of torch."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    states = [state.numpy().tobytes() for state in (torch.get_rng_state(), *cuda)]
+    return states, python_randomness()
+
+
+@contextmanager
+def python_randomness_kept() -> Iterator[None]:
+    """Forget what is drawn meanwhile from the global generators of Python and numpy."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - whatever the model uses
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002 - see above
 
 
 def _devices(images: Tensor) -> list[torch.device]:

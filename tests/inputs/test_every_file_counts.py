@@ -1,0 +1,202 @@
+"""No input is lost or cut without a word: links, odd names, pages, depth, orientation, parquet."""
+
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from leery.errors import InputError, LeeryWarning
+from leery.inputs import Format, Item, batches, count, files, load, read
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+PICTURE = Image.fromarray(PIXELS)
+
+
+def items(*paths: Path, form: Format | None = None) -> list[Item]:
+    found = list(read(list(paths), form or Format()))
+    assert len(found) == count(list(paths), form or Format())
+    return found
+
+
+def png() -> bytes:
+    content = io.BytesIO()
+    PICTURE.save(content, "PNG")
+    return content.getvalue()
+
+
+def deep_png(kind: int, channels: int) -> bytes:
+    """A PNG of 16 bits per channel; Pillow writes none with colours."""
+    rows = np.arange(6 * 5 * channels).reshape(6, 5, channels).astype(">u2") * 16
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 5, 6, 16, kind, 0, 0, 0))]
+    chunks += [(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)))]
+    chunks += [(b"IEND", b"")]
+    body = b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def test_content_decides_what_is_a_picture(tmp_path: Path) -> None:
+    for name in ("a.png", "b.dat", "c", "d.jfif", "e.PPM"):
+        kind = {"d.jfif": "JPEG", "e.PPM": "PPM"}.get(name, "PNG")
+        with (tmp_path / name).open("wb") as stream:
+            PICTURE.save(stream, kind)
+    (tmp_path / "f.txt").write_text("no picture")
+    (tmp_path / "g.png").write_text("no picture")
+    found = items(tmp_path)
+    assert [item.name.rpartition("/")[2] for item in found] == sorted(
+        path.name for path in tmp_path.iterdir()
+    )
+    reasons = {item.name.rpartition("/")[2]: item.error for item in found if item.error}
+    assert reasons == dict.fromkeys(("f.txt", "g.png"), "no picture of a known kind")
+    assert [item.name[-5:] for item in found if item.stranger] == ["f.txt"]
+
+
+def test_files_that_are_no_pictures_are_passed_over_by_a_fit_with_a_warning(tmp_path: Path) -> None:
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "a.png").write_bytes(png())
+    (tmp_path / "cat" / "notes.txt").write_text("a cat")
+    (tmp_path / "README.md").write_text("cats and dogs")
+    with pytest.warns(LeeryWarning, match="2 files that are no pictures were passed over, such as"):
+        images, labels = load([tmp_path], Format())
+    assert len(images) == 2
+    assert labels is not None
+    assert labels.tolist() == [0, 1]
+    with pytest.warns(LeeryWarning, match="2 files that are no pictures"):
+        assert sum(len(part) for part, _ in batches([tmp_path], Format())) == 2
+    (tmp_path / "dog" / "b.png").write_text("no picture")
+    warnings.simplefilter("ignore", LeeryWarning)
+    with pytest.raises(InputError, match="got .*b.png: no picture of a known kind; remove it"):
+        load([tmp_path], Format())
+
+
+def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
+    (tmp_path / "in" / "own").mkdir(parents=True)
+    (tmp_path / "else").mkdir()
+    (tmp_path / "in" / "own" / "a.png").write_bytes(png())
+    (tmp_path / "else" / "b.png").write_bytes(png())
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "else")
+    (tmp_path / "in" / "own" / "up").symlink_to(tmp_path / "in")
+    (tmp_path / "else" / "round").symlink_to(tmp_path / "else")
+    (tmp_path / "in" / "c.png").symlink_to(tmp_path / "else" / "b.png")
+    (tmp_path / "in" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    found = {
+        item.name.removeprefix(f"{tmp_path}/in/"): item.error for item in items(tmp_path / "in")
+    }
+    assert found == {
+        "c.png": "",
+        "gone.png": "a link to nothing",
+        "linked/b.png": "",
+        "own/a.png": "",
+    }
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "GIF", "WEBP", "PNG"])
+def test_further_pages_are_a_reason_and_not_lost(kind: str, tmp_path: Path) -> None:
+    others = [Image.fromarray(np.roll(PIXELS, step)) for step in (7, 31)]
+    path = tmp_path / f"pages.{kind.lower()}"
+    PICTURE.save(path, kind, save_all=True, append_images=others)
+    (found,) = items(path)
+    assert found.image is None
+    assert found.error == "3 pages or frames; save each as a picture of its own"
+
+
+@pytest.mark.parametrize(
+    ("kind", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)], ids=["grey", "RGB", "LA", "RGBA"]
+)
+def test_sixteen_bits_are_not_cut_to_eight(kind: int, channels: int, tmp_path: Path) -> None:
+    (tmp_path / "deep.png").write_bytes(deep_png(kind, channels))
+    for form in (Format(), Format(shape=(1, 6, 5)), Format(shape=(3, 6, 5))):
+        (found,) = items(tmp_path / "deep.png", form=form)
+        assert found.error == "pixels of more than 8 bits per channel (16)"
+
+
+def test_nor_are_they_in_other_kinds_of_files(tmp_path: Path) -> None:
+    Image.fromarray(np.arange(30, dtype=np.uint16).reshape(6, 5) * 2000).save(tmp_path / "a.tiff")
+    (tmp_path / "b.ppm").write_bytes(b"P6\n# deep\n5 6\n65535\n" + bytes(180))
+    (tmp_path / "c.ppm").write_bytes(b"P6 5 6 255\n" + bytes(90))
+    # A TIFF of three channels of 16 bits, as little as it takes.
+    tags = [(256, 5), (257, 6), (262, 2), (273, 8 + 2 + 12 * 7 + 4 + 6), (277, 3), (279, 180)]
+    depths = 8 + 2 + 12 * 7 + 4
+    entries = sorted([*((t, 3, 1, v) for t, v in tags), (258, 3, 3, depths)])
+    body = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(entries))
+    body += b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+    (tmp_path / "d.tiff").write_bytes(body + struct.pack("<HHH", 16, 16, 16) + bytes(180))
+    reasons = {item.name[-6:]: item.error for item in items(tmp_path)}
+    assert reasons["/b.ppm"] == reasons["d.tiff"] == "pixels of more than 8 bits per channel (16)"
+    assert "more than 8 bits" in reasons["a.tiff"]
+    assert reasons["/c.ppm"] == ""
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_of_exif_is_applied_where_it_is_asked_for(
+    orientation: int, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    PICTURE.save(tmp_path / "turned.png", exif=exif)
+    (plain,), (turned,) = (
+        items(tmp_path / "turned.png", form=Format(exif=asked)) for asked in (False, True)
+    )
+    assert plain.image is not None
+    assert turned.image is not None
+    assert np.array_equal(plain.image.numpy(), PIXELS.transpose(2, 0, 1) / np.float32(255))
+    steps = {
+        1: PIXELS, 2: PIXELS[:, ::-1], 3: PIXELS[::-1, ::-1], 4: PIXELS[::-1],
+        5: PIXELS.transpose(1, 0, 2), 6: np.rot90(PIXELS, -1),
+        7: PIXELS[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(PIXELS),
+    }  # fmt: skip
+    expected = steps[orientation].transpose(2, 0, 1) / np.float32(255)
+    assert np.array_equal(turned.image.numpy(), expected)
+
+
+COLUMNS = {
+    "binary": pa.binary(),
+    "large binary": pa.large_binary(),
+    "a view": pa.binary_view(),
+    "of fixed size": pa.binary(len(png())),
+    "a dictionary": pa.dictionary(pa.int32(), pa.binary()),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_parquet_holds_bytes_in_many_ways(name: str, tmp_path: Path) -> None:
+    column = pa.array([png()] * 3, pa.binary()).cast(COLUMNS[name])
+    labels = pa.array([1, 0, 1]).dictionary_encode()
+    pq.write_table(pa.table({"images": column, "labels": labels}), tmp_path / "some.parquet")
+    found = items(tmp_path / "some.parquet")
+    assert [item.label for item in found] == [1, 0, 1]
+    assert all(item.image is not None for item in found)
+
+
+def test_a_folder_of_parquet_parts_is_one_table(tmp_path: Path) -> None:
+    for part in range(3):
+        table = pa.table({"images": [png()] * 4, "labels": [part] * 4})
+        pq.write_table(table, tmp_path / f"part-{part}.parquet")
+    (tmp_path / "_SUCCESS").write_text("")
+    (tmp_path / "_metadata.parquet").write_text("not a part")
+    found = items(tmp_path)
+    assert [item.label for item in found] == [0] * 4 + [1] * 4 + [2] * 4
+    later = [item.name for item in read([tmp_path], Format(), start=5)]
+    assert later == [item.name for item in found[5:]]
+    assert [path.name for path in files([tmp_path])] == [f"part-{n}.parquet" for n in range(3)]
+
+
+def test_the_output_in_a_folder_is_no_input(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "out.csv").write_text("older scores")
+    (tmp_path / "out.csv.parts").mkdir()
+    (tmp_path / "out.csv.parts" / "run.json").write_text("{}")
+    own = {(tmp_path / "out.csv").resolve(), (tmp_path / "out.csv.parts").resolve()}
+    assert [item.name[-5:] for item in read([tmp_path], Format(), without=own)] == ["a.png"]
+    assert count([tmp_path], Format(), without=own) == 1
+    assert count([tmp_path], Format()) == 3

@@ -1,0 +1,64 @@
+"""What a part depends on: facts, the code it imports, and no other code."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from leery.tasks import _identity, identity_of
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A user's module that imports another, and a third that nobody imports."""
+    (tmp_path / "mine_top.py").write_text("import json\nfrom mine_below import number\n")
+    (tmp_path / "mine_below.py").write_text("number = 1\n")
+    (tmp_path / "mine_beside.py").write_text("number = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    for name in ("mine_top", "mine_below", "mine_beside"):
+        sys.modules.pop(name, None)
+    _identity._code.cache_clear()
+
+
+def identity(facts: object = 1) -> str:
+    _identity._code.cache_clear()
+    return identity_of(facts, ["mine_top"])
+
+
+def test_the_facts_count(modules: Path) -> None:
+    assert modules.is_dir()
+    assert identity([1, {"a": 2}]) == identity([1, {"a": 2}])
+    assert identity([1, {"a": 2}]) != identity([1, {"a": 3}])
+
+
+def test_code_that_is_imported_counts_and_other_code_does_not(modules: Path) -> None:
+    before = identity()
+    (modules / "mine_beside.py").write_text("number = 2\n")
+    assert identity() == before
+    (modules / "mine_below.py").write_text("number = 2\n")
+    changed = identity()
+    assert changed != before
+    (modules / "mine_top.py").write_text("from mine_below import number as other\n")
+    assert identity() not in (before, changed)
+
+
+def test_a_part_of_leery_s_own_hashes_what_it_imports() -> None:
+    sources: set[str] = set()
+    waiting = ["leery.metrics"]
+    while waiting:
+        name = waiting.pop()
+        path = _identity._own_source(name)
+        if path is not None and name not in sources:
+            sources.add(name)
+            package = path.name == "__init__.py"
+            waiting += _identity._imported(path.read_bytes(), name, package=package)
+    assert {"leery.metrics", "leery.metrics.closeness", "leery.models", "leery.tuning"} <= sources
+    assert not any(name.startswith(("leery.cli", "leery.study", "torch")) for name in sources)
+
+
+def test_versions_of_what_computes_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = identity_of(1, [])
+    monkeypatch.setattr(_identity, "version", lambda name: f"{name} 0")
+    assert identity_of(1, []) != before
