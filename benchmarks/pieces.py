@@ -521,11 +521,11 @@ class Selective:
         self._loss, self._detector = CrossEntropy(model), detector
         self._fooled = torch.empty(0, dtype=torch.bool)
 
-    def value(self, images: Tensor, labels: Tensor) -> Tensor:
+    def value(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         loss = self._loss.value(images, labels)
         # The loss of a label that is right is below log 2 wherever it has more than half.
         self._fooled = loss.detach() > np.log(2)
-        return torch.stack([loss, -self._detector.differentiable_score(images)])
+        return loss, -self._detector.differentiable_score(images)
 
     def direction(self, gradients: Tensor) -> Tensor:
         chosen = self._fooled.view(-1, *(1 for _ in gradients.shape[2:]))

@@ -72,7 +72,7 @@ class NotFittedError(LeeryError, _SklearnNotFittedError):  # type: ignore[misc] 
 
 
 class UnsupportedModelError(LeeryError, RuntimeError):
-    """The model's graph cannot be captured, or holds something that cannot be split."""
+    """The model does not return logits, or does something that leery cannot run."""
 
 
 class DetectorFileError(LeeryError, ValueError):

@@ -44,7 +44,7 @@ HEAD = "<last hidden layer>"
 """Stands for the layer whose values the classifier's head turns into logits."""
 
 EACH = "<each layer>"
-"""Stands for every submodule directly inside the classifier that gives one tensor of images."""
+"""Stands for every layer that :func:`leery.models.submodules_of_images` finds."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class Observation:
         return type(self)(**{**vars_of(self), "pass_probs": None, "pass_layers": {}})
 
     def changed(self, change: Callable[[Tensor, int], Tensor]) -> Self:
-        """Every tensor changed, given the dimension that counts the images."""
+        """The observation with each tensor replaced by ``change(tensor, image_dimension)``."""
         probs = self.pass_probs
         return type(self)(
             images=change(self.images, 0),
@@ -248,9 +248,9 @@ class Observer:
     Args:
         model: returns logits ``(N, classes)``.
         needs: of all metrics together.
-        head: the layer that :data:`HEAD` stands for; by default the input of the last linear layer,
-            found on example images by :meth:`resolved`.
-        each: the layers that :data:`EACH` stands for; found likewise.
+        head: the layer that :data:`HEAD` stands for, None if nothing reads it; the user's choice or
+            found on example images by :meth:`find`.
+        each: the layers that :data:`EACH` stands for; also found by :meth:`find`.
         passes: the number of Monte-Carlo dropout passes.
         seed: of the dropout masks and of what views draw.
         fresh: True if each call draws masks of its own.
@@ -404,13 +404,13 @@ class Observer:
 
 
 def _resolved(asked: Sequence[str], names: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """Layer names with those that stand for others replaced by these."""
+    """Layer names, with :data:`HEAD` and :data:`EACH` replaced by what they stand for."""
     return tuple(dict.fromkeys(name for layer in asked for name in names.get(layer, (layer,))))
 
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Any detector, as evaluation, arena and attackers see it.
+    """Any detector, as evaluation and attackers see it.
 
     Attributes:
         model: the classifier that is guarded.

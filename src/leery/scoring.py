@@ -160,7 +160,7 @@ def _modules(detector: Detector) -> set[str]:
 
 
 def _part_sizes(total: int, shape: Sequence[int]) -> list[int]:
-    """How many of so many images of that shape each part is of."""
+    """The number of images in each part of ``total`` images of that shape."""
     least, most = _PART_ROWS
     size = min(most, max(least, _PART_NUMBERS // math.prod(shape)))
     return [min(size, total - start) for start in range(0, total, size)]

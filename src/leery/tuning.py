@@ -38,5 +38,5 @@ density, 100,000 points."""
 
 MOST_RESIDENT = 2**26
 """Elements of training points that are held in float64 (512 MiB); more are converted at each use,
-which takes half as long again where queries are few and a twentieth where they are many. Row:
+which takes 50 % longer where queries are few and 5 % longer where they are many. Row:
 kernel density, 100,000 points."""

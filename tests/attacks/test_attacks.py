@@ -255,12 +255,16 @@ class Margin:
         self.model, self.chooses, self.terms = model, chooses, terms
         self.values: list[Tensor] = []
 
-    def value(self, images: Tensor, labels: Tensor) -> Tensor:
+    def margin(self, images: Tensor, labels: Tensor) -> Tensor:
         logits = self.model(images)
         true = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
-        margin = logits.scatter(1, labels.unsqueeze(1), -torch.inf).amax(1) - true
+        found: Tensor = logits.scatter(1, labels.unsqueeze(1), -torch.inf).amax(1) - true
+        return found.detach() if not images.requires_grad else found
+
+    def value(self, images: Tensor, labels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        margin = self.margin(images, labels)
         self.values.append(margin.detach())
-        return margin if self.terms == 1 else torch.stack([margin, -images.flatten(1).sum(1)])
+        return margin if self.terms == 1 else (margin, -images.flatten(1).sum(1))
 
     def direction(self, gradients: Tensor) -> Tensor:
         assert len(gradients) == self.terms
@@ -281,12 +285,12 @@ def test_an_attack_climbs_the_objective_it_is_given(digit_net: nn.Module, digits
     attack = PGD(0.3, steps=15, step_size=0.1, objective=margin)
     found = attack(digit_net, images, labels)
     (objective,) = made
-    kept = Margin(digit_net).value(found, labels).detach()
+    kept = Margin(digit_net).margin(found, labels).detach()
     # The best of the start and of each of the fifteen steps is what is returned.
     assert len(objective.values) == 16
     assert torch.allclose(kept, torch.stack(objective.values).amax(0), atol=1e-4)
     last = PGD(0.3, steps=15, step_size=0.1, objective=lambda m: Margin(m, chooses=False))
-    assert float(Margin(digit_net).value(last(digit_net, images, labels), labels).mean()) <= float(
+    assert float(Margin(digit_net).margin(last(digit_net, images, labels), labels).mean()) <= float(
         kept.mean()
     )
 

@@ -36,7 +36,7 @@ class Attack(Protocol):
             model: the classifier, which is left as it was.
             images: ``(N, ...)``.
             labels: int ``(N,)``, the true classes.
-            seed: of everything random.
+            seed: random seed.
         """
 
 
@@ -209,20 +209,24 @@ class _Kept:
             self.images = iterate
             return
         with torch.no_grad():
-            self.offer(iterate, self._objective.value(iterate, labels))
+            self.offer(iterate, _stacked(self._objective.value(iterate, labels)))
 
 
 def _gradients(objective: Objective, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The values of the terms, and the gradient of each with respect to the images only."""
     variable = images.detach().requires_grad_()
     values = objective.value(variable, labels)
-    terms = values.unsqueeze(0) if values.ndim == 1 else values
-    sums = terms.sum(1).unbind()
+    terms = values if isinstance(values, tuple) else (values,)
     found = [
-        torch.autograd.grad(total, variable, retain_graph=number < len(sums) - 1)[0]
-        for number, total in enumerate(sums)
+        torch.autograd.grad(term.sum(), variable, retain_graph=number < len(terms) - 1)[0]
+        for number, term in enumerate(terms)
     ]
-    return values.detach(), torch.stack(found)
+    return _stacked(values), torch.stack(found)
+
+
+def _stacked(values: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """The values of an objective, ``(N,)`` or ``(K, N)``, without their graph."""
+    return (torch.stack(values) if isinstance(values, tuple) else values).detach()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class Objective(Protocol):
 
     chooses: bool
 
-    def value(self, images: Tensor, labels: Tensor) -> Tensor:
+    def value(self, images: Tensor, labels: Tensor) -> Tensor | tuple[Tensor, ...]:
         """What is climbed, of each image.
 
         Args:
@@ -31,14 +31,17 @@ class Objective(Protocol):
             labels: int64 ``(N,)``, the true classes.
 
         Returns:
-            float ``(N,)``, or ``(K, N)`` for K terms whose gradients :meth:`direction` mixes.
+            float ``(N,)``, or a tuple of K such terms, whose gradients :meth:`direction` mixes.
         """
 
     def direction(self, gradients: Tensor) -> Tensor:
         """Where to step, ``(N, ...)``, from the gradients of the terms, ``(K, N, ...)``."""
 
     def better(self, new: Tensor, old: Tensor) -> Tensor:
-        """Which new iterates replace the kept ones, bool ``(N,)``, by the values of both."""
+        """Which new iterates replace the kept ones, bool ``(N,)``, by the values of both.
+
+        Values are ``(N,)``, or ``(K, N)`` for K terms.
+        """
 
 
 ObjectiveOf = Callable[[nn.Module], Objective]

@@ -58,8 +58,8 @@ def evaluate(
     """Attack clean images and tell how well the detector finds the twins.
 
     The attacks know the classifier and not the detector: somebody who knows the detector does
-    better. Positives are shown all together, and those that changed the label and those that did
-    not apart.
+    better. Positives are shown all together, then split into those that changed the label and
+    those that did not.
 
     Examples:
       leery evaluate guard.leery --model net:make --data test.npz --attack pgd:0.1 --noise 0.1

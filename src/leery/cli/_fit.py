@@ -57,8 +57,8 @@ _Train = Annotated[
 _Clean = Annotated[
     list[Path],
     typer.Option(
-        help="Clean images that the classifier was not trained on, with labels if there are "
-        "attacks. They teach the combiner and, with --fpr, set the threshold. Can be repeated.",
+        help="Clean images that the classifier was not trained on, labelled for --attack and "
+        "--right-only. They teach the combiner and with --fpr set the threshold. Can be repeated.",
         show_default=False,
     ),
 ]
@@ -94,7 +94,7 @@ _Layer = Annotated[
 
 _Passes = Annotated[int, typer.Option(help="Monte-Carlo dropout passes.")]
 
-_Metrics = Annotated[str, typer.Option(help=f"Separated by commas, out of: {', '.join(METRICS)}.")]
+_Metrics = Annotated[str, typer.Option(help=f"Metrics, comma-separated: {', '.join(METRICS)}.")]
 
 _ALL_SIX = ",".join(PAPER_METRICS)
 

@@ -38,7 +38,7 @@ class ClassifierOptions:
         Path | None,
         typer.Option(
             envvar="LEERY_WEIGHTS",
-            help="Its weights: .safetensors, or a state dict that torch.save wrote, read without "
+            help="The classifier's weights: .safetensors or a torch.save state dict, read without "
             "unpickling code. Without this option they are what the factory gives.",
             show_default=False,
         ),
@@ -56,7 +56,7 @@ class ClassifierOptions:
         typer.Option(
             metavar="M1,M2,...",
             help="For a classifier that expects normalised images: the mean of each channel, or "
-            "one for all. Epsilon, noise and bounds then mean pixels.",
+            "one for all. Epsilon, noise and bounds are then in units of the unnormalised images.",
             show_default=False,
         ),
     ] = None

@@ -37,7 +37,7 @@ class Facts:
 class Combiner(nn.Module):
     """Fuses metrics; larger scores are more adversarial.
 
-    What is fitted are buffers, registered as None before. The score is the intercept plus the sum
+    Fitted state is held in buffers, None before the fit. The score is the intercept plus the sum
     of the contributions.
 
     Args:

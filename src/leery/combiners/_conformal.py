@@ -34,8 +34,8 @@ class ConformalCombiner(Combiner):
 
     Notes:
         The smallest of several p-values is not uniform, and dependence between metrics is not
-        known; a threshold comes from calibration on images of their own. Above the largest tenth of
-        the reference a p-value goes on as an exponential tail of the same mean excess, so that
+        known; a threshold comes from calibration on separate images. Inside the largest tenth of
+        the reference and above it, p-values follow an exponential tail of its mean excess, so that
         images beyond all references still differ.
 
     Source:

@@ -21,7 +21,7 @@ Measure = Callable[[Tensor], MetricTable]
 """Gives the metrics of images."""
 
 _A_FEW = 3
-"""Training images among clean ones that are dropped instead of refused, or 1 % of them."""
+"""Most training images among clean ones that are left out, not refused; 1 % if that is more."""
 
 
 @dataclass(frozen=True)

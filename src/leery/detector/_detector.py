@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from leery._checks import Bounds, check_seed
 from leery.attacks import HARMLESS, Attack, Harmless
-from leery.combiners import CombinerName, Facts, make_combiner
+from leery.combiners import COMBINERS, CombinerName, Facts, make_combiner
 from leery.detector._calibration import Calibration, Promise
 from leery.detector._clean import CleanImages, measure_clean
 from leery.detector._explanation import Explanation, percentiles
@@ -60,7 +60,7 @@ class Detector:
         model: the classifier; returns logits ``(N, classes)``, as a tensor or in a field
             ``logits``.
         feature_layer: the submodule whose output is the last hidden layer, or "input of " and a
-            submodule; by default the input of the last linear layer, found at :meth:`fit`.
+            submodule; by default the input of the linear layer that gives the logits.
         passes: number of Monte-Carlo dropout passes.
         seed: random seed: of the dropout masks, which belong to the detector, of the references
             that are kept, and of harmless changes.
@@ -220,7 +220,9 @@ class Detector:
     @property
     def differentiable(self) -> bool:
         """True if :meth:`differentiable_score` is exact, False if it uses stand-ins."""
-        return all(metric.differentiable for metric in self._settings.metrics)
+        combiner = COMBINERS[self._settings.combiner]
+        exact = all(metric.differentiable for metric in self._settings.metrics)
+        return combiner.differentiable and exact
 
     # ---- fitting ---------------------------------------------------------------------------------
 
@@ -317,7 +319,7 @@ class Detector:
 
         Args:
             clean: images that are not adversarial.
-            labels: int ``(N,)``, their true classes, or batches with labels: images that the
+            labels: int ``(N,)``, their true classes. With them or labelled batches, images that the
                 classifier gets wrong are then left out, and the promise is about the others. A
                 number is taken for ``fpr``.
             fpr: the false-alarm rate, in (0, 1).

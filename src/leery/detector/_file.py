@@ -33,7 +33,7 @@ class Record:
         settings: passes, seed, masks, combiner, batch_size, logits, trust_outputs.
         prototypes: the metrics before their fit.
         fitted: what the training data taught.
-        taught: what taught the combiner, where there is one.
+        taught: the fitted combiner and what taught it; None where there is none.
         calibration: where there is one.
     """
 

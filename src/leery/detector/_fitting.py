@@ -99,7 +99,7 @@ def _observer_of_the_fit(
     layers: dict[str, object],
     batch: Tensor,
 ) -> Observer:
-    """An observer for what learning reads, after what scoring needs was seen to work."""
+    """An observer for what learning reads, made once a run for all needs has been planned."""
     every, learning = needs_of(metrics), needs_of([m for m in metrics if m.learns])
     made = [
         Observer(
@@ -125,7 +125,7 @@ def _prepare(
     batches: Callable[[], Iterator[tuple[Tensor, Tensor]]],
     images: Images,
 ) -> None:
-    """Have metrics trained that must be; the data are then read more than once."""
+    """Train the metrics that have ``prepare``; the data are then read more than once."""
     training = [metric for metric in metrics if metric.trains]
     if training and isinstance(images, Iterator):
         message = (

@@ -74,7 +74,7 @@ def _near_parts(seen: Observation) -> Iterator[Observation]:
 
 
 def _enough(parts: Sequence[Observation]) -> bool:
-    """Whether batches are to be measured now: for more images, memory or time would not gain."""
+    """Whether to measure the waiting batches now: more would cost memory and save no time."""
     images = sum(map(len, parts))
     return images >= CLOSENESS_IMAGES or images * parts[0].images[0].numel() >= CLOSENESS_PIXELS
 

@@ -20,13 +20,13 @@ class Settings:
     Attributes:
         feature_layer: the last hidden layer as the user named it, or None.
         passes: the number of Monte-Carlo dropout passes.
-        seed: of everything random but the dropout masks.
-        masks: the seed of the dropout masks; "fresh" draws others at each call.
+        seed: random seed of the fit, kept references, harmless changes, halves and fresh masks.
+        masks: the seed of the dropout masks and of views; "fresh" draws new masks at each call.
         metrics: not fitted; a fit works on copies.
         combiner: its name.
         bounds: of the pixels as the user gave them, or None.
         batch_size: the largest number of images that a thread works on at once.
-        trust_outputs: True if outputs that look like no logits are taken for some.
+        trust_outputs: True if outputs that do not look like logits are accepted as logits.
     """
 
     feature_layer: str | None

@@ -1,4 +1,4 @@
-"""What a detector has learned: from training data, for its combiner, for its threshold."""
+"""What a detector has learned from training data, and what its combiner was taught."""
 
 from dataclasses import dataclass
 
@@ -62,7 +62,7 @@ class Taught:
 def image_hashes(images: Tensor) -> Tensor:
     """Hashes by which an image is known again, int64 ``(N,)``.
 
-    Floats count up to 1 / 4096, so that a copy that went through other arithmetic is known too.
+    Floats are rounded to 1 / 4096, so that a copy from other arithmetic is recognised too.
     """
     rows = (images.detach() * 4096).round() if images.is_floating_point() else images
     return content_hashes(rows)

@@ -14,7 +14,7 @@ __all__ = ["MetricTable"]
 
 @dataclass(frozen=True)
 class MetricTable:
-    """One row an image, one column a metric.
+    """One row per image, one column per metric.
 
     Attributes:
         names: of the metrics, in column order.

@@ -172,7 +172,7 @@ def _readable(item: Item) -> Tensor:
 
 
 def _without_strangers(items: Iterator[Item]) -> Iterator[Item]:
-    """The items but for files that are no pictures by name or content, of which is warned."""
+    """The items without files that are no pictures by name or content; a warning counts those."""
     strangers: list[str] = []
     for item in items:
         if item.stranger:

@@ -59,7 +59,7 @@ ON_A_GPU = 512
 """Images that a GPU is given at once: their deterministic part is not cut there."""
 
 MOST_CHOSEN = 2**27
-"""Numbers of the matrices that all threads may choose from; float32 makes that 512 MiB."""
+"""Total element count of the matrices that all threads choose from; 512 MiB in float32."""
 
 MOST_PASSES = 10_000
 """A bound that keeps a slip, or a file of a stranger, from asking for all the memory."""

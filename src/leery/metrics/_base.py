@@ -23,7 +23,7 @@ class FitContext:
 
     Attributes:
         batches: gives the training data anew at each call, as (images, labels) batches.
-        seed: of everything random.
+        seed: random seed.
         device: of the classifier.
         classes: the number of classes.
         bounds: of the pixels; None where they have none.
@@ -119,7 +119,7 @@ class Metric(nn.Module):
         return self
 
     def check_classes(self, classes: int) -> None:
-        """Refuse a fitted state that is not of a classifier with so many classes."""
+        """Refuse a fitted state of a classifier with another number of classes."""
 
     @property
     def learns(self) -> bool:

@@ -281,9 +281,11 @@ class KernelDensity(Metric):
         chunks = queries.split(QUERIES)
         heights = (estimate.squares * -half).split(estimate.block_size)
         exponents = queries.new_empty(len(chunks[0]) * estimate.block_size)
-        parts = []
+        followed, parts = _is_followed(queries), []
         for rows, own in zip(estimate.blocks(), heights, strict=True):
             points = rows.to(queries.device).T
+            if followed and not estimate.lasts:
+                points = points.clone()
             found = [_log_sum_exp(chunk, points, own, 2 * half, exponents) for chunk in chunks]
             parts.append(torch.cat(found))
         count = len(estimate.points)
@@ -308,6 +310,11 @@ class _Estimate:
         self.squares = torch.cat([_squared_lengths(rows) for rows in self.blocks()])
 
     @property
+    def lasts(self) -> bool:
+        """Whether a block holds when the next is asked for."""
+        return self._resident is not None
+
+    @property
     def block_size(self) -> int:
         """Of :meth:`blocks`, in references."""
         return CONVERTED if self._resident is None else REFERENCES
@@ -322,7 +329,7 @@ class _Estimate:
         """The references relative to their mean, in float64.
 
         Distances do not change when all points move; short vectors lose fewer digits in
-        ``|x|^2 + |y|^2 - 2 x.y``. A block may hold only until the next is asked for.
+        ``|x|^2 + |y|^2 - 2 x.y``. Unless :attr:`lasts`, a block holds until the next only.
         """
         if self._resident is not None:
             yield from self._resident.split(REFERENCES)
@@ -500,16 +507,21 @@ class ClassKL(Metric):
         return torch.where(total > 0, features / total, uniform)
 
 
+def _is_followed(queries: Tensor) -> bool:
+    """Whether derivatives are asked for, in reverse or forward mode."""
+    transformed: bool = torch._C._are_functorch_transforms_active()  # noqa: SLF001 - no other way
+    return transformed or (queries.requires_grad and torch.is_grad_enabled())
+
+
 def _log_sum_exp(
     queries: Tensor, points: Tensor, heights: Tensor, scale: float, memory: Tensor
 ) -> Tensor:
     """``logsumexp(heights + scale * queries @ points, 1)``, computed in the given memory.
 
-    Where derivatives are asked for, in memory of its own, and so are the points.
+    Where derivatives are asked for, in memory of its own.
     """
-    followed = queries.requires_grad and torch.is_grad_enabled()
-    if followed or torch._C._are_functorch_transforms_active():  # noqa: SLF001 - no other way
-        return torch.addmm(heights, queries, points.clone(), alpha=scale).logsumexp(1)
+    if _is_followed(queries):
+        return torch.addmm(heights, queries, points, alpha=scale).logsumexp(1)
     block = memory[: len(queries) * points.shape[1]].view(len(queries), -1)
     torch.addmm(heights, queries, points, alpha=scale, out=block)
     largest = block.amax(1, keepdim=True)

@@ -1,7 +1,7 @@
 """Running somebody's classifier: isolation, layers, logits out of any output, loading, fingerprint.
 
 Every call leaves the classifier, its modes and the global random states as they were. What belongs
-here knows a classifier and its inputs; Monte-Carlo dropout, metrics and attacks do not.
+here knows a classifier and its inputs, but nothing of Monte-Carlo dropout, metrics or attacks.
 """
 
 from leery.models._features import (

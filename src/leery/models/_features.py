@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 INPUT_OF = "input of "
-"""What a feature layer's name starts with where it is the input of the submodule named after it."""
+"""Prefix of a feature layer's name that means the input, not the output, of that submodule."""
 
 
 def check_layer(model: nn.Module, layer: str) -> None:
@@ -57,7 +57,7 @@ def last_hidden_layer(model: nn.Module, images: Tensor) -> str:
 
     Returns:
         "input of " and the name of an ``nn.Linear``, whose output for the two images is the
-        logits, up to a factor and to what a row has in common (as of a log softmax).
+        logits, up to a factor and a constant per row (such as a log softmax subtracts).
 
     Raises:
         UnknownLayerError: when there is no such layer.

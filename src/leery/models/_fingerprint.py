@@ -33,8 +33,8 @@ def fingerprint(model: nn.Module) -> str:
 def content_hashes(rows: Tensor, seed: int = 0) -> Tensor:
     """A hash of each row's content, int64 ``(N,)``, on the CPU.
 
-    Equal rows have equal hashes, wherever they stand; that different ones do has a probability of
-    about 2^-64 per pair. It is no protection against somebody who looks for such rows.
+    Equal rows have equal hashes, wherever they stand; two different rows collide with probability
+    2^-33 at most. It is no protection against somebody who looks for such rows.
 
     Args:
         rows: ``(N, ...)``; numbers are compared as float32.

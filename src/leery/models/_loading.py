@@ -51,7 +51,7 @@ def normalized(
 ) -> nn.Module:
     """A classifier that expects normalised images, as one that takes images as they are.
 
-    Epsilon of attacks, sigma of noise and bounds then mean pixels.
+    Epsilon of attacks, sigma of noise and bounds are then in units of the unnormalised images.
 
     Args:
         model: takes ``(images - mean) / std``.
@@ -143,7 +143,7 @@ def loaded_object(name: str, what: str) -> Any:  # noqa: ANN401 - whatever the m
 
     Args:
         name: ``package.module:attribute``.
-        what: it is, for error messages.
+        what: a word for it in error messages, such as "metric".
 
     Raises:
         InputError: when there is no such module or attribute, or importing it fails.

@@ -99,7 +99,7 @@ class Twins:
                 same = _random_states() == drawn and _state(twin) == before
         except torch.OutOfMemoryError:
             raise
-        # A model's own code raises whatever it likes; the classifier itself is then run, and fails.
+        # A model's own code raises whatever it likes; the classifier itself is then run instead.
         except Exception:
             return False
         if not same or found.shape != truth.shape:

@@ -20,7 +20,7 @@ _COMPUTING = ("torch", "numpy", "scipy", "scikit-learn")
 def identity_of(facts: object, modules: Iterable[str]) -> str:
     """The SHA-256 of facts, of the code that computes with them, and of the libraries' versions.
 
-    Of the code count the modules and all that they import, as far as these are leery's or a user's
+    The modules and all that they import count as code, as far as they are leery's or the user's
     own; installed packages and the standard library do not.
 
     Args:
