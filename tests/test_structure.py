@@ -118,13 +118,12 @@ PUBLIC = {
         Precision References UNCERTAINTY_METRICS aleatoric confidence
         direction_of epistemic make_metrics mutual_information
         predictive_entropy scibilic variance""",
-    "leery.models": """INPUT_OF Logits Run Trial WHOLE_MODEL assignments_undone check_layer
-        check_logits check_read check_repeatable content_hashes device_of
+    "leery.models": """INPUT_OF Logits NarrowConvolutions Run Trial WHOLE_MODEL assignments_undone
+        check_layer check_logits check_read check_repeatable content_hashes device_of
         extract_features fast_layout fingerprint forward guest has_fast_layout
-        has_linear_head keep_freed_memory last_hidden_layer load_model
-        loaded_object normalized predict python_randomness reading refused
-        run_fast run_model submodules_of_images two_images unwrapped
-        with_logits""",
+        has_linear_head keep_freed_memory last_hidden_layer load_model loaded_object
+        normalized predict python_randomness reading refused run_fast run_model
+        submodules_of_images two_images unwrapped with_logits""",
     "leery.observation": "EACH FittableScorer HEAD Needs Observation Observer Scorer View Viewed",
     "leery.reporting": """Cell INK MUTED PALETTE Sheet figure_style new_figure page_environment
         page_resource themed to_svg""",

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leery._checks import check_labels
-from leery.attacks._narrow import NarrowConvolutions
-from leery.models import Run, Trial, run_fast, run_model
+from leery.models import NarrowConvolutions, Run, Trial, run_fast, run_model
 
 __all__ = ["CrossEntropy", "Objective", "ObjectiveOf"]
 

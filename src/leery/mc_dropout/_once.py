@@ -114,7 +114,7 @@ class Memory:
 
     def __init__(self, kept: Kept | None = None, *, reused: bool = True) -> None:
         self._kept = kept
-        self._reused = reused
+        self.reused = reused
         self._compared: set[fx.Node] = set()
         self._own = threading.local()
 
@@ -149,7 +149,7 @@ class Memory:
         It is written over the last one: to ask the system for so much fresh memory takes longer
         than to fill it.
         """
-        if not self._reused:
+        if not self.reused:
             return _chosen(kind, matrix, dim, index)
         buffers: dict[Hashable, Tensor] = vars(self._own).setdefault("buffers", {})
         shape = list(matrix.shape)
@@ -203,6 +203,10 @@ class Once:
             index: of the pass.
         """
         chosen = masks.chosen(site, index)
+        if not self.memory.reused:
+            # The derivative of one choice is cheaper than that of several narrow pieces.
+            own = matrix.index_select(0, chosen.own)
+            return list(own.split([count for _, count in chosen.pieces]))
         units, rows = self._rows.get((node, site), (None, matrix))
         if units is not chosen.units:
             rows = self.memory.choose((node, site), matrix, 0, chosen.units)

@@ -28,6 +28,7 @@ from leery.mc_dropout._proofs import (
 from leery.mc_dropout._threads import side_by_side
 from leery.models import (
     WHOLE_MODEL,
+    NarrowConvolutions,
     check_layer,
     device_of,
     fast_layout,
@@ -289,7 +290,7 @@ class MCDropout:
         prepared = self._prepare(images.detach())
         masks = self._masks(prepared).to(images.device)
         memory = Memory(self._kept(prepared, again=False), reused=False)
-        with self._undisturbed(prepared):
+        with self._undisturbed(prepared), NarrowConvolutions():
             return self._run(prepared, masks, memory, images, gradient=True)
 
     @contextmanager

@@ -7,7 +7,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from leery.attacks import FGSM
-from leery.attacks._narrow import NarrowConvolutions
+from leery.models._narrow import NarrowConvolutions
 
 PLAIN = {
     "one channel": nn.Conv2d(1, 10, 3),

@@ -17,6 +17,8 @@ __all__ = ["NarrowConvolutions"]
 
 _FEW = 3
 
+_CONVOLUTIONS = (torch.conv2d, torch.ops.aten.conv2d.default)
+
 _ONES = (1, (1,), (1, 1), [1], [1, 1])
 
 
@@ -35,7 +37,7 @@ class NarrowConvolutions(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 - whatever the function returns
         """Call the function, or its faster twin."""
-        if func is torch.conv2d and (found := _narrow(*args, **(kwargs or {}))) is not None:
+        if func in _CONVOLUTIONS and (found := _narrow(*args, **(kwargs or {}))) is not None:
             return found
         return func(*args, **(kwargs or {}))
 
