@@ -175,7 +175,8 @@ def check_bounds(images: Tensor, bounds: Bounds) -> None:
     if bool((images < low).any()) or bool((images > high).any()):
         message = (
             f"expected pixels within the bounds {bounds}, got {float(images.min()):g}.."
-            f"{float(images.max()):g}; scale the images or pass bounds=(low, high)"
+            f"{float(images.max()):g}; scale the images or pass bounds=(low, high) "
+            "(--bounds LOW,HIGH)"
         )
         raise InputError(message)
 

@@ -1,6 +1,7 @@
 """The twin of a classifier: what is trusted, what is not, and threads that do not wait."""
 
 import functools
+import gc
 import random
 import threading
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from leery import Detector
-from leery.models import guest, predict
+from leery.models import extract_features, guest, normalized, predict
 from leery.models._guest import _TWINS
 from tests.conftest import Batch
 
@@ -171,8 +172,7 @@ def test_a_twin_follows_changes_of_its_classifier() -> None:
     with torch.no_grad():
         model.out.weight.neg_()
         model.out.bias.neg_()
-    written = predict(model, IMAGES)
-    assert not torch.equal(written, before)
+    assert not torch.equal(predict(model, IMAGES), before)
     model.out = nn.Linear(4 * 36, 3)
     with torch.no_grad():
         expected = model.eval()(IMAGES).argmax(1)
@@ -183,38 +183,177 @@ def test_a_twin_follows_changes_of_its_classifier() -> None:
     assert calls
 
 
-def test_a_twin_does_not_keep_its_classifier_alive() -> None:
-    model = Base()
-    predict(model, IMAGES)
-    assert model in _TWINS._twins
+class Nested(Base):
+    def prepare(self) -> None:
+        self.settings = {"factors": [1.0, [1.0]]}
+
+    def forward(self, images: Tensor) -> Tensor:
+        one, (other,) = self.settings["factors"]
+        found: Tensor = one * other * super().forward(images)
+        return found
+
+
+def test_a_twin_follows_changes_deep_in_a_container() -> None:
+    model = Nested()
+    before = extract_features(model, IMAGES, "out")[1]
+    model.settings["factors"][1][0] = -2.0  # type: ignore[index]
+    assert torch.allclose(extract_features(model, IMAGES, "out")[1], -2 * before)
+
+
+@pytest.mark.parametrize("make", [Base, Closure, InList])
+def test_no_classifier_is_kept_alive(make: Callable[[], nn.Module]) -> None:
+    gc.collect()
     before = len(_TWINS._twins)
+    for _ in range(5):
+        model = make()
+        model.register_forward_hook(lambda *_, own=model: own and None)
+        predict(model, IMAGES)
     del model
-    assert len(_TWINS._twins) == before - 1
+    gc.collect()
+    assert len(_TWINS._twins) <= before
 
 
 class Meeting(Base):
     """Threads meet in its forward pass; if one had to wait for the other, they would not."""
 
     def prepare(self) -> None:
-        self.barrier = threading.Barrier(1)
+        self.meet: list[Callable[[], object]] = [lambda: None]
 
     def forward(self, images: Tensor) -> Tensor:
-        self.barrier.wait(timeout=20)
+        MEETING[0]()
         return super().forward(images)
 
 
-def test_threads_run_two_classifiers_at_the_same_time() -> None:
-    models = [Meeting(), Meeting()]
+MEETING: list[Callable[[], object]] = [lambda: None]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_threads_run_classifiers_at_the_same_time(count: int) -> None:
+    """Two classifiers, or one and the same."""
+
+    def run(model: nn.Module) -> Tensor:
+        with guest(model, IMAGES) as still, torch.no_grad():
+            assert still is not model
+            found: Tensor = still(IMAGES)
+        return found
+
+    models = [Meeting() for _ in range(count)] * (2 // count)
     for model in models:
         predict(model, IMAGES)
-    # Attributes are the same objects in the twin, so that both now wait for each other.
-    both = threading.Barrier(2)
-    for model in models:
-        model.barrier._parties = 2  # type: ignore[attr-defined]
-        model.barrier.wait = both.wait  # type: ignore[method-assign]
-    with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda model: predict(model, IMAGES), models))
+    barrier = threading.Barrier(2)
+    MEETING[0] = lambda: barrier.wait(timeout=30)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(run, models))
+    finally:
+        MEETING[0] = lambda: None
     assert torch.equal(*found)
+
+
+class Appends(Base):
+    """Leaves something in a list and takes it out again, and writes into a buffer."""
+
+    def prepare(self) -> None:
+        self.skips: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.skips.append(images)
+        maps = self.norm(self.convolution(images)).relu()
+        maps = maps * self.skips.pop().mean((1, 2, 3), keepdim=True)
+        found: Tensor = self.out(self.drop(maps.flatten(1)))
+        return found
+
+
+class Writes(Base):
+    def prepare(self) -> None:
+        self.register_buffer("memory", torch.zeros(600, 4 * 36))
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.norm(self.convolution(images)).relu().flatten(1)
+        self.memory[: len(maps)].copy_(maps)  # type: ignore[index, operator]
+        found: Tensor = self.out(self.drop(self.memory[: len(maps)]))  # type: ignore[index]
+        return found
+
+
+class Hooked(Base):
+    def prepare(self) -> None:
+        self.seen: dict[str, Tensor] = {}
+        self.norm.register_forward_hook(lambda _m, _i, out: self.seen.update(norm=out))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.norm(self.convolution(images))
+        found: Tensor = self.out(self.drop(self.seen["norm"].relu().flatten(1)))
+        return found
+
+
+@pytest.mark.parametrize("make", [Base, Appends, Writes, Hooked])
+def test_one_classifier_in_four_threads_gives_each_its_own(make: Callable[[], nn.Module]) -> None:
+    """Layers are read by hooks, which must not meet those of another thread."""
+    model = make()
+    generator = torch.Generator().manual_seed(3)
+    batches = [torch.rand(size, 1, 8, 8, generator=generator) for size in (5, 40, 10, 17) * 8]
+
+    def features(images: Tensor) -> tuple[Tensor, Tensor]:
+        return extract_features(model, images, "norm")
+
+    expected = [features(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(features, batches))
+    for own, truth in zip(found, expected, strict=True):
+        assert torch.allclose(own[0], truth[0], atol=1e-6)
+        assert torch.allclose(own[1], truth[1], atol=1e-6)
+
+
+def test_a_thread_of_the_user_s_is_not_disturbed_by_a_trial() -> None:
+    model = Base().eval()
+    with torch.no_grad():
+        expected = model(IMAGES)
+    done, wrong = threading.Event(), []
+
+    def serve() -> None:
+        while not done.is_set():
+            try:
+                with torch.no_grad():
+                    if not torch.allclose(model(IMAGES), expected, atol=1e-6):
+                        wrong.append("another result")
+            except Exception as error:
+                wrong.append(repr(error))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        for size in range(40):
+            # A new type of images each time needs a new trial.
+            _TWINS._twins.pop(model, None)
+            predict(model, IMAGES[:, :, :, :] + size)
+    finally:
+        done.set()
+        thread.join()
+    assert wrong == []
+
+
+class Batch1(Base):
+    """Batch norm in a closure, in train mode where the classifier is."""
+
+    def prepare(self) -> None:
+        inner = self.norm.forward
+        self.norm.forward = lambda maps: inner(maps) * 1.0  # type: ignore[method-assign]
+
+
+def test_a_trial_writes_nothing_into_the_classifier() -> None:
+    model = Batch1()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    predict(model, IMAGES)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_wrapping_leaves_the_modes_of_a_classifier() -> None:
+    model = Base()
+    model.norm.eval()
+    Detector(model, logits=lambda output: output, metrics=["kernel_density"])
+    normalized(model, 0.5, 0.25)
+    assert not model.norm.training
+    assert model.training
 
 
 def test_two_detectors_in_two_threads_give_what_they_give_alone(

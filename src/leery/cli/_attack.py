@@ -15,11 +15,13 @@ from leery._files import check_output, write_atomically
 from leery.cli._groups import ClassifierOptions, InputOptions, with_classes, with_groups
 from leery.cli._options import (
     Attacks,
+    BoundsOption,
     Json,
     Seed,
     facts_table,
     no_attack,
     parse_attacks,
+    parse_bounds,
     print_json,
     stoppable,
 )
@@ -44,6 +46,7 @@ def attack(
     attacks: Attacks = None,
     *,
     out: _Out = Path("adversarial.npz"),
+    bounds: BoundsOption = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -56,7 +59,8 @@ def attack(
       leery attack --model net:make --data held.npz --attack pgd:0.1 --out twins.npz
       leery attack --model net:make --data held/ --attack fgsm:0.03 --attack bim:0.03
     """
-    chosen = parse_attacks(attacks)
+    limits = parse_bounds(bounds)
+    chosen = {text: found.within(limits) for text, found in parse_attacks(attacks).items()}
     if not chosen:
         raise no_attack()
     model = classifier.load()

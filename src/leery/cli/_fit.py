@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from leery import inputs
-from leery._checks import Bounds, check_bound_values
+from leery._checks import Bounds
 from leery._files import check_output
 from leery._progress import progress_bars
 from leery.attacks import HARMLESS, GradientAttack, Harmless, gaussian_noise
@@ -27,6 +27,7 @@ from leery.cli._groups import (
 )
 from leery.cli._options import (
     Attacks,
+    BoundsOption,
     Force,
     Json,
     NoHarmless,
@@ -35,6 +36,7 @@ from leery.cli._options import (
     Seed,
     check_replaceable,
     parse_attacks,
+    parse_bounds,
     print_json,
     stoppable,
 )
@@ -114,16 +116,6 @@ _Half = Annotated[
     bool, typer.Option("--half", help="Keep the training features in half precision.")
 ]
 
-_Bounds = Annotated[
-    str | None,
-    typer.Option(
-        metavar="LOW,HIGH",
-        help="Lowest and highest pixel value, or such a pair for each channel: l1,h1,l2,h2,... By "
-        "default 0,1 if the training images lie in it.",
-        show_default=False,
-    ),
-]
-
 _TrustOutputs = Annotated[
     bool,
     typer.Option(
@@ -143,7 +135,7 @@ class _MetricOptions:
     bandwidth: _Bandwidth = "likelihood"
     references: _References = None
     half: _Half = False
-    bounds: _Bounds = None
+    bounds: BoundsOption = None
     trust_outputs: _TrustOutputs = False
     seed: Seed = 0
 
@@ -163,7 +155,7 @@ class _MetricOptions:
             references=self.references,
             precision="float16" if self.half else "float32",
             combiner=combiner,
-            bounds=_pixel_bounds(self.bounds),
+            bounds=parse_bounds(self.bounds),
             trust_outputs=self.trust_outputs,
         )
 
@@ -283,17 +275,6 @@ def _watched(paths: list[Path], form: inputs.Format) -> Iterator[tuple[Tensor, T
         for images, labels in inputs.batches(paths, form):
             yield images, labels
             bars.advance(task, len(images))
-
-
-def _pixel_bounds(text: str | None) -> Bounds | None:
-    if text is None:
-        return None
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    pairs = list(zip(numbers[::2], numbers[1::2], strict=False))
-    return check_bound_values(pairs[0] if len(numbers) == 2 else pairs)  # noqa: PLR2004 - a pair
 
 
 def _teach(

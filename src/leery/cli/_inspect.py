@@ -1,39 +1,39 @@
 """``leery inspect``: what a detector file holds, and how its classifier is run."""
 
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from leery.cli._describe import described, print_description
-from leery.cli._groups import ClassifierOptions, own_metrics
+from leery.cli._groups import ClassifierOptions, own_metrics, with_groups
 from leery.cli._options import Guard, Json, OwnMetrics, print_json
 from leery.detector import Detector
 
 __all__ = ["inspect"]
 
-_Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        metavar="MODULE:FACTORY",
-        help="Also show how this classifier's passes are run. Its code is run.",
-        show_default=False,
-    ),
-]
+
+@dataclass(frozen=True, kw_only=True)
+class _Classifier(ClassifierOptions):
+    """The same options, of which none is needed."""
+
+    model: Annotated[  # type: ignore[assignment]  # here it may be left out
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="MODULE:FACTORY",
+            help="Also show how the passes of this classifier are run. Its code is run.",
+            show_default=False,
+        ),
+    ] = None
 
 
-_Weights = Annotated[
-    Path | None, typer.Option(help="The weights of that classifier.", show_default=False)
-]
-
-
+@with_groups
 def inspect(
     guard: Guard,
+    classifier: _Classifier,
     *,
-    model: _Model = None,
-    weights: _Weights = None,
     metric: OwnMetrics = None,
     as_json: Json = False,
 ) -> None:
@@ -45,9 +45,9 @@ def inspect(
     """
     facts = described(guard)
     plan = None
-    if model is not None:
-        classifier = ClassifierOptions(model=model, weights=weights).load()
-        plan = Detector.load(guard, classifier, metrics=own_metrics(metric)).explain_plan()
+    if classifier.model is not None:
+        detector = Detector.load(guard, classifier.load(), metrics=own_metrics(metric))
+        plan = detector.explain_plan()
         facts["plan"] = str(plan).splitlines()
     if as_json:
         print_json(facts)

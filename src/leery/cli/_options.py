@@ -10,11 +10,13 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from leery._checks import Bounds, check_bound_values
 from leery.attacks import BIM, FGSM, PGD, GradientAttack
 from leery.errors import InputError
 
 __all__ = [
     "Attacks",
+    "BoundsOption",
     "DataDir",
     "Dataset",
     "Force",
@@ -29,6 +31,7 @@ __all__ = [
     "facts_table",
     "no_attack",
     "parse_attacks",
+    "parse_bounds",
     "print_json",
     "stoppable",
 ]
@@ -90,6 +93,17 @@ RightOnly = Annotated[
     ),
 ]
 
+BoundsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--bounds",
+        metavar="LOW,HIGH",
+        help="Lowest and highest pixel value, or such a pair for each channel: l1,h1,l2,h2,... By "
+        "default 0,1, for a fit if the training images lie in it.",
+        show_default=False,
+    ),
+]
+
 Attacks = Annotated[
     list[str] | None,
     typer.Option(
@@ -140,6 +154,27 @@ def parse_attacks(texts: list[str] | None) -> dict[str, GradientAttack]:
             raise InputError(message)
         found[text] = _ATTACKS[name](epsilon, **({"norm": norm} if norm else {}))  # type: ignore[arg-type]
     return found
+
+
+def parse_bounds(text: str | None) -> Bounds | None:
+    """The bounds of the pixels out of numbers separated by commas.
+
+    Raises:
+        InputError: when they are none.
+    """
+    if text is None:
+        return None
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) < 2 or len(numbers) % 2:  # noqa: PLR2004 - pairs
+        message = (
+            f"expected LOW,HIGH or such a pair per channel as --bounds, got {text!r}; correct it"
+        )
+        raise InputError(message)
+    pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
+    return check_bound_values(pairs[0] if len(pairs) == 1 else pairs)
 
 
 def no_attack() -> InputError:

@@ -75,14 +75,19 @@ class Calibration:
             return math.ceil(1 / self.fpr - 1e-9) - 1
         return math.ceil(math.log(1 - self.confidence) / math.log(1 - self.fpr) - 1e-9)
 
-    def check_count(self, count: int) -> None:
+    def check_count(self, count: int, classes: int = 1) -> None:
         """Refuse a number of images that is too small for the promise.
+
+        Args:
+            count: the number of images.
+            classes: the number of classes, among which they are divided for a promise per class.
 
         Raises:
             InputError: then, with the number that is needed.
         """
-        if count < self.needed:
-            message = f"{self._expected()}, got {count}; add images or raise the rate"
+        if count < self.needed * (classes if self.per_class else 1):
+            each = f" in each of {classes} predicted classes" if self.per_class else ""
+            message = f"{self._expected()}{each}, got {count}; add images or raise the rate"
             raise InputError(message)
 
     def checked(self, classes: int) -> Self:

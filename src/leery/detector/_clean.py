@@ -15,7 +15,7 @@ from leery.detector._table import MetricTable
 from leery.errors import InputError, LeeryWarning
 from leery.inputs import Images, Moments, labelled_batches
 
-__all__ = ["CleanImages", "Measure", "measure_clean"]
+__all__ = ["CleanImages", "Measure", "check_unseen", "measure_clean", "no_labels"]
 
 Measure = Callable[[Tensor], MetricTable]
 """Gives the metrics of images."""
@@ -71,14 +71,9 @@ class CleanImages:
         Raises:
             InputError: when more than a few are training images.
         """
-        trained = torch.isin(self.hashes, fitted.seen)
-        if int(trained.sum()) > max(_A_FEW, len(self) // 100):
-            message = (
-                "expected clean images that are not among the training images, got "
-                f"{int(trained.sum())} of {len(self)} that are; name images held out of the "
-                "training, or the promised rate will not be kept"
-            )
-            raise InputError(message)
+        if not len(fitted.seen):
+            return self
+        trained = check_unseen(self.hashes, fitted)
         used = (
             torch.isin(self.hashes, taught.seen)
             if taught is not None
@@ -97,6 +92,28 @@ class CleanImages:
             message = f"{int((~kept).sum())} of {len(self)} clean images were left out: {said}"
             warnings.warn(message, LeeryWarning, stacklevel=4)
         return self.rows(np.flatnonzero(kept))
+
+
+def check_unseen(hashes: Tensor, fitted: Fitted) -> Tensor:
+    """Which images are training images, bool ``(N,)``.
+
+    Raises:
+        InputError: when more than a few are.
+    """
+    trained = torch.isin(hashes, fitted.seen)
+    if int(trained.sum()) > max(_A_FEW, len(hashes) // 100):
+        message = (
+            "expected clean images that are not among the training images, got "
+            f"{int(trained.sum())} of {len(hashes)} that are; name images held out of the "
+            "training, or the promised rate will not be kept"
+        )
+        raise InputError(message)
+    return trained
+
+
+def no_labels() -> InputError:
+    """What is said where attacks lack the true classes."""
+    return InputError("expected the labels of the clean images for attacks, got None; pass them")
 
 
 def measure_clean(
@@ -135,7 +152,7 @@ def measure_clean(
         table = measure(batch)
         tables["clean"].append(table)
         moments.add(batch)
-        hashes.append(image_hashes(batch))
+        hashes.append(image_hashes(batch, fitted.grid))
         truths.append(None if truth is None else truth.cpu().numpy())
         for name, change in versions.items():
             assert fitted.inputs.bounds is not None
@@ -163,8 +180,7 @@ def _attacked(
 ) -> Iterator[Tensor]:
     """The adversarial versions, by each attack, of the images that the classifier gets right."""
     if labels is None:
-        message = "expected the labels of the clean images for attacks, got None; pass them"
-        raise InputError(message)
+        raise no_labels()
     right = torch.from_numpy(table.predicted).to(labels.device) == labels
     if not bool(right.any()):
         message = "expected clean images that the classifier gets right, got none; check labels"

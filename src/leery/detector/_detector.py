@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from leery._checks import Bounds, check_seed
-from leery.attacks import HARMLESS, Attack, Harmless
+from leery.attacks import HARMLESS, Attack, GradientAttack, Harmless
 from leery.combiners import COMBINERS, CombinerName, Facts, make_combiner
 from leery.detector._calibration import Calibration, Promise
-from leery.detector._clean import CleanImages, measure_clean
+from leery.detector._clean import CleanImages, check_unseen, measure_clean, no_labels
 from leery.detector._explanation import Explanation, percentiles
 from leery.detector._file import Record
 from leery.detector._fitting import fit, needs_of
 from leery.detector._measuring import measured
 from leery.detector._settings import Settings
-from leery.detector._state import Fitted, Taught
+from leery.detector._state import Fitted, Taught, image_hashes
 from leery.detector._storage import read_file, write_file
 from leery.detector._table import MetricTable
 from leery.detector._verdicts import Verdicts
@@ -281,6 +281,12 @@ class Detector:
         _refuse_labels(adversarial)
         self._check_taught_by(adversarial is not None or len(attacks) > 0)
         self._check_least([clean, *([] if noisy is None else [noisy])])
+        if attacks and labels is None and isinstance(clean, Tensor):
+            raise no_labels()
+        for images in (clean, noisy, adversarial):
+            if isinstance(images, Tensor):
+                fitted.inputs.check(images)
+        self._check_unseen(clean)
         found = measure_clean(
             self.measure,
             fitted,
@@ -289,13 +295,15 @@ class Detector:
             attack=self._attacked if attacks else None,
             attacks=attacks,
         ).unseen(fitted, None)
-        negatives = [found.tables["clean"]]
+        negatives, seen = [found.tables["clean"]], [found.hashes]
         if noisy is not None:
-            negatives.append(self.measure(noisy))
+            harmless = measure_clean(self.measure, fitted, noisy, None)
+            negatives.append(harmless.tables["clean"])
+            seen.append(harmless.hashes)
         positives = [*found.attacked]
         if adversarial is not None:
             positives.append(self.measure(adversarial))
-        self._taught = self._teach(found, negatives, positives)
+        self._taught = self._teach(found, negatives, positives, torch.cat(seen))
         self._calibration = None
         return self
 
@@ -350,10 +358,11 @@ class Detector:
         self._check_model()
         changes = self._changes(harmless)
         # Settings and numbers are refused before images are measured.
+        self._check_unseen(clean)
         count = known_count(clean)
         parts = 1 if self._taught is not None else 2
         if count is not None:
-            promised.check_count(count // parts)
+            promised.check_count(count // parts, fitted.classes)
             self._check_least([clean] if parts == 2 else [], share=parts)  # noqa: PLR2004
         found = measure_clean(
             self.measure, fitted, clean, truth, harmless=changes, seed=self._settings.seed
@@ -361,7 +370,7 @@ class Detector:
         taught = self._taught
         if taught is None:
             first, found = found.halves(self._settings.seed)
-            taught = self._teach(first, list(first.tables.values()), [])
+            taught = self._teach(first, list(first.tables.values()), [], first.hashes)
         self._calibration = self._promised(promised, found, taught).checked(fitted.classes)
         self._taught = taught
         return self
@@ -677,6 +686,7 @@ class Detector:
         clean: CleanImages,
         negatives: Sequence[MetricTable],
         positives: Sequence[MetricTable],
+        seen: Tensor,
     ) -> Taught:
         """A combiner taught with measured images."""
         fitted = self._need(self._fitted, _FIT)
@@ -688,7 +698,7 @@ class Detector:
         combiner.fit(
             tables.values, tables.predicted, adversarial=adversarial if positives else None
         )
-        return Taught(combiner, clean.tables["clean"], clean.hashes.unique())
+        return Taught(combiner, clean.tables["clean"], seen.unique())
 
     def _promised(self, promised: Calibration, found: CleanImages, taught: Taught) -> Calibration:
         """The calibration by measured images, those of each kind that count."""
@@ -719,7 +729,11 @@ class Detector:
         return harmless
 
     def _attacked(self, attack: Attack, images: Tensor, labels: Tensor) -> Tensor:
-        return attack(self.model, images, labels)
+        """Adversarial versions of images, within the detector's bounds if the attack has none."""
+        placed = (
+            attack.within(self.inputs_.bounds) if isinstance(attack, GradientAttack) else attack
+        )
+        return placed(self.model, images, labels)
 
     def _check_taught_by(self, attacked: bool) -> None:
         """Refuse images that the combiner does not learn from, or too few kinds of them."""
@@ -736,6 +750,13 @@ class Detector:
                 'some; leave them out or use combiner="logistic"'
             )
             raise InputError(message)
+
+    def _check_unseen(self, clean: Images) -> None:
+        """Refuse a tensor of training images before it is measured."""
+        fitted = self._need(self._fitted, _FIT)
+        if isinstance(clean, Tensor):
+            fitted.inputs.check(clean)
+            check_unseen(image_hashes(clean, fitted.grid), fitted)
 
     def _check_least(self, images: Sequence[Images], share: int = 1) -> None:
         """Refuse too few images for the combiner before they are measured."""

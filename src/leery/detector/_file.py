@@ -59,6 +59,7 @@ class Record:
             "classes": fitted.classes,
             "inputs": fitted.inputs.facts(),
             "settings": dict(self.settings),
+            "grid": fitted.grid,
             "layers": {"head": fitted.head, "each": list(fitted.each)},
             "metrics": [_described(metric) for metric in fitted.metrics],
         }
@@ -106,6 +107,7 @@ class Record:
             classes=classes,
             fingerprint=facts["classifier_sha256"],
             seen=_hashes(tensors["seen/fit"]),
+            grid=facts["grid"],
             accuracy=None,
         )
         taught = None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from leery._checks import check_labels
 from leery._progress import progress_bars
 from leery.detector._settings import Settings
-from leery.detector._state import Fitted, image_hashes
+from leery.detector._state import Fitted, grid_of, image_hashes
 from leery.errors import InputError, UnsupportedModelError
 from leery.inputs import Images, InputSpec, Moments, labelled_batches
 from leery.metrics import FitContext, Metric
@@ -76,7 +76,8 @@ def fit(model: nn.Module, settings: Settings, images: Images, labels: Tensor | N
         inputs=InputSpec.of(run.example, run.moments, settings.bounds),
         classes=run.classes,
         fingerprint=fingerprint(model),
-        seen=torch.cat(run.hashes).unique(),
+        seen=run.seen(),
+        grid=run.grid,
         accuracy=run.right / run.count,
     )
 
@@ -161,12 +162,13 @@ class _Run:
     hashes: list[Tensor] = field(default_factory=list)
     labels: set[int] = field(default_factory=set)
     example: Tensor | None = None
+    grid: float = 1.0
     outputs: "_Outputs" = field(default_factory=lambda: _Outputs())  # noqa: PLW0108 - below
 
     def begin(self, batch: Tensor) -> None:
         """Refuse a batch of another kind than the first."""
         if self.example is None:
-            self.example = batch[:1]
+            self.example, self.grid = batch[:1], grid_of(batch)
         elif batch.shape[1:] != self.example.shape[1:] or batch.dtype != self.example.dtype:
             message = (
                 f"expected training images of one kind, got {tuple(self.example.shape[1:])} of "
@@ -176,11 +178,17 @@ class _Run:
 
     def see(self, seen: Observation, labels: Tensor) -> None:
         self.moments.add(seen.images)
-        self.hashes.append(image_hashes(seen.images))
+        self.hashes.append(image_hashes(seen.images, self.grid))
         self.count += len(seen)
         self.right += int((seen.predicted == labels).sum())
         self.labels.update(labels.unique().tolist())
         self.outputs.see(seen.logits)
+
+    def seen(self) -> Tensor:
+        """The hashes of the images; none where images recur anyway."""
+        hashes = torch.cat(self.hashes)
+        distinct = hashes.unique()
+        return distinct if len(distinct) > 0.9 * len(hashes) else distinct[:0]
 
     def check(self) -> None:
         """Refuse outputs that are no logits, and data that lack a class."""

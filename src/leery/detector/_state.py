@@ -1,5 +1,6 @@
 """What a detector has learned from training data, and what its combiner was taught."""
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from leery.inputs import InputSpec
 from leery.metrics import Metric
 from leery.models import content_hashes
 
-__all__ = ["Fitted", "Taught", "image_hashes"]
+__all__ = ["Fitted", "Taught", "grid_of", "image_hashes"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,9 @@ class Fitted:
         inputs: of the training data.
         classes: the number of classes of the classifier.
         fingerprint: of the classifier.
-        seen: int64, sorted: hashes of the training images.
+        seen: int64, sorted: hashes of the training images; empty where images of the data recur
+            anyway, as rows of few distinct values do, so that nothing follows from a recurrence.
+        grid: to which pixels are rounded before they are hashed.
         accuracy: the share of the training images that the classifier gets right; None in a
             detector that was loaded.
     """
@@ -36,6 +39,7 @@ class Fitted:
     classes: int
     fingerprint: str
     seen: Tensor
+    grid: float
     accuracy: float | None
 
     @property
@@ -59,10 +63,22 @@ class Taught:
     seen: Tensor
 
 
-def image_hashes(images: Tensor) -> Tensor:
-    """Hashes by which an image is known again, int64 ``(N,)``.
+def grid_of(images: Tensor) -> float:
+    """The grid that pixels are rounded to before they are hashed, from a batch of training images.
 
-    Floats are rounded to 1 / 4096, so that a copy from other arithmetic is recognised too.
+    A power of two near 1/32 of the standard deviation: coarse enough for a copy that went through
+    other arithmetic, fine enough to tell pictures apart.
     """
-    rows = (images.detach() * 4096).round() if images.is_floating_point() else images
-    return content_hashes(rows)
+    std = float(images.detach().float().std(correction=0))
+    return 2.0 ** round(math.log2(std / 32)) if std > 0 and math.isfinite(std) else 1.0
+
+
+def image_hashes(images: Tensor, grid: float) -> Tensor:
+    """Hashes by which an image is recognised, int64 ``(N,)``, on the CPU.
+
+    Args:
+        images: ``(N, ...)``.
+        grid: to whose multiples floats are rounded.
+    """
+    rows = images.detach()
+    return content_hashes((rows.double() / grid).round() if rows.is_floating_point() else rows)

@@ -39,6 +39,7 @@ _FACTS: _Schema = {
     "settings": (dict,),
     "layers": (dict,),
     "metrics": (list,),
+    "grid": (float,),
 }
 _INPUTS: _Schema = {
     "shape": (list,),

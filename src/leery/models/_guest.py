@@ -181,16 +181,17 @@ def guest(model: nn.Module, images: Tensor | None = None) -> Iterator[nn.Module]
         images: what it will be run on, or some of it; None to run the model itself.
     """
     keep_freed_memory()
-    twin = None
-    if images is not None and len(images):
-        with _ONE_AT_A_TIME:
-            twin = _TWINS.find(model, images.to(device_of(model)))
-    if twin is None:
+    if images is None or not len(images):
         with _in_place(model):
             yield model
         return
-    with torch.autocast(device_of(model).type, enabled=False):
-        yield twin
+    with _TWINS.lent(model, images, _ONE_AT_A_TIME) as twin:
+        if twin is None:
+            with _in_place(model):
+                yield model
+        else:
+            with torch.autocast(device_of(model).type, enabled=False):
+                yield twin
 
 
 @contextmanager

@@ -38,7 +38,8 @@ class _Normalized(nn.Module):
         self.model = model
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
-        self.train(model.training)
+        # Not train(), which would reach into the model.
+        self.training = model.training
 
     def forward(self, images: Tensor) -> Any:  # noqa: ANN401 - what the model returns
         """What the model returns for the normalised images."""

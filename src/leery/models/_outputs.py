@@ -27,7 +27,8 @@ class _WithLogits(nn.Module):
         super().__init__()
         self.model = model
         self.logits = logits
-        self.train(model.training)
+        # Not train(), which would reach into the model.
+        self.training = model.training
 
     def forward(self, images: Tensor) -> Tensor:
         """The logits of a batch of images."""

@@ -6,10 +6,11 @@ undone and threads need not wait for each other.
 
 import functools
 import random
+import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,8 @@ __all__ = ["Twins", "python_randomness", "python_randomness_kept"]
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
 _TOLERANCE = 1e-4
 """The length of the difference of two outputs over the length of one that rounding explains."""
 
@@ -36,26 +39,27 @@ class _ReachedBackError(Exception):
 
 
 @dataclass
-class _Twin:
-    """A twin, and what it was made from.
+class _Twins:
+    """The twins of a classifier, and what they were made from.
 
     Attributes:
-        module: the twin; None if there is none to be trusted.
-        state: of the classifier when the twin was made.
+        state: of the classifier when they were made.
+        idle: twins that nobody uses; a thread has one for itself.
         trusted: by the kind of images.
     """
 
-    module: nn.Module | None
     state: object
+    idle: list[nn.Module] = field(default_factory=list)
     trusted: dict[object, bool] = field(default_factory=dict)
 
 
 class Twins:
-    """The twins of classifiers, each trusted after a trial on two images and not before.
+    """The twins of classifiers, trusted after a trial on two images and not before.
 
-    The trial compares the twin with the classifier in eval mode, while the classifier's own modules
-    are in train mode and must not run. A classifier whose forward pass assigns attributes or draws
-    random numbers gets no twin.
+    A twin must give what the classifier gives in eval mode, and run none of its modules. A
+    classifier gets no twin if one of its attributes or hooks refers to one of its modules in a way
+    that a twin cannot follow, if it has hooks of a user's, or if its forward pass assigns
+    attributes, writes into parameters or buffers, or draws random numbers.
 
     Args:
         plain: gives the logits of the classifier itself, as the caller would run it without a twin.
@@ -65,44 +69,65 @@ class Twins:
     def __init__(self, plain: Run, run: Run) -> None:
         self._plain = plain
         self._run = run
-        self._twins: weakref.WeakKeyDictionary[nn.Module, _Twin] = weakref.WeakKeyDictionary()
+        self._twins: weakref.WeakKeyDictionary[nn.Module, _Twins] = weakref.WeakKeyDictionary()
 
-    def find(self, model: nn.Module, images: Tensor) -> nn.Module | None:
-        """The twin of a classifier as it is now; None where it must be run itself.
+    @contextmanager
+    def lent(
+        self, model: nn.Module, images: Tensor, lock: AbstractContextManager[object]
+    ) -> Iterator[nn.Module | None]:
+        """A twin of a classifier as it is now, for this thread; None where there is none.
 
         Args:
             model: the classifier.
             images: ``(N, ...)``, to tell the kind of images, and for the trial.
+            lock: held while a twin is looked for.
         """
-        twin = self._twins.get(model)
+        with lock:
+            twins, twin = self._found(model, images)
+        try:
+            yield twin
+        finally:
+            if twin is not None:
+                twins.idle.append(twin)
+
+    def _found(self, model: nn.Module, images: Tensor) -> tuple[_Twins, nn.Module | None]:
         state = _state(model)
-        if twin is None or twin.state != state:
-            twin = self._twins[model] = _Twin(_made(model), state)
+        twins = self._twins.get(model)
+        if twins is None or twins.state != state:
+            twins = self._twins[model] = _Twins(state)
         kind = images.shape[1:], images.dtype, images.device
-        if twin.module is not None and kind not in twin.trusted:
-            pair = two_images(images.detach())
-            twin.trusted[kind] = self._passes(model, twin.module, pair)
-        return twin.module if twin.trusted.get(kind) else None
+        if twins.trusted.get(kind) is False:
+            return twins, None
+        try:
+            # Attempts of two threads at once cannot take the same: pop is atomic.
+            twin = twins.idle.pop()
+        except IndexError:
+            twin = _made(model)
+        if kind not in twins.trusted:
+            own = twin if twin is None else self._passes(model, twin, two_images(images.detach()))
+            twins.trusted[kind] = bool(own)
+        return twins, twin if twins.trusted[kind] else None
 
     def _passes(self, model: nn.Module, twin: nn.Module, pair: Tensor) -> bool:
         """Whether the twin gives what the classifier gives, and does nothing else."""
         try:
-            truth = self._plain(model, pair)
-            before, drawn = _state(twin), _random_states()
+            shown = pair.to(next(twin.parameters(), pair).device)
+            truth = self._plain(model, shown)
+            before, drawn, written = _state(twin), _random_states(), _written(twin)
             with (
-                _roused(model),
+                _not_run(model),
                 torch.no_grad(),
-                torch.random.fork_rng(devices=_devices(pair)),
+                torch.random.fork_rng(devices=_devices(shown)),
                 python_randomness_kept(),
             ):
-                found = self._run(twin, pair)
+                found = self._run(twin, shown)
                 same = _random_states() == drawn and _state(twin) == before
         except torch.OutOfMemoryError:
             raise
         # A model's own code raises whatever it likes; the classifier itself is then run instead.
         except Exception:
             return False
-        if not same or found.shape != truth.shape:
+        if not same or _written(twin) != written or found.shape != truth.shape:
             return False
         return bool((found - truth).norm() <= _TOLERANCE * truth.norm())
 
@@ -136,42 +161,58 @@ def _devices(images: Tensor) -> list[torch.device]:
 
 
 @contextmanager
-def _roused(model: nn.Module) -> Iterator[None]:
-    """The modules of a model in train mode, and none of them may run."""
+def _not_run(model: nn.Module) -> Iterator[None]:
+    """No module of a model may run in this thread."""
     modules = {id(module) for module in model.modules()}
-    modes = [(module, module.training) for module in model.modules()]
+    thread = threading.get_ident()
 
     def refuse(module: nn.Module, _inputs: object) -> None:
-        if id(module) in modules:
+        if id(module) in modules and threading.get_ident() == thread:
             raise _ReachedBackError
 
     hook = register_module_forward_pre_hook(refuse)
     try:
-        for module, _ in modes:
-            module.training = True
         yield
     finally:
         hook.remove()
-        for module, mode in modes:
-            module.training = mode
+
+
+def _written(model: nn.Module) -> list[int]:
+    """How often torch counted writes into the parameters and buffers."""
+    tensors = (*model.parameters(), *model.buffers())
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]  # noqa: SLF001
 
 
 def _made(model: nn.Module) -> nn.Module | None:
-    """Other modules with the same parameters, buffers and attributes, in eval mode."""
+    """Other modules with the same parameters, buffers and attributes, in eval mode.
+
+    None if an attribute refers to a module of the model in a way that cannot be followed, or if
+    there are hooks of a user's, which may keep what they see.
+    """
     twins = {id(module): object.__new__(type(module)) for module in model.modules()}
     try:
         for module in model.modules():
             twin = twins[id(module)]
+            if any(not _is_known(hook) for name in _HOOKS for hook in vars(module)[name].values()):
+                return None
             attributes = {name: _rebound(value, twins) for name, value in vars(module).items()}
             attributes["training"] = False
             for name in _REGISTRIES:
                 attributes[name] = {
                     key: twins.get(id(value), value) for key, value in vars(module)[name].items()
                 }
+            if any(_reaches(value, twins) for value in attributes.values()):
+                return None
             vars(twin).update(attributes)
-    except (TypeError, RecursionError):
+    except (TypeError, KeyError, RecursionError):
         return None
     return twins[id(model)]
+
+
+def _is_known(hook: object) -> bool:
+    """Whether a hook is torch's or leery's, as of weight normalisation or inserted dropout."""
+    owner = hook if hasattr(hook, "__qualname__") else type(hook)
+    return str(owner.__module__).startswith(("torch.", "leery."))
 
 
 def _rebound(value: Any, twins: Mapping[int, nn.Module]) -> Any:  # noqa: ANN401 - any attribute
@@ -193,6 +234,36 @@ def _rebound(value: Any, twins: Mapping[int, nn.Module]) -> Any:  # noqa: ANN401
     return value
 
 
+def _reaches(value: Any, modules: Mapping[int, object], depth: int = 6) -> bool:  # noqa: ANN401
+    """Whether a value still refers to one of the classifier's own modules, or may."""
+    if isinstance(value, (Tensor, str, int, float, type, types.ModuleType, type(None))):
+        return False
+    if isinstance(value, nn.Module):
+        return id(value) in modules
+    if depth == 0:
+        return True
+    return any(_reaches(inner, modules, depth - 1) for inner in _referred(value))
+
+
+def _referred(value: Any) -> Iterator[Any]:  # noqa: ANN401 - any attribute
+    """What a value refers to, but for the globals of functions."""
+    if isinstance(value, types.FunctionType):
+        cells = value.__closure__ or ()
+        yield from (cell.cell_contents for cell in cells if cell != types.CellType())
+        yield from value.__defaults__ or ()
+        yield from (value.__kwdefaults__ or {}).values()
+    elif isinstance(value, types.MethodType):
+        yield from (value.__func__, value.__self__)
+    elif isinstance(value, functools.partial):
+        yield from (value.func, value.args, value.keywords)
+    elif isinstance(value, dict):
+        yield from value.values()
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        yield from value
+    elif hasattr(value, "__dict__"):
+        yield from vars(value).values()
+
+
 def _state(model: nn.Module) -> object:
     """Equal as long as no attribute, parameter, submodule or hook was replaced.
 
@@ -211,10 +282,11 @@ def _state(model: nn.Module) -> object:
     ]
 
 
-def _identities(value: object) -> object:
-    if isinstance(value, dict):
-        return [(key, id(entry)) for key, entry in value.items()]
-    if isinstance(value, (list, tuple, set)):
-        return [id(entry) for entry in value]
+def _identities(value: Any, depth: int = 6) -> object:  # noqa: ANN401 - any attribute
+    """What tells a value from another; of containers, what is in them."""
+    if depth and isinstance(value, dict):
+        return [(key, _identities(entry, depth - 1)) for key, entry in value.items()]
+    if depth and isinstance(value, (list, tuple, set)):
+        return [_identities(entry, depth - 1) for entry in value]
     # Small values that are made anew at each look are told by what they are.
     return value if isinstance(value, (int, float, str, bool, type(None))) else id(value)
