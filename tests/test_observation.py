@@ -1,5 +1,7 @@
 """Needs, views and the one run that answers them."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,8 @@ from torch import Tensor, nn
 from leery import Detector
 from leery.errors import InputError, UnknownLayerError
 from leery.mc_dropout import MCDropout
-from leery.metrics import Metric
-from leery.models import extract_features
+from leery.metrics import FitContext, KernelDensity, Metric
+from leery.models import extract_features, normalized
 from leery.observation import EACH, HEAD, Needs, Observation, Observer, Scorer, View
 from tests.conftest import Batch
 from tests.mc_dropout.reference import plain_loop
@@ -213,3 +215,123 @@ def test_names_of_metrics_are_distinct(digit_net: nn.Module) -> None:
 
 def test_a_detector_is_a_scorer(digit_net: nn.Module) -> None:
     assert isinstance(Detector(digit_net), Scorer)
+
+
+class Odd(Metric):
+    """A metric whose facts or results are wrong in one way."""
+
+    def __init__(self, found: object = None, **facts: str) -> None:
+        super().__init__()
+        self.name, self.family = facts.get("name", "odd"), facts.get("family", "none")
+        self.direction = facts.get("direction", "larger")  # type: ignore[assignment]
+        self.found = found
+
+    def forward(self, _seen: Observation) -> Tensor:
+        if isinstance(self.found, Exception):
+            raise self.found
+        return self.found  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"name": "score"}, {"name": "error"}, {"name": "a/b"}, {"name": ""}, {"direction": "lower"}],
+    ids=str,
+)
+def test_a_metric_that_cannot_be_used_is_refused_at_once(
+    facts: dict[str, str], digit_net: nn.Module
+) -> None:
+    with pytest.raises(InputError, match=r"expected Odd\.(name|family) as text"):
+        Detector(digit_net, metrics=[Odd(**facts)])
+
+
+@pytest.mark.parametrize("found", [7.0, np.zeros(5), IndexError("out"), torch.zeros(5).long()])
+def test_whatever_a_metric_gives_or_raises_is_one_sentence(
+    found: object, digit_net: nn.Module, training_digits: Batch
+) -> None:
+    guard = Detector(digit_net, metrics=[Odd(found)]).fit(*training_digits)
+    with pytest.raises(InputError, match="metric 'odd' to (give float|be computed)") as caught:
+        guard.measure(training_digits[0][:5])
+    assert "\n" not in str(caught.value)
+
+
+def test_two_metrics_of_one_class_and_their_names_are_saved(
+    digit_net: nn.Module, training_digits: Batch, tmp_path: Path
+) -> None:
+    early = KernelDensity(layer="hidden.0")
+    early.name = "density before the ReLU"
+    guard = Detector(digit_net, metrics=["kernel_density", early]).fit(*training_digits)
+    guard.save(tmp_path / "d")
+    loaded = Detector.load(tmp_path / "d", digit_net)
+    new = training_digits[0][:5] * 0.9
+    assert loaded.measure(new).names == ("kernel_density", "density before the ReLU")
+    assert np.array_equal(loaded.measure(new).values, guard.measure(new).values)
+
+
+class Trained(Metric):
+    """A metric with a network of its own, trained before the data are observed."""
+
+    name, family = "trained", "agreement"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+        self.other = self.net
+        self.register_buffer("cache", None, persistent=False)
+        self.seen: list[object] = []
+
+    def prepare(self, context: FitContext) -> None:
+        images = torch.cat([batch for batch, _ in context.batches()])
+        self.seen = [len(images), context.classes, context.bounds, context.device.type]
+        context.progress("training", 1.0)
+
+    def forward(self, seen: Observation) -> Tensor:
+        own: Tensor = self.net(seen.images)
+        return (own.argmax(1) != seen.predicted).double()
+
+
+def test_a_metric_that_trains_reads_the_data_first(
+    digit_net: nn.Module, training_digits: Batch, tmp_path: Path
+) -> None:
+    images, labels = (part[:200] for part in training_digits)
+    guard = Detector(digit_net, metrics=[Trained()]).fit(images, labels)
+    metric = guard.metrics_["trained"]
+    assert isinstance(metric, Trained)
+    assert metric.seen == [200, 10, (0.0, 1.0), "cpu"]
+    guard.save(tmp_path / "d")
+    loaded = Detector.load(tmp_path / "d", digit_net, metrics=[Trained()])
+    assert np.array_equal(loaded.measure(images).values, guard.measure(images).values)
+    with pytest.raises(InputError, match="can be read twice, which trained needs, got an iterator"):
+        Detector(digit_net, metrics=[Trained()]).fit(iter([(images, labels)]))
+
+
+class Seen(Metric):
+    """What a view looks like, at the fit and when scoring."""
+
+    name, family = "seen", "views"
+    needs = Needs(views=(NOISE,))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("largest", torch.zeros(1))
+
+    def update(self, seen: Observation, _labels: Tensor) -> None:
+        self.largest = seen.views[NOISE].images.amax().reshape(1)
+
+    def forward(self, seen: Observation) -> Tensor:
+        return seen.views[NOISE].images.flatten(1).double().mean(1)
+
+
+def test_a_view_is_the_same_at_the_fit_when_scoring_and_under_other_masks(
+    digit_net: nn.Module, training_digits: Batch
+) -> None:
+    guard = Detector(digit_net, metrics=[Seen()]).fit(*training_digits)
+    assert float(guard.metrics_["seen"].largest) == 1.0  # type: ignore[arg-type]
+    new = training_digits[0][:5]
+    assert np.array_equal(guard.with_masks(7).measure(new).values, guard.measure(new).values)
+
+
+def test_each_layer_looks_into_wrappers_and_lists(digit_net: nn.Module, digits: Batch) -> None:
+    wrapped = normalized(digit_net, 0.1, 0.3)
+    found = Observer.find(wrapped, Needs(layers=(EACH,)), digits[0][:4], None)["each"]
+    assert found[0] == "model.convolutions.0"
+    assert len(found) == 7

@@ -109,21 +109,22 @@ PUBLIC = {
         Protocol abstention cross_fit detection evaluate held_out_scores
         in_sample_scores mean_difference roc_auc_difference roc_auc_interval
         select_positives share_difference share_interval tpr_at_fpr""",
-    "leery.inputs": """Channels Format Images InputSpec Item Moments batches count files halves
-        image_batches known_count labelled_batches load load_labelled printable read""",
+    "leery.inputs": """Channels Format Images InputSpec Item Moments batches bounds_seen
+        count files halves image_batches known_count labelled_batches load
+        load_labelled printable read""",
     "leery.mc_dropout": """MCDropout MOST_PASSES MaskSource Passes Plan StochasticLayer
         insert_dropout""",
     "leery.metrics": """BandwidthRule CLOSENESS_METRICS ClassKL Direction FitContext KINDS
         KernelDensity METRICS Metric PAPER_METRICS PassUncertainty Pmf
         Precision References UNCERTAINTY_METRICS aleatoric confidence
-        direction_of epistemic make_metrics mutual_information
+        direction_of epistemic make_metrics metric_refused mutual_information
         predictive_entropy scibilic variance""",
     "leery.models": """INPUT_OF Logits NarrowConvolutions Run Trial WHOLE_MODEL assignments_undone
         check_layer check_logits check_read check_repeatable content_hashes device_of
         extract_features fast_layout fingerprint forward guest has_fast_layout
         has_linear_head keep_freed_memory last_hidden_layer load_model loaded_object
-        normalized predict python_randomness reading refused run_fast run_model
-        submodules_of_images two_images unwrapped with_logits""",
+        logits_facts logits_of_facts normalized predict python_randomness reading refused
+        run_fast run_model submodules_of_images two_images unwrapped with_logits""",
     "leery.observation": "EACH FittableScorer HEAD Needs Observation Observer Scorer View Viewed",
     "leery.reporting": """Cell INK MUTED PALETTE Sheet figure_style new_figure page_environment
         page_resource themed to_svg""",

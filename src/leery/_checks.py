@@ -85,7 +85,8 @@ def check_labels(labels: Tensor, count: int, classes: int | None = None) -> None
             "pass images and labels of the same length"
         )
         raise InputError(message)
-    low, high = int(labels.min()), int(labels.max())
+    # Some unsigned types have no extremes.
+    low, high = (int(extreme) for extreme in torch.aminmax(labels.to(torch.int64)))
     if low < 0 or (classes is not None and high >= classes):
         limit = "0 or more" if classes is None else f"0..{classes - 1}"
         message = f"expected labels in {limit}, got {low}..{high}; correct the labels"

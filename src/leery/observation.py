@@ -252,7 +252,8 @@ class Observer:
             found on example images by :meth:`find`.
         each: the layers that :data:`EACH` stands for; also found by :meth:`find`.
         passes: the number of Monte-Carlo dropout passes.
-        seed: of the dropout masks and of what views draw.
+        seed: of the dropout masks.
+        view_seed: of what views draw; by default that of the masks.
         fresh: True if each call draws masks of its own.
         bounds: of the pixels, to which views are cut; None where they have none.
         batch_size: the largest number of images that a thread works on at once.
@@ -267,6 +268,7 @@ class Observer:
         each: Sequence[str] = (),
         passes: int = 50,
         seed: int = 0,
+        view_seed: int | None = None,
         fresh: bool = False,
         bounds: Bounds | None = None,
         batch_size: int = 1000,
@@ -276,7 +278,7 @@ class Observer:
         self.head = head
         self.each = tuple(each)
         self.bounds = bounds
-        self._seed = seed
+        self._view_seed = seed if view_seed is None else view_seed
         self._batch_size = batch_size
         self._settings = (passes, seed, "fresh" if fresh else "fixed")
         names = {HEAD: (head,) if head else (), EACH: self.each}
@@ -392,7 +394,7 @@ class Observer:
         return plain | ({HEAD: found[self.head]} if HEAD in asked and self.head else {})
 
     def _viewed(self, view: View, images: Tensor) -> Viewed:
-        made = view.images(images, seed=self._seed, bounds=self.bounds)
+        made = view.images(images, seed=self._view_seed, bounds=self.bounds)
         return Viewed(made, self._classify(made))
 
     def _classify(self, images: Tensor) -> Tensor:

@@ -200,7 +200,7 @@ def test_tiny_gradients_still_have_length_one() -> None:
     [
         ({"epsilon": -0.1}, "expected a finite epsilon of at least 0, got -0.1"),
         ({"epsilon": float("nan")}, "got nan"),
-        ({"epsilon": 0.1, "steps": 0}, "expected at least 1 step, got 0"),
+        ({"epsilon": 0.1, "steps": 0}, "expected steps as a whole number of at least 1, got 0"),
         ({"epsilon": 0.1, "step_size": 0.0}, "expected a step size above 0, got 0"),
         ({"epsilon": 0.1, "norm": "l1"}, "expected a norm of linf, l2, got 'l1'"),
         ({"epsilon": 0.1, "bounds": (1, 0)}, r"low < high, .*got \(1, 0\)"),

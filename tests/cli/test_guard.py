@@ -245,7 +245,9 @@ def test_calibrate_changes_the_promise_and_refuses_too_much(place: Place) -> Non
     error = place.run(*arguments, "--fpr", "0.001", code=1)
     assert "at least 999 clean images for a false-alarm rate of 0.001, got 200; add" in error
     error = place.run(*arguments, "--fpr", "0.01", "--per-class", code=1)
-    assert "at least 99 clean images for a false-alarm rate of 0.01 in each predicted" in error
+    assert (
+        "at least 99 clean images for a false-alarm rate of 0.01 in each of 10 predicted" in error
+    )
 
 
 def test_attack_and_evaluate_agree(place: Place) -> None:

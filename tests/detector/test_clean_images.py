@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from leery import Detector
-from leery.attacks import HARMLESS, gaussian_noise
-from leery.errors import InputError, LeeryWarning, NotFittedError
+from leery.attacks import FGSM, HARMLESS, gaussian_noise
+from leery.errors import InputError, LeeryWarning, NotFittedError, WrongModelError
 from tests.conftest import Batch
 
 
@@ -52,12 +52,58 @@ def digits_guard(digit_net: nn.Module, training_digits: Batch) -> Detector:
 
 def test_training_images_are_refused_whatever_copy_they_are(guard: Detector) -> None:
     seen = pictures(80, 0)
-    # A copy that went through bytes of a thousand steps, and one out of a loader.
-    for copied in (seen, seen.double().float(), DataLoader(TensorDataset(seen), 16)):
-        with pytest.raises(InputError, match="not among the training images, got 80 of 80 that"):
+    # A copy that went through other arithmetic, and one out of a loader.
+    other = (seen - 0.45) / 0.27 * 0.27 + 0.45
+    assert not torch.equal(other, seen)
+    for copied in (seen, other, DataLoader(TensorDataset(seen), 16)):
+        with pytest.raises(InputError, match=r"training images, got [78]\d of 80 that are"):
             guard.calibrate(copied, fpr=0.1)
     with pytest.raises(InputError, match="got 80 of 80 that are; name images held out"):
         guard.fit_combiner(seen)
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1.0, 3e4])
+def test_new_images_are_no_training_images_at_any_scale(guard: Detector, scale: float) -> None:
+    found = Detector(guard.model, passes=3).fit(scale * pictures(80, 0), torch.arange(80) % 2)
+    found.calibrate(scale * pictures(200, 1), fpr=0.05, harmless={})
+    with pytest.raises(InputError, match="got 80 of 80 that are"):
+        found.calibrate(scale * pictures(80, 0), fpr=0.05)
+
+
+def test_where_training_rows_recur_anyway_nothing_follows_from_a_recurrence() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2)).eval()
+        rows = (torch.rand(600, 5) > 0.5).float()
+    guard = Detector(model, passes=3).fit(rows[:300], torch.arange(300) % 2)
+    guard.calibrate(rows[300:], fpr=0.05)
+    assert guard.calibration_ is not None
+    assert len(guard.calibration_.scores) == 150
+
+
+def test_noisy_images_of_the_combiner_are_remembered_too(guard: Detector) -> None:
+    clean, noisy = pictures(100, 1), pictures(100, 2)
+    guard.fit_combiner(clean, noisy=noisy)
+    with pytest.warns(LeeryWarning, match="100 of 200 .* used for the combiner"):
+        guard.calibrate(torch.cat([noisy, pictures(100, 3)]), fpr=0.05)
+
+
+def test_nothing_is_run_before_a_refusal_that_needs_no_run(guard: Detector) -> None:
+    before = guard.model.shown[0]  # type: ignore[index]
+    taught = Detector(guard.model, passes=3, combiner="logistic")
+    taught.fit(pictures(80, 0), torch.arange(80) % 2)
+    fitted = guard.model.shown[0]  # type: ignore[index]
+    assert fitted > before
+    calls: list[Callable[[], object]] = [
+        lambda: guard.calibrate(pictures(80, 0), fpr=0.1),
+        lambda: guard.calibrate(pictures(100, 1), fpr=0.02, per_class=True, harmless={}),
+        lambda: taught.fit_combiner(pictures(100, 1), attacks=[FGSM(0.1)]),
+        lambda: taught.fit_combiner(pictures(100, 1), adversarial=pictures(9, 2)[:, :2]),
+    ]
+    for call in calls:
+        with pytest.raises(InputError):
+            call()
+    assert guard.model.shown[0] == fitted  # type: ignore[index]
 
 
 def test_a_few_training_images_and_repeated_ones_are_left_out_with_a_warning(
@@ -181,6 +227,52 @@ def test_inputs_on_another_scale_are_refused_or_warned_of(guard: Detector) -> No
         normalised.measure(255 * clean)
     with pytest.raises(InputError, match="bounds of the pixels for harmless changes, got none"):
         normalised.calibrate(clean, fpr=0.05, harmless=HARMLESS)
+
+
+def test_plain_pixels_for_a_guard_of_normalised_ones_are_warned_of(guard: Detector) -> None:
+    plain = pictures(200, 1)
+    normalised = Detector(guard.model, passes=3).fit(2 * pictures(80, 0) - 1, torch.arange(80) % 2)
+    normalised.calibrate(2 * plain - 1, fpr=0.05)
+    with pytest.warns(LeeryWarning, match="the images may be on another scale"):
+        normalised.judge(plain[:30])
+    with pytest.warns(LeeryWarning, match="the clean images may be on another scale"):
+        normalised.calibrate(pictures(200, 3), fpr=0.05)
+
+
+def test_given_bounds_hold_the_training_images(guard: Detector) -> None:
+    narrow = Detector(guard.model, passes=3, bounds=(0.45, 0.55))
+    with pytest.raises(InputError, match=r"pixels within the bounds \(0.45, 0.55\), got"):
+        narrow.fit(pictures(80, 0), torch.arange(80) % 2)
+    two = Detector(guard.model, passes=3, bounds=((0.0, 1.0), (0.0, 1.0)))
+    with pytest.raises(InputError, match="bounds for each channel .*, got 2 pairs"):
+        two.fit(pictures(80, 0), torch.arange(80) % 2)
+
+
+def test_bounds_travel_to_attacks_that_have_none(guard: Detector) -> None:
+    wide = Detector(guard.model, passes=3, combiner="logistic", bounds=(-1, 1))
+    wide.fit(2 * pictures(80, 0) - 1, torch.arange(80) % 2)
+    clean = 2 * pictures(100, 1) - 1
+    seen: list[Tensor] = []
+
+    def spy(_model: nn.Module, images: Tensor, _labels: Tensor, *, seed: int = 0) -> Tensor:
+        seen.append(images + seed)
+        return images.flip(3)
+
+    wide.fit_combiner(clean, torch.arange(100) % 2, attacks=[FGSM(0.5), spy])
+    assert float(seen[0].min()) < -0.9
+
+
+@pytest.mark.parametrize("change", ["dropout", "data"])
+def test_a_classifier_changed_behind_torch_s_back_gets_no_scores(
+    change: str, guard: Detector
+) -> None:
+    guard.fit_combiner(pictures(100, 1))
+    if change == "dropout":
+        guard.model.get_submodule("net.3").p = 0.9  # type: ignore[assignment]
+    else:
+        guard.model.get_parameter("net.1.weight").data.neg_()
+    with pytest.raises(WrongModelError, match="the classifier as it was at the fit"):
+        guard.score(pictures(3, 2))
 
 
 def test_bounds_are_given_or_seen_and_said(guard: Detector) -> None:

@@ -566,7 +566,7 @@ def test_bad_training_data_is_refused(digit_net: nn.Module, training_digits: Bat
         fresh.fit(images[:0], labels[:0])
     with pytest.raises(InputError, match="NaN or infinity in 200 of 200"):
         fresh.fit(images * torch.nan, labels)
-    with pytest.raises(InputError, match=r"images that the model accepts, got shape \(2, 1, 9, 9"):
+    with pytest.raises(InputError, match=r"images that the model accepts, got shape \(8, 1, 9, 9"):
         fresh.fit(images[:, :, :9, :9], labels)
     with pytest.raises(InputError, match="torch.float64, which it refuses"):
         fresh.fit(images.double(), labels)

@@ -124,6 +124,7 @@ def test_nor_are_they_in_other_kinds_of_files(tmp_path: Path) -> None:
     Image.fromarray(np.arange(30, dtype=np.uint16).reshape(6, 5) * 2000).save(tmp_path / "a.tiff")
     (tmp_path / "b.ppm").write_bytes(b"P6\n# deep\n5 6\n65535\n" + bytes(180))
     (tmp_path / "c.ppm").write_bytes(b"P6 5 6 255\n" + bytes(90))
+    (tmp_path / "e.ppm").write_bytes(b"P6\n5 # wide\n6\n# deep\n65535\n" + bytes(180))
     # A TIFF of three channels of 16 bits, as little as it takes.
     tags = [(256, 5), (257, 6), (262, 2), (273, 8 + 2 + 12 * 7 + 4 + 6), (277, 3), (279, 180)]
     depths = 8 + 2 + 12 * 7 + 4
@@ -132,7 +133,12 @@ def test_nor_are_they_in_other_kinds_of_files(tmp_path: Path) -> None:
     body += b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
     (tmp_path / "d.tiff").write_bytes(body + struct.pack("<HHH", 16, 16, 16) + bytes(180))
     reasons = {item.name[-6:]: item.error for item in items(tmp_path)}
-    assert reasons["/b.ppm"] == reasons["d.tiff"] == "pixels of more than 8 bits per channel (16)"
+    assert (
+        reasons["/b.ppm"]
+        == reasons["/e.ppm"]
+        == reasons["d.tiff"]
+        == "pixels of more than 8 bits per channel (16)"
+    )
     assert "more than 8 bits" in reasons["a.tiff"]
     assert reasons["/c.ppm"] == ""
 
@@ -200,3 +206,28 @@ def test_the_output_in_a_folder_is_no_input(tmp_path: Path) -> None:
     assert [item.name[-5:] for item in read([tmp_path], Format(), without=own)] == ["a.png"]
     assert count([tmp_path], Format(), without=own) == 1
     assert count([tmp_path], Format()) == 3
+
+
+def test_pictures_beside_tables_keep_their_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    pq.write_table(pa.table({"images": [png()]}), tmp_path / "b.parquet")
+    (tmp_path / "notes").write_text("P2P and BMW are no pictures")
+    found = {item.name[-9:]: item.error for item in items(tmp_path)}
+    assert found[f"{tmp_path}/a.png"[-9:]] == ""
+    assert found["b.parquet"] == "a file of many inputs; name it by itself"
+    assert found[f"{tmp_path}/notes"[-9:]] == "no picture of a known kind"
+    with pytest.warns(LeeryWarning, match="2 files that are no pictures"):
+        assert len(load([tmp_path], Format())[0]) == 1
+
+
+def test_parts_in_folders_of_folders_are_one_table(tmp_path: Path) -> None:
+    for day in (1, 2):
+        (tmp_path / f"day={day}").mkdir()
+        pq.write_table(pa.table({"images": [png()] * 2}), tmp_path / f"day={day}" / "0.PARQUET")
+    assert len(items(tmp_path)) == 4
+
+
+def test_a_link_to_itself_is_a_reason(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    assert [bool(item.error) for item in items(tmp_path)] == [False, True]

@@ -200,7 +200,7 @@ CALLS: dict[str, Callable[[Scene], object]] = {
     ),
     "Detector.measure": lambda s: Detector.load(s.folder / "d", s.model).measure(s.images),
     "Detector.fit_combiner": lambda s: Detector.load(s.folder / "d", s.model).fit_combiner(
-        s.images, adversarial=s.images / 2, noisy=s.images / 3
+        s.images, adversarial=s.images / 2, noisy=0.9 * s.images
     ),
     "Detector.score": lambda s: Detector.load(s.folder / "d", s.model).score(s.images),
     "Detector.calibrate": lambda s: Detector.load(s.folder / "d", s.model).calibrate(s.images),

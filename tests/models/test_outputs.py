@@ -174,3 +174,31 @@ def test_whatever_a_classifier_raises_becomes_one_sentence(error: Exception) -> 
             call(Net(fails))
         assert "\n" not in str(caught.value)
         assert caught.value.__cause__ is error
+
+
+class Pick:
+    """A function of the output that is an object."""
+
+    def __call__(self, output: Any) -> Tensor:
+        found: Tensor = output["class-logits"]
+        return found
+
+
+def test_a_file_remembers_where_the_logits_are(tmp_path: object) -> None:
+    odd = Net(lambda net, h: {"class-logits": net.out(h)})
+    fitted(odd, logits="class-logits").save(f"{tmp_path}/field")
+    assert Detector.load(f"{tmp_path}/field", odd).measure(pictures(3)).values.shape == (3, 6)
+    with pytest.raises(InputError, match="logits='class-logits', as at the fit, got 'other'"):
+        Detector.load(f"{tmp_path}/field", odd, logits="other")
+    fitted(odd, logits=Pick()).save(f"{tmp_path}/function")
+    with pytest.raises(InputError, match="expected the function 'Pick' that finds the logits"):
+        Detector.load(f"{tmp_path}/function", odd)
+    again = Detector.load(f"{tmp_path}/function", odd, logits=Pick())
+    assert again.measure(pictures(3)).values.shape == (3, 6)
+
+
+def test_the_head_is_found_among_equal_images_and_lonely_ones() -> None:
+    net = Net(lambda net, h: (net.aux(h), net.out(h))[1])
+    equal = pictures(1).repeat(8, 1, 1, 1)
+    for images in (equal, pictures(1)):
+        assert last_hidden_layer(net, images) == "input of out"

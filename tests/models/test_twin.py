@@ -185,7 +185,7 @@ def test_a_twin_follows_changes_of_its_classifier() -> None:
 
 class Nested(Base):
     def prepare(self) -> None:
-        self.settings = {"factors": [1.0, [1.0]]}
+        self.settings: dict[str, Any] = {"factors": [1.0, [1.0]]}
 
     def forward(self, images: Tensor) -> Tensor:
         one, (other,) = self.settings["factors"]
@@ -196,7 +196,7 @@ class Nested(Base):
 def test_a_twin_follows_changes_deep_in_a_container() -> None:
     model = Nested()
     before = extract_features(model, IMAGES, "out")[1]
-    model.settings["factors"][1][0] = -2.0  # type: ignore[index]
+    model.settings["factors"][1][0] = -2.0
     assert torch.allclose(extract_features(model, IMAGES, "out")[1], -2 * before)
 
 
@@ -270,7 +270,7 @@ class Writes(Base):
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.norm(self.convolution(images)).relu().flatten(1)
-        self.memory[: len(maps)].copy_(maps)  # type: ignore[index, operator]
+        self.memory[: len(maps)].copy_(maps)  # type: ignore[index]
         found: Tensor = self.out(self.drop(self.memory[: len(maps)]))  # type: ignore[index]
         return found
 
@@ -337,7 +337,7 @@ class Batch1(Base):
 
     def prepare(self) -> None:
         inner = self.norm.forward
-        self.norm.forward = lambda maps: inner(maps) * 1.0  # type: ignore[method-assign]
+        self.norm.forward = lambda input: inner(input) * 1.0  # type: ignore[method-assign] # noqa: A006
 
 
 def test_a_trial_writes_nothing_into_the_classifier() -> None:

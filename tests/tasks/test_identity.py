@@ -1,5 +1,6 @@
 """What a part depends on: facts, the code it imports, and no other code."""
 
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def identity(facts: object = 1) -> str:
     _identity._code.cache_clear()
+    for name in ("mine_top", "mine_below", "mine_beside"):
+        importlib.import_module(name)
     return identity_of(facts, ["mine_top"])
 
 
@@ -62,3 +65,11 @@ def test_versions_of_what_computes_count(monkeypatch: pytest.MonkeyPatch) -> Non
     before = identity_of(1, [])
     monkeypatch.setattr(_identity, "version", lambda name: f"{name} 0")
     assert identity_of(1, []) != before
+
+
+def test_code_that_nobody_loaded_is_not_imported(modules: Path) -> None:
+    (modules / "mine_top.py").write_text("def late():\n    import mine_never.inside\n")
+    (modules / "mine_never").mkdir()
+    (modules / "mine_never" / "__init__.py").write_text("raise RuntimeError\n")
+    identity()
+    assert "mine_never" not in sys.modules

@@ -12,6 +12,7 @@ from leery._checks import (
     check_batch_size,
     check_bound_values,
     check_bounds,
+    check_count,
     check_images,
     check_labels,
     clamp,
@@ -28,7 +29,7 @@ class Attack(Protocol):
     """Makes adversarial versions of images."""
 
     def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, *, seed: int = 0
+        self, model: nn.Module, images: Tensor, labels: Tensor, /, *, seed: int = 0
     ) -> Tensor:
         """The adversarial version of each image.
 
@@ -76,12 +77,11 @@ class GradientAttack:
 
     def __post_init__(self) -> None:
         """Refuse settings that no attack can have."""
+        check_count(self.steps, "steps")
         if self.bounds is not None:
             object.__setattr__(self, "bounds", check_bound_values(self.bounds))
         if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
             message = f"expected a finite epsilon of at least 0, got {self.epsilon}; correct it"
-        elif self.steps < 1:
-            message = f"expected at least 1 step, got {self.steps}; pass a larger number"
         elif self.step_size is not None and not self.step_size > 0:
             message = f"expected a step size above 0, got {self.step_size}; correct it"
         elif self.norm not in NORMS:

@@ -68,6 +68,9 @@ def attack(
         message = f"expected an .npz file as --out, got {out}; rename it"
         raise InputError(message)
     check_output(out)
+    if out.resolve() in {path.resolve() for path in data}:
+        message = f"expected another file than the data as --out, got {out}; name another one"
+        raise InputError(message)
     with stoppable("nothing was written"):
         form = with_classes(model, data, reading.format())
         images, labels = inputs.load_labelled(data, form)

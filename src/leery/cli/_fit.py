@@ -210,12 +210,12 @@ def fit(
     """
     attacks = parse_attacks(teaching.attack)
     form = reading.format()
-    _check_first(train, clean, out, teaching.fpr, form, force=force)
+    _check_first(train, clean, out, teaching.fpr, form, labelled=teaching.labelled, force=force)
     detector = measuring.detector(classifier.load(), "logistic" if attacks else "conformal")
     classifier.check_repeatable(detector.model)
     with stoppable("nothing was written"):
         form = with_classes(detector.model, train, form)
-        detector.fit(_watched(train, form))
+        detector.fit(_Watched(train, form))
         form = replace(form, shape=detector.inputs_.shape, dtype=detector.inputs_.dtype)
         _teach(detector, clean, form, teaching, list(attacks.values()))
         detector.save(out)
@@ -229,6 +229,7 @@ def _check_first(
     fpr: float | None,
     form: inputs.Format,
     *,
+    labelled: bool,
     force: bool,
 ) -> None:
     """Refuse before all the work what would be refused after it.
@@ -253,6 +254,12 @@ def _check_first(
         nothing = np.empty(0)
         promised = Calibration(fpr, "marginal", 0.95, False, nothing, nothing)
         promised.check_count(count // 2)
+    if labelled and next(iter(inputs.read(clean, form))).label is None:
+        message = (
+            "expected labelled clean images for --attack and --right-only, got some without; use "
+            f"a folder for each class, or an array or column {form.labels_key!r}"
+        )
+        raise InputError(message)
 
 
 def _bandwidth(text: str) -> float | BandwidthRule:
@@ -268,13 +275,20 @@ def _bandwidth(text: str) -> float | BandwidthRule:
         raise InputError(message) from error
 
 
-def _watched(paths: list[Path], form: inputs.Format) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches, with a bar."""
-    with progress_bars() as bars:
-        task = bars.add_task("reading and fitting", total=inputs.count(paths, form))
-        for images, labels in inputs.batches(paths, form):
-            yield images, labels
-            bars.advance(task, len(images))
+class _Watched:
+    """The batches of labelled sources, with a bar each time they are read."""
+
+    def __init__(self, paths: list[Path], form: inputs.Format) -> None:
+        self._paths, self._form = paths, form
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and labels, batch by batch."""
+        with progress_bars() as bars:
+            total = inputs.count(self._paths, self._form)
+            task = bars.add_task("reading and fitting", total=total)
+            for images, labels in inputs.batches(self._paths, self._form):
+                yield images, labels
+                bars.advance(task, len(images))
 
 
 def _teach(

@@ -12,7 +12,7 @@ import typer
 from torch import nn
 
 from leery import inputs, models
-from leery.errors import InputError
+from leery.errors import InputError, brief
 from leery.metrics import Metric
 from leery.models import check_repeatable, load_model, loaded_object
 
@@ -165,7 +165,16 @@ def own_metrics(names: list[str] | None) -> list[Metric]:
     """
     found = []
     for name in names or []:
-        made = loaded_object(name, "metric")()
+        kind = loaded_object(name, "metric")
+        try:
+            made = kind()
+        # The user's code raises whatever it likes.
+        except Exception as error:
+            message = (
+                f"expected {name} to give a metric without arguments, got {brief(error)}; mend its "
+                "code"
+            )
+            raise InputError(message) from error
         if not isinstance(made, Metric):
             message = (
                 f"expected a subclass of leery.metrics.Metric at {name}, got "

@@ -18,15 +18,15 @@ __all__ = ["inspect"]
 class _Classifier(ClassifierOptions):
     """The same options, of which none is needed."""
 
-    model: Annotated[  # type: ignore[assignment]  # here it may be left out
-        str | None,
+    model: Annotated[
+        str,
         typer.Option(
             "--model",
             metavar="MODULE:FACTORY",
             help="Also show how the passes of this classifier are run. Its code is run.",
             show_default=False,
         ),
-    ] = None
+    ] = ""
 
 
 @with_groups
@@ -45,7 +45,7 @@ def inspect(
     """
     facts = described(guard)
     plan = None
-    if classifier.model is not None:
+    if classifier.model:
         detector = Detector.load(guard, classifier.load(), metrics=own_metrics(metric))
         plan = detector.explain_plan()
         facts["plan"] = str(plan).splitlines()

@@ -33,10 +33,18 @@ from leery.errors import (
     brief,
     listed,
 )
-from leery.inputs import Images, InputSpec, image_batches, known_count
+from leery.inputs import Images, InputSpec, Moments, image_batches, known_count
 from leery.mc_dropout import Plan
 from leery.metrics import PAPER_METRICS, BandwidthRule, Metric, Precision, References
-from leery.models import Logits, check_layer, extract_features, fingerprint, with_logits
+from leery.models import (
+    Logits,
+    check_layer,
+    extract_features,
+    fingerprint,
+    logits_facts,
+    logits_of_facts,
+    with_logits,
+)
 from leery.observation import Observation, Observer
 
 __all__ = ["Detector"]
@@ -386,12 +394,16 @@ class Detector:
             InputError: when the images do not fit.
         """
         taught = self._need(self._taught, _TEACH)
-        parts = [
-            self._verdicts(seen, values, taught)
-            for batch in image_batches(images)
-            for seen, values in self._measured(batch)
-        ]
-        return Verdicts.joined(parts)
+        parts: list[Verdicts] = []
+        moments = Moments()
+        for batch in image_batches(images):
+            parts += [
+                self._verdicts(seen, values, taught) for seen, values in self._measured(batch)
+            ]
+            moments.add(batch)
+        found = Verdicts.joined(parts)
+        self.inputs_.compare(moments, len(found), "images")
+        return found
 
     def score(self, images: Images) -> np.ndarray:
         """How adversarial each image looks: the combiner's score.
@@ -552,7 +564,7 @@ class Detector:
             "masks": settings.masks,
             "combiner": settings.combiner,
             "batch_size": settings.batch_size,
-            "logits": getattr(self._logits, "__qualname__", self._logits),
+            "logits": logits_facts(self._logits),
             "trust_outputs": settings.trust_outputs,
         }
         record = Record(
@@ -587,10 +599,8 @@ class Detector:
             WrongModelError: when it belongs to another classifier.
         """
         tensors, facts = read_file(path)
-        named = facts["settings"]["logits"]
-        guarded = with_logits(
-            model, named if logits is None and not _is_function(named) else logits
-        )
+        where = logits_of_facts(facts["settings"]["logits"], logits)
+        guarded = with_logits(model, where)
         _check_same(path, facts, guarded)
         try:
             record = Record.of(tensors, facts, metrics)
@@ -618,7 +628,6 @@ class Detector:
                 f"({brief(error)}); save the detector again"
             )
             raise DetectorFileError(message) from error
-        where = logits if logits is not None else named
         return detector._restored(where, record)  # noqa: SLF001 - another of its kind
 
     # ---- inside ----------------------------------------------------------------------------------
@@ -647,6 +656,7 @@ class Detector:
             each=fitted.each,
             passes=settings.passes,
             seed=settings.seed if settings.masks == "fresh" else settings.masks,
+            view_seed=settings.seed,
             fresh=fresh,
             bounds=fitted.inputs.bounds,
             batch_size=settings.batch_size,
@@ -820,11 +830,6 @@ def _refuse_labels(adversarial: Images | None) -> None:
         raise InputError(message)
 
 
-def _is_function(named: object) -> bool:
-    """Whether a file names a function for the logits, which it cannot hold."""
-    return isinstance(named, str) and not named.isidentifier()
-
-
 def _check_same(path: str | os.PathLike[str], facts: Mapping[str, Any], model: nn.Module) -> None:
     """Refuse a classifier that is not the one of a file.
 
@@ -846,6 +851,8 @@ def _changes(model: nn.Module) -> object:
     """Equal as long as no weight was written or replaced, and no submodule."""
     tensors = (*model.parameters(), *model.buffers())
     return (
-        tuple(model.modules()),
+        [(module, module.extra_repr()) for module in model.modules()],
+        # Writes through .data are not counted; they rarely leave all of these as they were.
+        [part.detach().reshape(-1)[:: max(1, part.numel() // 16)].tolist() for part in tensors],
         [(id(part), 0 if part.is_inference() else part._version) for part in tensors],  # noqa: SLF001 - its count of writes
     )

@@ -147,7 +147,9 @@ def _prototype(entry: Mapping[str, Any], given: Mapping[str, Metric]) -> Metric:
             raise InputError(message)
         return given[name]
     if kind in KINDS:
-        return KINDS[kind](**entry["options"])
+        metric = KINDS[kind](**entry["options"])
+        metric.name = name
+        return metric
     message = (
         f"expected the metric {name!r} ({kind}), which is not one of leery's, to be given; pass "
         f"metrics=[...] with it (--metric {kind})"

@@ -8,13 +8,13 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from leery._checks import check_labels
+from leery._checks import Bounds, check_bounds, check_labels
 from leery._progress import progress_bars
 from leery.detector._settings import Settings
 from leery.detector._state import Fitted, grid_of, image_hashes
 from leery.errors import InputError, UnsupportedModelError
-from leery.inputs import Images, InputSpec, Moments, labelled_batches
-from leery.metrics import FitContext, Metric
+from leery.inputs import Images, InputSpec, Moments, bounds_seen, labelled_batches
+from leery.metrics import FitContext, Metric, metric_refused
 from leery.models import device_of, fingerprint, guest, has_linear_head, run_model
 from leery.observation import Needs, Observation, Observer
 
@@ -41,7 +41,7 @@ def fit(model: nn.Module, settings: Settings, images: Images, labels: Tensor | N
         UnknownLayerError, NoDropoutError: when a metric needs what the classifier lacks.
     """
     metrics = copy.deepcopy(settings.metrics)
-    run = _Run()
+    run = _Run(given=settings.bounds)
     layers: dict[str, object] = {}
     observer: Observer | None = None
     for batch, truth in _labelled(images, labels):
@@ -50,12 +50,13 @@ def fit(model: nn.Module, settings: Settings, images: Images, labels: Tensor | N
             if not run.plain:
                 # What returns probabilities is refused for that, not for want of a layer.
                 run.outputs.check_some(model, batch)
+            first = Moments()
+            first.add(batch)
+            run.bounds = settings.bounds or bounds_seen(batch, first)
             layers = Observer.find(model, needs_of(metrics), batch, settings.feature_layer)
-            observer = _observer_of_the_fit(model, settings, metrics, layers, batch)
+            observer = _observer_of_the_fit(model, settings, metrics, layers, batch, run.bounds)
             run.classes = observer.classes(batch)
-            _prepare(
-                metrics, settings, model, run.classes, lambda: _labelled(images, labels), images
-            )
+            _prepare(metrics, settings, model, run, lambda: _labelled(images, labels), images)
         check_labels(truth, len(batch), run.classes)
         run.begin(batch)
         start = 0
@@ -63,8 +64,8 @@ def fit(model: nn.Module, settings: Settings, images: Images, labels: Tensor | N
             own = truth[start : start + len(seen)].to(seen.logits.device)
             start += len(seen)
             run.see(seen, own)
-            with torch.no_grad():
-                for metric in metrics:
+            for metric in metrics:
+                with metric_refused(metric), torch.inference_mode(mode=False), torch.no_grad():
                     metric.update(seen, own)
     run.check()
     for metric in metrics:
@@ -99,6 +100,7 @@ def _observer_of_the_fit(
     metrics: Sequence[Metric],
     layers: dict[str, object],
     batch: Tensor,
+    bounds: Bounds | None,
 ) -> Observer:
     """An observer for what learning reads, made once a run for all needs has been planned."""
     every, learning = needs_of(metrics), needs_of([m for m in metrics if m.learns])
@@ -109,7 +111,7 @@ def _observer_of_the_fit(
             **layers,  # type: ignore[arg-type]
             passes=settings.passes,
             seed=settings.seed,
-            bounds=settings.bounds,
+            bounds=bounds,
             batch_size=settings.batch_size,
         )
         for needs in (every, learning)
@@ -122,7 +124,7 @@ def _prepare(
     metrics: Sequence[Metric],
     settings: Settings,
     model: nn.Module,
-    classes: int,
+    run: "_Run",
     batches: Callable[[], Iterator[tuple[Tensor, Tensor]]],
     images: Images,
 ) -> None:
@@ -142,8 +144,8 @@ def _prepare(
             batches=batches,
             seed=settings.seed,
             device=device_of(model),
-            classes=classes,
-            bounds=settings.bounds,
+            classes=run.classes,
+            bounds=run.bounds,
             progress=lambda text, share: bars.update(task, description=text, completed=share),
         )
         for metric in training:
@@ -163,6 +165,8 @@ class _Run:
     labels: set[int] = field(default_factory=set)
     example: Tensor | None = None
     grid: float = 1.0
+    bounds: Bounds | None = None
+    given: Bounds | None = None
     outputs: "_Outputs" = field(default_factory=lambda: _Outputs())  # noqa: PLW0108 - below
 
     def begin(self, batch: Tensor) -> None:
@@ -177,6 +181,8 @@ class _Run:
             raise InputError(message)
 
     def see(self, seen: Observation, labels: Tensor) -> None:
+        if self.given:
+            check_bounds(seen.images, self.given)
         self.moments.add(seen.images)
         self.hashes.append(image_hashes(seen.images, self.grid))
         self.count += len(seen)
@@ -187,7 +193,7 @@ class _Run:
     def seen(self) -> Tensor:
         """The hashes of the images; none where images recur anyway."""
         hashes = torch.cat(self.hashes)
-        distinct = hashes.unique()
+        distinct: Tensor = hashes.unique()
         return distinct if len(distinct) > 0.9 * len(hashes) else distinct[:0]
 
     def check(self) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from leery.errors import InputError
-from leery.metrics import Metric
+from leery.metrics import Metric, metric_refused
 from leery.observation import Observation
 from leery.tuning import CLOSENESS_IMAGES, CLOSENESS_PIXELS, UNCERTAINTY_ELEMENTS
 
@@ -53,12 +53,14 @@ def _column(metric: Metric, seen: Observation) -> Tensor:
     Raises:
         InputError: when it gives anything else.
     """
-    with torch.no_grad():
-        found: Tensor = metric(seen)
-    if found.shape != (len(seen),) or not found.is_floating_point():
+    with metric_refused(metric), torch.inference_mode(mode=False), torch.no_grad():
+        found: object = metric(seen)
+    given = isinstance(found, Tensor) and found.is_floating_point()
+    if not isinstance(found, Tensor) or not given or found.shape != (len(seen),):
+        got = f"{tuple(found.shape)} of {found.dtype}" if isinstance(found, Tensor) else type(found)
         message = (
-            f"expected metric {metric.name!r} to give float ({len(seen)},), got "
-            f"{tuple(found.shape)} of {found.dtype}; correct its forward"
+            f"expected metric {metric.name!r} to give float ({len(seen)},), got {got}; correct its "
+            "forward"
         )
         raise InputError(message)
     return found.double()

@@ -17,7 +17,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from leery._files import write_atomically
-from leery.errors import DetectorFileError, brief
+from leery.errors import DetectorFileError, InputError, brief
 
 __all__ = ["FORMAT", "below", "describe", "read_file", "write_file"]
 
@@ -56,9 +56,10 @@ _SETTINGS: _Schema = {
     "masks": (int, str),
     "combiner": (str,),
     "batch_size": (int,),
-    "logits": (int, str, NoneType),
+    "logits": (dict,),
     "trust_outputs": (bool,),
 }
+_LOGITS: _Schema = {"kind": (str,), "where": (str, int, NoneType)}
 _LAYERS: _Schema = {"head": (str, NoneType), "each": (list,)}
 _METRIC: _Schema = {
     "name": (str,),
@@ -87,7 +88,17 @@ def write_file(
     Raises:
         OutputError: when the file cannot be written.
     """
+    odd = [name for name, tensor in tensors.items() if not isinstance(tensor, Tensor)]
+    if odd:
+        message = f"expected tensors only in the state of a metric, got {odd[0]}; leave it out"
+        raise InputError(message)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    places: set[int] = set()
+    for name, tensor in plain.items():
+        # safetensors refuses tensors that share memory.
+        if tensor.untyped_storage().data_ptr() in places:
+            plain[name] = tensor.clone()
+        places.add(tensor.untyped_storage().data_ptr())
     metadata = {_KEY: json.dumps({"format": FORMAT, **facts}, sort_keys=True)}
     write_atomically(Path(path), to_bytes(plain, metadata))
 
@@ -175,6 +186,7 @@ def _facts(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[st
         raise DetectorFileError(message)
     _check(path, "inputs", facts["inputs"], _INPUTS)
     _check(path, "settings", facts["settings"], _SETTINGS)
+    _check(path, "logits", facts["settings"]["logits"], _LOGITS)
     _check(path, "layers", facts["layers"], _LAYERS)
     for metric in facts["metrics"]:
         _check(path, "metrics", metric, _METRIC)

@@ -11,7 +11,7 @@ from leery.inputs._format import Channels, Format
 from leery.inputs._item import Item, printable
 from leery.inputs._loaders import Images, halves, image_batches, known_count, labelled_batches
 from leery.inputs._read import batches, count, files, load, load_labelled, read
-from leery.inputs._spec import InputSpec, Moments
+from leery.inputs._spec import InputSpec, Moments, bounds_seen
 
 __all__ = [
     "Channels",
@@ -21,6 +21,7 @@ __all__ = [
     "Item",
     "Moments",
     "batches",
+    "bounds_seen",
     "count",
     "files",
     "halves",

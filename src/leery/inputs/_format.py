@@ -25,8 +25,6 @@ _KINDS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 _PNG_DEPTH, _TIFF_DEPTH = 24, 258
 """Where the bits per channel stand: the offset of a byte in a PNG file, a tag of TIFF."""
 
-_PPM_HEADER = re.compile(rb"P[2356]\s(?:\s*#[^\n]*\n)*\s*\d+\s+\d+\s+(\d+)\s")
-
 _MOST_PIXELS = 2**25
 """Larger pictures are refused: a small file can claim a huge picture."""
 
@@ -192,8 +190,8 @@ def _check_depth(image: Image.Image, content: bytes) -> None:
         depth = content[_PNG_DEPTH]
     elif image.format == "TIFF":
         depth = max(image.tag_v2.get(_TIFF_DEPTH, (8,)))  # type: ignore[attr-defined]
-    elif image.format == "PPM" and (header := _PPM_HEADER.match(content)):
-        depth = int(header[1]).bit_length()
+    elif image.format == "PPM":
+        depth = _largest_of_ppm(content).bit_length()
     if depth > 8:  # noqa: PLR2004 - bits of a byte
         message = f"pixels of more than 8 bits per channel ({depth})"
         raise UnreadableError(message)
@@ -201,6 +199,13 @@ def _check_depth(image: Image.Image, content: bytes) -> None:
     if pages > 1:
         message = f"{pages} pages or frames; save each as a picture of its own"
         raise UnreadableError(message)
+
+
+def _largest_of_ppm(content: bytes) -> int:
+    """The largest value that a netpbm file says its pixels have; 1 for bits."""
+    words = re.sub(rb"#[^\n]*", b" ", content[:4096]).split(maxsplit=4)
+    known = words[0] in (b"P2", b"P3", b"P5", b"P6") and len(words) > 3 and words[3].isdigit()  # noqa: PLR2004
+    return int(words[3]) if known else 1
 
 
 def _opaque(image: Image.Image, mode: str) -> Image.Image:

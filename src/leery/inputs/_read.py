@@ -23,11 +23,10 @@ _SIGNATURES = (
     b"\x89PNG",
     b"\xff\xd8\xff",
     b"GIF8",
-    b"BM",
     b"II*\0",
     b"MM\0*",
     b"RIFF",
-    *(f"P{kind}".encode() for kind in range(1, 7)),
+    *(f"P{kind}{space}".encode() for kind in range(1, 7) for space in "\n\t "),
 )
 """How files of pictures begin, whatever their names are."""
 
@@ -245,9 +244,12 @@ def _is_picture(path: Path) -> bool:
         return False
     try:
         with path.open("rb") as stream:
-            return stream.read(4).startswith(_SIGNATURES)
+            start = stream.read(6)
     except OSError:
         return False
+    if start.startswith(b"BM"):
+        return int.from_bytes(start[2:6], "little") == path.stat().st_size
+    return start.startswith(_SIGNATURES)
 
 
 def _inside(folder: Path, without: Collection[Path]) -> list[Path]:
@@ -260,9 +262,9 @@ def _inside(folder: Path, without: Collection[Path]) -> list[Path]:
     while waiting:
         here, above = waiting.pop()
         for entry in here.iterdir():
-            if entry.name.startswith(".") or entry.resolve() in without:
+            if entry.name.startswith(".") or (without and _resolved(entry) in without):
                 continue
-            if not entry.is_dir():
+            if not _is_folder(entry):
                 found.append(entry)
             elif (real := entry.resolve()) not in above:
                 waiting.append((entry, above | {real}))
@@ -272,13 +274,27 @@ def _inside(folder: Path, without: Collection[Path]) -> list[Path]:
     return sorted(found)
 
 
+def _is_folder(path: Path) -> bool:
+    """Whether a path is a folder; not if it is a link to itself."""
+    return _resolved(path) is not None and path.is_dir()
+
+
+def _resolved(path: Path) -> Path | None:
+    """A path without links; None for a link to itself."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):
+        return None
+
+
 def _parts_of(folder: Path, without: Collection[Path]) -> list[Path]:
-    """The parquet files of a folder, as engines leave the parts of a table; mostly none."""
-    return sorted(
-        path
-        for path in folder.glob("*.parquet")
-        if path.is_file() and not path.name.startswith((".", "_")) and path.resolve() not in without
-    )
+    """The parquet files of a folder that holds nothing else, as engines leave the parts of a table.
+
+    Files whose names begin with "_" are such engines' own. Mostly there are no parts.
+    """
+    files = [path for path in _inside(folder, without) if not path.name.startswith("_")]
+    parts = [path for path in files if path.suffix.lower() == ".parquet"]
+    return parts if len(parts) == len(files) else []
 
 
 def _folders(folder: Path) -> list[str]:
@@ -333,6 +349,10 @@ def _picture(path: Path, form: Format, label: int | None) -> Item:
         if not path.is_file():
             what = "a link to nothing" if path.is_symlink() else "no regular file"
             return Item(name, None, label, what)
+        if path.suffix.lower() in _ARRAYS | {".parquet"}:
+            return Item(
+                name, None, label, "a file of many inputs; name it by itself", stranger=True
+            )
         if path.stat().st_size > _PICTURE_BYTES:
             return Item(name, None, label, f"more than {_PICTURE_BYTES} bytes")
         return Item(name, form.picture(path.read_bytes()), label)

@@ -11,7 +11,7 @@ from torch import Tensor
 from leery._checks import Bounds, check_bound_values, check_images
 from leery.errors import InputError, LeeryWarning
 
-__all__ = ["InputSpec", "Moments"]
+__all__ = ["InputSpec", "Moments", "bounds_seen"]
 
 _MOST_ELEMENTS = 2**28
 """A bound on one input, which keeps a stranger's file from asking for all the memory."""
@@ -57,6 +57,12 @@ class Moments:
         return math.sqrt(max(self.squares / self.count - self.mean**2, 0.0))
 
 
+def bounds_seen(images: Tensor, moments: Moments) -> Bounds | None:
+    """The bounds (0, 1) where the pixels of floating-point images lie in it; else None."""
+    inside = images.is_floating_point() and moments.low >= 0 and moments.high <= 1
+    return (0.0, 1.0) if inside else None
+
+
 @dataclass(frozen=True)
 class InputSpec:
     """The inputs of the training data.
@@ -89,9 +95,7 @@ class InputSpec:
             moments: of all of them.
             bounds: as the user gave them, or None.
         """
-        floating = example.is_floating_point()
-        if bounds is None and floating and moments.low >= 0 and moments.high <= 1:
-            bounds = (0.0, 1.0)
+        bounds = bounds or bounds_seen(example, moments)
         shape = tuple(example.shape[1:])
         return cls(
             shape, example.dtype, bounds, moments.low, moments.high, moments.mean, moments.std
@@ -146,14 +150,17 @@ class InputSpec:
         if images < _ENOUGH or not self.dtype.is_floating_point or not self.std > 0:
             return
         ratio = moments.std / self.std
-        if not (1 / 3 <= ratio <= 3 and abs(moments.mean - self.mean) <= 2 * self.std):  # noqa: PLR2004
+        # Normalised values lie on both sides of zero, plain pixels on one.
+        plain = self.low < -0.1 * (self.high - self.low) and moments.low >= 0
+        alike = 1 / 3 <= ratio <= 3 and abs(moments.mean - self.mean) <= 2 * self.std  # noqa: PLR2004
+        if plain or not alike:
             message = (
                 f"the {what} may be on another scale than the training images: range "
                 f"{moments.low:g}..{moments.high:g}, mean {moments.mean:.3g} and standard "
                 f"deviation {moments.std:.3g}, against {self.low:g}..{self.high:g}, "
                 f"{self.mean:.3g} and {self.std:.3g}; check that both are normalised alike"
             )
-            warnings.warn(message, LeeryWarning, stacklevel=4)
+            warnings.warn(message, LeeryWarning, stacklevel=3)
 
     def facts(self) -> dict[str, Any]:
         """The spec in types that JSON has."""

@@ -10,7 +10,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from leery._checks import check_batch_size, check_images, check_seed
+from leery._checks import check_batch_size, check_count, check_images, check_seed
 from leery.errors import InputError, NoDropoutError, UnsupportedModelError
 from leery.mc_dropout._engine import Engine
 from leery.mc_dropout._graph import STEADY_ROWS, NoGraphError, capture
@@ -207,7 +207,7 @@ class MCDropout:
         pass_layers: Sequence[str] = (),
         batch_size: int = 1000,
     ) -> None:
-        if not 1 <= passes <= MOST_PASSES:
+        if check_count(passes, "passes") > MOST_PASSES:
             message = f"expected 1 to {MOST_PASSES} passes, got {passes}; correct the number"
             raise InputError(message)
         if masks not in get_args(MaskSource):

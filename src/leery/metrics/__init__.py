@@ -5,7 +5,7 @@ per image, in the field's own quantity; it says which direction is suspicious. F
 choosing thresholds does not belong here.
 """
 
-from leery.metrics._base import Direction, FitContext, Metric
+from leery.metrics._base import Direction, FitContext, Metric, metric_refused
 from leery.metrics._registry import (
     CLOSENESS_METRICS,
     KINDS,
@@ -49,6 +49,7 @@ __all__ = [
     "direction_of",
     "epistemic",
     "make_metrics",
+    "metric_refused",
     "mutual_information",
     "predictive_entropy",
     "scibilic",

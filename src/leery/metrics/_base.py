@@ -1,20 +1,24 @@
 """What a metric is: it states what it needs, learns from training data, and gives a number."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from leery._checks import Bounds
-from leery.errors import InputError
+from leery.errors import InputError, LeeryError, brief
 from leery.observation import Needs, Observation
 
-__all__ = ["Direction", "FitContext", "Metric"]
+__all__ = ["Direction", "FitContext", "Metric", "check_metric", "metric_refused"]
 
 Direction = Literal["larger", "smaller", "both"]
 """Which values are suspicious."""
+
+_RESERVED = ("name", "predicted", "score", "p_value", "adversarial", "error")
+"""Columns of verdicts and of files of scores."""
 
 
 @dataclass(frozen=True)
@@ -132,13 +136,55 @@ class Metric(nn.Module):
         return type(self).prepare is not Metric.prepare
 
 
+@contextmanager
+def metric_refused(metric: Metric) -> Iterator[None]:
+    """Whatever a metric raises becomes one error that names it.
+
+    Raises:
+        InputError: then.
+    """
+    try:
+        yield
+    except (LeeryError, torch.OutOfMemoryError, MemoryError):
+        raise
+    # A metric may be somebody's code, and raises whatever it likes.
+    except Exception as error:
+        message = (
+            f"expected metric {metric.name!r} to be computed, got {brief(error)}; correct its code"
+        )
+        raise InputError(message) from error
+
+
+def check_metric(metric: Metric) -> None:
+    """Refuse a metric whose name, family or direction cannot be used.
+
+    Raises:
+        InputError: then.
+    """
+    kind = type(metric).__name__
+    name = getattr(metric, "name", None)
+    family = getattr(metric, "family", None)
+    if not isinstance(name, str) or not name or "/" in name or name in _RESERVED:
+        message = (
+            f"expected {kind}.name as text without '/' and other than {', '.join(_RESERVED)}, got "
+            f"{name!r}; rename the metric"
+        )
+        raise InputError(message)
+    if not isinstance(family, str) or metric.direction not in get_args(Direction):
+        message = (
+            f'expected {kind}.family as text and {kind}.direction "larger", "smaller" or "both", '
+            f"got {family!r} and {metric.direction!r}; correct them"
+        )
+        raise InputError(message)
+
+
 def _undefined_buffers(module: nn.Module) -> Sequence[tuple[nn.Module, str, str]]:
     """Buffers without a value: their module, their name there, and their path."""
     return [
         (owner, name, f"{prefix}.{name}" if prefix else name)
         for prefix, owner in module.named_modules()
         for name, buffer in owner._buffers.items()  # noqa: SLF001 - None is not among buffers()
-        if buffer is None
+        if buffer is None and name not in owner._non_persistent_buffers_set  # noqa: SLF001
     ]
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from leery.errors import InputError
-from leery.metrics._base import Metric
+from leery.metrics._base import Metric, check_metric
 from leery.metrics.closeness import BandwidthRule, ClassKL, KernelDensity, Precision
 from leery.metrics.uncertainty import UNCERTAINTY, PassUncertainty
 
@@ -92,6 +92,9 @@ def make_metrics(
         InputError: when there is none, or a name is unknown or repeated.
     """
     entries: Sequence[Any] = (asked,) if isinstance(asked, (str, Metric)) else tuple(asked)
+    for entry in entries:
+        if isinstance(entry, Metric):
+            check_metric(entry)
     names = [entry.name if isinstance(entry, Metric) else entry for entry in entries]
     unknown = [entry for entry in entries if not isinstance(entry, Metric) and entry not in _MAKERS]
     if not names or unknown or len(set(names)) < len(names):

@@ -30,7 +30,7 @@ from leery.models._guest import (
 from leery.models._layout import WHOLE_MODEL, fast_layout, has_fast_layout, keep_freed_memory
 from leery.models._loading import check_repeatable, load_model, loaded_object, normalized
 from leery.models._narrow import NarrowConvolutions
-from leery.models._outputs import Logits, with_logits
+from leery.models._outputs import Logits, logits_facts, logits_of_facts, with_logits
 from leery.models._trial import Run, Trial, two_images
 from leery.models._twin import python_randomness
 
@@ -59,6 +59,8 @@ __all__ = [
     "last_hidden_layer",
     "load_model",
     "loaded_object",
+    "logits_facts",
+    "logits_of_facts",
     "normalized",
     "predict",
     "python_randomness",

@@ -11,6 +11,7 @@ from leery._checks import check_batch_size, check_images
 from leery.errors import InputError, UnknownLayerError
 from leery.models._guest import device_of, guest, run_fast, run_model
 from leery.models._layout import WHOLE_MODEL
+from leery.models._trial import two_images
 
 __all__ = [
     "INPUT_OF",
@@ -24,6 +25,9 @@ __all__ = [
     "reading",
     "submodules_of_images",
 ]
+
+_SHOWN = 8
+"""Images on which it is seen which layer gives the logits."""
 
 INPUT_OF = "input of "
 """Prefix of a feature layer's name that means the input, not the output, of that submodule."""
@@ -53,10 +57,10 @@ def last_hidden_layer(model: nn.Module, images: Tensor) -> str:
 
     Args:
         model: returns logits ``(N, classes)``; it is left as it was.
-        images: ``(N, ...)``; the first two are shown to the model.
+        images: ``(N, ...)``; the first few are shown to the model.
 
     Returns:
-        "input of " and the name of an ``nn.Linear``, whose output for the two images is the
+        "input of " and the name of an ``nn.Linear``, whose output for these images is the
         logits, up to a factor and a constant per row (such as a log softmax subtracts).
 
     Raises:
@@ -91,9 +95,10 @@ def _linear_head(model: nn.Module, images: Tensor) -> tuple[str | None, str | No
     """The linear layer that gives the logits, and the last one that runs; None for none."""
     check_images(images)
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    pair = images[:2].to(device_of(model))
-    with guest(model, pair) as still, torch.no_grad(), reading(still, linear) as seen:
-        logits = run_model(still, pair)
+    # Few images could agree by chance, and equal ones would.
+    shown = torch.cat([two_images(images), images[: _SHOWN - 2]]).to(device_of(model))
+    with guest(model, shown) as still, torch.no_grad(), reading(still, linear) as seen:
+        logits = run_model(still, shown)
     heads = [name for name, value in seen.items() if _gives(value, logits)]
     return heads[-1] if heads else None, list(seen)[-1] if seen else None
 
@@ -112,7 +117,7 @@ def _gives(value: Tensor, logits: Tensor) -> bool:
         return False
     own, other = (rows - rows.mean(1, keepdim=True) for rows in (own, other))
     factor = (own * other).sum() / own.square().sum().clamp_min(torch.finfo(own.dtype).tiny)
-    return bool(factor > 0) and float((own * factor - other).norm()) <= 1e-4 * float(other.norm())
+    return bool(factor > 0) and float((own * factor - other).norm()) <= 1e-5 * float(other.norm())
 
 
 def submodules_of_images(model: nn.Module, images: Tensor) -> tuple[str, ...]:
@@ -164,10 +169,13 @@ def submodules_of_images(model: nn.Module, images: Tensor) -> tuple[str, ...]:
 
 
 def _inside(module: nn.Module, prefix: str) -> Iterator[str]:
-    """The names of the direct submodules, those inside sequences instead of these."""
-    for name, child in module.named_children():
+    """The names of the direct submodules; of holders and wrappers, of those inside."""
+    children = list(module.named_children())
+    for name, child in children:
         path = f"{prefix}{name}"
-        if isinstance(child, nn.Sequential):
+        # A wrapper around one submodule is not a layer, nor is what only holds some.
+        alone = len(children) == 1 and any(True for _ in child.children())
+        if alone or isinstance(child, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
             yield from _inside(child, f"{path}.")
         elif not isinstance(child, (nn.Identity, nn.Flatten, nn.modules.dropout._DropoutNd)):  # noqa: SLF001 - torch's own base
             yield path

@@ -3,7 +3,7 @@
 import importlib
 import pickle
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,9 @@ from torch import Tensor, nn
 
 from leery.errors import InputError, LeeryError, brief, listed
 from leery.models._guest import unwrapped
-from leery.models._outputs import Logits, with_logits
+from leery.models._outputs import Logits, WithLogits, with_logits
 
 __all__ = ["check_repeatable", "load_model", "loaded_object", "normalized"]
-
-_PREFIXES = ("module.", "_orig_mod.", "model.")
-"""What DataParallel, torch.compile and trainers put before the names of a state dict."""
 
 
 class _Normalized(nn.Module):
@@ -128,10 +125,11 @@ def check_repeatable(name: str, model: nn.Module) -> None:
         InputError: then.
     """
     again = unwrapped(_made(name)).state_dict()
+    while isinstance(model, (_Normalized, WithLogits)):
+        model = model.model
     first = model.state_dict()
     for key, tensor in again.items():
-        own = next((first[path] for path in (key, f"model.{key}") if path in first), None)
-        if own is None or not torch.equal(own.cpu(), tensor.cpu()):
+        if key not in first or not torch.equal(first[key].cpu(), tensor.cpu()):
             message = (
                 "expected a factory that gives the trained classifier, got other weights each time "
                 f"from {name}; pass --weights"
@@ -261,17 +259,19 @@ def _fill(model: nn.Module, state: Mapping[str, Any], path: Path) -> None:
         raise InputError(message)
 
 
-def _without_prefixes(state: Mapping[str, Any], known: Any) -> Mapping[str, Any]:  # noqa: ANN401
-    """The state dict without the prefix of a wrapper, where the model's own names lack it."""
+def _without_prefixes(state: Mapping[str, Any], known: Collection[str]) -> Mapping[str, Any]:
+    """The state dict without what a wrapper put before every name, if the model lacks it.
+
+    What stands beside the classifier in a trainer's checkpoint, such as a loss, is left out.
+    """
     names = set(known)
-    while not names & set(state):
-        prefix = next(
-            (found for found in _PREFIXES if state and all(key.startswith(found) for key in state)),
-            None,
-        )
-        if prefix is None:
-            break
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    if not names or names & set(state):
+        return state
+    first = next(iter(names))
+    for key in state:
+        prefix = key.removesuffix(first)
+        if prefix != key and prefix.endswith(".") and all(f"{prefix}{n}" in state for n in names):
+            return {name: state[f"{prefix}{name}"] for name in names}
     return state
 
 

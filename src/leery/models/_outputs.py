@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from leery.errors import InputError, UnsupportedModelError
 from leery.models._guest import unwrapped
 
-__all__ = ["Logits", "with_logits"]
+__all__ = ["Logits", "WithLogits", "logits_facts", "logits_of_facts", "with_logits"]
 
 Logits = Callable[[Any], Tensor] | str | int | None
 """Where the logits are in what a model returns: a function, a field name or an index; None where it
 returns them as a tensor or in a field ``logits``."""
 
 
-class _WithLogits(nn.Module):
+class WithLogits(nn.Module):
     """A classifier that returns one of the things that the model inside returns.
 
     Args:
@@ -49,6 +49,36 @@ class _WithLogits(nn.Module):
             raise UnsupportedModelError(message) from error
 
 
+def logits_facts(logits: Logits) -> dict[str, str | int | None]:
+    """Where the logits are, in types that JSON has: a kind, and a name or an index."""
+    if logits is None:
+        return {"kind": "plain", "where": None}
+    if callable(logits):
+        return {"kind": "function", "where": getattr(logits, "__name__", type(logits).__name__)}
+    return {"kind": "index" if isinstance(logits, int) else "field", "where": logits}
+
+
+def logits_of_facts(facts: Mapping[str, Any], given: Logits) -> Logits:
+    """Where the logits are, from :func:`logits_facts` and what a user gave again.
+
+    Raises:
+        InputError: when a function is needed and was not given, or something else was given.
+    """
+    if facts["kind"] == "function":
+        if not callable(given):
+            message = (
+                f"expected the function {facts['where']!r} that finds the logits, got {given!r}; "
+                "pass logits= as it was given to the detector"
+            )
+            raise InputError(message)
+        return given
+    where: Logits = facts["where"]
+    if given is not None and given != where:
+        message = f"expected logits={where!r}, as at the fit, got {given!r}; leave it out"
+        raise InputError(message)
+    return where
+
+
 def with_logits(model: nn.Module, logits: Logits = None) -> nn.Module:
     """The classifier as a module whose logits leery finds.
 
@@ -61,11 +91,11 @@ def with_logits(model: nn.Module, logits: Logits = None) -> nn.Module:
         UnsupportedModelError: for a TorchScript module.
     """
     inner = unwrapped(model)
-    if logits is None or isinstance(inner, _WithLogits):
+    if logits is None or isinstance(inner, WithLogits):
         return inner
     if isinstance(logits, bool) or not (callable(logits) or isinstance(logits, (str, int))):
         message = (
             f"expected logits as a function, a field name or an index, got {logits!r}; correct it"
         )
         raise InputError(message)
-    return _WithLogits(inner, logits)
+    return WithLogits(inner, logits)

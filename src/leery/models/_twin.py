@@ -98,11 +98,7 @@ class Twins:
         kind = images.shape[1:], images.dtype, images.device
         if twins.trusted.get(kind) is False:
             return twins, None
-        try:
-            # Attempts of two threads at once cannot take the same: pop is atomic.
-            twin = twins.idle.pop()
-        except IndexError:
-            twin = _made(model)
+        twin = twins.idle.pop() if twins.idle else _made(model)
         if kind not in twins.trusted:
             own = twin if twin is None else self._passes(model, twin, two_images(images.detach()))
             twins.trusted[kind] = bool(own)

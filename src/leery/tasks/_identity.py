@@ -2,7 +2,6 @@
 
 import ast
 import hashlib
-import importlib.util
 import json
 import sys
 import sysconfig
@@ -53,18 +52,19 @@ def _code(modules: frozenset[str]) -> str:
 
 
 def _own_source(name: str) -> Path | None:
-    """The source file of a module of leery's or of a user's; None for any other."""
-    try:
-        module = sys.modules.get(name)
-        spec = None if module is not None else importlib.util.find_spec(name)
-    except (ImportError, ValueError, AttributeError):
+    """The source file of a module of leery's or of a user's; None for any other.
+
+    No module is imported for this: a user's counts if it is loaded.
+    """
+    if name == "leery" or name.startswith("leery."):
+        place = Path(__file__).parent.parent.parent.joinpath(*name.split("."))
+        found = (place.with_suffix(".py"), place / "__init__.py")
+        return next((path for path in found if path.is_file()), None)
+    loaded = getattr(sys.modules.get(name), "__file__", None)
+    if not loaded or not loaded.endswith(".py"):
         return None
-    found = getattr(module, "__file__", None) or (spec.origin if spec is not None else None)
-    if not found or not found.endswith(".py"):
-        return None
-    path = Path(found).resolve()
-    own = name == "leery" or name.startswith("leery.")
-    return path if own or not any(path.is_relative_to(place) for place in _installed()) else None
+    path = Path(loaded).resolve()
+    return None if any(path.is_relative_to(place) for place in _installed()) else path
 
 
 @cache
