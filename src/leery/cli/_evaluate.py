@@ -13,6 +13,7 @@ from leery._progress import progress_bars
 from leery.cli._groups import ClassifierOptions, InputOptions, own_metrics, with_groups
 from leery.cli._options import (
     Attacks,
+    BoundsOption,
     Guard,
     Json,
     OwnMetrics,
@@ -20,6 +21,7 @@ from leery.cli._options import (
     Seed,
     no_attack,
     parse_attacks,
+    parse_bounds,
     print_json,
     stoppable,
 )
@@ -50,6 +52,7 @@ def evaluate(
     attack: Attacks = None,
     *,
     noise: _Noise = 0.0,
+    bounds: BoundsOption = None,
     seed: Seed = 0,
     metric: OwnMetrics = None,
     resize: Resize = False,
@@ -69,13 +72,15 @@ def evaluate(
     form = reading.format(
         shape=known.shape, dtype=known.dtype, resize=resize, classes=detector.classes_
     )
-    attacks = parse_attacks(attack)
+    attacks, limits = parse_attacks(attack), parse_bounds(bounds)
     if not attacks:
         raise no_attack()
     with stoppable("nothing was written"), progress_bars() as bars:
         bars.add_task("attacking and measuring", total=None)
         images, labels = inputs.load_labelled(data, form)
-        found = judged(detector, images, labels, attacks=attacks, noise=noise, seed=seed)
+        found = judged(
+            detector, images, labels, attacks=attacks, noise=noise, bounds=limits, seed=seed
+        )
     if as_json:
         print_json({"rows": found.to_dict(orient="records")})
     else:

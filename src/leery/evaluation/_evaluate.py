@@ -47,7 +47,7 @@ def evaluate(
         noise: standard deviation of the noisy versions; 0 for none.
         bounds: of the pixels, for noise and for attacks without bounds of their own; by default
             those of the detector, else (0, 1).
-        seed: random seed, of noise and attacks.
+        seed: random seed of noise and attacks; each batch adds its number.
 
     Returns:
         A row for each attack and choice of positives ("all", "successful", "failed") that has
@@ -65,15 +65,16 @@ def evaluate(
     known = bounds or _bounds_of(scorer)
     parts: dict[str, list[MetricTable]] = {}
     truths: list[np.ndarray] = []
-    for batch, truth in _labelled(images, labels):
+    for number, (batch, truth) in enumerate(_labelled(images, labels)):
+        own = seed + number
         truths.append(truth.cpu().numpy())
         parts.setdefault("clean", []).append(_judged(scorer, batch))
         if noise:
-            noisy = gaussian_noise(batch, noise, seed=seed, bounds=known or (0.0, 1.0))
+            noisy = gaussian_noise(batch, noise, seed=own, bounds=known or (0.0, 1.0))
             parts.setdefault("noisy", []).append(_judged(scorer, noisy))
         for name, attack in attacks.items():
             placed = attack.within(known) if isinstance(attack, GradientAttack) else attack
-            made = placed(scorer.model, batch, truth, **({"seed": seed} if seed else {}))
+            made = placed(scorer.model, batch, truth, **({"seed": own} if own else {}))
             parts.setdefault(f"attack {name}", []).append(_judged(scorer, made))
     tables = {name: MetricTable.joined(found) for name, found in parts.items()}
     classes = np.concatenate(truths)
