@@ -853,6 +853,16 @@ def _changes(model: nn.Module) -> object:
     return (
         [(module, module.extra_repr()) for module in model.modules()],
         # Writes through .data are not counted; they rarely leave all of these as they were.
-        [part.detach().reshape(-1)[:: max(1, part.numel() // 16)].tolist() for part in tensors],
+        [_sampled(part.detach()) for part in tensors],
         [(id(part), 0 if part.is_inference() else part._version) for part in tensors],  # noqa: SLF001 - its count of writes
     )
+
+
+def _sampled(values: Tensor) -> list[float]:
+    """Some elements of a tensor, without a copy of it."""
+    reach = sum((size - 1) * step for size, step in zip(values.shape, values.stride(), strict=True))
+    # In whatever order they lie in memory, if they fill it.
+    dense = 0 < values.numel() == reach + 1
+    flat = values.as_strided((values.numel(),), (1,)) if dense else values.reshape(-1)
+    found: list[float] = flat[:: max(1, values.numel() // 16)].tolist()
+    return found
