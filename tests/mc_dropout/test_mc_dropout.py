@@ -887,7 +887,7 @@ def test_where_dropout_cannot_be_inserted_it_is_said() -> None:
 
 
 def test_impossible_settings_are_refused(digit_net: nn.Module) -> None:
-    with pytest.raises(InputError, match="1 to 10000 passes, got 0"):
+    with pytest.raises(InputError, match="passes as a whole number of at least 1, got 0"):
         MCDropout(digit_net, passes=0)
     with pytest.raises(InputError, match="seed of at least 0, got -1"):
         MCDropout(digit_net, seed=-1)
