@@ -1,4 +1,4 @@
-"""The exceptions leery raises on purpose, all under one root.
+"""The exceptions that leery raises on purpose, all under one root.
 
 Every message is one sentence that says what was expected, what was got and what to do::
 
@@ -84,7 +84,7 @@ class StudyFileError(LeeryError, ValueError):
 
 
 class DataError(LeeryError, OSError):
-    """A dataset cannot be had from any source."""
+    """No source provides the data set."""
 
 
 class CorruptDataError(DataError):

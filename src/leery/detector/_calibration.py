@@ -16,7 +16,7 @@ Promise = Literal["marginal", "pac"]
 
 @dataclass(frozen=True)
 class Calibration:
-    """What clean images taught about false alarms.
+    """A threshold for scores, and p-values, from the scores of clean images.
 
     Attributes:
         fpr: the false-alarm rate that is promised, in (0, 1).

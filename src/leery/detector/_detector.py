@@ -263,7 +263,7 @@ class Detector:
         noisy: Images | None = None,
         attacks: Sequence[Attack] = (),
     ) -> Self:
-        """Learn how to weigh the metrics; a calibration from before is forgotten.
+        """Teach the combiner how to weigh the metrics; an earlier calibration is discarded.
 
         The logistic combiner learns from adversarial images, given or made here; the conformal
         one from clean and noisy images alone. :meth:`calibrate` does this by itself for the
@@ -586,7 +586,7 @@ class Detector:
         metrics: Sequence[Metric] = (),
         logits: Logits = None,
     ) -> Self:
-        """Read a detector for the classifier that it was fitted on; runs no code of the file.
+        """Read a detector for the classifier it was fitted on; no code in the file is run.
 
         Args:
             path: of a file that :meth:`save` wrote.

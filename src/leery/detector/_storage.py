@@ -104,7 +104,7 @@ def write_file(
 
 
 def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the facts of a detector file; nothing in it is executed.
+    """Read the tensors and facts of a detector file; no code in it is run.
 
     Raises:
         DetectorFileError: when the file is missing, damaged, none of leery's or of another
@@ -117,7 +117,7 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a detector file holds, read without its classifier.
+    """Describe what a detector file holds, without its classifier.
 
     Returns:
         The facts of its JSON, and under "tensors" the type and shape of each tensor by name.
@@ -146,7 +146,7 @@ def below(parts: Mapping[str, T], prefix: str) -> dict[str, T]:
 
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """A safetensors file, whose own errors become one of leery's."""
+    """Open a safetensors file; its own errors become a DetectorFileError."""
     try:
         with safetensors.safe_open(os.fspath(path), framework="pt") as stream:
             yield stream
