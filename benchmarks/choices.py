@@ -3,7 +3,7 @@
     python benchmarks/choices.py [--images 10000] [--out docs/results/choices]
 
 The combiners are fitted on the first 3,000 test images and judged on the images from 6,000 on;
-those in between were looked at when the conformal combiner was designed, and are left out. All
+those in between were looked at when the combiner of families was designed, and are left out. All
 judged numbers are areas under the ROC curve, with clean and noisy images as negatives and the
 twins of all images that the classifier gets right as positives.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from leery.attacks import BIM, FGSM, PGD, gaussian_noise
 from leery.classifiers import pretrained
-from leery.combiners import Combiner, ConformalCombiner, Facts, LogisticCombiner
+from leery.combiners import BonferroniCombiner, Combiner, Facts, LogisticCombiner
 from leery.data import load
 from leery.mc_dropout import MCDropout
 from leery.metrics import (
@@ -152,17 +152,19 @@ def judged_areas(scene: Scene, six: dict[str, np.ndarray]) -> Iterator[dict[str,
     """One row a condition: the area by each combiner, and by the kernel density alone."""
     noises = [name for name in six if name.startswith("noisy")]
     references = {
-        "conformal": ["clean", *noises],
-        "conformal, clean only": ["clean"],
+        "bonferroni": ["clean", *noises],
+        "bonferroni, clean only": ["clean"],
     }
-    conformal = {
+    bonferroni = {
         label: taught(
-            ConformalCombiner(FACTS), [six[name][scene.fitted] for name in names], adversarial=False
+            BonferroniCombiner(FACTS),
+            [six[name][scene.fitted] for name in names],
+            adversarial=False,
         )
         for label, names in references.items()
     }
     for attack, epsilon, twins, noisy in scene.conditions():
-        combiners = {"logistic": logistic(scene, six, twins, noisy), **conformal}
+        combiners = {"logistic": logistic(scene, six, twins, noisy), **bonferroni}
         rows = [six[name][scene.judged] for name in (twins, "clean", noisy)]
         yield {
             "dataset": scene.dataset,

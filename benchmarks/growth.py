@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from leery import Detector, data
+from leery import PAPER_METRICS, Detector, data
 from leery.classifiers import pretrained
 from leery.inputs import Format
 from leery.mc_dropout import MCDropout
@@ -34,7 +34,9 @@ Work = Callable[[], object]
 
 def guard(folder: Path, images: int) -> None:
     """Leave a detector and a file of images to score."""
-    fitted = Detector(pretrained("mnist").model, feature_layer="hidden", bandwidth=1.7)
+    fitted = Detector(
+        pretrained("mnist").model, metrics=PAPER_METRICS, feature_layer="hidden", bandwidth=1.7
+    )
     clean = data.load("mnist", "test")[0][:2000]
     fitted.fit(*data.load("mnist", "train")).fit_combiner(clean).save(folder / "guard.leery")
     pixels = (clean[:, 0] * 255).byte().numpy()
@@ -59,7 +61,9 @@ def scoring(images: int) -> Work:
 
 def measuring(images: int) -> Work:
     """All six metrics of images in memory."""
-    detector = Detector(pretrained("mnist").model, feature_layer="hidden", bandwidth=1.7)
+    detector = Detector(
+        pretrained("mnist").model, metrics=PAPER_METRICS, feature_layer="hidden", bandwidth=1.7
+    )
     detector.fit(*data.load("mnist", "train"))
     shown = data.load("mnist", "test")[0][:images]
     return lambda: detector.measure(shown)
@@ -78,7 +82,7 @@ def classes(count: int) -> Work:
     model = nn.Sequential(
         nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Dropout(), nn.Linear(128, count)
     )
-    detector = Detector(model.eval(), bandwidth=1.7)
+    detector = Detector(model.eval(), metrics=PAPER_METRICS, bandwidth=1.7)
     images = data.load("mnist", "train")[0][:20_000]
     detector.fit(images, torch.arange(len(images)) % count)
     shown = data.load("mnist", "test")[0][:1024]

@@ -24,7 +24,7 @@ from scipy.stats import t as student
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from leery import Detector, data
+from leery import PAPER_METRICS, Detector, data
 from leery.attacks import PGD, CrossEntropy, GradientAttack
 from leery.mc_dropout import MCDropout, Plan
 from leery.metrics import KernelDensity
@@ -316,7 +316,9 @@ def six_metrics(bench: Bench) -> None:
     for dataset, count in (("mnist", 10_000), ("fashion-mnist", 512)):
         model = default_layout(dataset).to(bench.device)
         images = data.load(dataset, "test")[0][: bench.images(count)]
-        detector = Detector(model, feature_layer="hidden", bandwidth=BANDWIDTHS[dataset])
+        detector = Detector(
+            model, metrics=PAPER_METRICS, feature_layer="hidden", bandwidth=BANDWIDTHS[dataset]
+        )
         detector.fit(*data.load(dataset, "train"))
         _six(bench, NETWORKS[dataset], detector, images.to(bench.device))
     torch.manual_seed(0)
@@ -324,7 +326,7 @@ def six_metrics(bench: Bench) -> None:
     with torch.no_grad():
         # An untrained one gives all classes about the same probability.
         model.fc.weight *= 20
-    detector = Detector(model.to(bench.device), bandwidth=1.0)
+    detector = Detector(model.to(bench.device), metrics=PAPER_METRICS, bandwidth=1.0)
     detector.fit(images[:-64], torch.arange(len(images) - 64) % 10)
     _six(bench, "ResNet-18, 64 x 64 pixels", detector, images[-64:].to(bench.device))
 
@@ -497,7 +499,7 @@ def fit(bench: Bench) -> None:
     """From training images to a fitted detector."""
     model = default_layout("mnist").to(bench.device)
     images, labels = (part[: bench.images(60_000)] for part in data.load("mnist", "train"))
-    detector = Detector(model, feature_layer="hidden", bandwidth=1.7)
+    detector = Detector(model, metrics=PAPER_METRICS, feature_layer="hidden", bandwidth=1.7)
     bench.compare(
         "fit",
         f"DigitNet, {len(images):,} images",
@@ -542,7 +544,9 @@ def adaptive(bench: Bench) -> None:
     images, labels = (
         part[: bench.images(256)].to(bench.device) for part in data.load("mnist", "test")
     )
-    detector = Detector(model, bandwidth=1.7, combiner="logistic").fit(train, classes)
+    detector = Detector(model, metrics=PAPER_METRICS, bandwidth=1.7, combiner="logistic").fit(
+        train, classes
+    )
     held, truth = (part[5000:5300] for part in data.load("mnist", "test"))
     detector.fit_combiner(held, truth, attacks=[PGD(0.3)])
     sampler = MCDropout(model, 50)
@@ -580,7 +584,9 @@ def two_detectors(bench: Bench) -> None:
     guards = []
     train, classes = (part[:6000] for part in data.load("mnist", "train"))
     for _ in range(2):
-        guard = Detector(default_layout("mnist"), bandwidth=1.7).fit(train, classes)
+        guard = Detector(default_layout("mnist"), metrics=PAPER_METRICS, bandwidth=1.7).fit(
+            train, classes
+        )
         guards.append(guard.fit_combiner(data.load("mnist", "test")[0][:500]))
     images = data.load("mnist", "test")[0][: bench.images(10_000)]
     threads = torch.get_num_threads()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from leery import Detector
+from leery import PAPER_METRICS, Detector
 from leery.attacks import PGD, gaussian_noise
 from leery.data import load
 from leery.evaluation import evaluate
@@ -95,7 +95,7 @@ def main(count: int = 10_000) -> None:
     clean, truth = load("mnist", "test")
     model = train(VisionTransformer(), images, labels)
 
-    detector = Detector(model, passes=20).fit(images, labels)
+    detector = Detector(model, passes=20, metrics=PAPER_METRICS).fit(images, labels)
     detector.fit_combiner(clean[:1000], noisy=gaussian_noise(clean[:1000], 0.1))
     detector.calibrate(clean[1000:2000], fpr=0.05, promise="pac")
     print(detector.explain_plan(), "\n")

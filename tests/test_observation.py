@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from leery import Detector
+from leery import PAPER_METRICS, Detector
 from leery.errors import InputError, UnknownLayerError
 from leery.mc_dropout import MCDropout
 from leery.metrics import FitContext, KernelDensity, Metric
@@ -16,8 +16,8 @@ from leery.observation import EACH, HEAD, Needs, Observation, Observer, Scorer, 
 from tests.conftest import Batch
 from tests.mc_dropout.reference import plain_loop
 
-NOISE = View("noise", lambda images, g: images + torch.randn(images.shape[1:], generator=g))
-HALF = View("half", lambda images, _: images / 2)
+NOISE = View("noise", lambda images, g, _: images + torch.randn(images.shape[1:], generator=g))
+HALF = View("half", lambda images, *_: images / 2)
 
 
 def observed(observer: Observer, images: Tensor) -> Observation:
@@ -164,7 +164,7 @@ def total(guard: Detector) -> Tensor:
     return metric.total.clone()
 
 
-@pytest.mark.parametrize("combiner", ["conformal", "logistic"])
+@pytest.mark.parametrize("combiner", ["bonferroni", "logistic"])
 def test_a_metric_of_a_user_s_own_is_fitted_fused_saved_and_loaded(
     combiner: str, digit_net: nn.Module, digits: Batch, training_digits: Batch, tmp_path: object
 ) -> None:
@@ -214,7 +214,7 @@ def test_names_of_metrics_are_distinct(digit_net: nn.Module) -> None:
 
 
 def test_a_detector_is_a_scorer(digit_net: nn.Module) -> None:
-    assert isinstance(Detector(digit_net), Scorer)
+    assert isinstance(Detector(digit_net, metrics=PAPER_METRICS), Scorer)
 
 
 class Odd(Metric):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from leery import Detector, _files, scoring
+from leery import PAPER_METRICS, Detector, _files, scoring
 from leery.errors import InputError, NotFittedError, OutputError
 from leery.inputs import Format
 from leery.scoring import Summary, score_to_file
@@ -35,7 +35,7 @@ def detector() -> Detector:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model, rows = Net().eval(), torch.rand(200, 6)
-    found = Detector(model, passes=3).fit(rows[:100], torch.arange(100) % 2)
+    found = Detector(model, metrics=PAPER_METRICS, passes=3).fit(rows[:100], torch.arange(100) % 2)
     return found.fit_combiner(rows[100:150]).calibrate(rows[150:])
 
 
@@ -241,14 +241,18 @@ def test_a_run_refused_at_its_first_part_leaves_nothing(
 
 def test_inputs_take_the_type_of_the_fit(source: Path) -> None:
     model, rows = Net().double().eval(), torch.rand(100, 6, dtype=torch.float64)
-    found = Detector(model, passes=2, combiner="conformal").fit(rows, torch.arange(100) % 2)
+    found = Detector(model, metrics=PAPER_METRICS, passes=2, combiner="bonferroni").fit(
+        rows, torch.arange(100) % 2
+    )
     found.fit_combiner(torch.rand(50, 6, dtype=torch.float64))
     assert score(found, source).unreadable == 0
     assert json.dumps(rows_of(source.parent)) == json.dumps(list(range(10)))
 
 
 def test_a_detector_without_combiner_leaves_nothing(detector: Detector, source: Path) -> None:
-    bare = Detector(detector.model, passes=2).fit(torch.rand(20, 6), torch.arange(20) % 2)
+    bare = Detector(detector.model, metrics=PAPER_METRICS, passes=2).fit(
+        torch.rand(20, 6), torch.arange(20) % 2
+    )
     with pytest.raises(NotFittedError, match="got one without; calibrate it first"):
         score(bare, source)
     assert [path.name for path in source.parent.iterdir()] == ["rows.npy"]

@@ -30,6 +30,7 @@ FLOORS = [
     {"metrics"},
     {"combiners"},
     {"detector"},
+    {"baselines"},
     {"evaluation"},
     {"scoring"},
     {"study"},
@@ -89,24 +90,25 @@ def test_private_modules_are_private_to_their_package(path: Path) -> None:
 
 
 PUBLIC = {
-    "leery": """CorruptDataError DataError Detector DetectorFileError InputError LeeryError
-        LeeryWarning MCDropout METRICS MetricTable NoDropoutError NotFittedError OutputError
-        PAPER_METRICS UnknownLayerError UnsupportedModelError Verdicts WrongModelError
-        __version__""",
-    "leery.attacks": """Attack BIM CrossEntropy FGSM GradientAttack HARMLESS Harmless
-        Objective ObjectiveOf PGD gaussian_noise""",
+    "leery": """CorruptDataError DataError Detector DetectorFileError InputError
+        LeeryError LeeryWarning MCDropout METRICS MetricTable NoDropoutError
+        NotFittedError OutputError PAPER_METRICS RECOMMENDED_METRICS UnknownLayerError
+        UnsupportedModelError Verdicts WrongModelError __version__""",
+    "leery.attacks": """ADAPTED AdaptedAttack Attack BIM BoundedAttack CORRUPTIONS
+        Corruption CrossEntropy FGSM GradientAttack HARMLESS Harmless Objective
+        ObjectiveOf PGD Preset gaussian_noise placed""",
     "leery.classifiers": """Classifier DigitNet FashionNet RECIPES Recipe accuracy build
         load_classifier pretrained save_classifier train""",
-    "leery.combiners": """COMBINERS Combiner CombinerName ConformalCombiner Facts LogisticCombiner
-        make_combiner""",
+    "leery.combiners": """BonferroniCombiner COMBINERS Combiner CombinerName
+        FAMILY_WEIGHTS Facts LogisticCombiner MonotoneLogisticCombiner make_combiner""",
     "leery.data": "DATASETS NamedDataset cache_folder data_sums load named parse_idx",
     "leery.detector": """Calibration Detector Explanation MetricTable Promise Verdict Verdicts
         describe""",
     "leery.errors": """CorruptDataError DataError DetectorFileError InputError LeeryError
         LeeryWarning NoDropoutError NotFittedError OutputError StudyFileError
         UnknownLayerError UnsupportedModelError WrongModelError""",
-    "leery.evaluation": """Abstention Detection FOLDS Interval POSITIVES PROTOCOLS Pool Positives
-        Protocol abstention cross_fit detection evaluate held_out_scores
+    "leery.evaluation": """Abstention Detection FOLDS Interval POSITIVES PROTOCOLS Pool
+        Positives Protocol abstention cross_fit detection evaluate held_out_scores
         in_sample_scores mean_difference roc_auc_difference roc_auc_interval
         select_positives share_difference share_interval tpr_at_fpr""",
     "leery.inputs": """Channels Format Images InputSpec Item Moments batches bounds_seen
@@ -114,11 +116,14 @@ PUBLIC = {
         load_labelled printable read""",
     "leery.mc_dropout": """MCDropout MOST_PASSES MaskSource Passes Plan StochasticLayer
         insert_dropout""",
-    "leery.metrics": """BandwidthRule CLOSENESS_METRICS ClassKL Direction FitContext KINDS
-        KernelDensity METRICS Metric PAPER_METRICS PassUncertainty Pmf
-        Precision References UNCERTAINTY_METRICS aleatoric confidence
-        direction_of epistemic make_metrics metric_refused mutual_information
-        predictive_entropy scibilic variance""",
+    "leery.metrics": """AuxiliaryAgreement BandwidthRule BoundaryDistance
+        CLOSENESS_METRICS ClassKL Direction FitContext ForwardPass IMAGE InputStatistic
+        KINDS KernelDensity LogitFeatureShift METRICS Mahalanobis Metric
+        NearestNeighbours NoiseConsistency PAPER_METRICS PassUncertainty Pmf Precision
+        RECOMMENDED_METRICS References ShiftConsistency Squeezing UNCERTAINTY_METRICS
+        UnitDispersion aleatoric confidence direction_of energy epistemic make_metrics
+        margin max_softmax median_residual metric_refused mutual_information
+        predictive_entropy recommended_for residual_kurtosis scibilic variance""",
     "leery.models": """INPUT_OF Logits NarrowConvolutions Run Trial WHOLE_MODEL assignments_undone
         check_layer check_logits check_read check_repeatable content_hashes device_of
         extract_features fast_layout fingerprint forward guest has_fast_layout
@@ -133,6 +138,9 @@ PUBLIC = {
         load_result report reproduce reproduce_all terminal_summary""",
     "leery.tasks": """Task Workers default_workers discard_parts identity_of open_parts part_name
         worker_pool""",
+    "leery.training": """Augmentation AuxiliaryNetwork AuxiliaryRecipe MOST_PIXELS
+        TrainingSet train_auxiliary""",
+    "leery.baselines": "BASELINES SingleMetric",
     "leery.tuning": """CLOSENESS_IMAGES CLOSENESS_PIXELS CONVERTED MOST_RESIDENT QUERIES
         REFERENCES UNCERTAINTY_ELEMENTS""",
 }

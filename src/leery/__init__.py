@@ -30,11 +30,12 @@ from leery.errors import (
     WrongModelError,
 )
 from leery.mc_dropout import MCDropout
-from leery.metrics import METRICS, PAPER_METRICS
+from leery.metrics import METRICS, PAPER_METRICS, RECOMMENDED_METRICS
 
 __all__ = [
     "METRICS",
     "PAPER_METRICS",
+    "RECOMMENDED_METRICS",
     "CorruptDataError",
     "DataError",
     "Detector",

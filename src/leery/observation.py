@@ -7,7 +7,7 @@ because attacks and evaluation ask no more of a detector than they say.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol, Self, runtime_checkable
 from zlib import crc32
 
@@ -53,19 +53,27 @@ class View:
 
     Attributes:
         name: in error messages; together with the seed it decides what is drawn.
-        make: takes images ``(N, ...)`` and a generator, and returns images of the same shape. What
-            it draws must not depend on N, so that every image gets the same.
+        make: takes images ``(N, ...)``, a generator, and the lowest and highest pixel value (the
+            bounds, or where they are unknown the range of the training images); returns images of
+            the same shape. What it draws must not depend on N, so that every image gets the same.
     """
 
     name: str
-    make: Callable[[Tensor, torch.Generator], Tensor]
+    make: Callable[[Tensor, torch.Generator, Bounds], Tensor]
 
-    def images(self, images: Tensor, *, seed: int, bounds: Bounds | None) -> Tensor:
+    def images(
+        self,
+        images: Tensor,
+        *,
+        seed: int,
+        bounds: Bounds | None,
+        pixels: Bounds = (0.0, 1.0),
+    ) -> Tensor:
         """The version of these images, cut to the bounds where there are any."""
         sequence = np.random.SeedSequence([seed, crc32(self.name.encode())])
         state = int(sequence.generate_state(1, np.uint64)[0]) >> 1
         generator = torch.Generator().manual_seed(state)
-        made = self.make(images, generator)
+        made = self.make(images, generator, bounds or pixels)
         return made if bounds is None else clamp(made, bounds)
 
 
@@ -74,12 +82,19 @@ class Viewed:
     """What the classifier gives for a view.
 
     Attributes:
-        images: ``(N, ...)``, the version.
         logits: float ``(N, classes)``, dropout off.
+        source: ``(N, ...)``, the images of which the view is a version.
+        make: makes the version of such images.
     """
 
-    images: Tensor
     logits: Tensor
+    source: Tensor
+    make: Callable[[Tensor], Tensor]
+
+    @property
+    def images(self) -> Tensor:
+        """The version, ``(N, ...)``, made anew: many views would not fit into memory together."""
+        return self.make(self.source)
 
 
 @dataclass(frozen=True)
@@ -208,7 +223,7 @@ class Observation:
             views=_ByName(
                 "views",
                 {
-                    view: Viewed(change(seen.images, 0), change(seen.logits, 0))
+                    view: Viewed(change(seen.logits, 0), change(seen.source, 0), seen.make)
                     for view, seen in self.views.items()
                 },
             ),
@@ -256,6 +271,7 @@ class Observer:
         view_seed: of what views draw; by default that of the masks.
         fresh: True if each call draws masks of its own.
         bounds: of the pixels, to which views are cut; None where they have none.
+        pixels: the range of the training images, which views use where there are no bounds.
         batch_size: the largest number of images that a thread works on at once.
     """
 
@@ -271,6 +287,7 @@ class Observer:
         view_seed: int | None = None,
         fresh: bool = False,
         bounds: Bounds | None = None,
+        pixels: Bounds = (0.0, 1.0),
         batch_size: int = 1000,
     ) -> None:
         self.model = model
@@ -278,6 +295,7 @@ class Observer:
         self.head = head
         self.each = tuple(each)
         self.bounds = bounds
+        self.pixels = pixels
         self._view_seed = seed if view_seed is None else view_seed
         self._batch_size = batch_size
         self._settings = (passes, seed, "fresh" if fresh else "fixed")
@@ -394,8 +412,8 @@ class Observer:
         return plain | ({HEAD: found[self.head]} if HEAD in asked and self.head else {})
 
     def _viewed(self, view: View, images: Tensor) -> Viewed:
-        made = view.images(images, seed=self._view_seed, bounds=self.bounds)
-        return Viewed(made, self._classify(made))
+        make = partial(view.images, seed=self._view_seed, bounds=self.bounds, pixels=self.pixels)
+        return Viewed(self._classify(make(images)), images, make)
 
     def _classify(self, images: Tensor) -> Tensor:
         """The logits of images, dropout off."""

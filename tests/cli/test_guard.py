@@ -128,22 +128,24 @@ def place(tmp_path_factory: pytest.TempPathFactory, digits: Batch, training_digi
     (folder / "incoming" / "03b.png").write_bytes(b"no picture")
     place = Place(folder)
     arguments = ["--train", "train.npz", "--clean", "held.npz", "--noise", "0.3"]
-    place.run("fit", *arguments, "--fpr", "0.05", "--passes", "10", "--references", "200")
+    metrics = "auxiliary_agreement,noise_consistency,squeezing_1bit_logits,paper"
+    settings = ("--metrics", metrics, "--passes", "10", "--references", "200")
+    place.run("fit", *arguments, *settings, "--fpr", "0.05")
     return place
 
 
 def test_fit_writes_the_detector_that_the_library_makes(place: Place, digits: Batch) -> None:
     facts = place.json("inspect", "guard.leery")
     assert facts["layers"]["head"] == "input of classify.1"
-    assert facts["settings"]["combiner"] == "conformal"
+    assert facts["settings"]["combiner"] == "bonferroni"
     assert facts["calibration"]["fpr"] == 0.05
-    assert facts["tensors"]["calibration/scores"]["shape"] == [1200]
+    assert facts["tensors"]["calibration/scores"]["shape"] == [1500]
     assert facts["bytes"] == (place.folder / "guard.leery").stat().st_size
     detector = Detector.load(place.folder / "guard.leery", pretrained("mnist").model)
     assert detector.flag(digits[0][1000:1300]).mean() < 0.12
     shown = place.run("inspect", "guard.leery", "--model", "net:make")
     flat = " ".join(shown.split())
-    assert "at most 0.05 on average over calibration sets; from 1,200 images (clean, noi" in flat
+    assert "at most 0.05 on average over calibration sets; from 1,500 images (clean, gauss" in flat
     assert "way: graph (the deterministic part once" in shown
 
 
@@ -402,7 +404,7 @@ REFUSALS = {
     ("calibrate", "guard.leery", "--clean", "test.npz"): "got one that would be replaced; name",
     ("attack", "--data", "test.npz"): "at least one attack, got none; add --attack pgd:0.1",
     ("attack", "--data", "test.npz", "--attack", "x:1"): "such as pgd:0.3 out of fgsm, bim, pgd",
-    ("attack", "--data", "test.npz", "--attack", "pgd:a"): "out of fgsm, bim, pgd, got 'pgd:a'",
+    ("attack", "--data", "test.npz", "--attack", "pgd:a"): "out of fgsm, bim, pgd, cw, ",
     ("attack", "--data", "incoming/00.png", "--attack", "pgd:1"): "expected labelled images, got",
     (
         "fit",

@@ -1,4 +1,4 @@
-"""The conformal combiner against p-values counted one by one, and its laws."""
+"""The combiners against p-values counted one by one, other libraries, and their laws."""
 
 import math
 from collections.abc import Sequence
@@ -6,14 +6,21 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 
-from leery.combiners import ConformalCombiner, Facts, LogisticCombiner
-from leery.combiners._conformal import strata_of_doubt
+from leery.combiners import (
+    FAMILY_WEIGHTS,
+    BonferroniCombiner,
+    Combiner,
+    Facts,
+    LogisticCombiner,
+    MonotoneLogisticCombiner,
+)
 from leery.errors import InputError, NotFittedError
 from leery.metrics import make_metrics
 from leery.metrics.uncertainty import UNCERTAINTY
 
-UNSURE = ("variance", "predictive_entropy")
+NAMES = ("variance", "predictive_entropy", "kernel_density", "kl_divergence")
 
 
 def reference(count: int = 400, seed: int = 0) -> np.ndarray:
@@ -30,148 +37,174 @@ def reference(count: int = 400, seed: int = 0) -> np.ndarray:
     )
 
 
-NAMES = (*UNSURE, "kernel_density", "kl_divergence")
-
-
 def facts(names: Sequence[str]) -> list[Facts]:
     return [Facts.of(metric) for metric in make_metrics(names)]
 
 
-def conformal(names: Sequence[str], held: np.ndarray) -> ConformalCombiner:
-    return ConformalCombiner(facts(names)).fit(held, np.zeros(len(held), dtype=np.int64))
+def of_one_class(values: np.ndarray) -> np.ndarray:
+    return np.zeros(len(values), dtype=np.int64)
 
 
-def logistic(values: np.ndarray, names: Sequence[str] = NAMES) -> LogisticCombiner:
-    """Taught that every other row is adversarial."""
-    truth = np.arange(len(values)) % 2 == 0
-    nothing = np.zeros(len(values), dtype=np.int64)
-    return LogisticCombiner(facts(names)).fit(values, nothing, adversarial=truth)
+def bonferroni(given: Sequence[Facts], held: np.ndarray) -> BonferroniCombiner:
+    return BonferroniCombiner(given).fit(held, of_one_class(held))
 
 
-def score(combiner: ConformalCombiner | LogisticCombiner, values: np.ndarray) -> np.ndarray:
-    found: np.ndarray = combiner(torch.from_numpy(values), torch.zeros(len(values))).numpy()
+def taught(kind: type[LogisticCombiner], values: np.ndarray, truth: np.ndarray) -> LogisticCombiner:
+    combiner = kind(facts(NAMES[: values.shape[1]]))
+    return combiner.fit(values, of_one_class(values), adversarial=truth)
+
+
+def score(combiner: Combiner, values: np.ndarray, predicted: int = 0) -> np.ndarray:
+    classes = torch.full((len(values),), predicted)
+    found: np.ndarray = combiner(torch.from_numpy(values), classes).numpy()
     return found
 
 
-def contributions(combiner: ConformalCombiner, values: np.ndarray) -> np.ndarray:
-    found = combiner.contributions(torch.from_numpy(values), torch.zeros(len(values)))
-    array: np.ndarray = found.numpy()
-    return array
+def contributions(combiner: Combiner, values: np.ndarray) -> np.ndarray:
+    classes = torch.zeros(len(values), dtype=torch.int64)
+    found: np.ndarray = combiner.contributions(torch.from_numpy(values), classes).numpy()
+    return found
+
+
+def p_value(held: np.ndarray, value: float) -> float:
+    return float(1 + (held >= value).sum()) / (len(held) + 1)
 
 
 def test_a_single_metric_is_ranked_among_the_reference() -> None:
     held = np.arange(100.0).reshape(-1, 1)
-    values = np.array([[-5.0], [0.0], [49.5], [88.0]])
-    found = score(conformal(("kl_divergence",), held), values)
-    expected = [-math.log((1 + (held >= value).sum()) / 101) for value in values[:, 0]]
-    assert np.allclose(found, expected)
-    # A confidence is suspicious when it is small.
-    mirrored = score(conformal(("confidence",), -held), -values)
+    values = np.array([[-5.0], [0.0], [40.0], [88.0]])
+    expected = [-math.log(p_value(held, value)) for value in values[:, 0]]
+    assert np.allclose(score(bonferroni([Facts("a", "a", "larger")], held), values), expected)
+    mirrored = score(bonferroni([Facts("a", "a", "smaller")], -held), -values)
     assert np.allclose(mirrored, expected)
 
 
-def test_beyond_the_largest_tenth_the_tail_is_exponential() -> None:
-    generator = np.random.default_rng(0)
-    held = generator.exponential(3.0, size=(5000, 1))
-    found = score(conformal(("kl_divergence",), held), np.array([[10.0], [30.0], [60.0]]))
-    # -log P(X > x) = x / 3; the mean excess of 500 has a standard error of 4.5 %.
-    assert found == pytest.approx([10 / 3, 10, 20], rel=0.15)
+def test_between_reference_values_the_evidence_is_interpolated() -> None:
+    held = np.arange(100.0).reshape(-1, 1)
+    combiner = bonferroni([Facts("a", "a", "larger")], held)
+    left, middle, right = score(combiner, np.array([[40.0], [40.25], [41.0]]))
+    assert middle == pytest.approx(0.75 * left + 0.25 * right)
 
 
-def test_the_score_is_the_smallest_p_value_and_uncertainty_counts_once() -> None:
-    combiner = conformal(UNSURE, reference()[:, :2])
-    values = reference(50, seed=1)[:, :2]
+def test_above_the_largest_values_the_tail_is_exponential() -> None:
+    held = np.random.default_rng(0).exponential(3.0, size=(5000, 1))
+    combiner = bonferroni([Facts("a", "a", "larger")], held)
+    found = score(combiner, np.array([[10.0], [30.0], [60.0]]))
+    # -log P(X > x) = x / 3; the mean excess of 250 has a standard error of 6.3 %.
+    assert found == pytest.approx([10 / 3, 10, 20], rel=0.2)
+
+
+def test_the_loudest_family_decides_and_pays_for_a_small_weight() -> None:
+    held = np.random.default_rng(0).normal(size=(2000, 2))
+    families = ("agreement", "consistency")
+    combiner = bonferroni([Facts(name, name, "larger") for name in families], held)
     alone = [
-        score(conformal((name,), reference()[:, [place]]), values[:, [place]])
-        for place, name in enumerate(UNSURE)
+        bonferroni([Facts(name, name, "larger")], held[:, [place]])
+        for place, name in enumerate(families)
     ]
-    assert np.allclose(score(combiner, values), np.mean(alone, axis=0))
-    with_closeness = conformal((*UNSURE, "kl_divergence"), reference()[:, [0, 1, 3]])
-    more = score(with_closeness, np.column_stack([values, np.full(50, -100.0)]))
-    assert np.allclose(more, score(combiner, values))
-    least = score(with_closeness, np.column_stack([values, np.full(50, 100.0)]))
-    assert (least > 10).all()
+    values = np.random.default_rng(1).normal(size=(50, 2)) + 1
+    first, second = (score(one, values[:, [place]]) for place, one in enumerate(alone))
+    handicap = math.log(FAMILY_WEIGHTS["consistency"] / FAMILY_WEIGHTS["agreement"])
+    assert np.allclose(score(combiner, values), np.maximum(first, second + handicap))
 
 
-def test_closeness_is_held_against_references_of_like_doubt() -> None:
-    """Far from the data is usual where the classifier doubts, and suspicious where it is sure."""
-    combiner = conformal(NAMES, reference())
-    doubtful = np.array([[5.0, 5.0, -5.0, 0.0]])
-    sure_and_far = np.array([[0.4, 0.4, -5.0, 0.0]])
-    sure_and_near = np.array([[0.4, 0.4, -0.4, 0.0]])
-    assert score(combiner, sure_and_far) > 2 * score(combiner, doubtful)
-    assert score(combiner, sure_and_far) > 4 * score(combiner, sure_and_near)
-    density = contributions(combiner, sure_and_far)[0]
-    assert density[2] == pytest.approx(float(score(combiner, sure_and_far)[0]))
-    assert (density[[0, 1, 3]] == 0).all()
+def test_a_family_of_many_metrics_alarms_as_often_as_one_of_few() -> None:
+    generator = np.random.default_rng(0)
+    given = [Facts(str(place), "many", "larger") for place in range(8)]
+    held, fresh = generator.normal(size=(2, 4000, 8))
+    found = score(bonferroni(given, held), fresh)
+    # A uniform p-value: the share below 5 % has a standard error of 0.34 %, and that again
+    # for the reference.
+    assert (found > -math.log(0.05)).mean() == pytest.approx(0.05, abs=0.015)
 
 
-def test_contributions_add_up_to_the_score_and_rise_with_suspicion() -> None:
-    combiner = conformal(NAMES, reference())
+def test_the_median_of_the_class_is_taken_off_where_the_metric_says_so() -> None:
+    generator = np.random.default_rng(0)
+    classes = np.arange(2000) % 2
+    held = (generator.normal(size=2000) + 10 * classes).reshape(-1, 1)
+    by_class = BonferroniCombiner([Facts("a", "a", "larger", by_class=True)]).fit(held, classes)
+    absolute = BonferroniCombiner([Facts("a", "a", "larger")]).fit(held, classes)
+    # Usual for class 1, unheard of for class 0; as absolute values the same for both.
+    value = np.array([[10.0]])
+    assert score(by_class, value, 0) > 5
+    assert score(by_class, value, 1) < 1.5
+    assert score(absolute, value, 0) == score(absolute, value, 1)
+    # Of a class without reference images the median of all is taken off.
+    assert np.isfinite(score(by_class, value, 7))
+
+
+def test_contributions_add_up_to_the_score_and_name_its_metric() -> None:
+    combiner = bonferroni(facts(NAMES), reference())
     values = reference(200, seed=5)
-    assert np.allclose(contributions(combiner, values).sum(1), score(combiner, values))
-    assert (contributions(combiner, values) >= 0).all()
-    nearer = values.copy()
-    nearer[:, 2] += 1.0
-    assert (score(combiner, nearer) <= score(combiner, values) + 1e-12).all()
+    found = contributions(combiner, values)
+    assert np.allclose(found.sum(1), score(combiner, values))
+    assert ((found > 0).sum(1) <= 1).all()
+    assert (found >= 0).all()
+    far = np.array([[2.0, 2.0, -2.0, 50.0]])
+    assert contributions(combiner, far)[0].argmax() == 3
+
+
+def test_the_score_never_falls_when_a_metric_becomes_more_suspicious() -> None:
+    values = reference(200, seed=5)
+    truth = np.random.default_rng(0).random(400) < 0.5
+    for combiner in (
+        bonferroni(facts(NAMES), reference()),
+        taught(MonotoneLogisticCombiner, reference(), truth),
+    ):
+        for place, sign in enumerate((1, 1, -1, 1)):
+            more = values.copy()
+            more[:, place] += 3.0 * sign
+            assert (score(combiner, more) >= score(combiner, values) - 1e-12).all()
 
 
 def test_a_reference_of_equal_values_still_gives_p_values() -> None:
-    held = np.ones((80, 3))
-    combiner = conformal((*UNSURE, "kernel_density"), held)
+    combiner = bonferroni(facts(NAMES[:3]), np.ones((80, 3)))
     assert score(combiner, np.ones((1, 3))) == pytest.approx(0.0)
-    far = score(combiner, np.array([[2.0, 2.0, -9.0]]))
-    assert far == pytest.approx(math.log(81))
-
-
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
-def test_ties_leave_no_stratum_with_too_few(share: float) -> None:
-    held = reference(300)
-    held[: int(share * 300), :2] = 0.5
-    rows = torch.from_numpy(held[:, :2])
-    strata = strata_of_doubt(rows, rows, ConformalCombiner.least)[0].numpy()
-    assert np.bincount(strata)[np.unique(strata)].min() >= ConformalCombiner.least
-    own, theirs = strata_of_doubt(rows, torch.from_numpy(reference(100, seed=9)[:, :2]), 40)
-    assert set(own.tolist()) <= set(theirs.tolist())
+    assert np.isfinite(score(combiner, np.array([[2.0, 2.0, -9.0]]))).all()
 
 
 def test_a_combiner_comes_back_from_its_arrays() -> None:
-    combiner = conformal(NAMES, reference())
-    values = reference(20, seed=3)
-    again = ConformalCombiner(facts(NAMES)).restore(combiner.state_dict())
+    combiner, values = bonferroni(facts(NAMES), reference()), reference(20, seed=3)
+    again = BonferroniCombiner(facts(NAMES)).restore(combiner.state_dict())
     assert np.array_equal(score(again, values), score(combiner, values))
-    fitted = logistic(values)
-    back = LogisticCombiner(facts(NAMES)).restore(fitted.state_dict())
-    assert np.array_equal(score(back, values), score(fitted, values))
+    for kind in (LogisticCombiner, MonotoneLogisticCombiner):
+        fitted = taught(kind, values, np.arange(20) % 2 == 0)
+        back = kind(facts(NAMES)).restore(fitted.state_dict())
+        assert np.array_equal(score(back, values), score(fitted, values))
 
 
 def test_what_cannot_be_a_reference_is_refused() -> None:
     with pytest.raises(InputError, match="at least 40 images .*, got 39; add some"):
-        conformal(NAMES, reference(39))
+        bonferroni(facts(NAMES), reference(39))
     with pytest.raises(InputError, match="finite metrics, got 1 rows"):
-        conformal(NAMES, np.vstack([reference(), [[np.nan, 0, 0, 0]]]))
+        bonferroni(facts(NAMES), np.vstack([reference(), [[np.nan, 0, 0, 0]]]))
     with pytest.raises(InputError, match="reference of 4 metrics"):
-        conformal(NAMES, reference()[:, :3])
+        bonferroni(facts(NAMES), reference()[:, :3])
     with pytest.raises(InputError, match="finite metrics, got 1 rows"):
-        score(conformal(NAMES, reference()), np.full((1, 4), np.inf))
+        score(bonferroni(facts(NAMES), reference()), np.full((1, 4), np.inf))
+    with pytest.raises(InputError, match="not adversarial for the bonferroni combiner"):
+        BonferroniCombiner(facts(NAMES)).fit(
+            reference(), of_one_class(reference()), adversarial=np.ones(400, dtype=bool)
+        )
 
 
 def test_a_row_s_log_odds_do_not_depend_on_the_other_rows() -> None:
     """numpy adds in another order along the other axis, and for a single row."""
     values = np.asfortranarray(np.random.default_rng(0).normal(size=(300, 10)) * 1e3)
-    fitted = logistic(
-        values, [*UNCERTAINTY, "kernel_density", "kl_divergence", "kl_divergence_sum"]
-    )
-    alone = [score(fitted, values[row : row + 1])[0] for row in range(300)]
-    assert np.array_equal(score(fitted, values), alone)
+    names = [*UNCERTAINTY, "kernel_density", "kl_divergence", "kl_divergence_sum"]
+    for kind in (LogisticCombiner, MonotoneLogisticCombiner):
+        fitted = kind(facts(names)).fit(
+            values, of_one_class(values), adversarial=np.arange(300) % 2 == 0
+        )
+        alone = [score(fitted, values[row : row + 1])[0] for row in range(300)]
+        assert np.array_equal(score(fitted, values), alone)
 
 
 def test_a_metric_that_is_suspicious_both_ways_has_twice_the_smaller_p_value() -> None:
-    held = np.random.default_rng(0).normal(size=(99, 1))
-    both = ConformalCombiner([Facts("size", "size", "both")])
-    both.fit(held, np.zeros(99, dtype=np.int64))
-    for value in (-0.7, 0.0, 1.1):
-        below, above = (1 + (held <= value).sum()) / 100, (1 + (held >= value).sum()) / 100
+    held = np.sort(np.random.default_rng(0).normal(size=99)).reshape(-1, 1)
+    both = bonferroni([Facts("size", "size", "both")], held)
+    for value in held[[20, 50, 80], 0]:
+        below, above = p_value(-held, -value), p_value(held, value)
         expected = -math.log(min(1.0, 2 * min(below, above)))
         assert score(both, np.array([[value]])) == pytest.approx(expected)
     low, high = score(both, np.array([[-9.0], [9.0]]))
@@ -179,13 +212,57 @@ def test_a_metric_that_is_suspicious_both_ways_has_twice_the_smaller_p_value() -
 
 
 def test_a_combiner_that_was_not_fitted_says_so() -> None:
-    for combiner in (ConformalCombiner(facts(NAMES)), LogisticCombiner(facts(NAMES))):
+    for kind in (BonferroniCombiner, LogisticCombiner, MonotoneLogisticCombiner):
         with pytest.raises(NotFittedError, match="got one that is not; call fit first"):
-            score(combiner, reference(3))
+            score(kind(facts(NAMES)), reference(3))
 
 
-def test_the_log_odds_have_the_derivative_of_their_weights() -> None:
-    fitted = logistic(reference())
-    values = torch.from_numpy(reference(5, seed=2)).requires_grad_()
-    (gradient,) = torch.autograd.grad(fitted(values, torch.zeros(5)).sum(), values)
-    assert torch.allclose(gradient, (fitted.weights / fitted.scale).expand(5, 4))
+def test_the_score_has_the_derivative_of_its_evidence() -> None:
+    values = torch.from_numpy(reference(30, seed=2)).requires_grad_()
+    classes = torch.zeros(30, dtype=torch.int64)
+    truth = np.random.default_rng(0).random(400) < 0.5
+    for combiner in (
+        bonferroni(facts(NAMES), reference()),
+        taught(LogisticCombiner, reference(), truth),
+    ):
+        (gradient,) = torch.autograd.grad(combiner(values, classes).sum(), values)
+        step = 1e-7 * torch.sign(torch.randn(30, 4, dtype=torch.float64))
+        with torch.no_grad():
+            change = (combiner(values + step, classes) - combiner(values - step, classes)) / 2
+        assert torch.allclose(change, (gradient * step).sum(1), atol=1e-10)
+
+
+def test_without_bounds_that_bind_the_monotone_regression_is_scikit_learn_s() -> None:
+    generator = np.random.default_rng(0)
+    truth = np.arange(600) % 2 == 0
+    values = np.abs(generator.normal(size=(600, 2))) + truth[:, None]
+    combiner = taught(MonotoneLogisticCombiner, values, truth)
+    assert isinstance(combiner, MonotoneLogisticCombiner)
+    off = (values - np.median(values[~truth], axis=0)) / values.std(axis=0)
+    rows = np.where(off > 0, off, 0.1 * np.tanh(off))
+    rival = LogisticRegression(tol=1e-8, max_iter=1000).fit(rows, truth)
+    assert (rival.coef_ > 0).all()
+    assert np.allclose(combiner.weights, rival.coef_[0], atol=1e-3)
+    assert float(combiner.bias) == pytest.approx(float(rival.intercept_[0]), abs=1e-3)
+
+
+def test_a_metric_that_speaks_against_its_direction_has_no_weight() -> None:
+    """A strong attack can look surer than clean images; the paper's regression rewards that."""
+    truth = np.arange(600) % 2 == 0
+    values = np.random.default_rng(0).normal(size=(600, 2)) + np.outer(truth, [-3.0, 2.0])
+    monotone = taught(MonotoneLogisticCombiner, values, truth)
+    assert float(monotone.weights[0]) == 0
+    assert float(monotone.weights[1]) > 0
+    assert float(taught(LogisticCombiner, values, truth).weights[0]) < 0
+    state = {**monotone.state_dict(), "weights": -torch.ones(2, dtype=torch.float64)}
+    with pytest.raises(InputError, match="weights of at least 0"):
+        MonotoneLogisticCombiner(facts(NAMES[:2])).restore(state)
+
+
+def test_no_metric_makes_up_for_another_that_is_suspicious() -> None:
+    truth = np.arange(600) % 2 == 0
+    values = np.random.default_rng(0).normal(size=(600, 2)) + truth[:, None]
+    combiner = taught(MonotoneLogisticCombiner, values, truth)
+    least, odd = score(combiner, np.array([[-1e6, -1e6], [-1e6, 3.0]]))
+    assert (score(combiner, values) >= least).all()
+    assert odd > np.median(score(combiner, values[~truth]))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from leery import Detector
+from leery import PAPER_METRICS, Detector
 from leery.attacks import FGSM, HARMLESS, gaussian_noise
 from leery.errors import InputError, LeeryWarning, NotFittedError, WrongModelError
 from tests.conftest import Batch
@@ -41,7 +41,9 @@ def guard() -> Detector:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Counted().eval()
-    return Detector(model, passes=3).fit(pictures(80, 0), torch.arange(80) % 2)
+    return Detector(model, metrics=PAPER_METRICS, passes=3).fit(
+        pictures(80, 0), torch.arange(80) % 2
+    )
 
 
 @pytest.fixture
@@ -64,7 +66,9 @@ def test_training_images_are_refused_whatever_copy_they_are(guard: Detector) -> 
 
 @pytest.mark.parametrize("scale", [1e-5, 1.0, 3e4])
 def test_new_images_are_no_training_images_at_any_scale(guard: Detector, scale: float) -> None:
-    found = Detector(guard.model, passes=3).fit(scale * pictures(80, 0), torch.arange(80) % 2)
+    found = Detector(guard.model, metrics=PAPER_METRICS, passes=3).fit(
+        scale * pictures(80, 0), torch.arange(80) % 2
+    )
     found.calibrate(scale * pictures(200, 1), fpr=0.05, harmless={})
     with pytest.raises(InputError, match="got 80 of 80 that are"):
         found.calibrate(scale * pictures(80, 0), fpr=0.05)
@@ -75,7 +79,7 @@ def test_where_training_rows_recur_anyway_nothing_follows_from_a_recurrence() ->
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2)).eval()
         rows = (torch.rand(600, 5) > 0.5).float()
-    guard = Detector(model, passes=3).fit(rows[:300], torch.arange(300) % 2)
+    guard = Detector(model, metrics=PAPER_METRICS, passes=3).fit(rows[:300], torch.arange(300) % 2)
     guard.calibrate(rows[300:], fpr=0.05)
     assert guard.calibration_ is not None
     assert len(guard.calibration_.scores) == 150
@@ -90,7 +94,7 @@ def test_noisy_images_of_the_combiner_are_remembered_too(guard: Detector) -> Non
 
 def test_nothing_is_run_before_a_refusal_that_needs_no_run(guard: Detector) -> None:
     before = guard.model.shown[0]  # type: ignore[index]
-    taught = Detector(guard.model, passes=3, combiner="logistic")
+    taught = Detector(guard.model, metrics=PAPER_METRICS, passes=3, combiner="logistic")
     taught.fit(pictures(80, 0), torch.arange(80) % 2)
     fitted = guard.model.shown[0]  # type: ignore[index]
     assert fitted > before
@@ -150,9 +154,11 @@ def test_one_call_divides_the_images_between_combiner_and_threshold(guard: Detec
     # The half that taught the combiner is known; the other half sets the threshold again.
     with pytest.warns(LeeryWarning, match="100 of 200 .* used for the combiner"):
         guard.calibrate(clean, fpr=0.05)
-    again = Detector(guard.model, passes=3).fit(pictures(80, 0), torch.arange(80) % 2)
+    again = Detector(guard.model, metrics=PAPER_METRICS, passes=3).fit(
+        pictures(80, 0), torch.arange(80) % 2
+    )
     assert np.array_equal(again.calibrate(clean, fpr=0.05).score(clean[:9]), guard.score(clean[:9]))
-    taught = Detector(guard.model, passes=3, combiner="logistic")
+    taught = Detector(guard.model, metrics=PAPER_METRICS, passes=3, combiner="logistic")
     taught.fit(pictures(80, 0), torch.arange(80) % 2)
     with pytest.raises(NotFittedError, match=r"after fit_combiner\(clean, adversarial"):
         taught.calibrate(clean, fpr=0.05)
@@ -217,7 +223,7 @@ def test_inputs_on_another_scale_are_refused_or_warned_of(guard: Detector) -> No
         warnings.catch_warnings(),
     ):
         guard.calibrate(clean / 20, fpr=0.05, harmless={})
-    normalised = Detector(guard.model, passes=3).fit(
+    normalised = Detector(guard.model, metrics=PAPER_METRICS, passes=3).fit(
         (pictures(80, 0) - 0.5) / 0.29, torch.arange(80) % 2
     )
     assert normalised.inputs_.bounds is None
@@ -231,7 +237,9 @@ def test_inputs_on_another_scale_are_refused_or_warned_of(guard: Detector) -> No
 
 def test_plain_pixels_for_a_guard_of_normalised_ones_are_warned_of(guard: Detector) -> None:
     plain = pictures(200, 1)
-    normalised = Detector(guard.model, passes=3).fit(2 * pictures(80, 0) - 1, torch.arange(80) % 2)
+    normalised = Detector(guard.model, metrics=PAPER_METRICS, passes=3).fit(
+        2 * pictures(80, 0) - 1, torch.arange(80) % 2
+    )
     normalised.calibrate(2 * plain - 1, fpr=0.05)
     with pytest.warns(LeeryWarning, match="the images may be on another scale"):
         normalised.judge(plain[:30])
@@ -240,16 +248,18 @@ def test_plain_pixels_for_a_guard_of_normalised_ones_are_warned_of(guard: Detect
 
 
 def test_given_bounds_hold_the_training_images(guard: Detector) -> None:
-    narrow = Detector(guard.model, passes=3, bounds=(0.45, 0.55))
+    narrow = Detector(guard.model, metrics=PAPER_METRICS, passes=3, bounds=(0.45, 0.55))
     with pytest.raises(InputError, match=r"pixels within the bounds \(0.45, 0.55\), got"):
         narrow.fit(pictures(80, 0), torch.arange(80) % 2)
-    two = Detector(guard.model, passes=3, bounds=((0.0, 1.0), (0.0, 1.0)))
+    two = Detector(guard.model, metrics=PAPER_METRICS, passes=3, bounds=((0.0, 1.0), (0.0, 1.0)))
     with pytest.raises(InputError, match="bounds for each channel .*, got 2 pairs"):
         two.fit(pictures(80, 0), torch.arange(80) % 2)
 
 
 def test_bounds_travel_to_attacks_that_have_none(guard: Detector) -> None:
-    wide = Detector(guard.model, passes=3, combiner="logistic", bounds=(-1, 1))
+    wide = Detector(
+        guard.model, metrics=PAPER_METRICS, passes=3, combiner="logistic", bounds=(-1, 1)
+    )
     wide.fit(2 * pictures(80, 0) - 1, torch.arange(80) % 2)
     clean = 2 * pictures(100, 1) - 1
     seen: list[Tensor] = []
@@ -279,11 +289,11 @@ def test_bounds_are_given_or_seen_and_said(guard: Detector) -> None:
     assert guard.inputs_.bounds == (0.0, 1.0)
     assert "bounds (0.0, 1.0)" in repr(guard)
     per_channel = ((0.0, 1.0), (0.0, 2.0), (-1.0, 1.0))
-    given = Detector(guard.model, passes=3, bounds=per_channel)
+    given = Detector(guard.model, metrics=PAPER_METRICS, passes=3, bounds=per_channel)
     given.fit(pictures(80, 0), torch.arange(80) % 2)
     assert given.inputs_.bounds == per_channel
     with pytest.raises(InputError, match="low < high, or one such pair per channel, got \\(1, 0"):
-        Detector(guard.model, bounds=(1, 0))
+        Detector(guard.model, metrics=PAPER_METRICS, bounds=(1, 0))
 
 
 def test_a_loader_serves_wherever_images_do(guard: Detector) -> None:
@@ -322,7 +332,7 @@ def test_labels_of_any_whole_type_are_taken(guard: Detector) -> None:
     images = pictures(80, 0)
     for kind in (torch.uint8, torch.uint16, torch.int16, torch.bool):
         labels = (torch.arange(80) % 2).to(kind)
-        again = Detector(guard.model, passes=3).fit(images, labels)
+        again = Detector(guard.model, metrics=PAPER_METRICS, passes=3).fit(images, labels)
         assert np.array_equal(again.measure(images[:5]).values, guard.measure(images[:5]).values)
 
 
@@ -339,7 +349,7 @@ def test_settings_are_not_cut_to_whole_numbers(
     guard: Detector, setting: str, value: object
 ) -> None:
     with pytest.raises(InputError, match="whole number of at least"):
-        Detector(guard.model, **{setting: value})  # type: ignore[arg-type]
+        Detector(guard.model, metrics=PAPER_METRICS, **{setting: value})  # type: ignore[arg-type]
 
 
 def test_other_masks_give_another_detector_with_the_same_threshold(guard: Detector) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import leery
-from leery import Detector, tuning
+from leery import PAPER_METRICS, Detector, tuning
 from leery.attacks import BIM, FGSM, gaussian_noise
 from leery.classifiers import pretrained
 from leery.detector import _measuring, describe
@@ -50,7 +50,12 @@ def detector(digits: Batch, training_digits: Batch) -> Detector:
     model = pretrained("mnist").model
     images, labels = digits
     found = Detector(
-        model, feature_layer="hidden", passes=PASSES, bandwidth=1.7, combiner="logistic"
+        model,
+        metrics=PAPER_METRICS,
+        feature_layer="hidden",
+        passes=PASSES,
+        bandwidth=1.7,
+        combiner="logistic",
     )
     found.fit(*training_digits)
     adversarial = BIM(0.3)(model, images[:300], labels[:300])
@@ -147,7 +152,7 @@ def test_closeness_alone_needs_no_dropout(digits: Batch, training_digits: Batch)
     alone = [found.measure(image.unsqueeze(0)).values[0, 0] for image in digits[0][:10]]
     assert np.allclose(whole, alone, atol=1e-6, rtol=0)
     with pytest.raises(NoDropoutError, match="insert_dropout.*metrics that need no dropout"):
-        Detector(model, feature_layer="2").fit(*training_digits)
+        Detector(model, metrics=PAPER_METRICS, feature_layer="2").fit(*training_digits)
 
 
 def test_calibration_is_the_conformal_threshold_and_repeatable(
@@ -282,7 +287,7 @@ def test_the_gradient_of_the_score_equals_finite_differences(digits: Batch) -> N
     """In float64, where differences are exact to many digits."""
     model = pretrained("mnist").model.double()
     train, labels = digits[0][:600].double(), digits[1][:600]
-    guard = Detector(model, passes=7, combiner="logistic").fit(train, labels)
+    guard = Detector(model, metrics=PAPER_METRICS, passes=7, combiner="logistic").fit(train, labels)
     clean = digits[0][2000:2100].double()
     guard.fit_combiner(clean, digits[1][2000:2100], attacks=[BIM(0.3)])
     generator = torch.Generator().manual_seed(0)
@@ -324,18 +329,20 @@ def test_attacks_make_the_twins_of_images_that_the_classifier_gets_right(
         made.fit_combiner(images[:9], labels=wrong, attacks=[BIM(0.3)])
 
 
-def test_the_conformal_combiner_needs_no_adversarial_image(
+def test_the_bonferroni_combiner_needs_no_adversarial_image(
     digit_net: nn.Module, digits: Batch, training_digits: Batch
 ) -> None:
     images, labels = digits
-    found = Detector(digit_net, passes=PASSES, combiner="conformal").fit(*training_digits)
+    found = Detector(digit_net, metrics=PAPER_METRICS, passes=PASSES, combiner="bonferroni").fit(
+        *training_digits
+    )
     assert found.feature_layer_ == "input of classify.1"
     found.fit_combiner(images[:500], noisy=gaussian_noise(images[:500], 0.3))
     found.calibrate(images[500:900], fpr=0.05, harmless={})
     adversarial = BIM(0.3)(digit_net, images[2000:2300], labels[2000:2300])
     clean = images[2000:2300]
     scores = np.concatenate([found.score(clean), found.score(adversarial)])
-    assert roc_auc_score(np.arange(600) >= 300, scores) > 0.95
+    assert roc_auc_score(np.arange(600) >= 300, scores) > 0.9
     # Beta(20, 381): below 8.5 % in all but one of a thousand calibration sets.
     assert found.flag(images[2000:2400]).mean() < 0.085
     loaded = Detector.load(save(found), digit_net)
@@ -343,7 +350,7 @@ def test_the_conformal_combiner_needs_no_adversarial_image(
     explained = loaded.explain(adversarial[:40])
     verdicts = explained.verdicts
     assert np.allclose(verdicts.contributions.sum(1), verdicts.score)
-    with pytest.raises(InputError, match="no adversarial images and no attacks for the conformal"):
+    with pytest.raises(InputError, match="no adversarial images and no attacks for the bonferroni"):
         found.fit_combiner(images[:100], adversarial=adversarial)
     with pytest.raises(InputError, match="at least 40 images that are not adversarial, got 39"):
         found.fit_combiner(images[:39])
@@ -351,7 +358,7 @@ def test_the_conformal_combiner_needs_no_adversarial_image(
 
 def test_the_logistic_combiner_needs_adversarial_images(detector: Detector, digits: Batch) -> None:
     copy = Detector.load(save(detector), detector.model)
-    with pytest.raises(InputError, match='got neither; pass some or use combiner="conformal"'):
+    with pytest.raises(InputError, match='got neither; pass some or use combiner="bonferroni"'):
         copy.fit_combiner(digits[0][:20])
 
 
@@ -359,14 +366,14 @@ def test_training_batches_give_the_same_detector_as_the_whole(
     digit_net: nn.Module, digits: Batch, training_digits: Batch
 ) -> None:
     loader = DataLoader(TensorDataset(*training_digits), batch_size=700)
-    batched = Detector(digit_net, passes=3).fit(loader)
-    whole = Detector(digit_net, passes=3).fit(*training_digits)
+    batched = Detector(digit_net, metrics=PAPER_METRICS, passes=3).fit(loader)
+    whole = Detector(digit_net, metrics=PAPER_METRICS, passes=3).fit(*training_digits)
     expected = whole.measure(digits[0][:20]).values
     assert np.allclose(batched.measure(digits[0][:20]).values, expected, atol=1e-5)
     with pytest.raises(InputError, match="at least one batch of images, got none"):
-        Detector(digit_net).fit([])
+        Detector(digit_net, metrics=PAPER_METRICS).fit([])
     with pytest.raises(InputError, match=r"labels of the training images, got None; pass fit\("):
-        Detector(digit_net).fit(training_digits[0])
+        Detector(digit_net, metrics=PAPER_METRICS).fit(training_digits[0])
 
 
 def test_the_likeliest_bandwidth_fewer_references_and_half_precision_reach_the_file(
@@ -427,7 +434,7 @@ def test_a_classifier_changed_since_the_fit_gets_no_scores(
 ) -> None:
     model = copy.deepcopy(digit_net)
     guard = Detector(
-        model, feature_layer="hidden", metrics=["kernel_density"], combiner="conformal"
+        model, feature_layer="hidden", metrics=["kernel_density"], combiner="bonferroni"
     )
     images, labels = digits
     guard.fit(images[1000:], labels[1000:]).fit_combiner(images[:100])
@@ -444,7 +451,7 @@ def test_a_classifier_changed_since_the_fit_gets_no_scores(
 def test_a_detector_of_tokens_out_of_a_file_has_a_plan() -> None:
     model = build("text")
     tokens = torch.randint(1, 50, (120, 15), generator=torch.Generator().manual_seed(0))
-    guard = Detector(model, passes=2).fit(tokens[:60], torch.arange(60) % 4)
+    guard = Detector(model, metrics=PAPER_METRICS, passes=2).fit(tokens[:60], torch.arange(60) % 4)
     loaded = Detector.load(save(guard.fit_combiner(tokens[60:])), model)
     assert loaded.explain_plan().way == guard.explain_plan().way
     assert np.array_equal(loaded.score(tokens[:5]), guard.score(tokens[:5]))
@@ -453,12 +460,12 @@ def test_a_detector_of_tokens_out_of_a_file_has_a_plan() -> None:
 def test_a_model_that_returns_probabilities_is_refused(digits: Batch) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(784, 10), nn.Softmax(1))
     with pytest.raises(UnsupportedModelError, match="returns probabilities; leave out its softmax"):
-        Detector(model, passes=2).fit(*digits)
+        Detector(model, metrics=PAPER_METRICS, passes=2).fit(*digits)
 
 
 def test_it_says_what_it_guards_and_how_right_that_is(digit_net: nn.Module, digits: Batch) -> None:
     guard = Detector(
-        digit_net, feature_layer="hidden", metrics=["kernel_density"], combiner="conformal"
+        digit_net, feature_layer="hidden", metrics=["kernel_density"], combiner="bonferroni"
     )
     assert repr(guard) == "Detector(DigitNet: not fitted)"
     images, labels = (part[1000:] for part in digits)
@@ -468,7 +475,7 @@ def test_it_says_what_it_guards_and_how_right_that_is(digit_net: nn.Module, digi
     known = "inputs (1, 28, 28) of float32, bounds (0.0, 1.0), training range 0..1"
     assert repr(guard) == f"Detector(DigitNet: fitted, {known}, features 'hidden')"
     guard.fit_combiner(digits[0][:100]).calibrate(digits[0][100:200])
-    assert repr(guard).endswith("'hidden', conformal combiner, false-alarm rate 0.05)")
+    assert repr(guard).endswith("'hidden', bonferroni combiner, false-alarm rate 0.05)")
 
 
 def test_the_plan_can_be_asked_of_a_loaded_detector(detector: Detector) -> None:
@@ -499,7 +506,7 @@ def test_a_fit_that_fails_leaves_the_old_one_whole(detector: Detector, digits: B
 def test_a_classifier_in_bfloat16_has_a_detector_too(digits: Batch) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 9), nn.Dropout(0.3), nn.Linear(9, 10))
     images = digits[0][:300].bfloat16()
-    fitted = Detector(model.bfloat16().eval(), passes=np.int64(3))  # type: ignore[arg-type]
+    fitted = Detector(model.bfloat16().eval(), metrics=PAPER_METRICS, passes=np.int64(3))  # type: ignore[arg-type]
     fitted.fit(images, digits[1][:300])
     fitted.calibrate(digits[0][300:500].bfloat16(), fpr=np.float32(0.05))  # type: ignore[arg-type]
     loaded = Detector.load(save(fitted), model)
@@ -513,7 +520,7 @@ def test_a_compiled_classifier_is_the_classifier_inside(detector: Detector, digi
     expected = detector.score(digits[0][:10])
     assert np.array_equal(loaded.score(digits[0][:10]), expected)
     with pytest.raises(InputError, match="torch.nn.Module as classifier, got function"):
-        Detector(lambda images: images)  # type: ignore[arg-type]
+        Detector(lambda images: images, metrics=PAPER_METRICS)  # type: ignore[arg-type]
 
 
 CALLS: dict[str, Callable[[Detector, Tensor], object]] = {
@@ -534,7 +541,9 @@ CALLS: dict[str, Callable[[Detector, Tensor], object]] = {
 def test_everything_used_before_it_is_fitted_says_what_to_call_first(
     name: str, digit_net: nn.Module, digits: Batch, training_digits: Batch
 ) -> None:
-    fresh = Detector(digit_net, feature_layer="hidden", passes=2, combiner="logistic")
+    fresh = Detector(
+        digit_net, metrics=PAPER_METRICS, feature_layer="hidden", passes=2, combiner="logistic"
+    )
     with pytest.raises(SklearnNotFittedError, match=r"after (fit|fit_combiner|calibrate)\("):
         CALLS[name](fresh, digits[0][:5])
     if name in ("judge", "score", "calibrate", "flag", "p_value", "explain"):
@@ -557,7 +566,7 @@ def test_fitting_again_forgets_what_was_built_on_the_old_fit(
 
 def test_bad_training_data_is_refused(digit_net: nn.Module, training_digits: Batch) -> None:
     images, labels = (part[:200] for part in training_digits)
-    fresh = Detector(digit_net, feature_layer="hidden", passes=2)
+    fresh = Detector(digit_net, metrics=PAPER_METRICS, feature_layer="hidden", passes=2)
     with pytest.raises(InputError, match=r"labels in 0..9, got 0..10"):
         fresh.fit(images, labels + (labels == 9))
     with pytest.raises(InputError, match=r"all 10 classes, got none of \[3\]; add some"):
@@ -576,16 +585,18 @@ def test_bad_training_data_is_refused(digit_net: nn.Module, training_digits: Bat
 
 def test_impossible_settings_are_refused_with_the_possible_ones(digit_net: nn.Module) -> None:
     with pytest.raises(UnknownLayerError, match="got 'logits'; the model has: convolutions, .*hid"):
-        Detector(digit_net, feature_layer="logits")
-    with pytest.raises(InputError, match=r"metrics out of variance, .*, got \['entropy'\]"):
+        Detector(digit_net, metrics=PAPER_METRICS, feature_layer="logits")
+    with pytest.raises(
+        InputError, match=r"metrics out of auxiliary_agreement, .*, got \['entropy'\]"
+    ):
         Detector(digit_net, feature_layer="hidden", metrics=["entropy"])
     for names in ([], ["variance", "variance"]):
         with pytest.raises(InputError, match="distinct metrics"):
             Detector(digit_net, feature_layer="hidden", metrics=names)
     with pytest.raises(InputError, match="bandwidth from 1e-100 .*, got 0;"):
-        Detector(digit_net, feature_layer="hidden", bandwidth=0)
-    with pytest.raises(InputError, match='"conformal" or "logistic", got \'svm\'; name one'):
-        Detector(digit_net, combiner="svm")  # type: ignore[arg-type]
+        Detector(digit_net, metrics=PAPER_METRICS, feature_layer="hidden", bandwidth=0)
+    with pytest.raises(InputError, match='"bonferroni" or "logistic", got \'svm\'; name one'):
+        Detector(digit_net, metrics=PAPER_METRICS, combiner="svm")  # type: ignore[arg-type]
 
 
 # ---- the file -----------------------------------------------------------------------------------
@@ -631,9 +642,9 @@ def test_a_loaded_detector_scores_bit_equal_in_a_new_process(
 def test_a_detector_without_combiner_can_be_saved(
     digit_net: nn.Module, training_digits: Batch, digits: Batch
 ) -> None:
-    fitted = Detector(digit_net, feature_layer="hidden", passes=3, bandwidth=0.9).fit(
-        *training_digits
-    )
+    fitted = Detector(
+        digit_net, metrics=PAPER_METRICS, feature_layer="hidden", passes=3, bandwidth=0.9
+    ).fit(*training_digits)
     loaded = Detector.load(save(fitted), digit_net)
     expected = fitted.measure(digits[0][:9]).values
     assert np.array_equal(loaded.measure(digits[0][:9]).values, expected)
@@ -691,7 +702,9 @@ def test_the_fingerprint_knows_settings_and_not_flags() -> None:
 def test_nothing_is_built_on_a_fit_whose_classifier_has_changed(
     digit_net: nn.Module, training_digits: Batch, digits: Batch
 ) -> None:
-    fitted = Detector(digit_net, feature_layer="hidden", passes=2, combiner="logistic")
+    fitted = Detector(
+        digit_net, metrics=PAPER_METRICS, feature_layer="hidden", passes=2, combiner="logistic"
+    )
     fitted.fit(*training_digits)
     fitted.fit_combiner(digits[0][:20], adversarial=digits[0][:20] / 2)
     changed(digit_net)

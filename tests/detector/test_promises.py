@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from leery import Detector
+from leery import PAPER_METRICS, Detector
 from leery.attacks import BIM
 from leery.classifiers import pretrained
 from leery.data import load
@@ -18,7 +18,9 @@ def clean(request: pytest.FixtureRequest) -> tuple[np.ndarray, MetricTable]:
     """Scores and metrics of 5,000 clean test images that no part of the detector has seen."""
     model = pretrained(request.param).model
     images, labels = load(request.param, "train")
-    detector = Detector(model, passes=20, combiner="logistic").fit(images[:6000], labels[:6000])
+    detector = Detector(model, metrics=PAPER_METRICS, passes=20, combiner="logistic").fit(
+        images[:6000], labels[:6000]
+    )
     test, truth = load(request.param, "test")
     attack = BIM(0.12)
     detector.fit_combiner(test[:500], truth[:500], attacks=[attack])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from leery import Detector, MCDropout
+from leery import PAPER_METRICS, Detector, MCDropout
 from leery.attacks import BIM, FGSM, PGD
 from leery.classifiers import accuracy
 from leery.errors import LeeryError
@@ -74,7 +74,9 @@ def scene(tmp_path: Path) -> Scene:
         images, others = torch.rand(30, 1, 8, 8), torch.rand(30, 1, 8, 8)
         more = torch.rand(30, 1, 8, 8)
     labels = torch.arange(30) % 3
-    detector = Detector(model, feature_layer="hidden", passes=3, combiner="logistic")
+    detector = Detector(
+        model, metrics=PAPER_METRICS, feature_layer="hidden", passes=3, combiner="logistic"
+    )
     detector.fit(more, labels).fit_combiner(others, adversarial=1 - others)
     detector.calibrate(torch.flip(others, [3]))
     detector.save(tmp_path / "d")
@@ -194,17 +196,19 @@ CALLS: dict[str, Callable[[Scene], object]] = {
     "MCDropout.sample": lambda s: MCDropout(s.model, 3).sample(s.images),
     "MCDropout.sample fresh": lambda s: MCDropout(s.model, 3, masks="fresh").sample(s.images),
     "MCDropout.observe": lambda s: MCDropout(s.model, 3, layers=["hidden"]).observe(s.images),
-    "Detector": lambda s: Detector(s.model, feature_layer="hidden"),
-    "Detector.fit": lambda s: Detector(s.model, feature_layer="hidden", passes=3).fit(
-        s.images, s.labels
-    ),
+    "Detector": lambda s: Detector(s.model, metrics=PAPER_METRICS, feature_layer="hidden"),
+    "Detector.fit": lambda s: Detector(
+        s.model, metrics=PAPER_METRICS, feature_layer="hidden", passes=3
+    ).fit(s.images, s.labels),
     "Detector.measure": lambda s: Detector.load(s.folder / "d", s.model).measure(s.images),
     "Detector.fit_combiner": lambda s: Detector.load(s.folder / "d", s.model).fit_combiner(
         s.images, adversarial=s.images / 2, noisy=0.9 * s.images
     ),
     "Detector.score": lambda s: Detector.load(s.folder / "d", s.model).score(s.images),
     "Detector.calibrate": lambda s: Detector.load(s.folder / "d", s.model).calibrate(s.images),
-    "Detector without a layer": lambda s: Detector(s.model, passes=3).fit(s.images, s.labels),
+    "Detector without a layer": lambda s: Detector(s.model, metrics=PAPER_METRICS, passes=3).fit(
+        s.images, s.labels
+    ),
     "Detector.fit_combiner attacks": lambda s: Detector.load(s.folder / "d", s.model).fit_combiner(
         s.images, s.labels, attacks=[FGSM(0.1)]
     ),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from leery import Detector
+from leery import PAPER_METRICS, Detector
 from leery.attacks import FGSM
 from leery.errors import InputError, UnknownLayerError, UnsupportedModelError
 from leery.models import last_hidden_layer, normalized, unwrapped, with_logits
@@ -47,7 +47,9 @@ def pictures(count: int, seed: int = 0) -> Tensor:
 
 
 def fitted(model: nn.Module, **settings: Any) -> Detector:
-    return Detector(model, passes=3, **settings).fit(pictures(60), torch.arange(60) % 3)
+    return Detector(model, metrics=PAPER_METRICS, passes=3, **settings).fit(
+        pictures(60), torch.arange(60) % 3
+    )
 
 
 PLAIN = Net(lambda net, h: net.out(h))

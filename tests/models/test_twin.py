@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from leery import Detector
+from leery import PAPER_METRICS, Detector
 from leery.models import extract_features, guest, normalized, predict
 from leery.models._guest import _TWINS
 from tests.conftest import Batch
@@ -372,7 +372,9 @@ def test_two_detectors_in_two_threads_give_what_they_give_alone(
             )
             for width in (40, 50)
         ]
-    guards = [Detector(model, passes=5).fit(images, labels) for model in models]
+    guards = [
+        Detector(model, metrics=PAPER_METRICS, passes=5).fit(images, labels) for model in models
+    ]
     for guard in guards:
         guard.fit_combiner(digits[0][:100])
     expected = [guard.score(digits[0][100:400]) for guard in guards]

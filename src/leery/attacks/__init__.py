@@ -10,21 +10,30 @@
 False
 """
 
+from leery.attacks._adapters import ADAPTED, AdaptedAttack, Preset
+from leery.attacks._bounded import BoundedAttack, placed
 from leery.attacks._gradient import BIM, FGSM, PGD, Attack, GradientAttack
-from leery.attacks._harmless import HARMLESS, Harmless
+from leery.attacks._harmless import CORRUPTIONS, HARMLESS, Corruption, Harmless
 from leery.attacks._noise import gaussian_noise
 from leery.attacks._objectives import CrossEntropy, Objective, ObjectiveOf
 
 __all__ = [
+    "ADAPTED",
     "BIM",
+    "CORRUPTIONS",
     "FGSM",
     "HARMLESS",
     "PGD",
+    "AdaptedAttack",
     "Attack",
+    "BoundedAttack",
+    "Corruption",
     "CrossEntropy",
     "GradientAttack",
     "Harmless",
     "Objective",
     "ObjectiveOf",
+    "Preset",
     "gaussian_noise",
+    "placed",
 ]

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from leery import inputs
 from leery._progress import progress_bars
+from leery.baselines import BASELINES, SingleMetric
 from leery.cli._groups import ClassifierOptions, InputOptions, own_metrics, with_groups
 from leery.cli._options import (
     Attacks,
@@ -26,6 +27,7 @@ from leery.cli._options import (
     stoppable,
 )
 from leery.detector import Detector
+from leery.errors import InputError
 from leery.evaluation import evaluate as judged
 
 __all__ = ["evaluate"]
@@ -43,6 +45,24 @@ _Noise = Annotated[
 ]
 
 
+_Baselines = Annotated[
+    bool,
+    typer.Option(
+        "--baselines",
+        help=f"Show other detectors beside this one, on the same images: {', '.join(BASELINES)}. "
+        "Needs --train.",
+    ),
+]
+
+_Train = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="The labelled training images that the baselines learn from. Can be repeated.",
+        show_default=False,
+    ),
+]
+
+
 @with_groups
 def evaluate(
     guard: Guard,
@@ -55,6 +75,8 @@ def evaluate(
     bounds: BoundsOption = None,
     seed: Seed = 0,
     metric: OwnMetrics = None,
+    baselines: _Baselines = False,
+    train: _Train = None,
     resize: Resize = False,
     as_json: Json = False,
 ) -> None:
@@ -66,6 +88,7 @@ def evaluate(
 
     Examples:
       leery evaluate guard.leery --model net:make --data test.npz --attack pgd:0.1 --noise 0.1
+      leery evaluate guard.leery --model net:make --data test/ --attack cw --baselines --train tr/
     """
     detector = Detector.load(guard, classifier.load(), metrics=own_metrics(metric))
     known = detector.inputs_
@@ -75,11 +98,25 @@ def evaluate(
     attacks, limits = parse_attacks(attack), parse_bounds(bounds)
     if not attacks:
         raise no_attack()
+    if baselines != bool(train):
+        message = (
+            "expected --baselines and --train together, because baselines learn from training "
+            "images, got one of them; add the other"
+        )
+        raise InputError(message)
     with stoppable("nothing was written"), progress_bars() as bars:
         bars.add_task("attacking and measuring", total=None)
         images, labels = inputs.load_labelled(data, form)
+        rivals = _fitted_baselines(detector, train, form) if baselines else {}
         found = judged(
-            detector, images, labels, attacks=attacks, noise=noise, bounds=limits, seed=seed
+            detector,
+            images,
+            labels,
+            attacks=attacks,
+            noise=noise,
+            bounds=limits,
+            seed=seed,
+            baselines=rivals,
         )
     if as_json:
         print_json({"rows": found.to_dict(orient="records")})
@@ -87,8 +124,19 @@ def evaluate(
         Console(highlight=False).print(_table(found), _false_alarms(found))
 
 
+def _fitted_baselines(
+    detector: Detector, train: list[Path] | None, form: inputs.Format
+) -> dict[str, SingleMetric]:
+    """The baselines, fitted to training images."""
+    data = inputs.load_labelled(train or [], form)
+    return {name: make(detector.model).fit(data) for name, make in BASELINES.items()}
+
+
 def _table(found: pd.DataFrame) -> Table:
     table = Table(title="The attacker knows the classifier and not the detector.")
+    compared = found.detector.nunique() > 1
+    if compared:
+        table.add_column("detector")
     table.add_column("attack, label")
     heads = ["twins", "AUC", "95 % interval", "TPR at 1 %", "at 5 %"]
     for head in [*heads, "flagged"] if "found" in found else heads:
@@ -98,6 +146,7 @@ def _table(found: pd.DataFrame) -> Table:
         if row.positives != "all" and row.success in (0, 1):
             continue
         cells = [
+            *([str(row.detector)] if compared else []),
             words[str(row.positives)].format(row.attack),
             f"{row.n_adversarial:,}",
             f"{row.auc:.3f}",
@@ -105,7 +154,8 @@ def _table(found: pd.DataFrame) -> Table:
             f"{row.tpr_at_1_fpr:.1%}",
             f"{row.tpr_at_5_fpr:.1%}",
         ]
-        table.add_row(*cells, *([f"{row.found:.1%}"] if "found" in found else []))
+        flagged = "" if "found" not in found or pd.isna(row.found) else f"{row.found:.1%}"
+        table.add_row(*cells, *([flagged] if "found" in found else []))
     return table
 
 

@@ -1,5 +1,6 @@
 """``leery fit``: a detector for the user's classifier."""
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +17,7 @@ from leery import inputs
 from leery._checks import Bounds
 from leery._files import check_output
 from leery._progress import progress_bars
-from leery.attacks import HARMLESS, GradientAttack, Harmless, gaussian_noise
+from leery.attacks import HARMLESS, BoundedAttack, Harmless, gaussian_noise
 from leery.cli._describe import described, print_description
 from leery.cli._groups import (
     ClassifierOptions,
@@ -43,7 +44,14 @@ from leery.cli._options import (
 from leery.combiners import CombinerName
 from leery.detector import Calibration, Detector
 from leery.errors import InputError
-from leery.metrics import METRICS, PAPER_METRICS, BandwidthRule
+from leery.metrics import (
+    METRICS,
+    PAPER_METRICS,
+    RECOMMENDED_METRICS,
+    AuxiliaryAgreement,
+    BandwidthRule,
+    Metric,
+)
 
 __all__ = ["fit"]
 
@@ -96,9 +104,23 @@ _Layer = Annotated[
 
 _Passes = Annotated[int, typer.Option(help="Monte-Carlo dropout passes.")]
 
-_Metrics = Annotated[str, typer.Option(help=f"Metrics, comma-separated: {', '.join(METRICS)}.")]
+_Metrics = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Metrics, comma-separated, out of {', '.join(METRICS)}; paper stands for the paper's "
+        f"six. For images the default is {', '.join(RECOMMENDED_METRICS)}.",
+        show_default=False,
+    ),
+]
 
-_ALL_SIX = ",".join(PAPER_METRICS)
+_NoAuxiliary = Annotated[
+    bool,
+    typer.Option(
+        "--no-auxiliary",
+        help="Do not train an auxiliary network. It is what finds most attacks, and takes minutes "
+        "to train on a processor.",
+    ),
+]
 
 _Bandwidth = Annotated[
     str,
@@ -130,7 +152,8 @@ class _MetricOptions:
 
     layer: _Layer = None
     passes: _Passes = 50
-    metrics: _Metrics = _ALL_SIX
+    metrics: _Metrics = None
+    no_auxiliary: _NoAuxiliary = False
     metric: OwnMetrics = None
     bandwidth: _Bandwidth = "likelihood"
     references: _References = None
@@ -150,7 +173,7 @@ class _MetricOptions:
             feature_layer=self.layer,
             passes=self.passes,
             seed=self.seed,
-            metrics=[*self.metrics.split(","), *own_metrics(self.metric)],
+            metrics=self._chosen(),
             bandwidth=_bandwidth(self.bandwidth),
             references=self.references,
             precision="float16" if self.half else "float32",
@@ -158,6 +181,16 @@ class _MetricOptions:
             bounds=parse_bounds(self.bounds),
             trust_outputs=self.trust_outputs,
         )
+
+    def _chosen(self) -> list[str | Metric] | None:
+        """The metrics that were named; None for those recommended for the inputs."""
+        own = own_metrics(self.metric)
+        if self.metrics is None and not own and not self.no_auxiliary:
+            return None
+        named = self.metrics or ",".join(RECOMMENDED_METRICS)
+        names = named.replace("paper", ",".join(PAPER_METRICS)).split(",")
+        left = {AuxiliaryAgreement.name} if self.no_auxiliary else set()
+        return [*(name for name in names if name not in left), *own]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +235,7 @@ def fit(
     """Fit a detector to a classifier and its clean training images, and write it to a file.
 
     With --attack the combiner learns from adversarial images (logistic regression); without, from
-    clean images alone (conformal p-values). With --fpr the detector is ready to give verdicts.
+    clean images alone (weighted p-values). With --fpr the detector is ready to give verdicts.
 
     Examples:
       leery fit --model net:make --weights net.pt --train train/ --clean held-out/ --fpr 0.01
@@ -211,15 +244,17 @@ def fit(
     attacks = parse_attacks(teaching.attack)
     form = reading.format()
     _check_first(train, clean, out, teaching.fpr, form, labelled=teaching.labelled, force=force)
-    detector = measuring.detector(classifier.load(), "logistic" if attacks else "conformal")
+    detector = measuring.detector(classifier.load(), "logistic" if attacks else "bonferroni")
     classifier.check_repeatable(detector.model)
     with stoppable("nothing was written"):
         form = with_classes(detector.model, train, form)
+        start = time.monotonic()
         detector.fit(_Watched(train, form))
+        seconds = time.monotonic() - start
         form = replace(form, shape=detector.inputs_.shape, dtype=detector.inputs_.dtype)
         _teach(detector, clean, form, teaching, list(attacks.values()))
         detector.save(out)
-    _report(detector, out, as_json=as_json)
+    _report(detector, out, seconds, as_json=as_json)
 
 
 def _check_first(
@@ -296,7 +331,7 @@ def _teach(
     paths: list[Path],
     form: inputs.Format,
     teaching: _TeachingOptions,
-    attacks: list[GradientAttack],
+    attacks: list[BoundedAttack],
 ) -> None:
     """Teach the combiner and, where a rate is given, set the threshold."""
     labels: Tensor | None = None
@@ -330,7 +365,7 @@ def _noisy(sigma: float, images: Tensor, seed: int, bounds: Bounds) -> Tensor:
     return gaussian_noise(images, sigma, seed=seed, bounds=bounds)
 
 
-def _report(detector: Detector, out: Path, *, as_json: bool) -> None:
+def _report(detector: Detector, out: Path, seconds: float, *, as_json: bool) -> None:
     facts = {**described(out), "training_accuracy": detector.accuracy_}
     if as_json:
         print_json(facts)
@@ -338,4 +373,11 @@ def _report(detector: Detector, out: Path, *, as_json: bool) -> None:
     console = Console(highlight=False)
     print_description(console, out, facts)
     console.print(str(detector.explain_plan()), markup=False)
+    if AuxiliaryAgreement.name in detector.metrics:
+        console.print(
+            f"The fit took {seconds:.0f} s, most of it for the auxiliary network; --no-auxiliary "
+            "leaves that out."
+        )
+    if detector.left_out_:
+        console.print(detector.left_out_, markup=False)
     console.print(f"The classifier is right on {detector.accuracy_:.1%} of the training images.")

@@ -13,6 +13,7 @@ from torch import nn
 
 from leery import inputs, models
 from leery.errors import InputError, brief
+from leery.mc_dropout import insert_dropout
 from leery.metrics import Metric
 from leery.models import check_repeatable, load_model, loaded_object
 
@@ -77,6 +78,17 @@ class ClassifierOptions:
         ),
     ] = None
 
+    insert_dropout: Annotated[
+        str | None,
+        typer.Option(
+            "--insert-dropout",
+            metavar="LAYER:P",
+            help="Put dropout of probability P before a layer of a classifier that has none, for "
+            "metrics of uncertainty. Give the same to every command for the guard.",
+            show_default=False,
+        ),
+    ] = None
+
     @property
     def where(self) -> str | int | None:
         """Where the logits are."""
@@ -89,7 +101,7 @@ class ClassifierOptions:
         Raises:
             InputError: when it cannot be made of these options.
         """
-        return load_model(
+        model = load_model(
             self.model,
             self.weights,
             logits=self.where,
@@ -97,6 +109,7 @@ class ClassifierOptions:
             std=_numbers("--std", self.std),
             device=self.device,
         )
+        return model if self.insert_dropout is None else _with_dropout(model, self.insert_dropout)
 
     def check_repeatable(self, model: nn.Module) -> None:
         """Refuse a factory whose weights are random, unless there is a file of weights."""
@@ -218,6 +231,20 @@ def _parameter(field: Any) -> inspect.Parameter:  # noqa: ANN401 - dataclasses.F
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=field.type
     )
+
+
+def _with_dropout(model: nn.Module, text: str) -> nn.Module:
+    layer, _, rate = text.rpartition(":")
+    try:
+        probability = float(rate)
+    except ValueError:
+        layer = ""
+    if not layer:
+        message = (
+            f"expected LAYER:P, such as fc:0.3, for --insert-dropout, got {text!r}; correct it"
+        )
+        raise InputError(message)
+    return insert_dropout(model, before=layer, p=probability).eval()
 
 
 def _numbers(option: str, text: str | None) -> list[float] | None:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from leery._checks import Bounds, check_bound_values
-from leery.attacks import BIM, FGSM, PGD, GradientAttack
+from leery.attacks import ADAPTED, BIM, FGSM, PGD, AdaptedAttack, BoundedAttack, GradientAttack
 from leery.errors import InputError
 
 __all__ = [
@@ -108,9 +108,11 @@ Attacks = Annotated[
     list[str] | None,
     typer.Option(
         "--attack",
-        metavar="NAME:EPSILON",
-        help="fgsm, bim or pgd and the radius of its L-infinity ball, as in pgd:0.3; "
-        "NAME:EPSILON:l2 for an L2 ball. Can be repeated.",
+        metavar="NAME:STRENGTH",
+        help="An attack and its strength, as in pgd:0.3. For fgsm, bim, pgd, apgd and square it is "
+        "the radius of an L-infinity ball, with :l2 behind it of an L2 ball; for cw the confidence "
+        "and for spatial the degrees, which can be left out; deepfool, ddn, hopskipjump and sparse "
+        "have none. All but the first three need the extra 'attacks'. Can be repeated.",
         show_default=False,
     ),
 ]
@@ -132,28 +134,30 @@ def check_replaceable(path: Path, *, force: bool) -> None:
         raise InputError(message)
 
 
-def parse_attacks(texts: list[str] | None) -> dict[str, GradientAttack]:
+def parse_attacks(texts: list[str] | None) -> dict[str, BoundedAttack]:
     """Attacks by the text that names them.
 
     Raises:
         InputError: when one is none.
     """
-    found: dict[str, GradientAttack] = {}
-    for text in texts or []:
-        name, _, rest = text.partition(":")
-        radius, _, norm = rest.partition(":")
-        try:
-            epsilon = float(radius)
-        except ValueError:
-            epsilon = None
-        if name not in _ATTACKS or epsilon is None:
-            message = (
-                f"expected an attack such as pgd:0.3 out of {', '.join(_ATTACKS)}, got {text!r}; "
-                "correct it"
-            )
-            raise InputError(message)
-        found[text] = _ATTACKS[name](epsilon, **({"norm": norm} if norm else {}))  # type: ignore[arg-type]
-    return found
+    return {text: _attack(text) for text in texts or []}
+
+
+def _attack(text: str) -> BoundedAttack:
+    name, _, rest = text.partition(":")
+    given, _, norm = rest.partition(":")
+    options: dict[str, Any] = {"norm": norm} if norm else {}
+    try:
+        strength = float(given) if given else None
+    except ValueError:
+        name = ""
+    if name in ADAPTED:
+        return AdaptedAttack(name, strength, **options)
+    if name not in _ATTACKS or strength is None:
+        names = ", ".join((*_ATTACKS, *ADAPTED))
+        message = f"expected an attack such as pgd:0.3 out of {names}, got {text!r}; correct it"
+        raise InputError(message)
+    return _ATTACKS[name](strength, **options)
 
 
 def parse_bounds(text: str | None) -> Bounds | None:

@@ -22,16 +22,18 @@ class Facts:
         name: of the metric.
         family: of metrics that say much the same.
         direction: which values are suspicious.
+        by_class: True if what is usual depends on the predicted class.
     """
 
     name: str
     family: str
     direction: Direction
+    by_class: bool = False
 
     @classmethod
     def of(cls, metric: Metric) -> Self:
         """The facts of a metric."""
-        return cls(metric.name, metric.family, metric.direction)
+        return cls(metric.name, metric.family, metric.direction, metric.by_class)
 
 
 class Combiner(nn.Module):

@@ -4,19 +4,19 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from leery.combiners._base import Combiner, Facts
-from leery.combiners._conformal import ConformalCombiner
-from leery.combiners._logistic import LogisticCombiner
+from leery.combiners._bonferroni import BonferroniCombiner
+from leery.combiners._logistic import MonotoneLogisticCombiner
 from leery.errors import InputError
 
 __all__ = ["COMBINERS", "CombinerName", "make_combiner"]
 
-CombinerName = Literal["conformal", "logistic"]
+CombinerName = Literal["bonferroni", "logistic"]
 
 COMBINERS: Mapping[str, type[Combiner]] = {
-    "conformal": ConformalCombiner,
-    "logistic": LogisticCombiner,
+    "bonferroni": BonferroniCombiner,
+    "logistic": MonotoneLogisticCombiner,
 }
-"""The combiners by name."""
+"""The combiners of a detector by name. The study has the paper's regression, without bounds."""
 
 
 def make_combiner(name: str, facts: Sequence[Facts]) -> Combiner:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from leery._checks import Bounds, check_seed
-from leery.attacks import HARMLESS, Attack, GradientAttack, Harmless
+from leery.attacks import HARMLESS, Attack, Harmless, placed
 from leery.combiners import COMBINERS, CombinerName, Facts, make_combiner
 from leery.detector._calibration import Calibration, Promise
 from leery.detector._clean import CleanImages, check_unseen, measure_clean, no_labels
@@ -35,7 +35,7 @@ from leery.errors import (
 )
 from leery.inputs import Images, InputSpec, Moments, image_batches, known_count
 from leery.mc_dropout import Plan
-from leery.metrics import PAPER_METRICS, BandwidthRule, Metric, Precision, References
+from leery.metrics import BandwidthRule, Metric, Precision, References
 from leery.models import (
     Logits,
     check_layer,
@@ -73,13 +73,15 @@ class Detector:
         seed: random seed: of the dropout masks, which belong to the detector, of the references
             that are kept, and of harmless changes.
         metrics: names out of :data:`leery.METRICS` and instances of
-            :class:`leery.metrics.Metric`. The fit works on copies of instances.
+            :class:`leery.metrics.Metric`. The fit works on copies of instances. By default those
+            that are recommended for the inputs: for images :data:`leery.RECOMMENDED_METRICS`, for
+            which the fit trains a small auxiliary network (minutes on a processor).
         bandwidth: bandwidth of the kernel density, in the units of the features; or "likelihood",
             the one under which training features that are left out are most likely, or
             "likelihood-per-class", one such bandwidth per class. The paper has 1.7 for digits.
         references: maximum number of training images kept per class; by default all.
         precision: "float16" halves the size of the kept features in a file.
-        combiner: "conformal", which needs no adversarial image, or "logistic", the paper's, which
+        combiner: "bonferroni", which needs no adversarial image, or "logistic", the paper's, which
             learns from adversarial images.
         bounds: lowest and highest pixel value, as two numbers or one pair per channel; by default
             (0, 1) if the training images lie in it, else unknown.
@@ -107,11 +109,11 @@ class Detector:
         feature_layer: str | None = None,
         passes: int = 50,
         seed: int = 0,
-        metrics: Sequence[str | Metric] = PAPER_METRICS,
+        metrics: Sequence[str | Metric] | None = None,
         bandwidth: float | BandwidthRule = "likelihood",
         references: int | None = None,
         precision: Precision = "float32",
-        combiner: CombinerName = "conformal",
+        combiner: CombinerName = "bonferroni",
         bounds: Bounds | None = None,
         logits: Logits = None,
         trust_outputs: bool = False,
@@ -157,6 +159,11 @@ class Detector:
     def metrics(self) -> tuple[str, ...]:
         """The names of the metrics, in column order."""
         return tuple(metric.name for metric in self._settings.metrics)
+
+    @property
+    def left_out_(self) -> str | None:
+        """What the recommended metrics lack for the inputs of the fit, and how to add it."""
+        return self._settings.left_out
 
     @property
     def passes(self) -> int:
@@ -250,7 +257,8 @@ class Detector:
             UnsupportedModelError: when the model does not return logits.
             InputError: when images or labels do not fit.
         """
-        fitted = fit(self.model, self._settings, images, labels)
+        settings, fitted = fit(self.model, self._settings, images, labels)
+        self._settings = settings
         self._take(fitted, None, None)
         return self
 
@@ -265,9 +273,9 @@ class Detector:
     ) -> Self:
         """Teach the combiner how to weigh the metrics; an earlier calibration is discarded.
 
-        The logistic combiner learns from adversarial images, given or made here; the conformal
+        The logistic combiner learns from adversarial images, given or made here; the Bonferroni
         one from clean and noisy images alone. :meth:`calibrate` does this by itself for the
-        conformal one.
+        Bonferroni one.
 
         Args:
             clean: images that are not adversarial and were not in the fit.
@@ -329,7 +337,7 @@ class Detector:
         """Choose the threshold so that at most a share ``fpr`` of clean images is flagged.
 
         The promise holds for clean images that are exchangeable with these. Images that the fit
-        or the combiner has seen are left out, and so are repeated ones. If the conformal combiner
+        or the combiner has seen are left out, and so are repeated ones. If the Bonferroni combiner
         has not been taught yet, one half of the images teaches it and the other half sets the
         threshold. Calibrating again needs no new fit.
 
@@ -378,7 +386,8 @@ class Detector:
         taught = self._taught
         if taught is None:
             first, found = found.halves(self._settings.seed)
-            taught = self._teach(first, list(first.tables.values()), [], first.hashes)
+            judged = [table.rows(first.judged_right(table)) for table in first.tables.values()]
+            taught = self._teach(first, judged, [], first.hashes)
         self._calibration = self._promised(promised, found, taught).checked(fitted.classes)
         self._taught = taught
         return self
@@ -410,7 +419,7 @@ class Detector:
 
         Returns:
             float64 ``(N,)``; larger is more adversarial. Log odds of the logistic combiner, minus
-            the log of a p-value, in nats, of the conformal one.
+            the log of a weighted p-value, in nats, of the Bonferroni one.
 
         Raises:
             NotFittedError, WrongModelError, InputError: as :meth:`judge`.
@@ -477,14 +486,29 @@ class Detector:
                 'use combiner="logistic"'
             )
             raise InputError(message)
+        score: Tensor = taught.combiner(*self.measure_with_gradient(images))
+        return score
+
+    def measure_with_gradient(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Every metric, or its stand-in, as a function through which gradients reach the images.
+
+        Args:
+            images: float ``(N, ...)``, on the classifier's device.
+
+        Returns:
+            The metrics, float64 ``(N, M)``, and the predicted classes, int64 ``(N,)``.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+            InputError: when the images do not fit.
+        """
         fitted, observer = self._ready(images)
         seen = observer.observe_with_gradient(images)
         own = seen.doubled()
         columns = [
             (metric if metric.differentiable else metric.smooth)(own) for metric in fitted.metrics
         ]
-        score: Tensor = taught.combiner(torch.stack(columns, 1), seen.predicted)
-        return score
+        return torch.stack(columns, 1), seen.predicted
 
     def measure(self, images: Images) -> MetricTable:
         """Every metric of every image.
@@ -659,6 +683,7 @@ class Detector:
             view_seed=settings.seed,
             fresh=fresh,
             bounds=fitted.inputs.bounds,
+            pixels=(fitted.inputs.low, fitted.inputs.high),
             batch_size=settings.batch_size,
         )
         self._fitted, self._taught, self._calibration = fitted, taught, calibration
@@ -740,10 +765,7 @@ class Detector:
 
     def _attacked(self, attack: Attack, images: Tensor, labels: Tensor) -> Tensor:
         """Adversarial versions of images, within the detector's bounds if the attack has none."""
-        placed = (
-            attack.within(self.inputs_.bounds) if isinstance(attack, GradientAttack) else attack
-        )
-        return placed(self.model, images, labels)
+        return placed(attack, self.inputs_.bounds)(self.model, images, labels)
 
     def _check_taught_by(self, attacked: bool) -> None:
         """Refuse images that the combiner does not learn from, or too few kinds of them."""
@@ -751,12 +773,12 @@ class Detector:
         if learns and not attacked:
             message = (
                 "expected adversarial images or attacks for the logistic combiner, got neither; "
-                'pass some or use combiner="conformal"'
+                'pass some or use combiner="bonferroni"'
             )
             raise InputError(message)
         if attacked and not learns:
             message = (
-                "expected no adversarial images and no attacks for the conformal combiner, got "
+                "expected no adversarial images and no attacks for the bonferroni combiner, got "
                 'some; leave them out or use combiner="logistic"'
             )
             raise InputError(message)
@@ -771,14 +793,13 @@ class Detector:
     def _check_least(self, images: Sequence[Images], share: int = 1) -> None:
         """Refuse too few images for the combiner before they are measured."""
         counts = [known_count(part) for part in images]
-        combiner = make_combiner(self._settings.combiner, [])
+        least = COMBINERS[self._settings.combiner].least
         if not counts or None in counts:
             return
         count = sum(count for count in counts if count is not None) // share
-        if count < combiner.least:
+        if count < least:
             message = (
-                f"expected at least {combiner.least} images that are not adversarial, got {count}; "
-                "add some"
+                f"expected at least {least} images that are not adversarial, got {count}; add some"
             )
             raise InputError(message)
 

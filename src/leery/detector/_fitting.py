@@ -2,8 +2,9 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,9 @@ from leery._checks import Bounds, check_bounds, check_labels
 from leery._progress import progress_bars
 from leery.detector._settings import Settings
 from leery.detector._state import Fitted, grid_of, image_hashes
-from leery.errors import InputError, UnsupportedModelError
+from leery.errors import InputError, NoDropoutError, UnsupportedModelError
 from leery.inputs import Images, InputSpec, Moments, bounds_seen, labelled_batches
-from leery.metrics import FitContext, Metric, metric_refused
+from leery.metrics import FitContext, Metric, make_metrics, metric_refused, recommended_for
 from leery.models import device_of, fingerprint, guest, has_linear_head, run_model
 from leery.observation import Needs, Observation, Observer
 
@@ -26,7 +27,9 @@ def needs_of(metrics: Sequence[Metric]) -> Needs:
     return reduce(lambda needs, metric: needs | metric.needs, metrics, Needs())
 
 
-def fit(model: nn.Module, settings: Settings, images: Images, labels: Tensor | None) -> Fitted:
+def fit(
+    model: nn.Module, settings: Settings, images: Images, labels: Tensor | None
+) -> tuple[Settings, Fitted]:
     """Fit copies of the metrics to training data.
 
     Args:
@@ -35,45 +38,38 @@ def fit(model: nn.Module, settings: Settings, images: Images, labels: Tensor | N
         images: with labels, as :func:`leery.inputs.labelled_batches` takes them.
         labels: beside a tensor of images.
 
+    Returns:
+        The settings, with the metrics that were chosen, and what was learned.
+
     Raises:
         InputError: when images or labels do not fit, or a class has none.
         UnsupportedModelError: when the classifier does not return logits.
         UnknownLayerError, NoDropoutError: when a metric needs what the classifier lacks.
     """
-    metrics = copy.deepcopy(settings.metrics)
     run = _Run(given=settings.bounds)
-    layers: dict[str, object] = {}
-    observer: Observer | None = None
+    start: _Start | None = None
     for batch, truth in _labelled(images, labels):
-        if observer is None:
-            run.plain = settings.trust_outputs or has_linear_head(model, batch)
-            if not run.plain:
-                # What returns probabilities is refused for that, not for want of a layer.
-                run.outputs.check_some(model, batch)
-            first = Moments()
-            first.add(batch)
-            run.bounds = settings.bounds or bounds_seen(batch, first)
-            layers = Observer.find(model, needs_of(metrics), batch, settings.feature_layer)
-            observer = _observer_of_the_fit(model, settings, metrics, layers, batch, run.bounds)
-            run.classes = observer.classes(batch)
-            _prepare(metrics, settings, model, run, lambda: _labelled(images, labels), images)
+        if start is None:
+            start = _started(model, settings, run, batch)
+            _prepare(start.metrics, settings, model, run, lambda: _labelled(images, labels), images)
         check_labels(truth, len(batch), run.classes)
         run.begin(batch)
-        start = 0
-        for seen in observer.stream(batch):
-            own = truth[start : start + len(seen)].to(seen.logits.device)
-            start += len(seen)
+        first = 0
+        for seen in start.observer.stream(batch):
+            own = truth[first : first + len(seen)].to(seen.logits.device)
+            first += len(seen)
             run.see(seen, own)
-            for metric in metrics:
+            for metric in start.metrics:
                 with metric_refused(metric), torch.inference_mode(mode=False), torch.no_grad():
                     metric.update(seen, own)
+    assert start is not None
     run.check()
-    for metric in metrics:
+    for metric in start.metrics:
         metric.finish()
     assert run.example is not None
-    return Fitted(
-        metrics=metrics,
-        **layers,  # type: ignore[arg-type]
+    fitted = Fitted(
+        metrics=start.metrics,
+        **start.layers,
         inputs=InputSpec.of(run.example, run.moments, settings.bounds),
         classes=run.classes,
         fingerprint=fingerprint(model),
@@ -81,6 +77,54 @@ def fit(model: nn.Module, settings: Settings, images: Images, labels: Tensor | N
         grid=run.grid,
         accuracy=run.right / run.count,
     )
+    return start.settings, fitted
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What the first batch settles."""
+
+    settings: Settings
+    metrics: tuple[Metric, ...]
+    layers: dict[str, Any]
+    observer: Observer
+
+
+def _started(model: nn.Module, settings: Settings, run: "_Run", batch: Tensor) -> _Start:
+    """Checks of the classifier's outputs, then the metrics, layers and observer of the fit."""
+    run.plain = settings.trust_outputs or has_linear_head(model, batch)
+    if not run.plain:
+        # What returns probabilities is refused for that, not for want of a layer.
+        run.outputs.check_some(model, batch)
+    first = Moments()
+    first.add(batch)
+    run.bounds = settings.bounds or bounds_seen(batch, first)
+    run.pixels = run.bounds or (first.low, first.high)
+    settings = _for_inputs(settings, model, batch)
+    metrics = copy.deepcopy(settings.metrics)
+    layers = Observer.find(model, needs_of(metrics), batch, settings.feature_layer)
+    observer = _observer_of_the_fit(model, settings, metrics, layers, batch, run)
+    run.classes = observer.classes(batch)
+    return _Start(settings, metrics, layers, observer)
+
+
+def _for_inputs(settings: Settings, model: nn.Module, batch: Tensor) -> Settings:
+    """The settings, with the metrics that are recommended for such inputs if none were named."""
+    if not settings.recommended:
+        return settings
+    names, left_out = recommended_for(batch)
+    metrics = make_metrics(names, settings.references)
+    drawing = [metric for metric in metrics if metric.needs.draws]
+    if drawing:
+        try:
+            Observer(model, needs_of(drawing), passes=settings.passes).explain_plan(batch)
+        except NoDropoutError:
+            metrics = tuple(metric for metric in metrics if not metric.needs.draws)
+            left_out = (
+                "The metrics of uncertainty were left out, because the classifier has no dropout; "
+                "leery.mc_dropout.insert_dropout (--insert-dropout LAYER:P) puts some in."
+            )
+    return replace(settings, metrics=metrics, left_out=left_out)
 
 
 def _labelled(images: Images, labels: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -98,9 +142,9 @@ def _observer_of_the_fit(
     model: nn.Module,
     settings: Settings,
     metrics: Sequence[Metric],
-    layers: dict[str, object],
+    layers: dict[str, Any],
     batch: Tensor,
-    bounds: Bounds | None,
+    run: "_Run",
 ) -> Observer:
     """An observer for what learning reads, made once a run for all needs has been planned."""
     every, learning = needs_of(metrics), needs_of([m for m in metrics if m.learns])
@@ -108,10 +152,11 @@ def _observer_of_the_fit(
         Observer(
             model,
             needs,
-            **layers,  # type: ignore[arg-type]
+            **layers,
             passes=settings.passes,
             seed=settings.seed,
-            bounds=bounds,
+            bounds=run.bounds,
+            pixels=run.pixels,
             batch_size=settings.batch_size,
         )
         for needs in (every, learning)
@@ -146,6 +191,7 @@ def _prepare(
             device=device_of(model),
             classes=run.classes,
             bounds=run.bounds,
+            pixels=run.pixels,
             progress=lambda text, share: bars.update(task, description=text, completed=share),
         )
         for metric in training:
@@ -166,6 +212,7 @@ class _Run:
     example: Tensor | None = None
     grid: float = 1.0
     bounds: Bounds | None = None
+    pixels: Bounds = (0.0, 1.0)
     given: Bounds | None = None
     outputs: "_Outputs" = field(default_factory=lambda: _Outputs())  # noqa: PLW0108 - below
 

@@ -8,7 +8,7 @@ from leery._checks import Bounds, check_bound_values, check_count
 from leery.combiners import Facts, make_combiner
 from leery.errors import InputError
 from leery.mc_dropout import MOST_PASSES
-from leery.metrics import Metric, References, make_metrics
+from leery.metrics import RECOMMENDED_METRICS, Metric, References, make_metrics
 
 __all__ = ["Settings"]
 
@@ -23,6 +23,11 @@ class Settings:
         seed: random seed of the fit, kept references, harmless changes, halves and fresh masks.
         masks: the seed of the dropout masks and of views; "fresh" draws new masks at each call.
         metrics: not fitted; a fit works on copies.
+        recommended: True if the user named no metrics: each fit then chooses those that are
+            recommended for its inputs.
+        left_out: what the recommended metrics lack for these inputs or this classifier, and how to
+            add it; None if nothing.
+        references: how metrics that compare with the training data keep them.
         combiner: its name.
         bounds: of the pixels as the user gave them, or None.
         batch_size: the largest number of images that a thread works on at once.
@@ -34,10 +39,13 @@ class Settings:
     seed: int
     masks: int | Literal["fresh"]
     metrics: tuple[Metric, ...]
+    recommended: bool
+    references: References
     combiner: str
     bounds: Bounds | None
     batch_size: int
     trust_outputs: bool
+    left_out: str | None = None
 
     @classmethod
     def checked(
@@ -46,7 +54,7 @@ class Settings:
         feature_layer: str | None,
         passes: int,
         seed: int,
-        metrics: Sequence[str | Metric],
+        metrics: Sequence[str | Metric] | None,
         references: References,
         combiner: str,
         bounds: Any,  # noqa: ANN401 - it is checked here
@@ -63,7 +71,7 @@ class Settings:
             message = f"expected 1 to {MOST_PASSES} passes, got {passes}; correct the number"
             raise InputError(message)
         seed = check_count(seed, "a seed", least=0)
-        chosen = make_metrics(metrics, references)
+        chosen = make_metrics(RECOMMENDED_METRICS if metrics is None else metrics, references)
         make_combiner(combiner, [Facts.of(metric) for metric in chosen])
         return cls(
             feature_layer,
@@ -71,6 +79,8 @@ class Settings:
             seed,
             seed,
             chosen,
+            metrics is None,
+            references,
             combiner,
             None if bounds is None else check_bound_values(bounds),
             check_count(batch_size, "a batch size"),

@@ -9,7 +9,7 @@ import pandas as pd
 from torch import Tensor
 
 from leery._checks import Bounds
-from leery.attacks import Attack, GradientAttack, gaussian_noise
+from leery.attacks import Attack, gaussian_noise, placed
 from leery.detector import Detector, MetricTable
 from leery.errors import InputError
 from leery.evaluation._detection import POSITIVES, detection
@@ -32,6 +32,7 @@ def evaluate(
     noise: float = 0.0,
     bounds: Bounds | None = None,
     seed: int = 0,
+    baselines: Mapping[str, Scorer] | None = None,
 ) -> pd.DataFrame:
     """How well a detector tells adversarial versions of unseen images from the images.
 
@@ -48,12 +49,14 @@ def evaluate(
         bounds: of the pixels, for noise and for attacks without bounds of their own; by default
             those of the detector, else (0, 1).
         seed: random seed of noise and attacks; each batch adds its number.
+        baselines: other detectors of the same classifier by name, which score the same images.
 
     Returns:
-        A row for each attack and choice of positives ("all", "successful", "failed") that has
-        any: attack, positives, success (the share of changed labels), the figures of
-        :class:`leery.evaluation.Detection`, and, after calibration, found (the share of positives
-        that is flagged), false_alarms and false_alarms_noisy.
+        A row for each detector, attack and choice of positives ("all", "successful", "failed") that
+        has any: detector ("detector", or the name of a baseline), attack, positives, success (the
+        share of changed labels), the figures of :class:`leery.evaluation.Detection`, and, after
+        calibration, found (the share of positives that is flagged), false_alarms and
+        false_alarms_noisy.
 
     Raises:
         NotFittedError: when the detector has no combiner.
@@ -62,29 +65,49 @@ def evaluate(
     if not attacks:
         message = "expected at least one attack, got none; pass some"
         raise InputError(message)
-    known = bounds or _bounds_of(scorer)
-    parts: dict[str, list[MetricTable]] = {}
+    scorers = {"detector": scorer, **(baselines or {})}
+    parts, classes = _parts(scorers, _labelled(images, labels), attacks, noise, bounds, seed)
+    tables = {name: MetricTable.joined(found) for name, found in parts.items()}
+    rows: list[dict[str, Any]] = []
+    for name in attacks:
+        for detector in scorers:
+            clean, attacked, noisy = (
+                tables.get((detector, version)) for version in ("clean", f"attack {name}", "noisy")
+            )
+            assert clean is not None
+            assert attacked is not None
+            pool = Pool.of_twins(clean, attacked, noisy, classes)
+            rows += [{"detector": detector, **row} for row in _rows(pool, name)]
+    return pd.DataFrame(rows)
+
+
+def _parts(
+    scorers: Mapping[str, Scorer],
+    batches: Iterator[tuple[Tensor, Tensor]],
+    attacks: Mapping[str, Attack],
+    noise: float,
+    bounds: Bounds | None,
+    seed: int,
+) -> tuple[dict[tuple[str, str], list[MetricTable]], np.ndarray]:
+    """What each detector says of each version of the images, and their true classes."""
+    guarded = scorers["detector"]
+    known = bounds or _bounds_of(guarded)
+    parts: dict[tuple[str, str], list[MetricTable]] = {}
     truths: list[np.ndarray] = []
-    for number, (batch, truth) in enumerate(_labelled(images, labels)):
+    for number, (batch, truth) in enumerate(batches):
         own = seed + number
         truths.append(truth.cpu().numpy())
-        parts.setdefault("clean", []).append(_judged(scorer, batch))
+        versions = {"clean": batch}
         if noise:
-            noisy = gaussian_noise(batch, noise, seed=own, bounds=known or (0.0, 1.0))
-            parts.setdefault("noisy", []).append(_judged(scorer, noisy))
+            limits = known or (0.0, 1.0)
+            versions["noisy"] = gaussian_noise(batch, noise, seed=own, bounds=limits)
         for name, attack in attacks.items():
-            placed = attack.within(known) if isinstance(attack, GradientAttack) else attack
-            made = placed(scorer.model, batch, truth, **({"seed": own} if own else {}))
-            parts.setdefault(f"attack {name}", []).append(_judged(scorer, made))
-    tables = {name: MetricTable.joined(found) for name, found in parts.items()}
-    classes = np.concatenate(truths)
-    rows = []
-    for name in attacks:
-        pool = Pool.of_twins(
-            tables["clean"], tables[f"attack {name}"], tables.get("noisy"), classes
-        )
-        rows += _rows(pool, name)
-    return pd.DataFrame(rows)
+            run, seeded = placed(attack, known), {"seed": own} if own else {}
+            versions[f"attack {name}"] = run(guarded.model, batch, truth, **seeded)
+        for version, shown in versions.items():
+            for detector, judge in scorers.items():
+                parts.setdefault((detector, version), []).append(_judged(judge, shown))
+    return parts, np.concatenate(truths)
 
 
 def _labelled(images: Images, labels: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:

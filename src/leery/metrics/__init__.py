@@ -11,12 +11,21 @@ from leery.metrics._registry import (
     KINDS,
     METRICS,
     PAPER_METRICS,
+    RECOMMENDED_METRICS,
     UNCERTAINTY_METRICS,
     References,
     direction_of,
     make_metrics,
+    recommended_for,
 )
+from leery.metrics.agreement import AuxiliaryAgreement
+from leery.metrics.boundary import BoundaryDistance
 from leery.metrics.closeness import BandwidthRule, ClassKL, KernelDensity, Pmf, Precision
+from leery.metrics.consistency import NoiseConsistency, ShiftConsistency, Squeezing
+from leery.metrics.dispersion import LogitFeatureShift, UnitDispersion
+from leery.metrics.distance import IMAGE, Mahalanobis, NearestNeighbours
+from leery.metrics.forward_pass import ForwardPass, energy, margin, max_softmax
+from leery.metrics.statistics import InputStatistic, median_residual, residual_kurtosis
 from leery.metrics.uncertainty import (
     PassUncertainty,
     aleatoric,
@@ -30,28 +39,47 @@ from leery.metrics.uncertainty import (
 
 __all__ = [
     "CLOSENESS_METRICS",
+    "IMAGE",
     "KINDS",
     "METRICS",
     "PAPER_METRICS",
+    "RECOMMENDED_METRICS",
     "UNCERTAINTY_METRICS",
+    "AuxiliaryAgreement",
     "BandwidthRule",
+    "BoundaryDistance",
     "ClassKL",
     "Direction",
     "FitContext",
+    "ForwardPass",
+    "InputStatistic",
     "KernelDensity",
+    "LogitFeatureShift",
+    "Mahalanobis",
     "Metric",
+    "NearestNeighbours",
+    "NoiseConsistency",
     "PassUncertainty",
     "Pmf",
     "Precision",
     "References",
+    "ShiftConsistency",
+    "Squeezing",
+    "UnitDispersion",
     "aleatoric",
     "confidence",
     "direction_of",
+    "energy",
     "epistemic",
     "make_metrics",
+    "margin",
+    "max_softmax",
+    "median_residual",
     "metric_refused",
     "mutual_information",
     "predictive_entropy",
+    "recommended_for",
+    "residual_kurtosis",
     "scibilic",
     "variance",
 ]

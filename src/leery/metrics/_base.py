@@ -30,7 +30,8 @@ class FitContext:
         seed: random seed.
         device: of the classifier.
         classes: the number of classes.
-        bounds: of the pixels; None where they have none.
+        bounds: of the pixels; None where they are unknown.
+        pixels: the bounds, or where they are unknown the range of the first batch.
         progress: is told a description and the share that is done, in [0, 1].
     """
 
@@ -39,6 +40,7 @@ class FitContext:
     device: torch.device
     classes: int
     bounds: Bounds | None
+    pixels: Bounds
     progress: Callable[[str, float], object]
 
 
@@ -55,6 +57,9 @@ class Metric(nn.Module):
         family: metrics of one family say much the same; combiners may treat them together.
         direction: "larger" if large values are suspicious, "smaller", or "both".
         needs: what :meth:`update` and :meth:`forward` read.
+        by_class: True if what is usual depends on the class; combiners then compare a value with
+            those of its predicted class. Not for a value that means the same in every class, such
+            as a probability: the comparison would hide that a class is often doubtful.
         differentiable: True if gradients of :meth:`forward` reach the images; else :meth:`smooth`
             is a stand-in.
     """
@@ -63,6 +68,7 @@ class Metric(nn.Module):
     family: str
     direction: Direction = "larger"
     needs: Needs = Needs()
+    by_class: bool = False
     differentiable: bool = True
 
     def prepare(self, context: FitContext) -> None:

@@ -3,22 +3,39 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, get_args
+
+from torch import Tensor
 
 from leery.errors import InputError
 from leery.metrics._base import Metric, check_metric
+from leery.metrics.agreement import AuxiliaryAgreement
+from leery.metrics.boundary import BoundaryDistance
 from leery.metrics.closeness import BandwidthRule, ClassKL, KernelDensity, Precision
+from leery.metrics.consistency import (
+    NoiseConsistency,
+    ShiftConsistency,
+    Squeezing,
+    SqueezingMeasure,
+)
+from leery.metrics.dispersion import LogitFeatureShift, UnitDispersion
+from leery.metrics.distance import Mahalanobis, NearestNeighbours
+from leery.metrics.forward_pass import FORWARD, ForwardPass
+from leery.metrics.statistics import STATISTICS, InputStatistic
 from leery.metrics.uncertainty import UNCERTAINTY, PassUncertainty
+from leery.training import MOST_PIXELS
 
 __all__ = [
     "CLOSENESS_METRICS",
     "KINDS",
     "METRICS",
     "PAPER_METRICS",
+    "RECOMMENDED_METRICS",
     "UNCERTAINTY_METRICS",
     "References",
     "direction_of",
     "make_metrics",
+    "recommended_for",
 ]
 
 UNCERTAINTY_METRICS = (
@@ -34,6 +51,15 @@ CLOSENESS_METRICS = ("kernel_density", "kl_divergence")
 
 PAPER_METRICS = UNCERTAINTY_METRICS + CLOSENESS_METRICS
 """The six metrics of the paper, in the order of its table 5."""
+
+RECOMMENDED_METRICS = (
+    "auxiliary_agreement",
+    "noise_consistency",
+    "squeezing_1bit",
+    "squeezing_1bit_logits",
+    "max_softmax",
+)
+"""The metrics of a detector for images, unless others are named; docs/choosing.md shows why."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +86,71 @@ def _kernel_density(kept: References) -> Metric:
     )
 
 
+def recommended_for(images: Tensor) -> tuple[tuple[str, ...], str | None]:
+    """The metrics for inputs of this kind, of a detector that was not asked for others.
+
+    For images those of :data:`RECOMMENDED_METRICS`, without the auxiliary network, which would have
+    to be large, if they have more than 64 pixels on a side; for other inputs, such as tables and
+    tokens, maximum softmax and the paper's.
+
+    Args:
+        images: a batch of the training data.
+
+    Returns:
+        The names, and a sentence on what was left out; None if nothing was.
+    """
+    if images.ndim != 4 or not images.is_floating_point():  # noqa: PLR2004 - images
+        return ("max_softmax", *PAPER_METRICS), None
+    if max(images.shape[2:]) <= MOST_PIXELS:
+        return RECOMMENDED_METRICS, None
+    left_out = (
+        f"The auxiliary network was left out, because images over {MOST_PIXELS} pixels need a "
+        "large one; metrics=[leery.metrics.AuxiliaryAgreement(network), ...] takes a second "
+        "classifier of the same classes."
+    )
+    names = tuple(name for name in RECOMMENDED_METRICS if name != AuxiliaryAgreement.name)
+    return names, left_out
+
+
+def _forward(name: str, _kept: References) -> Metric:
+    return ForwardPass(name)
+
+
+def _again(metric: Metric, _kept: References) -> Metric:
+    return type(metric)(**metric.options())
+
+
+def _statistic(name: str, _kept: References) -> Metric:
+    return InputStatistic(name)
+
+
 def _uncertainty(name: str, _kept: References) -> Metric:
     return PassUncertainty(name)
 
 
+_SQUEEZING = [
+    Squeezing(squeezer, size, measure=measure)
+    for squeezer, size in (("bits", 1), ("bits", 3), ("median", 3))
+    for measure in get_args(SqueezingMeasure)
+]
+
 _MAKERS: Mapping[str, Callable[[References], Metric]] = {
+    AuxiliaryAgreement.name: lambda _kept: AuxiliaryAgreement(),
+    **{name: partial(_forward, name) for name in FORWARD},
+    NoiseConsistency.name: lambda _kept: NoiseConsistency(),
+    ShiftConsistency.name: lambda _kept: ShiftConsistency(),
+    **{metric.name: partial(_again, metric) for metric in _SQUEEZING},
+    "nearest_neighbours": lambda kept: NearestNeighbours(seed=kept.seed),
+    "mahalanobis": lambda _kept: Mahalanobis("class"),
+    "relative_mahalanobis": lambda _kept: Mahalanobis("relative"),
+    BoundaryDistance.name: lambda _kept: BoundaryDistance(),
     **{name: partial(_uncertainty, name) for name in UNCERTAINTY},
+    UnitDispersion.name: lambda _kept: UnitDispersion(),
+    LogitFeatureShift.name: lambda _kept: LogitFeatureShift(),
     "kernel_density": _kernel_density,
     "kl_divergence": lambda _kept: ClassKL("softmax"),
     "kl_divergence_sum": lambda _kept: ClassKL("sum"),
+    **{name: partial(_statistic, name) for name in STATISTICS},
 }
 
 METRICS: tuple[str, ...] = tuple(_MAKERS)
@@ -78,7 +160,23 @@ The two KL divergences differ in how features become probabilities, which the pa
 """
 
 KINDS: Mapping[str, Callable[..., Metric]] = {
-    kind.__name__: kind for kind in (PassUncertainty, KernelDensity, ClassKL)
+    kind.__name__: kind
+    for kind in (
+        AuxiliaryAgreement,
+        BoundaryDistance,
+        ClassKL,
+        ForwardPass,
+        InputStatistic,
+        KernelDensity,
+        LogitFeatureShift,
+        Mahalanobis,
+        NearestNeighbours,
+        NoiseConsistency,
+        PassUncertainty,
+        ShiftConsistency,
+        Squeezing,
+        UnitDispersion,
+    )
 }
 """The classes of leery's own metrics, which a detector file may name."""
 

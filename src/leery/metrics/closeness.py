@@ -5,17 +5,23 @@ images against the class that each was given.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor
 
-from leery._checks import all_finite, check_count, check_labels, check_seed
-from leery.errors import InputError, NotFittedError
+from leery._checks import all_finite, check_labels
+from leery.errors import InputError
 from leery.metrics._bandwidth import likeliest_bandwidth
 from leery.metrics._base import Metric
-from leery.models import content_hashes
+from leery.metrics._points import (
+    TrainingPoints,
+    check_all_classes,
+    check_features,
+    check_scored,
+    rows_by_class,
+)
 from leery.observation import HEAD, Needs, Observation
 from leery.tuning import CONVERTED, MOST_RESIDENT, QUERIES, REFERENCES
 
@@ -31,7 +37,7 @@ _BANDWIDTHS = (1e-100, 1e100)
 """Of other bandwidths, or of their inverses, the squares are no numbers."""
 
 
-class KernelDensity(Metric):
+class KernelDensity(TrainingPoints):
     r"""The log density of an input's features under a Gaussian kernel estimate of its class.
 
     .. math::
@@ -78,8 +84,6 @@ class KernelDensity(Metric):
     family = "closeness"
     direction = "smaller"
 
-    points: Tensor
-    counts: Tensor
     bandwidths: Tensor
 
     def __init__(
@@ -91,23 +95,14 @@ class KernelDensity(Metric):
         seed: int = 0,
         layer: str = HEAD,
     ) -> None:
-        super().__init__()
+        super().__init__(references, seed, layer)
         _check_bandwidth(bandwidth)
-        if references is not None:
-            references = check_count(references, "references per class")
         if precision not in get_args(Precision):
             message = f'expected precision "float32" or "float16", got {precision!r}; name one'
             raise InputError(message)
-        check_seed(seed)
         self.bandwidth = bandwidth if isinstance(bandwidth, str) else float(bandwidth)
-        self.references = references
         self.precision: Precision = precision
-        self.seed = seed
-        self.layer = layer
-        self.needs = Needs(layers=(layer,))
-        for name in ("points", "counts", "bandwidths"):
-            self.register_buffer(name, None)
-        self._parts: dict[int, list[Tensor]] = {}
+        self.register_buffer("bandwidths", None)
         self._ready: dict[int, _Estimate] = {}
 
     def fit(self, features: Tensor, labels: Tensor) -> Self:
@@ -125,22 +120,10 @@ class KernelDensity(Metric):
         self.finish()
         return self
 
-    def update(self, seen: Observation, labels: Tensor) -> None:
-        """Keep the features of a part of the training data."""
-        self._add(seen.layers[self.layer].flatten(1), labels)
-
-    def merge(self, other: Self) -> None:
-        """Add the features that another density kept."""
-        for label, parts in other._parts.items():
-            self._parts.setdefault(label, []).extend(parts)
-
     def finish(self) -> None:
         """Settle which features are kept, and the bandwidth."""
-        groups = {label: self._chosen(self._parts.pop(label)) for label in sorted(self._parts)}
-        counts = torch.zeros(max(groups) + 1, dtype=torch.int64)
-        for label, group in groups.items():
-            counts[label] = len(group)
-        bandwidths = torch.ones(len(counts), dtype=torch.float64)
+        groups = self._settled()
+        bandwidths = torch.ones(max(groups) + 1, dtype=torch.float64)
         if self.bandwidth == "likelihood":
             bandwidths.fill_(likeliest_bandwidth(groups))
         elif self.bandwidth == "likelihood-per-class":
@@ -148,9 +131,8 @@ class KernelDensity(Metric):
                 bandwidths[label] = likeliest_bandwidth({label: group})
         else:
             bandwidths.fill_(self.bandwidth)
-        _check_widths("features", list(groups.values()))
-        self.points = torch.cat([groups.pop(label) for label in sorted(groups)])
-        self.counts, self.bandwidths = counts, bandwidths
+        self._keep(groups)
+        self.bandwidths = bandwidths
         self._prepare_estimates()
 
     def forward(self, seen: Observation) -> Tensor:
@@ -171,20 +153,12 @@ class KernelDensity(Metric):
             NotFittedError: before :meth:`fit`.
             InputError: when they do not fit, or a class had no training features.
         """
-        _check_scored(self.reference_, features, classes, "KernelDensity")
+        check_scored(self.reference_, features, classes, "KernelDensity")
         result = torch.empty(len(features), dtype=torch.float64, device=features.device)
-        for label, rows in _by_class(classes):
+        for label, rows in rows_by_class(classes):
             self._ready[label].follow(features.device)
             result = result.index_put((rows,), self._log_density(features[rows], label))
         return result
-
-    @property
-    def reference_(self) -> dict[int, Tensor]:
-        """The features that are kept of each class, ``{class: (n_c, D)}``; empty before the fit."""
-        if self.counts is None:
-            return {}
-        groups = self.points.split(self.counts.tolist())
-        return {label: group for label, group in enumerate(groups) if len(group)}
 
     @property
     def bandwidth_(self) -> dict[int, float]:
@@ -213,14 +187,7 @@ class KernelDensity(Metric):
             InputError: when features or bandwidths are missing or impossible.
         """
         super().restore(state)
-        _check_features(self.points)
         counts, bandwidths = self.counts, self.bandwidths
-        whole = counts.dtype == torch.int64 and counts.ndim == 1 and bool((counts >= 0).all())
-        if not whole or int(counts.sum()) != len(self.points):
-            message = (
-                f"expected {len(self.points)} features in the counts of the classes; fit again"
-            )
-            raise InputError(message)
         if bandwidths.shape != counts.shape or bandwidths.dtype != torch.float64:
             message = (
                 f"expected {len(counts)} bandwidths, one per class, got "
@@ -232,26 +199,7 @@ class KernelDensity(Metric):
         self._prepare_estimates()
         return self
 
-    def check_classes(self, classes: int) -> None:
-        """Refuse a density that does not know each of so many classes."""
-        _check_classes(self.name, self.reference_, classes)
-
-    def _add(self, features: Tensor, labels: Tensor) -> None:
-        _check_features(features)
-        check_labels(labels, len(features))
-        features = features.detach()
-        for label in labels.unique().tolist():
-            parts = self._parts.setdefault(label, [])
-            parts.append(features[labels == label])
-            # Now and then, so that what is not kept is not held to the end.
-            if self.references and sum(map(len, parts)) > 2 * self.references:
-                self._parts[label] = [self._nearest_hashes(torch.cat(parts))]
-
-    def _chosen(self, parts: list[Tensor]) -> Tensor:
-        """What is kept of a class's training features."""
-        group = torch.cat(parts)
-        if self.references is not None and len(group) > self.references:
-            group = self._nearest_hashes(group)
+    def _stored(self, group: Tensor) -> Tensor:
         if self.precision == "float32":
             return group
         half = group.half()
@@ -262,10 +210,6 @@ class KernelDensity(Metric):
             )
             raise InputError(message)
         return half
-
-    def _nearest_hashes(self, group: Tensor) -> Tensor:
-        """The rows with the smallest hashes of their content, however the data were divided."""
-        return group[content_hashes(group, self.seed).argsort()[: self.references]]
 
     def _prepare_estimates(self) -> None:
         resident = self.points.numel() <= MOST_RESIDENT
@@ -440,7 +384,7 @@ class ClassKL(Metric):
             NotFittedError: before :meth:`fit`.
             InputError: when they do not fit, or a class had no training features.
         """
-        _check_scored(self.means_, features, classes, "ClassKL")
+        check_scored(self.means_, features, classes, "ClassKL")
         means = self.means.to(features.device)[classes].clamp_min(self.floor)
         own = self._probabilities(features)
         # Not xlogy, whose derivative at 0 is NaN.
@@ -477,11 +421,11 @@ class ClassKL(Metric):
     def check_classes(self, classes: int) -> None:
         """Refuse a divergence that does not know each of so many classes."""
         for mean in self.means_.values():
-            _check_features(mean.unsqueeze(0))
-        _check_classes(self.name, self.means_, classes)
+            check_features(mean.unsqueeze(0))
+        check_all_classes(self.name, self.means_, classes)
 
     def _add(self, features: Tensor, labels: Tensor) -> None:
-        _check_features(features)
+        check_features(features)
         check_labels(labels, len(features))
         vectors = self._probabilities(features.detach())
         for label in labels.unique().tolist():
@@ -549,12 +493,6 @@ def _in_float64(points: Tensor) -> Iterator[Tensor]:
         yield memory[: len(block)].copy_(block)
 
 
-def _by_class(classes: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Each class that occurs, with the indices of its rows."""
-    for label in classes.unique().tolist():
-        yield label, torch.nonzero(classes == label).squeeze(1)
-
-
 def _check_bandwidth(bandwidth: float | str) -> None:
     rules = get_args(BandwidthRule)
     low, high = _BANDWIDTHS
@@ -563,56 +501,5 @@ def _check_bandwidth(bandwidth: float | str) -> None:
         message = (
             f"expected a bandwidth from {low:g} to {high:g} or one of {', '.join(rules)}, got "
             f"{bandwidth!r}; correct it"
-        )
-        raise InputError(message)
-
-
-def _check_features(features: Tensor) -> None:
-    if not isinstance(features, Tensor) or not features.is_floating_point():
-        kind = features.dtype if isinstance(features, Tensor) else type(features).__name__
-        message = f"expected features as a floating-point torch.Tensor, got {kind}; convert them"
-        raise InputError(message)
-    if features.ndim != 2 or 0 in features.shape:  # noqa: PLR2004 - images and units
-        message = (
-            f"expected features (N, D) with N and D of at least 1, got {tuple(features.shape)}; "
-            "flatten them with features.flatten(1)"
-        )
-        raise InputError(message)
-    if not all_finite(features):
-        message = "expected finite features, got NaN or infinity; check the images and the model"
-        raise InputError(message)
-
-
-def _check_widths(what: str, tensors: Sequence[Tensor]) -> None:
-    widths = sorted({tensor.shape[-1] for tensor in tensors})
-    if len(widths) > 1:
-        message = f"expected {what} of one width, got {' and '.join(map(str, widths))}; fit again"
-        raise InputError(message)
-
-
-def _check_classes(what: str, known: Mapping[int, Tensor], classes: int) -> None:
-    if sorted(known) != list(range(classes)):
-        message = f"expected {what} of {classes} classes, got {sorted(known)}; fit again"
-        raise InputError(message)
-
-
-def _check_scored(fitted: dict[int, Tensor], features: Tensor, classes: Tensor, what: str) -> None:
-    if not fitted:
-        message = f"expected a fitted {what}, got one that is not; call fit(features, labels) first"
-        raise NotFittedError(message)
-    _check_features(features)
-    check_labels(classes, len(features))
-    width = next(iter(fitted.values())).shape[-1]
-    if features.shape[1] != width:
-        message = (
-            f"expected features of width {width} as in fit, got {features.shape[1]}; "
-            "use the same layer"
-        )
-        raise InputError(message)
-    missing: Sequence[int] = sorted(set(classes.unique().tolist()) - set(fitted))
-    if missing:
-        message = (
-            f"expected classes out of {sorted(fitted)}, got {missing} too; "
-            "fit with training images of every class"
         )
         raise InputError(message)

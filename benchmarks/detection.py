@@ -1,0 +1,299 @@
+"""How well metrics, families and their fusion find attacks that nobody taught; tables for the docs.
+
+    python benchmarks/detection.py measure [SCENE ...]   every metric of every image of a scene
+    python benchmarks/detection.py judge [SCENE ...]     tables out of that: docs/results/detection
+
+A threshold is set for 1 % false alarms (and for 5 %) on clean images and on each harmless change by
+itself, among images that the classifier gets right, as ``Detector.calibrate`` does it: one half of
+the calibration images is the combiner's reference, the other half sets the threshold. TPR is of
+successful attacks. False alarms are of fresh images.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scenes import OUT, SCENES, Scene, successes
+from torch import Tensor
+
+from leery import RECOMMENDED_METRICS, Detector
+from leery.attacks import CORRUPTIONS, HARMLESS
+from leery.combiners import BonferroniCombiner, Facts
+from leery.detector import Calibration
+from leery.evaluation import share_interval
+from leery.metrics import IMAGE, NearestNeighbours, make_metrics
+
+RESULTS = Path("docs/results/detection")
+CALIBRATED = 2500
+RATES = (0.01, 0.05)
+
+EVERY = [
+    *RECOMMENDED_METRICS,
+    "margin",
+    "energy",
+    "shift_consistency",
+    "squeezing_3bit",
+    "squeezing_3bit_logits",
+    "squeezing_median3",
+    "squeezing_median3_logits",
+    "nearest_neighbours",
+    NearestNeighbours(layer=IMAGE),
+    "mahalanobis",
+    "relative_mahalanobis",
+    "boundary_distance",
+    "variance",
+    "predictive_entropy",
+    "mutual_information",
+    "confidence",
+    "unit_dispersion",
+    "logit_feature_shift",
+    "kernel_density",
+    "kl_divergence",
+    "median_residual",
+    "residual_kurtosis",
+]
+NO_DROPOUT = [metric for metric in make_metrics(EVERY) if not metric.needs.draws]
+
+
+def sets_of(scene: Scene, out: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """Images and labels of every set: calibration and fresh images in all versions, attacks."""
+    images, labels = scene.judging if scene.judged else scene.choosing
+    halves = {"calibration": slice(CALIBRATED), "fresh": slice(CALIBRATED, None)}
+    found = {}
+    for half, rows in halves.items():
+        found[f"{half}|clean"] = images[rows], labels[rows]
+        for name, mild in CORRUPTIONS.items():
+            change = mild(1)
+            found[f"{half}|{name}"] = change(images[rows], 0, scene.bounds), labels[rows]
+    for cell in scene.cells:
+        found[f"attack|{cell}"] = successes(scene, cell, out)
+    return found
+
+
+def measure(name: str, out: Path) -> None:
+    scene = SCENES[name](out)
+    metrics = make_metrics(EVERY) if scene.dropout else NO_DROPOUT
+    detector = Detector(scene.model, metrics=metrics).fit(*scene.train)
+    arrays: dict[str, np.ndarray] = {"names": np.array(detector.metrics)}
+    for key, (images, labels) in sets_of(scene, out).items():
+        table = detector.measure(images)
+        arrays[f"{key}|values"] = table.values
+        arrays[f"{key}|predicted"] = table.predicted
+        arrays[f"{key}|labels"] = labels.numpy()
+        print(name, key, len(table), flush=True)
+    np.savez(out / f"{name}.npz", **arrays)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The metrics of a scene's images, by set: values, predicted classes, labels."""
+
+    names: tuple[str, ...]
+    sets: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+    @classmethod
+    def load(cls, name: str, out: Path) -> "Measured":
+        held = np.load(out / f"{name}.npz")
+        keys = {key.rsplit("|", 1)[0] for key in held.files if "|" in key}
+        parts = ("values", "predicted", "labels")
+        sets = {key: tuple(held[f"{key}|{part}"] for part in parts) for key in sorted(keys)}
+        return cls(tuple(held["names"].tolist()), sets)  # type: ignore[arg-type]
+
+    def right(self, key: str, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The values of some metrics, and predicted classes, of images classified right."""
+        values, predicted, labels = self.sets[key]
+        rows = predicted == labels
+        return values[rows][:, [self.names.index(name) for name in names]], predicted[rows]
+
+    def attack(self, cell: str, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        values, predicted, _ = self.sets[f"attack|{cell}"]
+        return values[:, [self.names.index(name) for name in names]], predicted
+
+    @property
+    def cells(self) -> list[str]:
+        return [key.removeprefix("attack|") for key in self.sets if key.startswith("attack|")]
+
+
+def facts_of(names: Sequence[str]) -> list[Facts]:
+    given = {metric.name: Facts.of(metric) for metric in make_metrics(EVERY)}
+    return [given[name] for name in names]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A combiner with its reference and threshold scores."""
+
+    measured: Measured
+    names: Sequence[str]
+    combiner: BonferroniCombiner
+    kinds: Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+    @classmethod
+    def of(
+        cls,
+        measured: Measured,
+        names: Sequence[str],
+        harmless: Sequence[str] = tuple(HARMLESS),
+        seed: int = 0,
+    ) -> "Judge":
+        """As ``Detector.calibrate`` divides the images: the halves are of source images."""
+        count = len(measured.sets["calibration|clean"][1])
+        order = np.random.default_rng(seed).permutation(count)
+        first = np.zeros(count, dtype=bool)
+        first[np.array_split(order, 2)[0]] = True
+        taught, held = [], {}
+        for kind in ("clean", *harmless):
+            values, predicted, labels = measured.sets[f"calibration|{kind}"]
+            columns = [measured.names.index(name) for name in names]
+            right = predicted == labels
+            taught.append((values[right & first][:, columns], predicted[right & first]))
+            held[kind] = values[right & ~first][:, columns], predicted[right & ~first]
+        combiner = BonferroniCombiner(facts_of(names)).fit(
+            np.concatenate([values for values, _ in taught]),
+            np.concatenate([predicted for _, predicted in taught]),
+        )
+        return cls(measured, names, combiner, held)
+
+    def scores(self, values: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+        found: np.ndarray = self.combiner(
+            torch.from_numpy(values), torch.from_numpy(predicted)
+        ).numpy()
+        return found
+
+    def calibration(self, rate: float) -> Calibration:
+        scores = [self.scores(*rows) for rows in self.kinds.values()]
+        return Calibration(
+            fpr=rate,
+            promise="marginal",
+            confidence=0.95,
+            per_class=False,
+            scores=np.concatenate(scores),
+            predicted=np.concatenate([predicted for _, predicted in self.kinds.values()]),
+            kinds=tuple(self.kinds),
+            kind=np.repeat(np.arange(len(scores)), [len(part) for part in scores]),
+        )
+
+    def found(self, rate: float = 0.01) -> dict[str, tuple[int, int]]:
+        """How many of each cell's attacks are flagged, of how many."""
+        calibration = self.calibration(rate)
+        hits = {}
+        for cell in self.measured.cells:
+            values, predicted = self.measured.attack(cell, self.names)
+            flagged = calibration.flagged(self.scores(values, predicted), predicted)
+            hits[cell] = int(flagged.sum()), len(flagged)
+        return hits
+
+    def false_alarms(self, rate: float = 0.01) -> dict[str, tuple[int, int]]:
+        calibration = self.calibration(rate)
+        hits = {}
+        for kind in ("clean", *CORRUPTIONS):
+            values, predicted = self.measured.right(f"fresh|{kind}", self.names)
+            flagged = calibration.flagged(self.scores(values, predicted), predicted)
+            hits[kind] = int(flagged.sum()), len(flagged)
+        return hits
+
+
+SETS: Mapping[str, Sequence[str]] = {
+    "default": RECOMMENDED_METRICS,
+    **{
+        f"without {name}": [other for other in RECOMMENDED_METRICS if other != name]
+        for name in RECOMMENDED_METRICS
+    },
+    **{f"{name} alone": [name] for name in RECOMMENDED_METRICS},
+    "forward pass, all": [*RECOMMENDED_METRICS, "margin", "energy"],
+    "with squeezing to 3 bits": [
+        *RECOMMENDED_METRICS,
+        *("squeezing_3bit", "squeezing_3bit_logits"),
+    ],
+    "with squeezing by medians": [
+        *RECOMMENDED_METRICS,
+        *("squeezing_median3", "squeezing_median3_logits"),
+    ],
+    "with shift_consistency": [*RECOMMENDED_METRICS, "shift_consistency"],
+    "with distance": [*RECOMMENDED_METRICS, "nearest_neighbours", "mahalanobis"],
+    "with distance in pixels": [*RECOMMENDED_METRICS, "nearest_neighbours_image"],
+    "with boundary": [*RECOMMENDED_METRICS, "boundary_distance"],
+    "with uncertainty": [
+        *RECOMMENDED_METRICS,
+        *("variance", "predictive_entropy", "mutual_information", "confidence"),
+    ],
+    "with closeness": [*RECOMMENDED_METRICS, "kernel_density", "kl_divergence"],
+    "with dispersion": [*RECOMMENDED_METRICS, "unit_dispersion", "logit_feature_shift"],
+    "with statistics": [*RECOMMENDED_METRICS, "median_residual", "residual_kurtosis"],
+    "the paper's six": [
+        *("variance", "predictive_entropy", "mutual_information", "confidence"),
+        *("kernel_density", "kl_divergence"),
+    ],
+    "margin alone": ["margin"],
+    "energy alone": ["energy"],
+    "nearest_neighbours alone": ["nearest_neighbours"],
+    "mahalanobis alone": ["mahalanobis"],
+    "relative_mahalanobis alone": ["relative_mahalanobis"],
+    "boundary_distance alone": ["boundary_distance"],
+    "median_residual alone": ["median_residual"],
+}
+
+
+def judge(name: str, out: Path) -> pd.DataFrame:
+    """TPR of every set of metrics in every cell, and false alarms of the default."""
+    measured = Measured.load(name, out)
+    rows = []
+    for title, names in SETS.items():
+        if not set(names) <= set(measured.names):
+            continue
+        verdict = Judge.of(measured, names)
+        for rate in RATES:
+            for what, counts in (
+                ("found", verdict.found(rate)),
+                ("false alarms", verdict.false_alarms(rate)),
+            ):
+                for cell, (hits, trials) in counts.items():
+                    share = share_interval(hits, max(trials, 1))
+                    rows.append(
+                        {
+                            "scene": name,
+                            "metrics": title,
+                            "rate": rate,
+                            "what": what,
+                            "cell": cell,
+                            "share": share.estimate,
+                            "low": share.low,
+                            "high": share.high,
+                            "of": trials,
+                        }
+                    )
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("measure", "judge"))
+    parser.add_argument("scenes", nargs="*", default=list(SCENES))
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    for name in given.scenes:
+        if given.what == "measure":
+            measure(name, given.out)
+            continue
+        table = judge(name, given.out)
+        given.results.mkdir(parents=True, exist_ok=True)
+        table.round(4).to_csv(given.results / f"{name}.csv", index=False)
+        print(summary(table))
+
+
+def summary(table: pd.DataFrame) -> str:
+    """The worst and mean cell of each set of metrics at 1 %, and the default's cells."""
+    found = table[(table.what == "found") & (table.rate == 0.01)]
+    by_set = found.groupby("metrics", sort=False).share.agg(["min", "mean"]).round(3)
+    default = table[(table.metrics == "default") & (table.rate == 0.01)]
+    cells = default.set_index(["what", "cell"])[["share", "low", "high", "of"]].round(3)
+    return f"{by_set.to_string()}\n\n{cells.to_string()}\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""Classifiers, their data and attacks on them, for the tables of detection; made once, then kept.
+
+    python benchmarks/scenes.py [SCENE ...] [--out runs/detection]
+
+A scene is a classifier with its training data and two shuffled halves of its test data. Choices
+(families, weights, the auxiliary's recipe) are made on the scenes named dev, with the first half of
+the test data; results are judged on other scenes and the second half, which no choice has seen.
+Adversarial images of a scene are kept one file per attack, under the SHA-256 of the classifier.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from leery._checks import Bounds
+from leery.attacks import BIM, FGSM, PGD, AdaptedAttack, Attack
+from leery.classifiers import load_classifier, pretrained, save_classifier, train
+from leery.data import load
+from leery.models import fingerprint, predict
+
+Labelled = tuple[Tensor, Tensor]
+
+OUT = Path("runs/detection")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An attack and how many images (classified right) it is run on."""
+
+    attack: Attack
+    count: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A classifier and its data.
+
+    Attributes:
+        model: the classifier, in eval mode.
+        train: labelled training images.
+        choosing: labelled test images, shuffled, on which choices are made.
+        judging: other labelled test images, shuffled, on which results are judged.
+        cells: attacks by name.
+        judged: whether the attacks are on the images for judging, else on those for choosing.
+        bounds: of the pixels.
+        dropout: whether the classifier has any.
+    """
+
+    model: nn.Module
+    train: Labelled
+    choosing: Labelled
+    judging: Labelled
+    cells: Mapping[str, Cell]
+    judged: bool = True
+    bounds: Bounds = (0.0, 1.0)
+    dropout: bool = True
+
+    @property
+    def attacked(self) -> Labelled:
+        """The images that attacks are run on: the last of their half, which calibrates nothing."""
+        images, labels = self.judging if self.judged else self.choosing
+        return images.flip(0), labels.flip(0)
+
+
+def halves(images: Tensor, labels: Tensor) -> tuple[Labelled, Labelled]:
+    """Two shuffled halves: the order of test sets is often not exchangeable."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(2020))
+    first, second = order.chunk(2)
+    return (images[first], labels[first]), (images[second], labels[second])
+
+
+def cells_of_digits(scale: float = 1.0) -> dict[str, Cell]:
+    def few(count: int) -> int:
+        return int(count * scale)
+
+    own = {
+        "FGSM 0.12": Cell(FGSM(0.12), few(2200)),
+        "FGSM 0.30": Cell(FGSM(0.30), few(400)),
+        "BIM 0.12": Cell(BIM(0.12), few(500)),
+        "BIM 0.30": Cell(BIM(0.30), few(300)),
+        "PGD 0.12": Cell(PGD(0.12), few(500)),
+        "PGD 0.30": Cell(PGD(0.30), few(300)),
+        "PGD-L2 2": Cell(PGD(2.0, norm="l2"), few(300)),
+        "PGD-L2 4": Cell(PGD(4.0, norm="l2"), few(300)),
+    }
+    others = {
+        "APGD 0.22": Cell(AdaptedAttack("apgd", 0.22), few(250)),
+        "APGD 0.66": Cell(AdaptedAttack("apgd", 0.66), few(250)),
+        "APGD-L2 4": Cell(AdaptedAttack("apgd", 4, "l2"), few(250)),
+        "APGD-L2 8": Cell(AdaptedAttack("apgd", 8, "l2"), few(250)),
+        "DeepFool": Cell(AdaptedAttack("deepfool"), few(250)),
+        "DDN": Cell(AdaptedAttack("ddn"), few(250)),
+        "Square 0.30": Cell(AdaptedAttack("square", 0.3), few(250)),
+        "spatial": Cell(AdaptedAttack("spatial"), few(300)),
+        "sparse": Cell(AdaptedAttack("sparse"), few(300)),
+        "HopSkipJump": Cell(AdaptedAttack("hopskipjump"), few(80)),
+        "C&W 0": Cell(AdaptedAttack("cw", 0), few(170)),
+        "C&W 10": Cell(AdaptedAttack("cw", 10), few(170)),
+    }
+    return own | others
+
+
+def cells_of_fashion(scale: float = 1.0) -> dict[str, Cell]:
+    def few(count: int) -> int:
+        return int(count * scale)
+
+    own = {
+        f"{attack.__name__} {epsilon:.2f}": Cell(attack(epsilon), few(500))
+        for epsilon in (0.03, 0.12)
+        for attack in (FGSM, BIM, PGD)
+    }
+    return own | {
+        "PGD-L2 1": Cell(PGD(1.0, norm="l2"), few(300)),
+        "PGD-L2 2": Cell(PGD(2.0, norm="l2"), few(300)),
+        "DeepFool": Cell(AdaptedAttack("deepfool"), few(250)),
+        "Square 0.12": Cell(AdaptedAttack("square", 0.12), few(300)),
+        "spatial": Cell(AdaptedAttack("spatial"), few(300)),
+        "sparse": Cell(AdaptedAttack("sparse"), few(300)),
+        "C&W 0": Cell(AdaptedAttack("cw", 0), few(170)),
+    }
+
+
+def trained(dataset: str, seed: int, out: Path) -> nn.Module:
+    """The dataset's network from that seed; seed 0 ships with leery."""
+    if seed == 0:
+        return pretrained(dataset).model
+    folder = out / f"{dataset}-seed-{seed}"
+    if not (folder / f"{dataset}.json").exists():
+        save_classifier(train(dataset, seed=seed), folder)
+    return load_classifier(folder, dataset).model
+
+
+def of_dataset(
+    dataset: str, seed: int, cells: Mapping[str, Cell], out: Path, *, judged: bool
+) -> Scene:
+    choosing, judging = halves(*load(dataset, "test"))
+    model = trained(dataset, seed, out)
+    return Scene(model, load(dataset, "train"), choosing, judging, cells, judged)
+
+
+SCENES: Mapping[str, Callable[[Path], Scene]] = {
+    "digits-dev": lambda out: of_dataset("mnist", 11, cells_of_digits(0.5), out, judged=False),
+    "fashion-dev": lambda out: of_dataset(
+        "fashion-mnist", 11, cells_of_fashion(0.5), out, judged=False
+    ),
+    **{
+        f"digits-{seed}": partial(
+            lambda seed, out: of_dataset("mnist", seed, cells_of_digits(), out, judged=True), seed
+        )
+        for seed in range(3)
+    },
+    "fashion-0": lambda out: of_dataset("fashion-mnist", 0, cells_of_fashion(), out, judged=True),
+}
+
+
+def attacked(scene: Scene, name: str, out: Path) -> Path:
+    """The file of a cell's adversarial images, made where it is missing.
+
+    It holds images, labels, source (the index among the attacked images) and success.
+    """
+    folder = out / fingerprint(scene.model)[:12]
+    path = folder / f"{name.replace(' ', '_').replace('&', 'n')}.safetensors"
+    if path.exists():
+        return path
+    images, labels = scene.attacked
+    right = torch.nonzero(predict(scene.model, images) == labels).squeeze(1)
+    cell = scene.cells[name]
+    rows = right[: cell.count]
+    start = time.perf_counter()
+    made = cell.attack(scene.model, images[rows], labels[rows])
+    success = predict(scene.model, made) != labels[rows]
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"images": made, "labels": labels[rows], "source": rows, "success": success}, path)
+    seconds = time.perf_counter() - start
+    print(f"{name}: {int(success.sum())} of {len(rows)} in {seconds:.0f} s", flush=True)
+    return path
+
+
+def successes(scene: Scene, name: str, out: Path = OUT) -> Labelled:
+    """The successful adversarial images of a cell, and their true classes."""
+    held = load_file(attacked(scene, name, out))
+    return held["images"][held["success"]], held["labels"][held["success"]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("scenes", nargs="*", default=list(SCENES))
+    parser.add_argument("--out", type=Path, default=OUT)
+    given = parser.parse_args()
+    for name in given.scenes:
+        print(name, flush=True)
+        scene = SCENES[name](given.out)
+        for cell in scene.cells:
+            attacked(scene, cell, given.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,350 @@
+"""Attacks of foolbox and the Adversarial Robustness Toolbox, with settings that reach a budget."""
+
+import importlib
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from leery._checks import Bounds, check_bound_values, check_bounds, check_images, check_labels
+from leery.attacks._norms import NormName
+from leery.errors import InputError
+from leery.models import device_of, guest, run_model
+
+__all__ = ["ADAPTED", "AdaptedAttack", "Preset"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How another library's attack is run.
+
+    Attributes:
+        library: "foolbox" or "art" (the Adversarial Robustness Toolbox).
+        source: the attack in words, with its source.
+        strength: what the strength of the attack means; None for an attack that has none.
+        default: the strength that is used if none is given; None where it must be given.
+        settings: the settings that differ from the library's defaults, and why.
+        run: makes the adversarial images; called with the classifier, images in [0, 1], labels,
+            the strength (a distance is in the units of [0, 1]) and the norm.
+        distance: True if the strength is a distance in pixels.
+        norms: the norms that the attack can have.
+    """
+
+    library: str
+    source: str
+    strength: str | None
+    default: float | None
+    settings: str
+    run: Callable[[nn.Module, Tensor, Tensor, float, str], Tensor]
+    distance: bool = False
+    norms: tuple[NormName, ...] = ("l2",)
+
+
+@dataclass(frozen=True)
+class AdaptedAttack:
+    """An attack of another library, by the name of its preset.
+
+    Args:
+        name: a key of :data:`ADAPTED`.
+        strength: as the preset says; by default the preset's.
+        norm: "linf" or "l2", for attacks that have both; by default the preset's first.
+        bounds: lowest and highest pixel value; by default (0, 1), or those of the detector where
+            an evaluation runs the attack.
+        batch_size: the number of images that are worked on at once.
+
+    Raises:
+        InputError: when there is no such attack, or a setting is outside its range.
+
+    Notes:
+        Pixels are mapped to [0, 1] for the library and back. The classifier is left as it was, and
+        so are the global random states. Where the attack fails, its last attempt is returned.
+    """
+
+    name: str
+    strength: float | None = None
+    norm: NormName | None = None
+    bounds: Bounds | None = None
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        """Refuse settings that the attack cannot have."""
+        preset = ADAPTED.get(self.name)
+        if preset is None:
+            message = f"expected an attack out of {', '.join(ADAPTED)}, got {self.name!r}; name one"
+        elif self.norm is not None and self.norm not in preset.norms:
+            names = " or ".join(preset.norms)
+            message = f"expected the norm {names} for {self.name}, got {self.norm!r}; leave it out"
+        elif self.strength is not None and preset.strength is None:
+            message = (
+                f"expected {self.name} without a strength, because it searches the smallest "
+                f"change, got {self.strength:g}; leave it out"
+            )
+        elif self.strength is None and preset.default is None and preset.strength is not None:
+            message = f"expected {preset.strength} for {self.name}, got none; name it"
+        elif self.strength is not None and not (
+            math.isfinite(self.strength) and self.strength >= 0
+        ):
+            message = f"expected a finite strength of at least 0, got {self.strength}; correct it"
+        else:
+            if self.bounds is not None:
+                object.__setattr__(self, "bounds", check_bound_values(self.bounds))
+            return
+        raise InputError(message)
+
+    def within(self, bounds: Bounds | None) -> Self:
+        """The same attack within these bounds, unless it was given bounds of its own."""
+        return self if bounds is None or self.bounds is not None else replace(self, bounds=bounds)
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, *, seed: int = 0
+    ) -> Tensor:
+        """The adversarial version of each image.
+
+        Args:
+            model: returns logits ``(N, classes)``.
+            images: float ``(N, channels, height, width)`` within the bounds, on any device.
+            labels: int ``(N,)``, the true classes.
+            seed: random seed.
+
+        Returns:
+            Like ``images``, inside the bounds.
+
+        Raises:
+            InputError: when images or labels do not fit, or the library is not installed.
+        """
+        check_images(images, floating=True)
+        check_labels(labels, len(images))
+        preset, (low, high) = ADAPTED[self.name], self._range()
+        check_bounds(images, (low, high))
+        strength = preset.default if self.strength is None else self.strength
+        own = 0.0 if strength is None else strength / (high - low if preset.distance else 1.0)
+        norm = self.norm or preset.norms[0]
+        device = device_of(model)
+        unit = ((images.detach().to(device, copy=True) - low) / (high - low)).clamp(0, 1)
+        truth = labels.to(device, torch.int64)
+        with guest(model, unit) as still, _seeded(seed), torch.inference_mode(mode=False):
+            guarded = _OnUnitPixels(still, low, high)
+            found = [
+                preset.run(guarded, *batch, own, norm)
+                for batch in zip(
+                    unit.split(self.batch_size), truth.split(self.batch_size), strict=True
+                )
+            ]
+        # What a search could not find is NaN in some libraries.
+        made = torch.where(torch.cat(found).isnan(), unit, torch.cat(found)).clamp(0, 1)
+        return (low + made * (high - low)).clamp(low, high).to(images)
+
+    def _range(self) -> tuple[float, float]:
+        """The lowest and highest pixel value.
+
+        Raises:
+            InputError: when channels differ: a distance has then no unit in common.
+        """
+        bounds = np.asarray(self.bounds or (0.0, 1.0), dtype=np.float64).reshape(-1, 2)
+        low, high = bounds.min(0)[0], bounds.max(0)[1]
+        if not (bounds == (low, high)).all():
+            message = (
+                f"expected the same bounds for all channels for {self.name}, got {self.bounds}; "
+                "wrap the classifier with leery.models.normalized"
+            )
+            raise InputError(message)
+        return float(low), float(high)
+
+
+class _OnUnitPixels(nn.Module):
+    """A classifier of images in [0, 1]."""
+
+    def __init__(self, model: nn.Module, low: float, high: float) -> None:
+        super().__init__()
+        self.model = model
+        self.low, self.high = low, high
+
+    def forward(self, images: Tensor) -> Tensor:
+        return run_model(self.model, self.low + images * (self.high - self.low))
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """The global random states that the libraries draw from, seeded for a while."""
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002 - which the libraries use
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - likewise
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])  # noqa: NPY002 - likewise
+
+
+def _library(name: str) -> ModuleType:
+    """An optional library.
+
+    Raises:
+        InputError: when it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = "foolbox" if name == "foolbox" else "adversarial-robustness-toolbox"
+        message = f"expected {package}, which is not installed; pip install 'leery[attacks]'"
+        raise InputError(message) from error
+
+
+def _foolbox(attack: str, **options: Any) -> Callable[..., Tensor]:  # noqa: ANN401 - the library's
+    """Runs an attack of foolbox that has no budget."""
+
+    def run(model: nn.Module, images: Tensor, labels: Tensor, *_: object) -> Tensor:
+        foolbox: Any = _library("foolbox")
+        guarded = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device=images.device)
+        made = getattr(foolbox.attacks, attack)(**options)
+        if attack == "SpatialAttack":
+            return made(guarded, images, foolbox.criteria.Misclassification(labels))[0]  # type: ignore[no-any-return]
+        return made(guarded, images, labels, epsilons=None)[0]  # type: ignore[no-any-return]
+
+    return run
+
+
+def _carlini_wagner(
+    model: nn.Module, images: Tensor, labels: Tensor, confidence: float, _norm: str
+) -> Tensor:
+    run = _foolbox("L2CarliniWagnerAttack", steps=1000, confidence=confidence)
+    return run(model, images, labels)
+
+
+def _spatial(
+    model: nn.Module, images: Tensor, labels: Tensor, degrees: float, _norm: str
+) -> Tensor:
+    pixels = images.shape[-1] / 14
+    run = _foolbox("SpatialAttack", max_rotation=degrees, max_translation=pixels)
+    return run(model, images, labels)
+
+
+def _art(model: nn.Module, images: Tensor) -> Any:  # noqa: ANN401 - the library has no types
+    classification: Any = _library("art.estimators.classification")
+    with torch.no_grad():
+        classes = model(images[:1]).shape[1]
+    return classification.PyTorchClassifier(
+        model,
+        nn.CrossEntropyLoss(),
+        tuple(images.shape[1:]),
+        classes,
+        clip_values=(0.0, 1.0),
+        device_type="cpu" if images.device.type == "cpu" else "gpu",
+    )
+
+
+_ART_NORMS: Mapping[str, float] = {"linf": math.inf, "l2": 2}
+
+
+def _apgd(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float, norm: str) -> Tensor:
+    evasion: Any = _library("art.attacks.evasion")
+    attack = evasion.AutoProjectedGradientDescent(
+        _art(model, images),
+        norm=_ART_NORMS[norm],
+        eps=epsilon,
+        eps_step=2 * epsilon,
+        max_iter=100,
+        nb_random_init=1,
+        batch_size=len(images),
+        loss_type="cross_entropy",
+        verbose=False,
+    )
+    made = attack.generate(images.cpu().numpy(), labels.cpu().numpy())
+    return torch.from_numpy(made).to(images)
+
+
+def _square(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float, norm: str) -> Tensor:
+    evasion: Any = _library("art.attacks.evasion")
+    attack = evasion.SquareAttack(
+        _art(model, images),
+        norm=_ART_NORMS[norm],
+        eps=epsilon,
+        max_iter=1000,
+        batch_size=len(images),
+        verbose=False,
+    )
+    made = attack.generate(images.cpu().numpy(), labels.cpu().numpy())
+    return torch.from_numpy(made).to(images)
+
+
+ADAPTED: Mapping[str, Preset] = {
+    "cw": Preset(
+        "foolbox",
+        "Carlini and Wagner (2017), L2",
+        "the confidence, in logits",
+        0.0,
+        "1,000 steps (of 10,000) in each of 9 rounds of the search for the constant",
+        _carlini_wagner,
+    ),
+    "deepfool": Preset(
+        "foolbox",
+        "Moosavi-Dezfooli et al. (2016), L2",
+        None,
+        None,
+        "50 steps, overshoot 0.02: the library's",
+        _foolbox("L2DeepFoolAttack"),
+    ),
+    "ddn": Preset(
+        "foolbox",
+        "Rony et al. (2019), decoupled direction and norm, L2",
+        None,
+        None,
+        "100 steps: the library's",
+        _foolbox("DDNAttack"),
+    ),
+    "apgd": Preset(
+        "art",
+        "Croce and Hein (2020), cross-entropy",
+        "epsilon",
+        None,
+        "100 steps, first step 2 epsilon as in the paper (the library's is 0.1 whatever epsilon), "
+        "one random start (of 5)",
+        _apgd,
+        distance=True,
+        norms=("linf", "l2"),
+    ),
+    "square": Preset(
+        "art",
+        "Andriushchenko et al. (2020), without gradients",
+        "epsilon",
+        None,
+        "1,000 queries (the library's 100 leave most images unharmed)",
+        _square,
+        distance=True,
+        norms=("linf", "l2"),
+    ),
+    "hopskipjump": Preset(
+        "foolbox",
+        "Chen, Jordan, Wainwright (2020), by decisions alone, L2",
+        None,
+        None,
+        "32 steps (of 64), at most 1,000 queries for a gradient (of 10,000)",
+        _foolbox("HopSkipJumpAttack", steps=32, max_gradient_eval_steps=1000),
+    ),
+    "spatial": Preset(
+        "foolbox",
+        "Engstrom et al. (2019), rotation and shift",
+        "the largest rotation in degrees",
+        15.0,
+        "shifts up to a 14th of the width (2 pixels of 28); 5 x 5 x 5 grid, the library's",
+        _spatial,
+    ),
+    "sparse": Preset(
+        "foolbox",
+        "Pintor et al. (2021), fast minimum norm, L0",
+        None,
+        None,
+        "100 steps: the library's",
+        _foolbox("L0FMNAttack"),
+    ),
+}
+"""The attacks of other libraries by name."""

@@ -1,0 +1,86 @@
+"""Detectors that are one metric."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Self
+
+import numpy as np
+from torch import Tensor, nn
+
+from leery.detector import Detector
+from leery.metrics import Metric
+
+__all__ = ["BASELINES", "SingleMetric"]
+
+
+class SingleMetric:
+    """A detector whose score is one metric, turned so that larger is more suspicious.
+
+    Args:
+        model: the classifier.
+        metric: a name out of :data:`leery.METRICS`, or an instance.
+        settings: of :class:`leery.Detector`, such as ``feature_layer``.
+
+    Attributes:
+        model: the classifier.
+    """
+
+    def __init__(self, model: nn.Module, metric: str | Metric, **settings: Any) -> None:  # noqa: ANN401 - those of Detector
+        self._detector = Detector(model, metrics=[metric], **settings)
+        self.model = self._detector.model
+
+    def fit(
+        self,
+        train: tuple[Tensor, Tensor],
+        clean: tuple[Tensor, Tensor] | None = None,
+        attacks: Sequence[Callable[..., Tensor]] = (),
+    ) -> Self:
+        """Learn from labelled training images; clean ones and attacks are not used."""
+        del clean, attacks
+        self._detector.fit(*train)
+        return self
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether the differentiable score is exact."""
+        return self._metric.differentiable
+
+    def score(self, images: Tensor) -> np.ndarray:
+        """The metric of each image, float64 ``(N,)``; larger is more suspicious.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+        """
+        found: np.ndarray = self._sign * self._detector.measure(images).values[:, 0]
+        return found
+
+    def differentiable_score(self, images: Tensor) -> Tensor:
+        """The metric, or its stand-in, through which gradients reach the images.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+        """
+        values, _ = self._detector.measure_with_gradient(images)
+        return self._sign * values[:, 0]
+
+    @property
+    def _metric(self) -> Metric:
+        (metric,) = self._detector.metrics_.values()
+        return metric
+
+    @property
+    def _sign(self) -> int:
+        return -1 if self._metric.direction == "smaller" else 1
+
+
+BASELINES: Mapping[str, Callable[..., SingleMetric]] = {
+    name: partial(SingleMetric, metric=name)
+    for name in (
+        "max_softmax",
+        "energy",
+        "nearest_neighbours",
+        "mahalanobis",
+        "relative_mahalanobis",
+    )
+}
+"""The baselines of ``leery evaluate --baselines``, each a function of the classifier."""

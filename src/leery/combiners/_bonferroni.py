@@ -1,0 +1,272 @@
+"""The combiner that needs no adversarial image: the smallest weighted p-value of the families."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from leery.combiners._base import Combiner, Facts, check_finite
+from leery.errors import InputError
+
+__all__ = ["FAMILY_WEIGHTS", "BonferroniCombiner"]
+
+FAMILY_WEIGHTS: Mapping[str, float] = {"agreement": 0.7, "consistency": 0.2}
+"""Relative weights of families; of others :data:`OTHER_WEIGHT`. They were chosen on the scenes for
+choosing of benchmarks/scenes.py, where weights of agreement from 0.6 to 0.8 do about the same."""
+
+OTHER_WEIGHT = 0.1
+
+_TAIL = 0.05
+"""The share of reference images above which p-values follow an exponential."""
+
+_SHRINK = 10
+"""Reference images of a class at which its median counts as much as that of all classes."""
+
+
+class BonferroniCombiner(Combiner):
+    r"""The smallest weighted p-value of the families of metrics, as evidence in nats.
+
+    .. math:: s(x) = \max_f \bigl[ -\log p_f(x) + \log (w_f / \max_g w_g) \bigr]
+
+    A metric's p-value is the share of reference images that are at least as suspicious by it; of
+    values that depend on the class, the median of the predicted class is taken off first. The
+    smallest p-value of a family's metrics is compared with that of the reference images in turn, so
+    that a family of many metrics does not alarm more often than one of few. One loud family is
+    enough: a sum would drown it.
+
+    Args:
+        facts: of each metric, in column order.
+
+    Attributes:
+        centres: float64 ``(classes + 1, M)``, what is taken off; the last row is of classes that no
+            reference image has.
+        metric_reference: float64 ``(N, M)``, each column sorted, larger is more suspicious.
+        family_reference: float64 ``(N, F)``, likewise, of each family's evidence.
+
+    Notes:
+        Between reference values the evidence is interpolated, and above the largest 5 % it follows
+        an exponential tail of their mean excess; so it has a derivative, and images beyond all
+        references still differ. The score is not calibrated: a threshold comes from other images.
+
+    Source:
+        p-values: Vovk, Gammerman, Shafer (2005). Weights: Genovese, Roeder, Wasserman (2006),
+        "False discovery control with p-value weighting". The tail: Pickands (1975), with shape 0.
+    """
+
+    learns_from_attacks = False
+    differentiable = True
+    least = 40
+    """The smallest number of reference images."""
+
+    centres: Tensor
+    metric_reference: Tensor
+    family_reference: Tensor
+
+    def __init__(self, facts: Sequence[Facts]) -> None:
+        super().__init__(facts)
+        for name in ("centres", "metric_reference", "family_reference"):
+            self.register_buffer(name, None)
+        families = tuple(dict.fromkeys(fact.family for fact in facts))
+        self._columns = [
+            [place for place, fact in enumerate(facts) if fact.family == family]
+            for family in families
+        ]
+        weights = [FAMILY_WEIGHTS.get(family, OTHER_WEIGHT) for family in families]
+        self._handicaps = [math.log(weight / max(weights)) for weight in weights]
+        self._of_metrics: list[_Evidence] = []
+        self._of_families: list[_Evidence] = []
+
+    def fit(
+        self, values: np.ndarray, predicted: np.ndarray, *, adversarial: np.ndarray | None = None
+    ) -> Self:
+        """Take the rows as the reference.
+
+        Args:
+            values: float64 ``(N, M)``, finite, of images that are not adversarial.
+            predicted: int64 ``(N,)``, their predicted classes.
+            adversarial: None.
+
+        Raises:
+            InputError: when rows are adversarial, too few or not finite.
+        """
+        if adversarial is not None and adversarial.any():
+            message = (
+                "expected images that are not adversarial for the bonferroni combiner, got some "
+                "that are; leave them out or use the logistic one"
+            )
+            raise InputError(message)
+        rows = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64))
+        self._check_reference(rows)
+        classes = torch.from_numpy(predicted)
+        self.centres = self._medians(rows, classes)
+        suspicious = self._suspicious(rows, classes)
+        self.metric_reference = suspicious.sort(0).values
+        self._of_metrics = self._evidence(self.metric_reference, [f.direction for f in self.facts])
+        loudest = self._loudest(self._each(suspicious))
+        self.family_reference = loudest.sort(0).values
+        self.check()
+        return self
+
+    def check(self) -> None:
+        """Refuse a reference that is too small, of other metrics, or not finite.
+
+        Raises:
+            InputError: then.
+        """
+        self._check_reference(self.metric_reference)
+        count = len(self.metric_reference)
+        if (
+            self.centres.ndim != 2  # noqa: PLR2004 - classes, metrics
+            or self.centres.shape[1] != len(self.facts)
+            or self.family_reference.shape != (count, len(self._columns))
+        ):
+            message = "expected centres and references of the same metrics; fit again"
+            raise InputError(message)
+        check_finite(self.family_reference)
+        self._of_metrics = self._evidence(self.metric_reference, [f.direction for f in self.facts])
+        self._of_families = self._evidence(self.family_reference, ["larger"] * len(self._columns))
+
+    def contributions(self, values: Tensor, predicted: Tensor) -> Tensor:
+        """The score, at the metric that it comes from: the loudest one of the loudest family.
+
+        Returns:
+            float64 ``(N, M)``, nats, at least 0; 0 elsewhere.
+        """
+        self._check_values(values)
+        each = self._each(self._suspicious(values, predicted))
+        terms = self._terms(each)
+        family = terms.argmax(1)
+        found = torch.zeros_like(each)
+        for index, columns in enumerate(self._columns):
+            rows = torch.nonzero(family == index).squeeze(1)
+            loudest = torch.tensor(columns, device=each.device)[each[rows][:, columns].argmax(1)]
+            found = found.index_put((rows, loudest), terms[rows, index])
+        return found
+
+    def _terms(self, each: Tensor) -> Tensor:
+        """The evidence of each family less its handicap, float64 ``(N, F)``."""
+        loudest = self._loudest(each).unbind(1)
+        return torch.stack(
+            [
+                (evidence(column) if len(columns) > 1 else column) + handicap
+                for evidence, column, columns, handicap in zip(
+                    self._of_families, loudest, self._columns, self._handicaps, strict=True
+                )
+            ],
+            1,
+        )
+
+    def _each(self, suspicious: Tensor) -> Tensor:
+        """The evidence of each metric, float64 ``(N, M)``."""
+        columns = suspicious.unbind(1)
+        return torch.stack(
+            [evidence(column) for evidence, column in zip(self._of_metrics, columns, strict=True)],
+            1,
+        )
+
+    def _loudest(self, each: Tensor) -> Tensor:
+        """The largest evidence of each family's metrics, float64 ``(N, F)``."""
+        return torch.stack([each[:, columns].amax(1) for columns in self._columns], 1)
+
+    def _suspicious(self, values: Tensor, predicted: Tensor) -> Tensor:
+        """Values less the centres of their classes, larger is more suspicious."""
+        rows = predicted.clamp_max(len(self.centres) - 1)
+        signs = [-1.0 if fact.direction == "smaller" else 1.0 for fact in self.facts]
+        return (values - self.centres.to(values.device)[rows]) * values.new_tensor(signs)
+
+    def _medians(self, values: Tensor, classes: Tensor) -> Tensor:
+        """The centres: medians of each class, drawn to that of all where images are few."""
+        overall = values.median(0).values
+        rows = []
+        for label in range(int(classes.max()) + 1):
+            own = values[classes == label]
+            share = len(own) / (len(own) + _SHRINK)
+            median = own.median(0).values if len(own) else overall
+            rows.append(share * median + (1 - share) * overall)
+        by_class = torch.tensor([fact.by_class for fact in self.facts])
+        return torch.where(by_class, torch.stack([*rows, overall]), 0.0)
+
+    def _evidence(self, reference: Tensor, directions: Sequence[str]) -> list["_Evidence"]:
+        return [
+            _Evidence.of(column.contiguous(), two_sided=direction == "both")
+            for column, direction in zip(reference.unbind(1), directions, strict=True)
+        ]
+
+    def _check_reference(self, reference: Tensor) -> None:
+        shape = tuple(reference.shape)
+        if len(shape) != 2 or shape[1] != len(self.facts):  # noqa: PLR2004 - images, metrics
+            message = f"expected a reference of {len(self.facts)} metrics, got {shape}; fit again"
+            raise InputError(message)
+        check_finite(reference)
+        if shape[0] < self.least:
+            message = (
+                f"expected at least {self.least} images that are not adversarial, got {shape[0]}; "
+                "add some"
+            )
+            raise InputError(message)
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """Minus the log of the share of reference values that are at least as large, interpolated.
+
+    Attributes:
+        knots: float64 ``(K,)``, distinct reference values in ascending order.
+        heights: float64 ``(K,)``, the evidence there.
+        slope: of the last part.
+    """
+
+    knots: Tensor
+    heights: Tensor
+    slope: float
+
+    @classmethod
+    def of(cls, ordered: Tensor) -> Self:
+        """The curve of sorted reference values."""
+        count = len(ordered)
+        tail = max(2, math.ceil(_TAIL * count))
+        start = ordered[-tail - 1]
+        excess = float((ordered[-tail:] - start).mean())
+        knots = ordered.unique()
+        reached = count - torch.searchsorted(ordered, knots, side="left")
+        heights = -((1 + reached).double() / (count + 1)).log()
+        if excess > 0:
+            below = knots <= start
+            knots, heights = knots[below], heights[below]
+        return cls(knots, heights, 1 / excess if excess > 0 else 0.0)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """The evidence of each value, float64 ``(N,)``, at least 0."""
+        knots, heights = self.knots.to(values.device), self.heights.to(values.device)
+        upper = torch.searchsorted(knots, values.detach().contiguous()).clamp(1, len(knots) - 1)
+        if len(knots) == 1:
+            inside = heights[0].expand_as(values)
+        else:
+            left, right = knots[upper - 1], knots[upper]
+            share = ((values - left) / (right - left)).clamp(0, 1)
+            inside = heights[upper - 1] + share * (heights[upper] - heights[upper - 1])
+        return inside + self.slope * (values - knots[-1]).clamp_min(0)
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """The evidence of a metric: of large values, or of large and of small ones."""
+
+    above: _Curve
+    below: _Curve | None
+
+    @classmethod
+    def of(cls, ordered: Tensor, *, two_sided: bool) -> Self:
+        """The evidence by sorted reference values."""
+        return cls(_Curve.of(ordered), _Curve.of(-ordered.flip(0)) if two_sided else None)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """The evidence of each value, float64 ``(N,)``, nats, at least 0."""
+        found = self.above(values)
+        if self.below is None:
+            return found
+        return (torch.maximum(found, self.below(-values)) - math.log(2)).clamp_min(0)

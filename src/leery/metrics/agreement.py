@@ -1,0 +1,149 @@
+"""Whether a second classifier agrees with the guarded one.
+
+An attack on one network seldom moves another, which was trained apart and on noisier images, to the
+same wrong class. Against an attacker who knows the second network this is worth little more than
+the first one.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from leery.errors import InputError
+from leery.metrics._base import FitContext, Metric
+from leery.metrics._odds import log_odds_against
+from leery.models import run_model
+from leery.observation import Observation
+from leery.training import AuxiliaryNetwork, AuxiliaryRecipe, TrainingSet, train_auxiliary
+
+__all__ = ["AuxiliaryAgreement"]
+
+
+class AuxiliaryAgreement(Metric):
+    r"""The log odds that the predicted class is wrong, by an auxiliary network.
+
+    .. math:: \log \sum_{j \ne c} e^{a_j(x)} - a_c(x), \qquad c = \arg\max_j z_j(x)
+
+    with logits a of the auxiliary network and z of the guarded classifier.
+
+    Args:
+        network: a module that returns logits of the same classes for the same inputs, such as a
+            second pretrained classifier; by default a small network is trained on the training
+            images (:mod:`leery.training`).
+        recipe: of that training.
+
+    Attributes:
+        auxiliary: the network, in eval mode; None before the fit where it is trained.
+
+    Notes:
+        A trained network is part of the detector file. Of a given one the file holds the weights
+        only: give the metric again at loading. It is as good as the auxiliary is right: where that
+        errs on clean images, it costs detection at a fixed false-alarm rate.
+
+    Source:
+        Disagreement of two networks: Aldahdooh et al. (2022), "Adversarial example detection for
+        DNN models: a review"; log odds: Roth et al. (2019), arXiv:1902.04818.
+    """
+
+    name = "auxiliary_agreement"
+    family = "agreement"
+    direction = "larger"
+
+    shape: Tensor
+
+    def __init__(
+        self, network: nn.Module | str | None = None, *, recipe: AuxiliaryRecipe | None = None
+    ) -> None:
+        super().__init__()
+        if isinstance(network, str):
+            message = (
+                f"expected the auxiliary network of {self.name!r} to be given, because it was not "
+                "trained by leery; pass metrics=[leery.metrics.AuxiliaryAgreement(network)]"
+            )
+            raise InputError(message)
+        self.given = network is not None
+        self.recipe = recipe or AuxiliaryRecipe()
+        self.auxiliary = None if network is None else network.eval()
+        self.register_buffer("shape", None)
+
+    def prepare(self, context: FitContext) -> None:
+        """Train the auxiliary network, or check the one that was given.
+
+        Raises:
+            InputError: when the inputs are no images, or a given network has other classes.
+        """
+        first, _ = next(iter(context.batches()))
+        self.shape = torch.tensor(first.shape[1:])
+        if self.given:
+            assert self.auxiliary is not None
+            self.auxiliary = self.auxiliary.to(context.device)
+            self._check(run_model(self.auxiliary, first[:2].to(context.device)), context.classes)
+            return
+        if first.ndim != 4 or not first.is_floating_point():  # noqa: PLR2004 - images
+            message = (
+                "expected images (channels, height, width) of floating-point pixels to train an "
+                f"auxiliary network on, got {tuple(first.shape[1:])} of {first.dtype}; leave "
+                f"{self.name} out of the metrics, or give it a network"
+            )
+            raise InputError(message)
+        self.auxiliary = train_auxiliary(
+            TrainingSet.gathered(context.batches()),
+            classes=context.classes,
+            recipe=self.recipe,
+            pixels=context.pixels,
+            seed=context.seed,
+            device=context.device,
+            progress=lambda share: context.progress("training the auxiliary network", share),
+        )
+
+    def forward(self, seen: Observation) -> Tensor:
+        """The log odds of each image, float64 ``(N,)``."""
+        assert self.auxiliary is not None
+        auxiliary = self.auxiliary.to(seen.images.device)
+        return log_odds_against(run_model(auxiliary, seen.images), seen.predicted)
+
+    def options(self) -> dict[str, Any]:
+        """The arguments that make another such metric; a given network is none of them."""
+        return {"network": "given"} if self.given else {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> Self:
+        """Take over the network of a fitted metric.
+
+        Raises:
+            InputError: when tensors are missing or of other shapes.
+        """
+        if not self.given:
+            first, last = (
+                state.get(f"auxiliary.{name}")
+                for name in ("convolutions.0.weight", "classify.3.bias")
+            )
+            shape = state.get("shape")
+            if first is None or last is None or shape is None or shape.shape != (3,):
+                message = f"expected an auxiliary network of {self.name}, got none; fit again"
+                raise InputError(message)
+            channels, height, length = shape.tolist()
+            self.auxiliary = (
+                AuxiliaryNetwork((channels, height, length), len(last), width=len(first))
+                .eval()
+                .requires_grad_(requires_grad=False)
+            )
+        super().restore(state)
+        if isinstance(self.auxiliary, AuxiliaryNetwork):
+            # As after the training: another order in memory rounds otherwise.
+            self.auxiliary.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self
+
+    def check_classes(self, classes: int) -> None:
+        """Refuse a network of another number of classes."""
+        if isinstance(self.auxiliary, AuxiliaryNetwork):
+            self._check(self.auxiliary.classify[-1].bias.unsqueeze(0), classes)  # type: ignore[operator]
+
+    def _check(self, logits: Tensor, classes: int) -> None:
+        if logits.shape[1] != classes:
+            message = (
+                f"expected an auxiliary network of {classes} classes, as the classifier has, got "
+                f"{logits.shape[1]}; give another one"
+            )
+            raise InputError(message)

@@ -1,0 +1,72 @@
+"""How much hidden units move under dropout, and how that relates to the output.
+
+Both need a classifier with dropout before its last hidden layer.
+"""
+
+import torch
+from torch import Tensor
+
+from leery.metrics._base import Metric
+from leery.observation import HEAD, Needs, Observation
+
+__all__ = ["LogitFeatureShift", "UnitDispersion"]
+
+_TINY = 1e-12
+
+
+class UnitDispersion(Metric):
+    r"""The spread of the hidden units over the passes, relative to their size.
+
+    .. math:: \frac{\| \mathrm{std}_t(h_t) \|}{\| \mathrm{mean}_t(h_t) \|}
+
+    Source:
+        Feinman et al. (2017), arXiv:1703.00410, measure the spread of the output; this is that of
+        the last hidden layer.
+    """
+
+    name = "unit_dispersion"
+    family = "uncertainty"
+    direction = "larger"
+    by_class = True
+    needs = Needs(pass_layers=(HEAD,))
+
+    def forward(self, seen: Observation) -> Tensor:
+        """The relative spread of each image, float64 ``(N,)``; 0 for a single pass."""
+        units = seen.pass_layers[HEAD].flatten(2).double()
+        spread, mean = torch.std_mean(units, dim=0, correction=0)
+        relative: Tensor = spread.norm(dim=1) / mean.norm(dim=1).clamp_min(_TINY)
+        return relative
+
+
+class LogitFeatureShift(Metric):
+    r"""How far dropout shifts the output for a shift of the hidden units, in logarithms.
+
+    .. math:: \frac1T \sum_t \bigl[ \log \| z_t - z \| - \log \| h_t - h \| \bigr]
+
+    where z are log probabilities less their mean, which are logits up to a constant.
+
+    Source:
+        The layer-recovery idea of attacks that work by small shifts of features and large shifts of
+        logits; the masks are those of Monte-Carlo dropout.
+    """
+
+    name = "logit_feature_shift"
+    family = "uncertainty"
+    direction = "larger"
+    by_class = True
+    needs = Needs(passes=True, layers=(HEAD,), pass_layers=(HEAD,))
+
+    def forward(self, seen: Observation) -> Tensor:
+        """The mean log ratio of each image, float64 ``(N,)``."""
+        logits = _centred(seen.logits.double().log_softmax(1))
+        smallest = torch.finfo(seen.probs.dtype).tiny
+        passes = _centred(seen.probs.clamp_min(smallest).double().log())
+        output = (passes - logits).norm(dim=2)
+        units = seen.pass_layers[HEAD].flatten(2).double()
+        moved = (units - seen.layers[HEAD].flatten(1).double()).norm(dim=2)
+        ratio: Tensor = (output.clamp_min(_TINY).log() - moved.clamp_min(_TINY).log()).mean(0)
+        return ratio
+
+
+def _centred(values: Tensor) -> Tensor:
+    return values - values.mean(-1, keepdim=True)

@@ -1,0 +1,283 @@
+"""How far the features of an input lie from those of the training images of its class.
+
+Features are the values of one layer, flattened; several layers are several metrics. The name of a
+metric says its layer unless that is the last hidden one.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self, get_args
+
+import torch
+from torch import Tensor
+
+from leery._checks import check_count
+from leery.errors import InputError
+from leery.metrics._base import Metric
+from leery.metrics._points import (
+    IMAGE,
+    TrainingPoints,
+    check_features,
+    check_scored,
+    rows_by_class,
+)
+from leery.observation import HEAD, Needs, Observation
+from leery.tuning import QUERIES
+
+__all__ = ["IMAGE", "Mahalanobis", "MahalanobisKind", "NearestNeighbours"]
+
+MahalanobisKind = Literal["class", "relative"]
+
+_WIDEST = 4096
+"""The largest number of features of which a covariance matrix is kept (128 MiB)."""
+
+
+def _named(name: str, layer: str) -> str:
+    return name if layer == HEAD else f"{name}_{layer.strip('<>')}".replace("/", "_")
+
+
+class NearestNeighbours(TrainingPoints):
+    r"""The mean distance to the nearest training points of the predicted class.
+
+    .. math:: \frac1k \sum_{i \in N_k(h; X_c)} \| h - h_i \|
+
+    Args:
+        k: the number of neighbours; all points of a class that has fewer.
+        references: maximum number of training points kept per class, chosen by a hash of their
+            content.
+        seed: of that hash.
+        layer: the layer whose values are the features, flattened; :data:`IMAGE` for the pixels.
+
+    Source:
+        Sun et al. (2022), arXiv:2204.06507. Departures: neighbours of the predicted class only, the
+        mean of k distances, and features that are not normalised.
+    """
+
+    family = "distance"
+    direction = "larger"
+    by_class = True
+
+    def __init__(
+        self, k: int = 10, *, references: int | None = 1000, seed: int = 0, layer: str = HEAD
+    ) -> None:
+        super().__init__(references, seed, layer)
+        self.k = check_count(k, "k")
+        self.name = _named("nearest_neighbours", layer)
+
+    def finish(self) -> None:
+        """Settle which features are kept."""
+        self._keep(self._settled())
+
+    def forward(self, seen: Observation) -> Tensor:
+        """The mean distance of each image, float64 ``(N,)``, in the units of the features."""
+        return self.score(self.features(seen), seen.predicted)
+
+    def score(self, features: Tensor, classes: Tensor) -> Tensor:
+        """The mean distance of each row to the points of its class.
+
+        Args:
+            features: float ``(N, D)``.
+            classes: int ``(N,)``.
+
+        Returns:
+            float64 ``(N,)``.
+
+        Raises:
+            NotFittedError: before the fit.
+            InputError: when they do not fit, or a class had no training features.
+        """
+        check_scored(self.reference_, features, classes, "NearestNeighbours")
+        result = torch.empty(len(features), dtype=torch.float64, device=features.device)
+        for label, rows in rows_by_class(classes):
+            points = self.reference_[label].to(features.device)
+            found = [_mean_nearest(part, points, self.k) for part in features[rows].split(QUERIES)]
+            result = result.index_put((rows,), torch.cat(found))
+        return result
+
+    def options(self) -> dict[str, Any]:
+        """The arguments that make another such metric."""
+        return {name: getattr(self, name) for name in ("k", "references", "seed", "layer")}
+
+
+def _mean_nearest(queries: Tensor, points: Tensor, k: int) -> Tensor:
+    distances = torch.cdist(queries.double(), points.double())
+    return distances.topk(min(k, len(points)), dim=1, largest=False).values.mean(1)
+
+
+class Mahalanobis(Metric):
+    r"""The squared distance to the mean of the predicted class, in units of the spread.
+
+    .. math:: (h - \mu_c)^T \Sigma^{-1} (h - \mu_c)
+
+    with one covariance for all classes, shrunk towards the diagonal. The relative kind takes off
+    the same distance to the mean of all training features, with their covariance.
+
+    Args:
+        kind: "class" or "relative".
+        layer: the layer whose values are the features, flattened.
+
+    Attributes:
+        counts: float64 ``(classes,)``, training images per class.
+        sums: float64 ``(classes, D)``, of their features.
+        products: float64 ``(D, D)``, of the features of all training images, about ``shift``.
+        shift: float64 ``(D,)``, the mean of the first part, which keeps sums of squares exact.
+
+    Notes:
+        Features are divided by their standard deviation within classes, so their scale does not
+        matter; those that never vary are left out. The covariance is then shrunk as far as the
+        oracle approximating estimate for Gaussian data says, at least by 1e-3.
+
+    Source:
+        Lee et al. (2018), arXiv:1807.03888; relative: Ren et al. (2021), arXiv:2106.09022;
+        shrinkage: Chen et al. (2010), "Shrinkage algorithms for MMSE covariance estimation".
+    """
+
+    family = "distance"
+    direction = "larger"
+
+    counts: Tensor
+    sums: Tensor
+    products: Tensor
+    shift: Tensor
+
+    def __init__(self, kind: MahalanobisKind = "class", *, layer: str = HEAD) -> None:
+        super().__init__()
+        if kind not in get_args(MahalanobisKind):
+            message = f'expected kind "class" or "relative", got {kind!r}; name one'
+            raise InputError(message)
+        self.kind: MahalanobisKind = kind
+        self.layer = layer
+        self.name = _named("mahalanobis" if kind == "class" else "relative_mahalanobis", layer)
+        self.needs = Needs(layers=(layer,))
+        for name in ("counts", "sums", "products", "shift"):
+            self.register_buffer(name, None)
+        self._ready: dict[torch.device, tuple[_Whitened, _Whitened]] = {}
+
+    def update(self, seen: Observation, labels: Tensor) -> None:
+        """Add the features of a part of the training data."""
+        features = seen.layers[self.layer].flatten(1)
+        check_features(features)
+        wide = features.detach().double()
+        if wide.shape[1] > _WIDEST:
+            message = (
+                f"expected at most {_WIDEST} features for {self.name}, got {wide.shape[1]}; name "
+                "a layer behind a pooling"
+            )
+            raise InputError(message)
+        shift = wide.mean(0) if self.shift is None else self.shift
+        wide, classes = wide - shift, int(labels.max()) + 1
+        self._add(
+            torch.bincount(labels, minlength=classes).double(),
+            wide.new_zeros(classes, wide.shape[1]).index_add_(0, labels, wide),
+            wide.T @ wide,
+            shift,
+        )
+
+    def merge(self, other: Self) -> None:
+        """Add what another such metric learned from the part that follows."""
+        if other.counts is None:
+            return
+        if self.shift is None:
+            self._add(other.counts, other.sums, other.products, other.shift)
+            return
+        move = other.shift - self.shift
+        outer = torch.outer(other.sums.sum(0), move)
+        products = other.products + outer + outer.T + other.counts.sum() * torch.outer(move, move)
+        sums = other.sums + other.counts.unsqueeze(1) * move
+        self._add(other.counts, sums, products, self.shift)
+
+    def forward(self, seen: Observation) -> Tensor:
+        """The squared distance of each image, float64 ``(N,)``."""
+        features = seen.layers[self.layer].flatten(1).double()
+        if features.device not in self._ready:
+            self._ready[features.device] = self._whitened(features.device)
+        own, overall = self._ready[features.device]
+        centres = (self.sums / self.counts.unsqueeze(1)).to(features.device)
+        rows = features - self.shift.to(features.device)
+        found = own.lengths(rows - centres[seen.predicted])
+        if self.kind == "class":
+            return found
+        mean = (self.sums.sum(0) / self.counts.sum()).to(features.device)
+        return found - overall.lengths(rows - mean)
+
+    def options(self) -> dict[str, Any]:
+        """The arguments that make another such metric."""
+        return {"kind": self.kind, "layer": self.layer}
+
+    def restore(self, state: Mapping[str, Tensor]) -> Self:
+        """Take over the tensors of a fitted metric.
+
+        Raises:
+            InputError: when they do not belong together.
+        """
+        super().restore(state)
+        classes, width = self.sums.shape if self.sums.ndim == 2 else (0, 0)  # noqa: PLR2004
+        shapes = (self.counts.shape, self.products.shape, self.shift.shape)
+        if shapes != ((classes,), (width, width), (width,)) or not classes:
+            message = f"expected sums of {self.name} of one width, got {shapes}; fit again"
+            raise InputError(message)
+        self._ready = {}
+        return self
+
+    def check_classes(self, classes: int) -> None:
+        """Refuse a metric that does not know each of so many classes."""
+        if len(self.counts) != classes or not bool((self.counts > 0).all()):
+            message = f"expected {self.name} of {classes} classes, got {len(self.counts)}"
+            raise InputError(message)
+
+    def _add(self, counts: Tensor, sums: Tensor, products: Tensor, shift: Tensor) -> None:
+        if self.counts is None:
+            self.counts, self.sums, self.products = counts.clone(), sums.clone(), products.clone()
+        else:
+            classes = max(len(self.counts), len(counts))
+            self.counts = _padded(self.counts, classes) + _padded(counts, classes)
+            self.sums = _padded(self.sums, classes) + _padded(sums, classes)
+            self.products = self.products + products
+        self.shift = shift
+        self._ready = {}
+
+    def _whitened(self, device: torch.device) -> tuple["_Whitened", "_Whitened"]:
+        count = float(self.counts.sum())
+        total = self.sums.sum(0)
+        between = (self.sums / self.counts.clamp_min(1).unsqueeze(1)).T @ self.sums
+        within = (self.products - between) / count
+        overall = (self.products - torch.outer(total, total) / count) / count
+        return tuple(_Whitened(part.to(device), count) for part in (within, overall))  # type: ignore[return-value]
+
+
+def _padded(values: Tensor, length: int) -> Tensor:
+    return torch.cat([values, values.new_zeros(length - len(values), *values.shape[1:])])
+
+
+class _Whitened:
+    """Lengths in units of a covariance, shrunk as a correlation matrix.
+
+    Args:
+        covariance: float64 ``(D, D)``.
+        count: the number of points that it is of.
+    """
+
+    def __init__(self, covariance: Tensor, count: float) -> None:
+        variances = covariance.diagonal().clamp_min(0)
+        # Rounding leaves about 1e-16 of the largest square of what never varies.
+        self.alive = variances > 1e-12 * variances.max().clamp_min(torch.finfo(torch.float64).tiny)
+        self.scale = variances[self.alive].sqrt()
+        correlation = covariance[self.alive][:, self.alive] / torch.outer(self.scale, self.scale)
+        share = _oas(correlation, count)
+        identity = torch.eye(len(correlation), dtype=torch.float64, device=covariance.device)
+        self.root = torch.linalg.cholesky((1 - share) * correlation + share * identity)
+
+    def lengths(self, rows: Tensor) -> Tensor:
+        """The squared length of each row ``(N, D)``."""
+        scaled = rows[:, self.alive] / self.scale
+        whitened: Tensor = torch.linalg.solve_triangular(self.root, scaled.T, upper=False)
+        return whitened.square().sum(0)
+
+
+def _oas(correlation: Tensor, count: float) -> float:
+    """How far to shrink a matrix of mean trace 1 towards the identity; Chen et al. (2010)."""
+    width = len(correlation)
+    if width < 2:  # noqa: PLR2004 - nothing to shrink
+        return 1e-3
+    mean_square = float(correlation.square().mean())
+    share = (mean_square + 1) / ((count + 1) * max(mean_square - 1 / width, 1e-12))
+    return min(1.0, max(1e-3, share))

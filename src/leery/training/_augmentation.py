@@ -1,0 +1,98 @@
+"""Random harmless changes of training images, from none to strong."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["Augmentation"]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random harmless changes; each image gets its own, of a severity of its own.
+
+    The severity of an image is uniform in [0, 1], and 0 for a share ``unchanged`` of all images.
+    Each strength below is the largest; an image's is a uniform share of it times its severity. No
+    attack is among the changes.
+
+    Attributes:
+        unchanged: the share of images that stay as they are, in [0, 1].
+        rotation: in degrees, either way.
+        shift: a share of the width and of the height, either way.
+        scale: a share of the size, either way.
+        contrast: how far pixels are drawn to one grey level, drawn for each image, in [0, 1].
+        impulses: the share of pixels that become black or white, all channels together.
+        noise: the standard deviation of Gaussian noise, as a share of the range of the pixels.
+    """
+
+    unchanged: float = 1 / 3
+    rotation: float = 15.0
+    shift: float = 0.08
+    scale: float = 0.1
+    contrast: float = 0.5
+    impulses: float = 0.1
+    noise: float = 0.4
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Changed images.
+
+        Args:
+            images: float ``(N, channels, height, width)`` in [0, 1].
+            generator: on the images' device.
+
+        Returns:
+            Like ``images``, in [0, 1].
+        """
+        draw = _Draws(images, generator)
+        severity = ((draw.uniform() - self.unchanged) / (1 - self.unchanged)).clamp_min(0)
+        made = self._moved(images, draw, severity)
+        keep = 1 - self.contrast * severity * draw.uniform()
+        made = made * keep + (1 - keep) * draw.uniform()
+        hit, share = draw.uniform_pixels(), self.impulses * severity * draw.uniform() / 2
+        made = torch.where(hit < share, 0.0, torch.where(hit > 1 - share, 1.0, made))
+        noise = self.noise * severity * draw.uniform()
+        return (made + noise * draw.normal_pixels()).clamp_(0, 1)
+
+    def _moved(self, images: Tensor, draw: "_Draws", severity: Tensor) -> Tensor:
+        """Images rotated, shifted and scaled; what comes in from outside repeats the border."""
+        angle = math.radians(self.rotation) * severity * draw.signed()
+        size = 1 + self.scale * severity * draw.signed()
+        right, down = (2 * self.shift * severity * draw.signed() for _ in range(2))
+        cos, sin = size * angle.cos(), size * angle.sin()
+        rows = torch.stack(
+            [torch.cat([cos, -sin, right], 1), torch.cat([sin, cos, down], 1)], 1
+        ).view(len(images), 2, 3)
+        grid = functional.affine_grid(rows, list(images.shape), align_corners=False)
+        return functional.grid_sample(images, grid, align_corners=False, padding_mode="border")
+
+
+class _Draws:
+    """Random numbers for a batch of images."""
+
+    def __init__(self, images: Tensor, generator: torch.Generator) -> None:
+        self._images = images
+        self._generator = generator
+
+    def uniform(self) -> Tensor:
+        """One number in [0, 1) per image, ``(N, 1, 1, 1)``."""
+        return self._rand(len(self._images), 1, 1, 1)
+
+    def signed(self) -> Tensor:
+        """One number in [-1, 1) per image."""
+        return 2 * self.uniform() - 1
+
+    def uniform_pixels(self) -> Tensor:
+        """One number in [0, 1) per pixel, for all channels."""
+        return self._rand(len(self._images), 1, *self._images.shape[2:])
+
+    def normal_pixels(self) -> Tensor:
+        """One normal number per pixel and channel."""
+        shape, like = self._images.shape, self._images
+        return torch.randn(shape, generator=self._generator, device=like.device, dtype=like.dtype)
+
+    def _rand(self, *shape: int) -> Tensor:
+        like = self._images
+        return torch.rand(shape, generator=self._generator, device=like.device, dtype=like.dtype)

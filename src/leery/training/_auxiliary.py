@@ -1,0 +1,275 @@
+"""The auxiliary network: a small classifier of its own training, made from clean images alone."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import skip_init
+
+from leery._checks import Bounds, bounds_like, check_batch_size, check_count
+from leery.errors import InputError
+from leery.models import content_hashes
+from leery.training._augmentation import Augmentation
+
+__all__ = [
+    "MOST_PIXELS",
+    "AuxiliaryNetwork",
+    "AuxiliaryRecipe",
+    "TrainingSet",
+    "train_auxiliary",
+]
+
+MOST_PIXELS = 64
+"""The largest height and width of images for which an auxiliary network is trained by default."""
+
+_SMALLEST_MAP = 4
+"""Convolutions halve the image as long as height and width stay at least this."""
+
+_MOST_ELEMENTS = 2**29
+"""Elements of training images that are held for the training (2 GiB)."""
+
+
+class AuxiliaryNetwork(nn.Module):
+    """A small convolutional classifier: strided convolutions, a hidden layer, logits.
+
+    Args:
+        shape: of one image, (channels, height, width).
+        classes: the number of classes.
+        pixels: the lowest and highest pixel value, or a pair per channel, mapped to [0, 1] first.
+        width: the number of channels of the first convolution, doubled by each that follows.
+
+    Weights have no value before :meth:`initialise` or a ``load_state_dict``.
+
+    Shape:
+        float ``(N, channels, height, width)`` -> logits ``(N, classes)``.
+    """
+
+    low: Tensor
+    span: Tensor
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        classes: int,
+        *,
+        pixels: Bounds = (0.0, 1.0),
+        width: int = 32,
+    ) -> None:
+        super().__init__()
+        channels, height, length = shape
+        low, high = bounds_like(pixels, torch.empty(1, *shape))
+        self.register_buffer("low", low)
+        self.register_buffer("span", high - low)
+        layers: list[nn.Module] = []
+        while min(height, length) >= 2 * _SMALLEST_MAP - 1 or not layers:
+            kernel = 3 if layers else 5
+            layers += [
+                skip_init(nn.Conv2d, channels, width, kernel, stride=2, padding=kernel // 2),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+            ]
+            channels, width = width, 2 * width
+            height, length = (height + 1) // 2, (length + 1) // 2
+        self.convolutions = nn.Sequential(*layers)
+        self.classify = nn.Sequential(
+            nn.Flatten(),
+            skip_init(nn.Linear, channels * height * length, 128),
+            nn.ReLU(),
+            skip_init(nn.Linear, 128, classes),
+        )
+
+    def initialise(self, generator: torch.Generator) -> Self:
+        """Draw weights from the distributions that torch's own layers have.
+
+        Args:
+            generator: on the CPU; no other random state is drawn from.
+        """
+        for layer in self.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_uniform_(layer.weight, math.sqrt(5), generator=generator)
+                bound = 1 / math.sqrt(layer.weight[0].numel())
+                nn.init.uniform_(layer.bias, -bound, bound, generator=generator)  # type: ignore[arg-type]
+        return self
+
+    def scaled(self, images: Tensor) -> Tensor:
+        """Images with pixels in [0, 1]."""
+        return (images - self.low) / self.span
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of a batch of images."""
+        return self.of_scaled(self.scaled(images))
+
+    def of_scaled(self, images: Tensor) -> Tensor:
+        """Logits of images whose pixels are in [0, 1] already."""
+        logits: Tensor = self.classify(self.convolutions(images))
+        return logits
+
+
+@dataclass(frozen=True)
+class AuxiliaryRecipe:
+    """How an auxiliary network is trained: Adam with decoupled decay, one cycle of the step size.
+
+    Attributes:
+        width: channels of the first convolution.
+        most_images: the largest number of images that are seen, counting repetitions.
+        epochs: the number of epochs, if they are no more images than that.
+        least_images: the number of images that are seen of a small training set, but at most 60
+            times each.
+        batch_size: images per step.
+        learning_rate: the largest one.
+        weight_decay: of AdamW.
+        augmentation: the harmless changes.
+
+    Raises:
+        InputError: when a value is outside its range.
+
+    Source:
+        One cycle: Smith and Topin (2019), arXiv:1708.07120, as torch has it.
+    """
+
+    width: int = 32
+    most_images: int = 420_000
+    epochs: int = 20
+    least_images: int = 40_000
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        """Refuse what no training can have."""
+        check_batch_size(self.batch_size)
+        for name in ("width", "most_images", "epochs", "least_images"):
+            check_count(getattr(self, name), name)
+        if not (self.learning_rate > 0 and self.weight_decay >= 0):
+            message = (
+                f"expected a learning rate above 0 and a decay of at least 0, got "
+                f"{self.learning_rate} and {self.weight_decay}; correct them"
+            )
+            raise InputError(message)
+
+    def steps(self, count: int) -> int:
+        """The number of steps for a training set of ``count`` images."""
+        least = min(self.least_images, 60 * count)
+        return math.ceil(min(self.most_images, max(self.epochs * count, least)) / self.batch_size)
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Labelled images in an order that depends on their content alone.
+
+    Attributes:
+        images: float32 ``(N, channels, height, width)``, on the CPU.
+        labels: int64 ``(N,)``.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    @classmethod
+    def gathered(cls, batches: Iterable[tuple[Tensor, Tensor]]) -> Self:
+        """The images of all batches; of too many for memory, those with the smallest hashes."""
+        images: list[Tensor] = []
+        labels: list[Tensor] = []
+        hashes: list[Tensor] = []
+        for batch, truth in batches:
+            images.append(batch.detach().float().cpu())
+            labels.append(truth.cpu().long())
+            hashes.append(content_hashes(images[-1]))
+            held = sum(part.numel() for part in images)
+            if held > 2 * _MOST_ELEMENTS:
+                _thin(images, labels, hashes)
+        _thin(images, labels, hashes)
+        return cls(images[0], labels[0])
+
+
+def _thin(images: list[Tensor], labels: list[Tensor], hashes: list[Tensor]) -> None:
+    """Put parts together, in the order of their hashes, and keep as many as are held."""
+    order = torch.cat(hashes).argsort(stable=True)
+    order = order[: max(1, _MOST_ELEMENTS // images[0][0].numel())]
+    for parts in (images, labels, hashes):
+        parts[:] = [torch.cat(parts)[order]]
+
+
+def train_auxiliary(
+    data: TrainingSet,
+    *,
+    classes: int,
+    recipe: AuxiliaryRecipe | None = None,
+    pixels: Bounds = (0.0, 1.0),
+    seed: int = 0,
+    device: torch.device | None = None,
+    progress: Callable[[float], object] = lambda _: None,
+) -> AuxiliaryNetwork:
+    """Train an auxiliary network on clean labelled images.
+
+    The same data and seed give the same network, in whatever order the images come; no global
+    random state is drawn from.
+
+    Args:
+        data: the training images.
+        classes: the number of classes.
+        recipe: by default :class:`AuxiliaryRecipe` as it is.
+        pixels: lowest and highest pixel value, or a pair per channel.
+        seed: of the initial weights, the order of the images and their changes.
+        device: to train on; by default the CPU.
+        progress: is told the share that is done, in [0, 1].
+
+    Returns:
+        The network in eval mode, on the device.
+    """
+    recipe, place = recipe or AuxiliaryRecipe(), device or torch.device("cpu")
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        channels, height, length = data.images.shape[1:]
+        network = AuxiliaryNetwork(
+            (channels, height, length), classes, pixels=pixels, width=recipe.width
+        ).initialise(torch.Generator().manual_seed(seed))
+        network = network.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        _run_steps(network, data, recipe, seed, progress)
+    trained: AuxiliaryNetwork = network.eval()
+    trained.requires_grad_(requires_grad=False)
+    return trained
+
+
+def _run_steps(
+    network: AuxiliaryNetwork,
+    data: TrainingSet,
+    recipe: AuxiliaryRecipe,
+    seed: int,
+    progress: Callable[[float], object],
+) -> None:
+    """The training itself, on the device of the network."""
+    place, steps = network.low.device, recipe.steps(len(data.images))
+    generator = torch.Generator(place).manual_seed(seed)
+    optimiser = torch.optim.AdamW(
+        network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, recipe.learning_rate, total_steps=steps
+    )
+    network.train()
+    order = _endless(len(data.images), recipe.batch_size, seed)
+    for step, rows in enumerate(islice(order, steps)):
+        scaled = network.scaled(data.images[rows].to(place))
+        changed = recipe.augmentation(scaled, generator)
+        logits = network.of_scaled(changed.contiguous(memory_format=torch.channels_last))
+        loss = functional.cross_entropy(logits, data.labels[rows].to(place))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        progress((step + 1) / steps)
+
+
+def _endless(count: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+    """Batches of indices, epoch after epoch, each in an order of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(count, generator=generator)
+        # A batch of one image has no statistics.
+        yield from (rows for rows in order.split(batch_size) if len(rows) > 1 or count == 1)

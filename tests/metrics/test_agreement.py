@@ -1,0 +1,116 @@
+"""Agreement with an auxiliary network: log odds against scipy, and both ways to get a network."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy
+import torch
+from torch import Tensor, nn
+
+from leery import Detector
+from leery.attacks import BIM
+from leery.classifiers import pretrained
+from leery.errors import DetectorFileError, InputError
+from leery.metrics import AuxiliaryAgreement
+from leery.training import AuxiliaryNetwork, AuxiliaryRecipe
+
+Batch = tuple[Tensor, Tensor]
+
+QUICK = AuxiliaryRecipe(width=8, epochs=5, least_images=1)
+
+
+class Other(nn.Module):
+    """A second classifier: a linear one."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.linear = nn.Linear(784, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.linear(images.flatten(1))
+        return logits
+
+
+@pytest.fixture(scope="module")
+def trained(training_digits: Batch) -> Detector:
+    metric = AuxiliaryAgreement(recipe=QUICK)
+    return Detector(pretrained("mnist").model, metrics=[metric]).fit(*training_digits)
+
+
+def test_it_is_the_log_odds_of_the_auxiliary_against_the_predicted_class(
+    digit_net: nn.Module, digits: Batch, training_digits: Batch
+) -> None:
+    other = Other().eval()
+    detector = Detector(digit_net, metrics=[AuxiliaryAgreement(other)]).fit(
+        *(part[:200] for part in training_digits)
+    )
+    images = digits[0][:50]
+    with torch.no_grad():
+        odds = other(images).double().numpy()
+        predicted = digit_net(images).argmax(1).numpy()
+    rows = np.arange(50)
+    probability = scipy.special.softmax(odds, axis=1)[rows, predicted]
+    expected = np.log((1 - probability) / probability)
+    assert np.allclose(detector.measure(images).values[:, 0], expected, atol=1e-4)
+
+
+def test_a_network_is_trained_and_finds_what_moves_the_classifier(
+    trained: Detector, digits: Batch
+) -> None:
+    images, labels = (part[:300] for part in digits)
+    attacked = BIM(0.12)(trained.model, images, labels)
+    clean, found = (trained.measure(part) for part in (images, attacked))
+    moved = found.predicted != labels.numpy()
+    assert (clean.values[:, 0] < 0).mean() > 0.9
+    assert (found.values[moved, 0] > 0).mean() > 0.8
+
+
+def test_a_trained_network_is_part_of_the_file(
+    trained: Detector, digits: Batch, tmp_path: Path
+) -> None:
+    trained.save(tmp_path / "guard.leery")
+    loaded = Detector.load(tmp_path / "guard.leery", trained.model)
+    images = digits[0][:30]
+    assert np.array_equal(loaded.measure(images).values, trained.measure(images).values)
+    metric = loaded.metrics_["auxiliary_agreement"]
+    assert isinstance(metric, AuxiliaryAgreement)
+    assert isinstance(metric.auxiliary, AuxiliaryNetwork)
+
+
+def test_of_a_given_network_the_file_holds_weights_and_it_is_given_again(
+    digit_net: nn.Module, digits: Batch, training_digits: Batch, tmp_path: Path
+) -> None:
+    detector = Detector(digit_net, metrics=[AuxiliaryAgreement(Other())])
+    detector.fit(*(part[:200] for part in training_digits)).save(tmp_path / "guard.leery")
+    loaded = Detector.load(
+        tmp_path / "guard.leery", digit_net, metrics=[AuxiliaryAgreement(Other())]
+    )
+    images = digits[0][:30]
+    assert np.array_equal(loaded.measure(images).values, detector.measure(images).values)
+    with pytest.raises(DetectorFileError, match="auxiliary network .* to be given"):
+        Detector.load(tmp_path / "guard.leery", digit_net)
+
+
+def test_the_score_has_a_gradient_through_both_networks(trained: Detector, digits: Batch) -> None:
+    trained.fit_combiner(digits[0][:200])
+    assert trained.differentiable
+    images = digits[0][300:310].clone().requires_grad_()
+    score = trained.differentiable_score(images)
+    assert np.allclose(score.detach().numpy(), trained.score(digits[0][300:310]), atol=1e-5)
+    (gradient,) = torch.autograd.grad(score.sum(), images)
+    assert bool(gradient.isfinite().all())
+
+
+def test_what_cannot_be_trained_or_given_is_refused(
+    digit_net: nn.Module, training_digits: Batch
+) -> None:
+    rows = torch.rand(60, 5)
+    table = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)).eval()
+    with pytest.raises(InputError, match="images .* to train an auxiliary network on"):
+        Detector(table, metrics=["auxiliary_agreement"]).fit(rows, torch.arange(60) % 3)
+    with pytest.raises(InputError, match="auxiliary network of 10 classes.* got 7"):
+        Detector(digit_net, metrics=[AuxiliaryAgreement(Other(7))]).fit(*training_digits)
+    batches = iter([training_digits])
+    with pytest.raises(InputError, match="training data that can be read twice"):
+        Detector(digit_net, metrics=["auxiliary_agreement"]).fit(batches)

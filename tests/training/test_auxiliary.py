@@ -1,0 +1,138 @@
+"""The auxiliary network's training: what it learns, and what it depends on."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from leery.data import load
+from leery.errors import InputError
+from leery.training import (
+    Augmentation,
+    AuxiliaryNetwork,
+    AuxiliaryRecipe,
+    TrainingSet,
+    train_auxiliary,
+)
+
+SMALL = AuxiliaryRecipe(width=8, epochs=4, least_images=1)
+
+
+def digits(count: int = 3000) -> TrainingSet:
+    images, labels = load("mnist", "train")
+    return TrainingSet.gathered([(images[:count], labels[:count])])
+
+
+def logits(network: AuxiliaryNetwork, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = network(images)
+    return found
+
+
+def test_a_small_network_learns_digits_from_a_few_epochs() -> None:
+    network = train_auxiliary(digits(), classes=10, recipe=SMALL)
+    images, labels = (part[:1000] for part in load("mnist", "test"))
+    assert not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    assert float((logits(network, images).argmax(1) == labels).double().mean()) > 0.9
+
+
+def test_the_order_and_the_cut_of_the_data_do_not_matter_nor_does_the_global_state() -> None:
+    images, labels = (part[:300] for part in load("mnist", "train"))
+    order = torch.randperm(300)
+    one = TrainingSet.gathered([(images, labels)])
+    other = TrainingSet.gathered(zip(images[order].split(70), labels[order].split(70), strict=True))
+    assert torch.equal(one.images, other.images)
+    assert torch.equal(one.labels, other.labels)
+    before = torch.get_rng_state()
+    recipe = AuxiliaryRecipe(width=4, epochs=2, least_images=1)
+    first, again, third = (
+        train_auxiliary(data, classes=10, recipe=recipe, seed=seed)
+        for data, seed in ((one, 3), (other, 3), (one, 4))
+    )
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(logits(first, images), logits(again, images))
+    assert not torch.equal(logits(first, images), logits(third, images))
+
+
+def test_training_under_inference_mode_and_without_gradients_works() -> None:
+    recipe = AuxiliaryRecipe(width=4, epochs=1, least_images=1)
+    with torch.inference_mode():
+        one = train_auxiliary(digits(200), classes=10, recipe=recipe)
+    with torch.no_grad():
+        two = train_auxiliary(digits(200), classes=10, recipe=recipe)
+    images = load("mnist", "test")[0][:5]
+    assert torch.equal(logits(one, images), logits(two, images))
+
+
+def test_progress_ends_at_one() -> None:
+    told: list[float] = []
+    recipe = AuxiliaryRecipe(width=4, epochs=2, least_images=1)
+    train_auxiliary(digits(300), classes=10, recipe=recipe, progress=told.append)
+    assert told[-1] == 1
+    assert told == sorted(told)
+    assert len(told) == recipe.steps(300) == math.ceil(600 / 128)
+
+
+@pytest.mark.parametrize(
+    ("count", "images"), [(60_000, 420_000), (6000, 120_000), (1000, 40_000), (100, 6000)]
+)
+def test_large_sets_are_seen_less_often_and_small_ones_more(count: int, images: int) -> None:
+    assert AuxiliaryRecipe().steps(count) == math.ceil(images / 128)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 28, 28), (3, 32, 32), (3, 64, 64), (2, 8, 8), (1, 5, 9), (4, 1, 1)]
+)
+def test_networks_are_made_for_images_of_any_size(shape: tuple[int, int, int]) -> None:
+    network = AuxiliaryNetwork(shape, 7, width=4).initialise(torch.Generator().manual_seed(0))
+    assert logits(network.eval(), torch.rand(3, *shape)).shape == (3, 7)
+
+
+def test_the_pixels_bounds_are_mapped_to_the_unit_interval() -> None:
+    images = torch.rand(5, 2, 8, 8)
+    generator = torch.Generator().manual_seed(0)
+    plain = AuxiliaryNetwork((2, 8, 8), 3, width=4).initialise(generator).eval()
+    pixels = ((-1.0, 3.0), (10.0, 20.0))
+    other = AuxiliaryNetwork((2, 8, 8), 3, width=4, pixels=pixels).eval()
+    state = {**plain.state_dict(), "low": other.low, "span": other.span}
+    other.load_state_dict(state)
+    low, span = torch.tensor([-1.0, 10.0]), torch.tensor([4.0, 10.0])
+    moved = low.view(1, 2, 1, 1) + images * span.view(1, 2, 1, 1)
+    assert torch.allclose(logits(other, moved), logits(plain, images), atol=1e-5)
+
+
+def test_initial_weights_have_torch_s_own_distribution() -> None:
+    network = AuxiliaryNetwork((1, 28, 28), 10, width=64)
+    network.initialise(torch.Generator().manual_seed(0))
+    ours, theirs = network.convolutions[3].weight, torch.nn.Conv2d(64, 128, 3).weight
+    assert isinstance(ours, Tensor)
+    ours, theirs = ours.detach(), theirs.detach()
+    assert float(ours.abs().max()) == pytest.approx(float(theirs.abs().max()), rel=0.01)
+    assert float(ours.std()) == pytest.approx(float(theirs.std()), rel=0.02)
+
+
+def test_augmented_images_stay_in_bounds_and_a_third_is_left_as_it_is() -> None:
+    images = load("mnist", "train")[0][:900]
+    made = Augmentation()(images, torch.Generator().manual_seed(0))
+    assert float(made.min()) >= 0
+    assert float(made.max()) <= 1
+    # Sampled at its own grid, an image comes back to rounding.
+    same = (made - images).flatten(1).abs().amax(1) < 1e-4
+    # A binomial share of 900 has a standard deviation of 1.6 %.
+    assert float(same.double().mean()) == pytest.approx(1 / 3, abs=0.065)
+
+
+def test_augmentation_of_strength_zero_changes_nothing() -> None:
+    nothing = Augmentation(0, 0, 0, 0, 0, 0, 0)
+    images = torch.rand(6, 3, 8, 8)
+    made = nothing(images, torch.Generator().manual_seed(0))
+    assert torch.allclose(made, images, atol=1e-5)
+
+
+def test_impossible_recipes_are_refused() -> None:
+    with pytest.raises(InputError, match="expected width"):
+        AuxiliaryRecipe(width=0)
+    with pytest.raises(InputError, match="learning rate above 0"):
+        AuxiliaryRecipe(learning_rate=0)
