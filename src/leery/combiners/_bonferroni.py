@@ -14,11 +14,11 @@ from leery.errors import InputError
 
 __all__ = ["FAMILY_WEIGHTS", "BonferroniCombiner"]
 
-FAMILY_WEIGHTS: Mapping[str, float] = {"agreement": 0.7, "consistency": 0.2}
+FAMILY_WEIGHTS: Mapping[str, float] = {"agreement": 0.8, "consistency": 0.15}
 """Relative weights of families; of others :data:`OTHER_WEIGHT`. They were chosen on the scenes for
-choosing of benchmarks/scenes.py, where weights of agreement from 0.6 to 0.8 do about the same."""
+choosing of benchmarks/scenes.py, where weights of agreement from 0.7 to 0.9 do about the same."""
 
-OTHER_WEIGHT = 0.1
+OTHER_WEIGHT = 0.05
 
 _TAIL = 0.05
 """The share of reference images above which p-values follow an exponential."""
