@@ -21,7 +21,7 @@ from torch import Tensor
 
 from leery.attacks import BIM, FGSM, PGD, gaussian_noise
 from leery.classifiers import pretrained
-from leery.combiners import BonferroniCombiner, Combiner, Facts, LogisticCombiner
+from leery.combiners import Combiner, ConformalCombiner, Facts, LogisticCombiner
 from leery.data import load
 from leery.mc_dropout import MCDropout
 from leery.metrics import (
@@ -152,19 +152,19 @@ def judged_areas(scene: Scene, six: dict[str, np.ndarray]) -> Iterator[dict[str,
     """One row a condition: the area by each combiner, and by the kernel density alone."""
     noises = [name for name in six if name.startswith("noisy")]
     references = {
-        "bonferroni": ["clean", *noises],
-        "bonferroni, clean only": ["clean"],
+        "conformal": ["clean", *noises],
+        "conformal, clean only": ["clean"],
     }
-    bonferroni = {
+    conformal = {
         label: taught(
-            BonferroniCombiner(FACTS),
+            ConformalCombiner(FACTS),
             [six[name][scene.fitted] for name in names],
             adversarial=False,
         )
         for label, names in references.items()
     }
     for attack, epsilon, twins, noisy in scene.conditions():
-        combiners = {"logistic": logistic(scene, six, twins, noisy), **bonferroni}
+        combiners = {"logistic": logistic(scene, six, twins, noisy), **conformal}
         rows = [six[name][scene.judged] for name in (twins, "clean", noisy)]
         yield {
             "dataset": scene.dataset,

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from leery import RECOMMENDED_METRICS, Detector
 from leery.attacks import CORRUPTIONS, HARMLESS
-from leery.combiners import BonferroniCombiner, Facts
+from leery.combiners import ConformalCombiner, Facts
 from leery.detector import Calibration
 from leery.evaluation import share_interval
 from leery.metrics import IMAGE, NearestNeighbours, make_metrics
@@ -129,7 +129,7 @@ class Judge:
 
     measured: Measured
     names: Sequence[str]
-    combiner: BonferroniCombiner
+    combiner: ConformalCombiner
     kinds: Mapping[str, tuple[np.ndarray, np.ndarray]]
 
     @classmethod
@@ -152,7 +152,7 @@ class Judge:
             right = predicted == labels
             taught.append((values[right & first][:, columns], predicted[right & first]))
             held[kind] = values[right & ~first][:, columns], predicted[right & ~first]
-        combiner = BonferroniCombiner(facts_of(names)).fit(
+        combiner = ConformalCombiner(facts_of(names)).fit(
             np.concatenate([values for values, _ in taught]),
             np.concatenate([predicted for _, predicted in taught]),
         )

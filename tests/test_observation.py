@@ -164,7 +164,7 @@ def total(guard: Detector) -> Tensor:
     return metric.total.clone()
 
 
-@pytest.mark.parametrize("combiner", ["bonferroni", "logistic"])
+@pytest.mark.parametrize("combiner", ["conformal", "logistic"])
 def test_a_metric_of_a_user_s_own_is_fitted_fused_saved_and_loaded(
     combiner: str, digit_net: nn.Module, digits: Batch, training_digits: Batch, tmp_path: object
 ) -> None:

@@ -241,7 +241,7 @@ def test_a_run_refused_at_its_first_part_leaves_nothing(
 
 def test_inputs_take_the_type_of_the_fit(source: Path) -> None:
     model, rows = Net().double().eval(), torch.rand(100, 6, dtype=torch.float64)
-    found = Detector(model, metrics=PAPER_METRICS, passes=2, combiner="bonferroni").fit(
+    found = Detector(model, metrics=PAPER_METRICS, passes=2, combiner="conformal").fit(
         rows, torch.arange(100) % 2
     )
     found.fit_combiner(torch.rand(50, 6, dtype=torch.float64))

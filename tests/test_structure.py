@@ -99,7 +99,7 @@ PUBLIC = {
         ObjectiveOf PGD Preset gaussian_noise placed""",
     "leery.classifiers": """Classifier DigitNet FashionNet RECIPES Recipe accuracy build
         load_classifier pretrained save_classifier train""",
-    "leery.combiners": """BonferroniCombiner COMBINERS Combiner CombinerName
+    "leery.combiners": """ConformalCombiner COMBINERS Combiner CombinerName
         FAMILY_WEIGHTS Facts LogisticCombiner MonotoneLogisticCombiner make_combiner""",
     "leery.data": "DATASETS NamedDataset cache_folder data_sums load named parse_idx",
     "leery.detector": """Calibration Detector Explanation MetricTable Promise Verdict Verdicts

@@ -137,7 +137,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, digits: Batch, training_digi
 def test_fit_writes_the_detector_that_the_library_makes(place: Place, digits: Batch) -> None:
     facts = place.json("inspect", "guard.leery")
     assert facts["layers"]["head"] == "input of classify.1"
-    assert facts["settings"]["combiner"] == "bonferroni"
+    assert facts["settings"]["combiner"] == "conformal"
     assert facts["calibration"]["fpr"] == 0.05
     assert facts["tensors"]["calibration/scores"]["shape"] == [1500]
     assert facts["bytes"] == (place.folder / "guard.leery").stat().st_size

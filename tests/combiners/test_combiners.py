@@ -10,12 +10,13 @@ from sklearn.linear_model import LogisticRegression
 
 from leery.combiners import (
     FAMILY_WEIGHTS,
-    BonferroniCombiner,
     Combiner,
+    ConformalCombiner,
     Facts,
     LogisticCombiner,
     MonotoneLogisticCombiner,
 )
+from leery.combiners._logistic import bounded_regression
 from leery.errors import InputError, NotFittedError
 from leery.metrics import make_metrics
 from leery.metrics.uncertainty import UNCERTAINTY
@@ -45,11 +46,11 @@ def of_one_class(values: np.ndarray) -> np.ndarray:
     return np.zeros(len(values), dtype=np.int64)
 
 
-def bonferroni(given: Sequence[Facts], held: np.ndarray) -> BonferroniCombiner:
-    return BonferroniCombiner(given).fit(held, of_one_class(held))
+def conformal(given: Sequence[Facts], held: np.ndarray) -> ConformalCombiner:
+    return ConformalCombiner(given).fit(held, of_one_class(held))
 
 
-def taught(kind: type[LogisticCombiner], values: np.ndarray, truth: np.ndarray) -> LogisticCombiner:
+def taught(kind: type[Combiner], values: np.ndarray, truth: np.ndarray) -> Combiner:
     combiner = kind(facts(NAMES[: values.shape[1]]))
     return combiner.fit(values, of_one_class(values), adversarial=truth)
 
@@ -74,21 +75,21 @@ def test_a_single_metric_is_ranked_among_the_reference() -> None:
     held = np.arange(100.0).reshape(-1, 1)
     values = np.array([[-5.0], [0.0], [40.0], [88.0]])
     expected = [-math.log(p_value(held, value)) for value in values[:, 0]]
-    assert np.allclose(score(bonferroni([Facts("a", "a", "larger")], held), values), expected)
-    mirrored = score(bonferroni([Facts("a", "a", "smaller")], -held), -values)
+    assert np.allclose(score(conformal([Facts("a", "a", "larger")], held), values), expected)
+    mirrored = score(conformal([Facts("a", "a", "smaller")], -held), -values)
     assert np.allclose(mirrored, expected)
 
 
 def test_between_reference_values_the_evidence_is_interpolated() -> None:
     held = np.arange(100.0).reshape(-1, 1)
-    combiner = bonferroni([Facts("a", "a", "larger")], held)
+    combiner = conformal([Facts("a", "a", "larger")], held)
     left, middle, right = score(combiner, np.array([[40.0], [40.25], [41.0]]))
     assert middle == pytest.approx(0.75 * left + 0.25 * right)
 
 
 def test_above_the_largest_values_the_tail_is_exponential() -> None:
     held = np.random.default_rng(0).exponential(3.0, size=(5000, 1))
-    combiner = bonferroni([Facts("a", "a", "larger")], held)
+    combiner = conformal([Facts("a", "a", "larger")], held)
     found = score(combiner, np.array([[10.0], [30.0], [60.0]]))
     # -log P(X > x) = x / 3; the mean excess of 250 has a standard error of 6.3 %.
     assert found == pytest.approx([10 / 3, 10, 20], rel=0.2)
@@ -97,9 +98,9 @@ def test_above_the_largest_values_the_tail_is_exponential() -> None:
 def test_the_loudest_family_decides_and_pays_for_a_small_weight() -> None:
     held = np.random.default_rng(0).normal(size=(2000, 2))
     families = ("agreement", "consistency")
-    combiner = bonferroni([Facts(name, name, "larger") for name in families], held)
+    combiner = conformal([Facts(name, name, "larger") for name in families], held)
     alone = [
-        bonferroni([Facts(name, name, "larger")], held[:, [place]])
+        conformal([Facts(name, name, "larger")], held[:, [place]])
         for place, name in enumerate(families)
     ]
     values = np.random.default_rng(1).normal(size=(50, 2)) + 1
@@ -112,7 +113,7 @@ def test_a_family_of_many_metrics_alarms_as_often_as_one_of_few() -> None:
     generator = np.random.default_rng(0)
     given = [Facts(str(place), "many", "larger") for place in range(8)]
     held, fresh = generator.normal(size=(2, 4000, 8))
-    found = score(bonferroni(given, held), fresh)
+    found = score(conformal(given, held), fresh)
     # A uniform p-value: the share below 5 % has a standard error of 0.34 %, and that again
     # for the reference.
     assert (found > -math.log(0.05)).mean() == pytest.approx(0.05, abs=0.015)
@@ -122,8 +123,8 @@ def test_the_median_of_the_class_is_taken_off_where_the_metric_says_so() -> None
     generator = np.random.default_rng(0)
     classes = np.arange(2000) % 2
     held = (generator.normal(size=2000) + 10 * classes).reshape(-1, 1)
-    by_class = BonferroniCombiner([Facts("a", "a", "larger", by_class=True)]).fit(held, classes)
-    absolute = BonferroniCombiner([Facts("a", "a", "larger")]).fit(held, classes)
+    by_class = ConformalCombiner([Facts("a", "a", "larger", by_class=True)]).fit(held, classes)
+    absolute = ConformalCombiner([Facts("a", "a", "larger")]).fit(held, classes)
     # Usual for class 1, unheard of for class 0; as absolute values the same for both.
     value = np.array([[10.0]])
     assert score(by_class, value, 0) > 5
@@ -134,7 +135,7 @@ def test_the_median_of_the_class_is_taken_off_where_the_metric_says_so() -> None
 
 
 def test_contributions_add_up_to_the_score_and_name_its_metric() -> None:
-    combiner = bonferroni(facts(NAMES), reference())
+    combiner = conformal(facts(NAMES), reference())
     values = reference(200, seed=5)
     found = contributions(combiner, values)
     assert np.allclose(found.sum(1), score(combiner, values))
@@ -148,7 +149,7 @@ def test_the_score_never_falls_when_a_metric_becomes_more_suspicious() -> None:
     values = reference(200, seed=5)
     truth = np.random.default_rng(0).random(400) < 0.5
     for combiner in (
-        bonferroni(facts(NAMES), reference()),
+        conformal(facts(NAMES), reference()),
         taught(MonotoneLogisticCombiner, reference(), truth),
     ):
         for place, sign in enumerate((1, 1, -1, 1)):
@@ -158,14 +159,14 @@ def test_the_score_never_falls_when_a_metric_becomes_more_suspicious() -> None:
 
 
 def test_a_reference_of_equal_values_still_gives_p_values() -> None:
-    combiner = bonferroni(facts(NAMES[:3]), np.ones((80, 3)))
+    combiner = conformal(facts(NAMES[:3]), np.ones((80, 3)))
     assert score(combiner, np.ones((1, 3))) == pytest.approx(0.0)
     assert np.isfinite(score(combiner, np.array([[2.0, 2.0, -9.0]]))).all()
 
 
 def test_a_combiner_comes_back_from_its_arrays() -> None:
-    combiner, values = bonferroni(facts(NAMES), reference()), reference(20, seed=3)
-    again = BonferroniCombiner(facts(NAMES)).restore(combiner.state_dict())
+    combiner, values = conformal(facts(NAMES), reference()), reference(20, seed=3)
+    again = ConformalCombiner(facts(NAMES)).restore(combiner.state_dict())
     assert np.array_equal(score(again, values), score(combiner, values))
     for kind in (LogisticCombiner, MonotoneLogisticCombiner):
         fitted = taught(kind, values, np.arange(20) % 2 == 0)
@@ -175,15 +176,15 @@ def test_a_combiner_comes_back_from_its_arrays() -> None:
 
 def test_what_cannot_be_a_reference_is_refused() -> None:
     with pytest.raises(InputError, match="at least 40 images .*, got 39; add some"):
-        bonferroni(facts(NAMES), reference(39))
+        conformal(facts(NAMES), reference(39))
     with pytest.raises(InputError, match="finite metrics, got 1 rows"):
-        bonferroni(facts(NAMES), np.vstack([reference(), [[np.nan, 0, 0, 0]]]))
+        conformal(facts(NAMES), np.vstack([reference(), [[np.nan, 0, 0, 0]]]))
     with pytest.raises(InputError, match="reference of 4 metrics"):
-        bonferroni(facts(NAMES), reference()[:, :3])
+        conformal(facts(NAMES), reference()[:, :3])
     with pytest.raises(InputError, match="finite metrics, got 1 rows"):
-        score(bonferroni(facts(NAMES), reference()), np.full((1, 4), np.inf))
-    with pytest.raises(InputError, match="not adversarial for the bonferroni combiner"):
-        BonferroniCombiner(facts(NAMES)).fit(
+        score(conformal(facts(NAMES), reference()), np.full((1, 4), np.inf))
+    with pytest.raises(InputError, match="not adversarial for the conformal combiner"):
+        ConformalCombiner(facts(NAMES)).fit(
             reference(), of_one_class(reference()), adversarial=np.ones(400, dtype=bool)
         )
 
@@ -202,7 +203,7 @@ def test_a_row_s_log_odds_do_not_depend_on_the_other_rows() -> None:
 
 def test_a_metric_that_is_suspicious_both_ways_has_twice_the_smaller_p_value() -> None:
     held = np.sort(np.random.default_rng(0).normal(size=99)).reshape(-1, 1)
-    both = bonferroni([Facts("size", "size", "both")], held)
+    both = conformal([Facts("size", "size", "both")], held)
     for value in held[[20, 50, 80], 0]:
         below, above = p_value(-held, -value), p_value(held, value)
         expected = -math.log(min(1.0, 2 * min(below, above)))
@@ -212,7 +213,7 @@ def test_a_metric_that_is_suspicious_both_ways_has_twice_the_smaller_p_value() -
 
 
 def test_a_combiner_that_was_not_fitted_says_so() -> None:
-    for kind in (BonferroniCombiner, LogisticCombiner, MonotoneLogisticCombiner):
+    for kind in (ConformalCombiner, LogisticCombiner, MonotoneLogisticCombiner):
         with pytest.raises(NotFittedError, match="got one that is not; call fit first"):
             score(kind(facts(NAMES)), reference(3))
 
@@ -222,7 +223,7 @@ def test_the_score_has_the_derivative_of_its_evidence() -> None:
     classes = torch.zeros(30, dtype=torch.int64)
     truth = np.random.default_rng(0).random(400) < 0.5
     for combiner in (
-        bonferroni(facts(NAMES), reference()),
+        conformal(facts(NAMES), reference()),
         taught(LogisticCombiner, reference(), truth),
     ):
         (gradient,) = torch.autograd.grad(combiner(values, classes).sum(), values)
@@ -232,28 +233,39 @@ def test_the_score_has_the_derivative_of_its_evidence() -> None:
         assert torch.allclose(change, (gradient * step).sum(1), atol=1e-10)
 
 
-def test_without_bounds_that_bind_the_monotone_regression_is_scikit_learn_s() -> None:
-    generator = np.random.default_rng(0)
+def test_without_bounds_that_bind_the_regression_is_scikit_learn_s() -> None:
     truth = np.arange(600) % 2 == 0
-    values = np.abs(generator.normal(size=(600, 2))) + truth[:, None]
-    combiner = taught(MonotoneLogisticCombiner, values, truth)
-    assert isinstance(combiner, MonotoneLogisticCombiner)
-    off = (values - np.median(values[~truth], axis=0)) / values.std(axis=0)
-    rows = np.where(off > 0, off, 0.1 * np.tanh(off))
+    rows = np.random.default_rng(0).exponential(size=(600, 3)) + truth[:, None] * [2.0, 1.0, 0.5]
+    weights, bias = bounded_regression(rows, truth)
     rival = LogisticRegression(tol=1e-8, max_iter=1000).fit(rows, truth)
     assert (rival.coef_ > 0).all()
-    assert np.allclose(combiner.weights, rival.coef_[0], atol=1e-3)
-    assert float(combiner.bias) == pytest.approx(float(rival.intercept_[0]), abs=1e-3)
+    assert np.allclose(weights, rival.coef_[0], atol=1e-3)
+    assert float(bias) == pytest.approx(float(rival.intercept_[0]), abs=1e-3)
+
+
+def test_what_is_suspicious_by_no_metric_has_the_bias_and_an_order() -> None:
+    truth = np.arange(400) % 2 == 0
+    values = reference() + 3.0 * np.outer(truth, [1, 1, -1, 1])
+    combiner = taught(MonotoneLogisticCombiner, values, truth)
+    usual = np.quantile(values[~truth] * [1, 1, -1, 1], [[0.2], [0.5], [0.9]], axis=0)
+    found = score(combiner, usual.reshape(3, 4) * [1, 1, -1, 1])
+    # The mean evidence at the 90th percentile is log 10 nats, of which a hundredth counts.
+    assert found[2] - combiner.intercept == pytest.approx(0.01 * math.log(10), rel=0.1)
+    assert found[0] < found[1] < found[2]
 
 
 def test_a_metric_that_speaks_against_its_direction_has_no_weight() -> None:
     """A strong attack can look surer than clean images; the paper's regression rewards that."""
     truth = np.arange(600) % 2 == 0
     values = np.random.default_rng(0).normal(size=(600, 2)) + np.outer(truth, [-3.0, 2.0])
-    monotone = taught(MonotoneLogisticCombiner, values, truth)
-    assert float(monotone.weights[0]) == 0
-    assert float(monotone.weights[1]) > 0
-    assert float(taught(LogisticCombiner, values, truth).weights[0]) < 0
+    monotone, free = (
+        taught(kind, values, truth) for kind in (MonotoneLogisticCombiner, LogisticCombiner)
+    )
+    assert isinstance(monotone, MonotoneLogisticCombiner)
+    assert isinstance(free, LogisticCombiner)
+    assert float(monotone.weights[0]) == pytest.approx(0, abs=0.1)
+    assert float(monotone.weights[1]) > 0.2
+    assert float(free.weights[0]) < 0
     state = {**monotone.state_dict(), "weights": -torch.ones(2, dtype=torch.float64)}
     with pytest.raises(InputError, match="weights of at least 0"):
         MonotoneLogisticCombiner(facts(NAMES[:2])).restore(state)

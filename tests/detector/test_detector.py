@@ -329,11 +329,11 @@ def test_attacks_make_the_twins_of_images_that_the_classifier_gets_right(
         made.fit_combiner(images[:9], labels=wrong, attacks=[BIM(0.3)])
 
 
-def test_the_bonferroni_combiner_needs_no_adversarial_image(
+def test_the_conformal_combiner_needs_no_adversarial_image(
     digit_net: nn.Module, digits: Batch, training_digits: Batch
 ) -> None:
     images, labels = digits
-    found = Detector(digit_net, metrics=PAPER_METRICS, passes=PASSES, combiner="bonferroni").fit(
+    found = Detector(digit_net, metrics=PAPER_METRICS, passes=PASSES, combiner="conformal").fit(
         *training_digits
     )
     assert found.feature_layer_ == "input of classify.1"
@@ -350,7 +350,7 @@ def test_the_bonferroni_combiner_needs_no_adversarial_image(
     explained = loaded.explain(adversarial[:40])
     verdicts = explained.verdicts
     assert np.allclose(verdicts.contributions.sum(1), verdicts.score)
-    with pytest.raises(InputError, match="no adversarial images and no attacks for the bonferroni"):
+    with pytest.raises(InputError, match="no adversarial images and no attacks for the conformal"):
         found.fit_combiner(images[:100], adversarial=adversarial)
     with pytest.raises(InputError, match="at least 40 images that are not adversarial, got 39"):
         found.fit_combiner(images[:39])
@@ -358,7 +358,7 @@ def test_the_bonferroni_combiner_needs_no_adversarial_image(
 
 def test_the_logistic_combiner_needs_adversarial_images(detector: Detector, digits: Batch) -> None:
     copy = Detector.load(save(detector), detector.model)
-    with pytest.raises(InputError, match='got neither; pass some or use combiner="bonferroni"'):
+    with pytest.raises(InputError, match='got neither; pass some or use combiner="conformal"'):
         copy.fit_combiner(digits[0][:20])
 
 
@@ -434,7 +434,7 @@ def test_a_classifier_changed_since_the_fit_gets_no_scores(
 ) -> None:
     model = copy.deepcopy(digit_net)
     guard = Detector(
-        model, feature_layer="hidden", metrics=["kernel_density"], combiner="bonferroni"
+        model, feature_layer="hidden", metrics=["kernel_density"], combiner="conformal"
     )
     images, labels = digits
     guard.fit(images[1000:], labels[1000:]).fit_combiner(images[:100])
@@ -465,7 +465,7 @@ def test_a_model_that_returns_probabilities_is_refused(digits: Batch) -> None:
 
 def test_it_says_what_it_guards_and_how_right_that_is(digit_net: nn.Module, digits: Batch) -> None:
     guard = Detector(
-        digit_net, feature_layer="hidden", metrics=["kernel_density"], combiner="bonferroni"
+        digit_net, feature_layer="hidden", metrics=["kernel_density"], combiner="conformal"
     )
     assert repr(guard) == "Detector(DigitNet: not fitted)"
     images, labels = (part[1000:] for part in digits)
@@ -475,7 +475,7 @@ def test_it_says_what_it_guards_and_how_right_that_is(digit_net: nn.Module, digi
     known = "inputs (1, 28, 28) of float32, bounds (0.0, 1.0), training range 0..1"
     assert repr(guard) == f"Detector(DigitNet: fitted, {known}, features 'hidden')"
     guard.fit_combiner(digits[0][:100]).calibrate(digits[0][100:200])
-    assert repr(guard).endswith("'hidden', bonferroni combiner, false-alarm rate 0.05)")
+    assert repr(guard).endswith("'hidden', conformal combiner, false-alarm rate 0.05)")
 
 
 def test_the_plan_can_be_asked_of_a_loaded_detector(detector: Detector) -> None:
@@ -595,7 +595,7 @@ def test_impossible_settings_are_refused_with_the_possible_ones(digit_net: nn.Mo
             Detector(digit_net, feature_layer="hidden", metrics=names)
     with pytest.raises(InputError, match="bandwidth from 1e-100 .*, got 0;"):
         Detector(digit_net, metrics=PAPER_METRICS, feature_layer="hidden", bandwidth=0)
-    with pytest.raises(InputError, match='"bonferroni" or "logistic", got \'svm\'; name one'):
+    with pytest.raises(InputError, match='"conformal" or "logistic", got \'svm\'; name one'):
         Detector(digit_net, metrics=PAPER_METRICS, combiner="svm")  # type: ignore[arg-type]
 
 
@@ -802,7 +802,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, object]], object],
         lambda tensors, _: tensors["calibration/kind"].fill_(5),
         "a known kind for each calibration image",
     ),
-    "no combiner": (lambda tensors, _: tensors.pop("combiner/mean"), "missing or wrong parts"),
+    "no combiner": (lambda tensors, _: tensors.pop("combiner/weights"), "missing or wrong parts"),
     "short weights": (
         lambda tensors, _: tensors.update({"combiner/weights": torch.zeros(2)}),
         "missing or wrong parts",

@@ -244,7 +244,7 @@ def fit(
     attacks = parse_attacks(teaching.attack)
     form = reading.format()
     _check_first(train, clean, out, teaching.fpr, form, labelled=teaching.labelled, force=force)
-    detector = measuring.detector(classifier.load(), "logistic" if attacks else "bonferroni")
+    detector = measuring.detector(classifier.load(), "logistic" if attacks else "conformal")
     classifier.check_repeatable(detector.model)
     with stoppable("nothing was written"):
         form = with_classes(detector.model, train, form)

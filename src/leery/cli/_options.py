@@ -80,7 +80,7 @@ NoHarmless = Annotated[
     typer.Option(
         "--no-harmless",
         help="Keep the promise on clean images only. By default it also holds for pictures with "
-        "slight noise and with less contrast, each on its own.",
+        "slight noise, with an offset and shifted by a pixel, each on its own.",
     ),
 ]
 

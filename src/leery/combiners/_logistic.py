@@ -1,5 +1,6 @@
 """Logistic regression on the metrics: the paper's, and one that never rewards suspicion."""
 
+import math
 from collections.abc import Sequence
 from typing import Self
 
@@ -12,12 +13,16 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from leery.combiners._base import Combiner, Facts, check_finite
+from leery.combiners._evidence import Evidence
 from leery.errors import InputError
 
 __all__ = ["LogisticCombiner", "MonotoneLogisticCombiner"]
 
-_INNOCENCE = 0.1
-"""How much a metric on its unsuspicious side can count, in standard deviations."""
+_USUAL = math.log(10)
+"""The evidence, in nats, up to which a metric says nothing against an input."""
+
+_ORDER = 0.01
+"""The weight of the mean evidence, which orders inputs that are suspicious by no metric."""
 
 
 class LogisticCombiner(Combiner):
@@ -99,27 +104,45 @@ class LogisticCombiner(Combiner):
             raise InputError(message)
 
 
-class MonotoneLogisticCombiner(LogisticCombiner):
-    """Logistic regression whose score never falls when a metric becomes more suspicious.
+class MonotoneLogisticCombiner(Combiner):
+    r"""Logistic regression whose score never falls when a metric becomes more suspicious.
 
-    Each metric counts by how far it lies beyond the median of the rows that are not adversarial, on
-    its suspicious side, and its weight is at least 0. What lies on the other side speaks for the
-    input by at most a tenth of a standard deviation, however far it lies. The paper's regression
-    has no such bounds: taught with a strong attack, it takes blank images and weak attacks for
-    cleaner than clean ones.
+    .. math:: b + \sum_k w_k \max(0, e_k - \log 10) + 0.01\, \bar e, \qquad w_k \ge 0
+
+    where e is the evidence of each metric, minus the log of its p-value among the rows that are not
+    adversarial. A metric counts by what lies beyond the largest tenth of those rows; the mean
+    evidence only orders what is suspicious by none. The paper's regression has no such bounds:
+    taught with a strong attack, it takes blank images and weak attacks for cleaner than clean ones.
 
     Args:
         facts: of each metric, in column order.
 
     Attributes:
-        mean: float64 ``(M,)``, the medians.
-        scale: float64 ``(M,)``, the standard deviation of each metric; 1 where that is 0.
+        reference: float64 ``(N, M)``, each column sorted, larger is more suspicious.
         weights: float64 ``(M,)``, at least 0.
-        bias: float64 ``(1,)``, the log odds of an input whose metrics are all at the medians.
+        bias: float64 ``(1,)``, the log odds of an input that is suspicious by no metric.
 
     Source:
         The penalised likelihood is that of scikit-learn's ``LogisticRegression`` with C = 1.
     """
+
+    learns_from_attacks = True
+    differentiable = True
+
+    reference: Tensor
+    weights: Tensor
+    bias: Tensor
+
+    def __init__(self, facts: Sequence[Facts]) -> None:
+        super().__init__(facts)
+        for name in ("reference", "weights", "bias"):
+            self.register_buffer(name, None)
+        self._evidence: list[Evidence] = []
+
+    @property
+    def intercept(self) -> float:
+        """The log odds where no metric contributes."""
+        return float(self.bias)
 
     def fit(
         self, values: np.ndarray, predicted: np.ndarray, *, adversarial: np.ndarray | None = None
@@ -136,27 +159,21 @@ class MonotoneLogisticCombiner(LogisticCombiner):
         """
         del predicted
         truth = _check_both(values, adversarial)
-        self.mean = torch.from_numpy(np.median(values[~truth], axis=0))
-        self.scale = torch.from_numpy(StandardScaler().fit(values).scale_)
-        rows = self._beyond(torch.from_numpy(values)).numpy()
-
-        def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-            odds = rows @ parameters[:-1] + parameters[-1]
-            error = expit(odds) - truth
-            value = np.logaddexp(0, odds).sum() - odds[truth].sum()
-            gradient = np.append(rows.T @ error + parameters[:-1], error.sum())
-            return float(value + np.square(parameters[:-1]).sum() / 2), gradient
-
-        bounds = [(0.0, None)] * rows.shape[1] + [(None, None)]
-        found = minimize(loss, np.zeros(rows.shape[1] + 1), jac=True, bounds=bounds).x
-        self.weights, self.bias = torch.from_numpy(found[:-1]), torch.from_numpy(found[-1:])
+        rows = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64))
+        self.reference = (rows[~torch.from_numpy(truth)] * self._signs()).sort(0).values
+        self._prepare()
+        self.weights, self.bias = bounded_regression(
+            (self._each(rows) - _USUAL).clamp_min(0).numpy(), truth
+        )
         return self
 
     def contributions(self, values: Tensor, predicted: Tensor) -> Tensor:
-        """What each metric adds to the log odds; 0 at the median of what is not adversarial."""
+        """What each metric adds to the log odds, at least 0."""
         del predicted
         self._check_values(values)
-        return self._beyond(values) * self.weights.to(values.device)
+        evidence = self._each(values)
+        beyond = (evidence - _USUAL).clamp_min(0)
+        return beyond * self.weights.to(values.device) + _ORDER * evidence / len(self.facts)
 
     def check(self) -> None:
         """Refuse a state of other metrics, or with weights below 0.
@@ -164,21 +181,47 @@ class MonotoneLogisticCombiner(LogisticCombiner):
         Raises:
             InputError: then.
         """
-        super().check()
-        if not bool((self.weights >= 0).all()):
+        count = len(self.facts)
+        whole = self.weights.shape == (count,) and self.bias.shape == (1,)
+        if not whole or self.reference.ndim != 2 or self.reference.shape[1] != count:  # noqa: PLR2004
+            message = f"expected a reference and a weight for each of {count} metrics; fit again"
+            raise InputError(message)
+        if len(self.reference) < 2 or not bool((self.weights >= 0).all()):  # noqa: PLR2004
             message = "expected weights of at least 0 in a logistic combiner; fit the guard again"
             raise InputError(message)
+        self._prepare()
 
-    def _beyond(self, values: Tensor) -> Tensor:
-        """How far each metric lies beyond its median on its suspicious side, in deviations.
+    def _prepare(self) -> None:
+        self._evidence = [
+            Evidence.of(column.contiguous(), two_sided=fact.direction == "both")
+            for column, fact in zip(self.reference.unbind(1), self.facts, strict=True)
+        ]
 
-        On the other side at least -0.1, so that images stay in an order there too.
-        """
-        off = (values - self.mean.to(values.device)) / self.scale.to(values.device)
-        signs = values.new_tensor([-1.0 if f.direction == "smaller" else 1.0 for f in self.facts])
-        both = torch.tensor([f.direction == "both" for f in self.facts], device=values.device)
-        beyond = torch.where(both, off.abs(), off * signs)
-        return torch.where(beyond > 0, beyond, _INNOCENCE * beyond.tanh())
+    def _signs(self) -> Tensor:
+        signs = [-1.0 if fact.direction == "smaller" else 1.0 for fact in self.facts]
+        return torch.tensor(signs, dtype=torch.float64)
+
+    def _each(self, values: Tensor) -> Tensor:
+        """The evidence of each metric, float64 ``(N, M)``."""
+        columns = (values * self._signs().to(values.device)).unbind(1)
+        return torch.stack(
+            [evidence(column) for evidence, column in zip(self._evidence, columns, strict=True)], 1
+        )
+
+
+def bounded_regression(rows: np.ndarray, truth: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Weights of at least 0, and the bias, of a logistic regression with a ridge of 1."""
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        odds = rows @ parameters[:-1] + parameters[-1]
+        error = expit(odds) - truth
+        value = np.logaddexp(0, odds).sum() - odds[truth].sum()
+        gradient = np.append(rows.T @ error + parameters[:-1], error.sum())
+        return float(value + np.square(parameters[:-1]).sum() / 2), gradient
+
+    bounds = [(0.0, None)] * rows.shape[1] + [(None, None)]
+    found = minimize(loss, np.zeros(rows.shape[1] + 1), jac=True, bounds=bounds).x
+    return torch.from_numpy(found[:-1]), torch.from_numpy(found[-1:])
 
 
 def _check_both(values: np.ndarray, adversarial: np.ndarray | None) -> np.ndarray:

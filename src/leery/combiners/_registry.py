@@ -4,16 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from leery.combiners._base import Combiner, Facts
-from leery.combiners._bonferroni import BonferroniCombiner
+from leery.combiners._conformal import ConformalCombiner
 from leery.combiners._logistic import MonotoneLogisticCombiner
 from leery.errors import InputError
 
 __all__ = ["COMBINERS", "CombinerName", "make_combiner"]
 
-CombinerName = Literal["bonferroni", "logistic"]
+CombinerName = Literal["conformal", "logistic"]
 
 COMBINERS: Mapping[str, type[Combiner]] = {
-    "bonferroni": BonferroniCombiner,
+    "conformal": ConformalCombiner,
     "logistic": MonotoneLogisticCombiner,
 }
 """The combiners of a detector by name. The study has the paper's regression, without bounds."""

@@ -81,7 +81,7 @@ class Detector:
             "likelihood-per-class", one such bandwidth per class. The paper has 1.7 for digits.
         references: maximum number of training images kept per class; by default all.
         precision: "float16" halves the size of the kept features in a file.
-        combiner: "bonferroni", which needs no adversarial image, or "logistic", the paper's, which
+        combiner: "conformal", which needs no adversarial image, or "logistic", the paper's, which
             learns from adversarial images.
         bounds: lowest and highest pixel value, as two numbers or one pair per channel; by default
             (0, 1) if the training images lie in it, else unknown.
@@ -113,7 +113,7 @@ class Detector:
         bandwidth: float | BandwidthRule = "likelihood",
         references: int | None = None,
         precision: Precision = "float32",
-        combiner: CombinerName = "bonferroni",
+        combiner: CombinerName = "conformal",
         bounds: Bounds | None = None,
         logits: Logits = None,
         trust_outputs: bool = False,
@@ -273,9 +273,9 @@ class Detector:
     ) -> Self:
         """Teach the combiner how to weigh the metrics; an earlier calibration is discarded.
 
-        The logistic combiner learns from adversarial images, given or made here; the Bonferroni
+        The logistic combiner learns from adversarial images, given or made here; the conformal
         one from clean and noisy images alone. :meth:`calibrate` does this by itself for the
-        Bonferroni one.
+        conformal one.
 
         Args:
             clean: images that are not adversarial and were not in the fit.
@@ -337,7 +337,7 @@ class Detector:
         """Choose the threshold so that at most a share ``fpr`` of clean images is flagged.
 
         The promise holds for clean images that are exchangeable with these. Images that the fit
-        or the combiner has seen are left out, and so are repeated ones. If the Bonferroni combiner
+        or the combiner has seen are left out, and so are repeated ones. If the conformal combiner
         has not been taught yet, one half of the images teaches it and the other half sets the
         threshold. Calibrating again needs no new fit.
 
@@ -419,7 +419,7 @@ class Detector:
 
         Returns:
             float64 ``(N,)``; larger is more adversarial. Log odds of the logistic combiner, minus
-            the log of a weighted p-value, in nats, of the Bonferroni one.
+            the log of a weighted p-value, in nats, of the conformal one.
 
         Raises:
             NotFittedError, WrongModelError, InputError: as :meth:`judge`.
@@ -773,12 +773,12 @@ class Detector:
         if learns and not attacked:
             message = (
                 "expected adversarial images or attacks for the logistic combiner, got neither; "
-                'pass some or use combiner="bonferroni"'
+                'pass some or use combiner="conformal"'
             )
             raise InputError(message)
         if attacked and not learns:
             message = (
-                "expected no adversarial images and no attacks for the bonferroni combiner, got "
+                "expected no adversarial images and no attacks for the conformal combiner, got "
                 'some; leave them out or use combiner="logistic"'
             )
             raise InputError(message)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -10,9 +9,10 @@ import torch
 from torch import Tensor
 
 from leery.combiners._base import Combiner, Facts, check_finite
+from leery.combiners._evidence import Evidence
 from leery.errors import InputError
 
-__all__ = ["FAMILY_WEIGHTS", "BonferroniCombiner"]
+__all__ = ["FAMILY_WEIGHTS", "ConformalCombiner"]
 
 FAMILY_WEIGHTS: Mapping[str, float] = {"agreement": 0.8, "consistency": 0.15}
 """Relative weights of families; of others :data:`OTHER_WEIGHT`. They were chosen on the scenes for
@@ -20,14 +20,11 @@ choosing of benchmarks/scenes.py, where weights of agreement from 0.7 to 0.9 do 
 
 OTHER_WEIGHT = 0.05
 
-_TAIL = 0.05
-"""The share of reference images above which p-values follow an exponential."""
-
 _SHRINK = 10
 """Reference images of a class at which its median counts as much as that of all classes."""
 
 
-class BonferroniCombiner(Combiner):
+class ConformalCombiner(Combiner):
     r"""The smallest weighted p-value of the families of metrics, as evidence in nats.
 
     .. math:: s(x) = \max_f \bigl[ -\log p_f(x) + \log (w_f / \max_g w_g) \bigr]
@@ -77,8 +74,8 @@ class BonferroniCombiner(Combiner):
         ]
         weights = [FAMILY_WEIGHTS.get(family, OTHER_WEIGHT) for family in families]
         self._handicaps = [math.log(weight / max(weights)) for weight in weights]
-        self._of_metrics: list[_Evidence] = []
-        self._of_families: list[_Evidence] = []
+        self._of_metrics: list[Evidence] = []
+        self._of_families: list[Evidence] = []
 
     def fit(
         self, values: np.ndarray, predicted: np.ndarray, *, adversarial: np.ndarray | None = None
@@ -95,7 +92,7 @@ class BonferroniCombiner(Combiner):
         """
         if adversarial is not None and adversarial.any():
             message = (
-                "expected images that are not adversarial for the bonferroni combiner, got some "
+                "expected images that are not adversarial for the conformal combiner, got some "
                 "that are; leave them out or use the logistic one"
             )
             raise InputError(message)
@@ -190,9 +187,9 @@ class BonferroniCombiner(Combiner):
         by_class = torch.tensor([fact.by_class for fact in self.facts])
         return torch.where(by_class, torch.stack([*rows, overall]), 0.0)
 
-    def _evidence(self, reference: Tensor, directions: Sequence[str]) -> list["_Evidence"]:
+    def _evidence(self, reference: Tensor, directions: Sequence[str]) -> list["Evidence"]:
         return [
-            _Evidence.of(column.contiguous(), two_sided=direction == "both")
+            Evidence.of(column.contiguous(), two_sided=direction == "both")
             for column, direction in zip(reference.unbind(1), directions, strict=True)
         ]
 
@@ -208,65 +205,3 @@ class BonferroniCombiner(Combiner):
                 "add some"
             )
             raise InputError(message)
-
-
-@dataclass(frozen=True)
-class _Curve:
-    """Minus the log of the share of reference values that are at least as large, interpolated.
-
-    Attributes:
-        knots: float64 ``(K,)``, distinct reference values in ascending order.
-        heights: float64 ``(K,)``, the evidence there.
-        slope: of the last part.
-    """
-
-    knots: Tensor
-    heights: Tensor
-    slope: float
-
-    @classmethod
-    def of(cls, ordered: Tensor) -> Self:
-        """The curve of sorted reference values."""
-        count = len(ordered)
-        tail = max(2, math.ceil(_TAIL * count))
-        start = ordered[-tail - 1]
-        excess = float((ordered[-tail:] - start).mean())
-        knots = ordered.unique()
-        reached = count - torch.searchsorted(ordered, knots, side="left")
-        heights = -((1 + reached).double() / (count + 1)).log()
-        if excess > 0:
-            below = knots <= start
-            knots, heights = knots[below], heights[below]
-        return cls(knots, heights, 1 / excess if excess > 0 else 0.0)
-
-    def __call__(self, values: Tensor) -> Tensor:
-        """The evidence of each value, float64 ``(N,)``, at least 0."""
-        knots, heights = self.knots.to(values.device), self.heights.to(values.device)
-        upper = torch.searchsorted(knots, values.detach().contiguous()).clamp(1, len(knots) - 1)
-        if len(knots) == 1:
-            inside = heights[0].expand_as(values)
-        else:
-            left, right = knots[upper - 1], knots[upper]
-            share = ((values - left) / (right - left)).clamp(0, 1)
-            inside = heights[upper - 1] + share * (heights[upper] - heights[upper - 1])
-        return inside + self.slope * (values - knots[-1]).clamp_min(0)
-
-
-@dataclass(frozen=True)
-class _Evidence:
-    """The evidence of a metric: of large values, or of large and of small ones."""
-
-    above: _Curve
-    below: _Curve | None
-
-    @classmethod
-    def of(cls, ordered: Tensor, *, two_sided: bool) -> Self:
-        """The evidence by sorted reference values."""
-        return cls(_Curve.of(ordered), _Curve.of(-ordered.flip(0)) if two_sided else None)
-
-    def __call__(self, values: Tensor) -> Tensor:
-        """The evidence of each value, float64 ``(N,)``, nats, at least 0."""
-        found = self.above(values)
-        if self.below is None:
-            return found
-        return (torch.maximum(found, self.below(-values)) - math.log(2)).clamp_min(0)

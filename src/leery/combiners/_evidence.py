@@ -1,0 +1,75 @@
+"""How surprising a value is among reference values: minus the log of a smoothed p-value."""
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+__all__ = ["TAIL", "Evidence"]
+
+TAIL = 0.05
+"""The share of reference values above which p-values follow an exponential."""
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """Minus the log of the share of reference values that are at least as large, interpolated.
+
+    Attributes:
+        knots: float64 ``(K,)``, distinct reference values in ascending order.
+        heights: float64 ``(K,)``, the evidence there.
+        slope: of the last part.
+    """
+
+    knots: Tensor
+    heights: Tensor
+    slope: float
+
+    @classmethod
+    def of(cls, ordered: Tensor) -> Self:
+        """The curve of sorted reference values."""
+        count = len(ordered)
+        tail = max(2, math.ceil(TAIL * count))
+        start = ordered[-tail - 1]
+        excess = float((ordered[-tail:] - start).mean())
+        knots = ordered.unique()
+        reached = count - torch.searchsorted(ordered, knots, side="left")
+        heights = -((1 + reached).double() / (count + 1)).log()
+        if excess > 0:
+            below = knots <= start
+            knots, heights = knots[below], heights[below]
+        return cls(knots, heights, 1 / excess if excess > 0 else 0.0)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """The evidence of each value, float64 ``(N,)``, at least 0."""
+        knots, heights = self.knots.to(values.device), self.heights.to(values.device)
+        upper = torch.searchsorted(knots, values.detach().contiguous()).clamp(1, len(knots) - 1)
+        if len(knots) == 1:
+            inside = heights[0].expand_as(values)
+        else:
+            left, right = knots[upper - 1], knots[upper]
+            share = ((values - left) / (right - left)).clamp(0, 1)
+            inside = heights[upper - 1] + share * (heights[upper] - heights[upper - 1])
+        return inside + self.slope * (values - knots[-1]).clamp_min(0)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The evidence of a metric: of large values, or of large and of small ones."""
+
+    above: _Curve
+    below: _Curve | None
+
+    @classmethod
+    def of(cls, ordered: Tensor, *, two_sided: bool) -> Self:
+        """The evidence by sorted reference values."""
+        return cls(_Curve.of(ordered), _Curve.of(-ordered.flip(0)) if two_sided else None)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """The evidence of each value, float64 ``(N,)``, nats, at least 0."""
+        found = self.above(values)
+        if self.below is None:
+            return found
+        return (torch.maximum(found, self.below(-values)) - math.log(2)).clamp_min(0)
