@@ -55,7 +55,6 @@ PAPER_METRICS = UNCERTAINTY_METRICS + CLOSENESS_METRICS
 RECOMMENDED_METRICS = (
     "auxiliary_agreement",
     "noise_consistency",
-    "squeezing_1bit",
     "squeezing_1bit_logits",
     "max_softmax",
 )
