@@ -82,20 +82,63 @@ def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def combiners_table() -> str:
-    """Areas by either combiner, and by the kernel density alone, with the paper's bandwidths."""
-    table = pd.read_csv(RESULTS / "choices" / "combiners.csv")
-    columns = {
-        "logistic": "logistic",
-        "conformal": "conformal, with noise",
-        "conformal, clean only": "conformal, clean only",
-        "kernel_density": "kernel density alone",
-    }
-    lines = [_line(["dataset", "attack", *columns.values()])]
-    lines.append(_line(["---"] * (len(columns) + 2)))
-    for row in table.to_dict("records"):
-        cells = [f"{row[name]:.3f}" for name in columns]
-        lines.append(_line([row["dataset"], f"{row['attack']} {row['epsilon']:.2f}", *cells]))
+def detection_tables() -> dict[str, pd.DataFrame]:
+    """The committed tables of detection by scene, at 1 % false alarms."""
+    paths = sorted((RESULTS / "detection").glob("*.csv"))
+    tables = {path.stem: pd.read_csv(path) for path in paths if not path.stem.endswith("costs")}
+    return {name: table[table.rate == 0.01] for name, table in tables.items()}  # noqa: PLR2004
+
+
+def detection_table() -> str:
+    """What the default and maximum softmax find in every cell of each scene, worst cell first."""
+    columns = {}
+    for name, table in detection_tables().items():
+        found = table[table.what == "found"].set_index(["metrics", "cell"])
+        for title, short in (("default", name), ("max_softmax alone", f"{name}, maximum softmax")):
+            columns[short] = found.loc[title].share
+    frame = pd.DataFrame(columns)
+    frame = frame.loc[frame.min(axis=1).sort_values().index]
+    frame = frame.sort_values(next(iter(columns)))
+    lines = [_line(["attack", *frame.columns]), _line(["---"] * (len(frame.columns) + 1))]
+    for cell, row in frame.iterrows():
+        lines.append(_line([str(cell), *(f"{share:.3f}" for share in row)]))
+    return "\n".join(lines)
+
+
+def alarms_table() -> str:
+    """The share of fresh images that the default flags, of each kind."""
+    columns = {}
+    for name, table in detection_tables().items():
+        rows = table[(table.what == "false alarms") & (table.metrics == "default")]
+        columns[name] = rows.set_index("cell").share
+    frame = pd.DataFrame(columns)
+    lines = [_line(["images", *frame.columns]), _line(["---"] * (len(frame.columns) + 1))]
+    for cell, row in frame.iterrows():
+        lines.append(_line([str(cell), *(f"{share:.2%}" for share in row)]))
+    return "\n".join(lines)
+
+
+def ablation_table() -> str:
+    """The worst and the mean cell of other sets of metrics."""
+    columns = {}
+    for name, table in detection_tables().items():
+        found = table[table.what == "found"].groupby("metrics", sort=False).share
+        columns[f"{name}, worst"], columns[f"{name}, mean"] = found.min(), found.mean()
+    frame = pd.DataFrame(columns)
+    lines = [_line(["metrics", *frame.columns]), _line(["---"] * (len(frame.columns) + 1))]
+    for title, row in frame.iterrows():
+        lines.append(_line([str(title), *(f"{share:.3f}" for share in row)]))
+    return "\n".join(lines)
+
+
+def costs_table() -> str:
+    """What calibration is worth with fewer images, without labels and without shuffling."""
+    table = pd.read_csv(RESULTS / "detection" / "digits-0-costs.csv")
+    lines = [_line(list(table.columns)), _line(["---"] * len(table.columns))]
+    for row in table.itertuples(index=False):
+        way, worst, mean, *alarms = row
+        cells = [str(way), f"{worst:.3f}", f"{mean:.3f}", *(f"{share:.2%}" for share in alarms)]
+        lines.append(_line(cells))
     return "\n".join(lines)
 
 
@@ -120,7 +163,13 @@ def densities_table() -> str:
 def blocks(path: Path) -> dict[str, str]:
     """What stands between ``<!-- NAME -->`` and ``<!-- end of NAME -->`` in a text, by name."""
     if path == CHOOSING:
-        return {"combiners": combiners_table(), "densities": densities_table()}
+        return {
+            "detection": detection_table(),
+            "alarms": alarms_table(),
+            "ablation": ablation_table(),
+            "costs": costs_table(),
+            "densities": densities_table(),
+        }
     return {
         "results of mnist": results_table("mnist"),
         "results of fashion-mnist": results_table("fashion-mnist"),

@@ -118,7 +118,7 @@ def test_the_tables_of_choosing_are_those_of_the_measurements() -> None:
     module = tables()
     page = ROOT / "docs" / "choosing.md"
     assert module.filled(page) == page.read_text()  # type: ignore[attr-defined]
-    assert "| mnist | PGD 0.30 |" in page.read_text()
+    assert "| FGSM 0.30 |" in page.read_text()
 
 
 def test_every_page_is_in_the_navigation() -> None:
