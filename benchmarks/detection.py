@@ -29,7 +29,6 @@ from leery.evaluation import share_interval
 from leery.metrics import IMAGE, NearestNeighbours, make_metrics
 
 RESULTS = Path("docs/results/detection")
-CALIBRATED = 2500
 RATES = (0.01, 0.05)
 
 EVERY = [
@@ -58,13 +57,17 @@ EVERY = [
     "median_residual",
     "residual_kurtosis",
 ]
-NO_DROPOUT = [metric for metric in make_metrics(EVERY) if not metric.needs.draws]
+BASELINE_METRICS = [
+    *("max_softmax", "energy", "nearest_neighbours", "mahalanobis", "relative_mahalanobis")
+]
+FEW = list(dict.fromkeys([*RECOMMENDED_METRICS, *BASELINE_METRICS]))
+"""The metrics of strange classifiers: the default and the baselines."""
 
 
 def sets_of(scene: Scene, out: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """Images and labels of every set: calibration and fresh images in all versions, attacks."""
     images, labels = scene.judging if scene.judged else scene.choosing
-    halves = {"calibration": slice(CALIBRATED), "fresh": slice(CALIBRATED, None)}
+    halves = {"calibration": slice(scene.calibrated), "fresh": slice(scene.calibrated, None)}
     found = {}
     for half, rows in halves.items():
         found[f"{half}|clean"] = images[rows], labels[rows]
@@ -78,7 +81,7 @@ def sets_of(scene: Scene, out: Path) -> dict[str, tuple[Tensor, Tensor]]:
 
 def measure(name: str, out: Path) -> None:
     scene = SCENES[name](out)
-    metrics = make_metrics(EVERY) if scene.dropout else NO_DROPOUT
+    metrics = FEW if name.startswith("strange") else EVERY
     detector = Detector(scene.model, metrics=metrics).fit(*scene.train)
     arrays: dict[str, np.ndarray] = {"names": np.array(detector.metrics)}
     for key, (images, labels) in sets_of(scene, out).items():
@@ -214,6 +217,23 @@ class Judge:
         return hits
 
 
+class Baseline(Judge):
+    """One metric as its paper has it: no reference, no centring, all calibration images."""
+
+    @classmethod
+    def of_metric(cls, measured: Measured, name: str) -> "Baseline":
+        kinds = {
+            kind: measured.right(f"calibration|{kind}", [name]) for kind in ("clean", *HARMLESS)
+        }
+        return cls(measured, [name], ConformalCombiner(facts_of([name])), kinds)
+
+    def scores(self, values: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+        del predicted
+        (fact,) = self.combiner.facts
+        found: np.ndarray = values[:, 0] * (-1 if fact.direction == "smaller" else 1)
+        return found
+
+
 SETS: Mapping[str, Sequence[str]] = {
     "default": RECOMMENDED_METRICS,
     **{
@@ -260,10 +280,14 @@ def judge(name: str, out: Path) -> pd.DataFrame:
     """TPR of every set of metrics in every cell, and false alarms of the default."""
     measured = Measured.load(name, out)
     rows = []
-    for title, names in SETS.items():
-        if not set(names) <= set(measured.names):
-            continue
-        verdict = Judge.of(measured, names)
+    verdicts: dict[str, Judge] = {
+        title: Judge.of(measured, names)
+        for title, names in SETS.items()
+        if set(names) <= set(measured.names)
+    }
+    for metric in BASELINE_METRICS:
+        verdicts[f"baseline {metric}"] = Baseline.of_metric(measured, metric)
+    for title, verdict in verdicts.items():
         for rate in RATES:
             for what, counts in (
                 ("found", verdict.found(rate)),

@@ -9,6 +9,7 @@ Adversarial images of a scene are kept one file per attack, under the SHA-256 of
 """
 
 import argparse
+import runpy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,13 +18,15 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
+from torch.nn import functional
 
 from leery._checks import Bounds
 from leery.attacks import BIM, FGSM, PGD, AdaptedAttack, Attack
 from leery.classifiers import load_classifier, pretrained, save_classifier, train
 from leery.data import load
-from leery.models import fingerprint, predict
+from leery.models import fingerprint, normalized, predict
 
 Labelled = tuple[Tensor, Tensor]
 
@@ -50,7 +53,7 @@ class Scene:
         cells: attacks by name.
         judged: whether the attacks are on the images for judging, else on those for choosing.
         bounds: of the pixels.
-        dropout: whether the classifier has any.
+        calibrated: the number of images that calibrate; the others are fresh.
     """
 
     model: nn.Module
@@ -60,13 +63,13 @@ class Scene:
     cells: Mapping[str, Cell]
     judged: bool = True
     bounds: Bounds = (0.0, 1.0)
-    dropout: bool = True
+    calibrated: int = 2500
 
     @property
     def attacked(self) -> Labelled:
-        """The images that attacks are run on: the last of their half, which calibrates nothing."""
+        """The images that attacks are run on, none of which calibrates; the last come first."""
         images, labels = self.judging if self.judged else self.choosing
-        return images.flip(0), labels.flip(0)
+        return images[self.calibrated :].flip(0), labels[self.calibrated :].flip(0)
 
 
 def halves(images: Tensor, labels: Tensor) -> tuple[Labelled, Labelled]:
@@ -145,6 +148,124 @@ def of_dataset(
     return Scene(model, load(dataset, "train"), choosing, judging, cells, judged)
 
 
+def cells_of_strangers(strengths: tuple[float, float, float]) -> dict[str, Cell]:
+    own = {f"PGD {epsilon:g}": Cell(PGD(epsilon), 300) for epsilon in strengths}
+    return {
+        f"FGSM {strengths[1]:g}": Cell(FGSM(strengths[1]), 800),
+        **own,
+        "DeepFool": Cell(AdaptedAttack("deepfool"), 150),
+        "C&W 0": Cell(AdaptedAttack("cw", 0), 100),
+    }
+
+
+def fitted_classifier(model: nn.Module, data: Labelled, path: Path, epochs: int) -> nn.Module:
+    """A classifier trained by Adam on the cross-entropy, once, then read again."""
+    if path.exists():
+        model.load_state_dict(load_file(path))
+        return model.eval()
+    images, labels = data
+    optimiser = torch.optim.Adam(model.parameters())
+    model.train()
+    for _ in range(epochs):
+        for rows in torch.randperm(len(images)).split(64):
+            optimiser.zero_grad()
+            functional.cross_entropy(model(images[rows]), labels[rows]).backward()
+            optimiser.step()
+    save_file(model.state_dict(), path)
+    return model.eval()
+
+
+def enlarged_digits(out: Path) -> Scene:
+    """scikit-learn's 8 x 8 digits, enlarged to 16 x 16, and a net with batch normalisation."""
+    data = load_digits()
+    images = torch.from_numpy(data.images / 16).float().unsqueeze(1)
+    images = functional.interpolate(images, size=16, mode="bilinear").clamp(0, 1)
+    labels = torch.from_numpy(data.target).long()
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(7))
+    train, test = ((images[rows], labels[rows]) for rows in (order[:900], order[900:]))
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(24, 48, 3, padding=1), nn.BatchNorm2d(48), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(768, 10)),
+    )
+    model = fitted_classifier(model, train, out / "enlarged-digits.safetensors", 30)
+    cells = cells_of_strangers((0.05, 0.1, 0.2))
+    return Scene(model, train, test, test, cells, calibrated=450)
+
+
+def coloured(dataset: str, part: str, count: int) -> Labelled:
+    """Articles in random colours on random backgrounds, 32 x 32 RGB."""
+    images, labels = load(dataset, part)
+    generator = torch.Generator().manual_seed(len(images))
+    rows = torch.randperm(len(images), generator=generator)[:count]
+    shapes = functional.pad(images[rows], (2, 2, 2, 2))
+    front, back = (torch.rand(count, 3, 1, 1, generator=generator) for _ in range(2))
+    back = 0.5 * back
+    texture = 0.05 * torch.randn(count, 3, 32, 32, generator=generator)
+    front = 0.5 + 0.5 * front
+    made = shapes * front + (1 - shapes) * back + texture
+    return made.clamp(0, 1), labels[rows]
+
+
+def coloured_digits(out: Path) -> Scene:
+    """Coloured digits and a residual net of normalised images."""
+    train, test = coloured("mnist", "train", 20_000), coloured("mnist", "test", 6000)
+    torch.manual_seed(0)
+    model = Residual()
+    mean, std = (train[0].mean((0, 2, 3)).tolist(), train[0].std((0, 2, 3)).tolist())
+    guarded = fitted_classifier(
+        normalized(model, mean, std), train, out / "coloured-digits.safetensors", 4
+    )
+    return Scene(guarded, train, test, test, cells_of_strangers((0.02, 0.05, 0.1)))
+
+
+class Residual(nn.Module):
+    """A small residual network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 24, 3, stride=2, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                *(nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, 24, 3, padding=1)),
+                *(nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, 24, 3, padding=1)),
+            )
+            for _ in range(2)
+        )
+        self.head = nn.Linear(24 * 16, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.stem(images)
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        pooled = functional.adaptive_avg_pool2d(hidden.relu(), 4)
+        logits: Tensor = self.head(pooled.flatten(1))
+        return logits
+
+
+def plain_digits(out: Path) -> Scene:
+    """Digits and a net without dropout."""
+    train, test = load("mnist", "train"), halves(*load("mnist", "test"))[1]
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 16, 5, stride=2), nn.GELU(), nn.Conv2d(16, 32, 5, stride=2), nn.GELU()),
+        *(nn.Flatten(), nn.Linear(512, 100), nn.GELU(), nn.Linear(100, 10)),
+    )
+    model = fitted_classifier(model, train, out / "plain-digits.safetensors", 4)
+    return Scene(model, train, test, test, cells_of_strangers((0.1, 0.2, 0.3)))
+
+
+def transformer_digits(out: Path) -> Scene:
+    """Digits and the vision transformer of examples/."""
+    script = runpy.run_path("examples/transformer.py")
+    train, test = load("mnist", "train"), halves(*load("mnist", "test"))[1]
+    torch.manual_seed(0)
+    path = out / "transformer-digits.safetensors"
+    model = fitted_classifier(script["VisionTransformer"](), train, path, 5)
+    return Scene(model, train, test, test, cells_of_strangers((0.05, 0.1, 0.2)))
+
+
 SCENES: Mapping[str, Callable[[Path], Scene]] = {
     "digits-dev": lambda out: of_dataset("mnist", 11, cells_of_digits(0.5), out, judged=False),
     "fashion-dev": lambda out: of_dataset(
@@ -156,6 +277,10 @@ SCENES: Mapping[str, Callable[[Path], Scene]] = {
         )
         for seed in range(3)
     },
+    "strange-enlarged": enlarged_digits,
+    "strange-coloured": coloured_digits,
+    "strange-plain": plain_digits,
+    "strange-transformer": transformer_digits,
     "fashion-0": lambda out: of_dataset("fashion-mnist", 0, cells_of_fashion(), out, judged=True),
 }
 

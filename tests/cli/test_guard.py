@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from leery import Detector
+from leery.baselines import BASELINES
 from leery.classifiers import pretrained
 from leery.cli import main
 from tests.conftest import Batch
@@ -430,3 +431,39 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing(
     assert sorted(path for path in place.folder.rglob("*") if "__pycache__" not in str(path)) == [
         path for path in before if "__pycache__" not in str(path)
     ]
+
+
+def test_without_an_auxiliary_network_the_other_recommended_metrics_stay(place: Place) -> None:
+    facts = place.json(
+        *("fit", "--train", "train.npz", "--clean", "held.npz", "--fpr", "0.05"),
+        *("--no-auxiliary", "--out", "plain.leery"),
+    )
+    names = [metric["name"] for metric in facts["metrics"]]
+    assert names == ["noise_consistency", "squeezing_1bit_logits", "max_softmax"]
+    shown = place.run("inspect", "guard.leery")
+    assert "auxiliary_agreement" in shown
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_evaluation_shows_the_baselines_on_other_libraries_attacks(place: Place) -> None:
+    arguments = ("evaluate", "guard.leery", "--data", "test.npz", "--attack", "deepfool")
+    rivals = ("--baselines", "--train", "train.npz")
+    rows = place.json(*arguments, *rivals)["rows"]
+    found = {row["detector"]: row["auc"] for row in rows if row["positives"] == "successful"}
+    assert set(found) == {"detector", *BASELINES}
+    assert found["max_softmax"] > 0.95
+    shown = place.run(*arguments, *rivals)
+    assert "relative_mahalanobis" in shown
+    assert "--baselines and --train together" in place.run(*arguments, "--baselines", code=1)
+
+
+def test_dropout_is_put_in_from_the_command_line(place: Place) -> None:
+    added = ("--insert-dropout", "hidden.0:0.2")
+    facts = place.json(
+        *("fit", "--train", "train.npz", "--clean", "held.npz", *added, "--passes", "3"),
+        *("--metrics", "confidence", "--fpr", "0.05", "--out", "added.leery"),
+    )
+    assert facts["settings"]["passes"] == 3
+    scored = ("score", "added.leery", "test.npz", "--out", "added.csv")
+    assert place.json(*scored, *added)["rows"] == 200
+    assert "LAYER:P, such as fc:0.3" in place.run(*scored, "--insert-dropout", "0.3", code=1)

@@ -135,27 +135,35 @@ def _fitted_baselines(
 def _table(found: pd.DataFrame) -> Table:
     table = Table(title="The attacker knows the classifier and not the detector.")
     compared = found.detector.nunique() > 1
+    calibrated = "found" in found
+    table.add_column("attack, label", no_wrap=True)
     if compared:
-        table.add_column("detector")
-    table.add_column("attack, label")
+        table.add_column("detector", no_wrap=True)
+    # Beside the names of other detectors there is no room for intervals.
     heads = ["twins", "AUC", "95 % interval", "TPR at 1 %", "at 5 %"]
-    for head in [*heads, "flagged"] if "found" in found else heads:
+    if compared:
+        heads = ["twins", "AUC", "at 1 %", "at 5 %"]
+    for head in [*heads, "flagged"] if calibrated else heads:
         table.add_column(head, justify="right")
     words = {"all": "{}", "successful": "  changed", "failed": "  unchanged"}
-    for row in found.itertuples():
-        if row.positives != "all" and row.success in (0, 1):
-            continue
-        cells = [
-            *([str(row.detector)] if compared else []),
-            words[str(row.positives)].format(row.attack),
-            f"{row.n_adversarial:,}",
-            f"{row.auc:.3f}",
-            f"{row.auc_low:.3f}-{row.auc_high:.3f}",
-            f"{row.tpr_at_1_fpr:.1%}",
-            f"{row.tpr_at_5_fpr:.1%}",
-        ]
-        flagged = "" if "found" not in found or pd.isna(row.found) else f"{row.found:.1%}"
-        table.add_row(*cells, *([flagged] if "found" in found else []))
+    order = {name: place for place, name in enumerate(words)}
+    rows = found.sort_values("positives", key=lambda column: column.map(order), kind="stable")
+    for attack in found.attack.unique():
+        for row in rows[rows.attack == attack].itertuples():
+            if row.positives != "all" and row.success in (0, 1):
+                continue
+            interval = f"{row.auc_low:.3f}-{row.auc_high:.3f}"
+            flagged = "" if not calibrated or pd.isna(row.found) else f"{row.found:.1%}"
+            table.add_row(
+                words[str(row.positives)].format(row.attack),
+                *([str(row.detector)] if compared else []),
+                f"{row.n_adversarial:,}",
+                f"{row.auc:.3f}",
+                *([] if compared else [interval]),
+                f"{row.tpr_at_1_fpr:.1%}",
+                f"{row.tpr_at_5_fpr:.1%}",
+                *([flagged] if calibrated else []),
+            )
     return table
 
 
