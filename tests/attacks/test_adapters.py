@@ -116,3 +116,28 @@ def test_a_missing_library_prints_its_install_line(
     monkeypatch.setitem(sys.modules, "foolbox", None)
     with pytest.raises(InputError, match=r"pip install 'leery\[attacks\]'"):
         AdaptedAttack("ddn")(digit_net, digits[0][:2], digits[1][:2])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_image_without_a_start_stays_as_it_is(digits: Batch) -> None:
+    class Stubborn(nn.Module):
+        """Always class 0, whatever is shown."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            flat = 0 * images.flatten(1).sum(1, keepdim=True)
+            return torch.cat([flat + 5, flat], 1)
+
+    images = digits[0][:3]
+    made = AdaptedAttack("hopskipjump")(
+        Stubborn().eval(), images, torch.zeros(3, dtype=torch.int64)
+    )
+    assert torch.equal(made, images)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_strength_zero_and_double_precision(digit_net: nn.Module, digits: Batch) -> None:
+    images, labels = right(digit_net, digits, 4)
+    assert torch.equal(AdaptedAttack("apgd", 0.0)(digit_net, images, labels), images)
+    made = AdaptedAttack("apgd", 0.3)(digit_net.double(), images.double(), labels)
+    assert made.dtype == torch.float64
+    assert float((made - images).abs().max()) <= 0.3001

@@ -278,3 +278,25 @@ def test_no_metric_makes_up_for_another_that_is_suspicious() -> None:
     least, odd = score(combiner, np.array([[-1e6, -1e6], [-1e6, 3.0]]))
     assert (score(combiner, values) >= least).all()
     assert odd > np.median(score(combiner, values[~truth]))
+
+
+@pytest.mark.parametrize("tied", [8, 100])
+def test_beyond_tied_reference_values_lies_all_the_evidence_there_is(tied: int) -> None:
+    held = np.concatenate([np.linspace(0, 0.9, 100 - tied), np.ones(tied)]).reshape(-1, 1)
+    combiner = conformal([Facts("a", "a", "larger")], held)
+    at, beyond, far = score(combiner, np.array([[1.0], [1.5], [50.0]]))
+    assert at == pytest.approx(-math.log((1 + tied) / 101))
+    assert math.log(101) <= beyond < far
+
+
+def test_damaged_references_are_refused() -> None:
+    state = conformal(facts(NAMES), reference()).state_dict()
+    for part, value in (
+        ("metric_reference", state["metric_reference"].flip(0)),
+        ("family_reference", state["family_reference"].flip(0)),
+        ("centres", state["centres"][:0]),
+    ):
+        with pytest.raises(InputError):
+            ConformalCombiner(facts(NAMES)).restore({**state, part: value})
+    with pytest.raises(InputError, match="at least 3 rows that are not adversarial, got 2"):
+        taught(MonotoneLogisticCombiner, reference(4), np.array([False, False, True, True]))

@@ -114,3 +114,46 @@ def test_what_cannot_be_trained_or_given_is_refused(
     batches = iter([training_digits])
     with pytest.raises(InputError, match="training data that can be read twice"):
         Detector(digit_net, metrics=["auxiliary_agreement"]).fit(batches)
+
+
+TINY = AuxiliaryRecipe(width=4, epochs=1, least_images=1)
+
+
+def colours(count: int = 60) -> Batch:
+    return torch.rand(count, 3, 8, 8), torch.arange(count) % 2
+
+
+def small_net() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+
+
+def test_bounds_per_channel_come_back_from_the_file(tmp_path: Path) -> None:
+    (images, labels), model = colours(), small_net()
+    bounds = ((0.0, 1.0), (0.0, 2.0), (-1.0, 1.0))
+    guard = Detector(model, metrics=[AuxiliaryAgreement(recipe=TINY)], bounds=bounds)
+    guard.fit(images, labels).save(tmp_path / "guard.leery")
+    loaded = Detector.load(tmp_path / "guard.leery", model)
+    assert np.array_equal(loaded.measure(images).values, guard.measure(images).values)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_classifiers_of_other_types_are_guarded_too(kind: torch.dtype) -> None:
+    images, labels = colours()
+    guard = Detector(small_net().to(kind), metrics=[AuxiliaryAgreement(recipe=TINY)])
+    found = guard.fit(images.to(kind), labels).measure(images[:9].to(kind))
+    assert np.isfinite(found.values).all()
+
+
+def test_wrong_labels_are_refused_before_the_training() -> None:
+    images, labels = colours()
+    labels[7] = 2
+    with pytest.raises(InputError, match="labels"):
+        Detector(small_net(), metrics=["auxiliary_agreement"]).fit(images, labels)
+
+
+def test_a_given_network_is_left_as_it_was(digit_net: nn.Module, training_digits: Batch) -> None:
+    other = Other().train()
+    Detector(digit_net, metrics=[AuxiliaryAgreement(other)]).fit(
+        *(part[:100] for part in training_digits)
+    )
+    assert other.training

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from leery import Detector
 from leery._checks import Bounds
 from leery.attacks import PGD
 from leery.errors import InputError
@@ -190,3 +191,16 @@ def test_impossible_settings_are_refused() -> None:
     with pytest.raises(InputError, match='the squeezer "bits" or'):
         Squeezing("jpeg", 3)
     assert math.isclose(NoiseConsistency(0.1).options()["sigma"], 0.1)
+
+
+def test_tables_and_tokens_are_refused_where_a_view_means_nothing() -> None:
+    rows, labels = torch.rand(30, 64), torch.arange(30) % 2
+    table = nn.Sequential(nn.Linear(64, 4), nn.Linear(4, 2)).eval()
+    with pytest.raises(InputError, match="for shift_consistency, got .64,."):
+        Detector(table, metrics=["shift_consistency"]).fit(rows, labels).measure(rows)
+    tokens = torch.randint(0, 9, (30, 5))
+    words = nn.Sequential(nn.Embedding(9, 3), nn.Flatten(), nn.Linear(15, 2)).eval()
+    for name in ("noise_consistency", "squeezing_1bit_logits"):
+        guard = Detector(words, metrics=[name]).fit(tokens, labels)
+        with pytest.raises(InputError, match="floating-point inputs for metrics of consistency"):
+            guard.measure(tokens)

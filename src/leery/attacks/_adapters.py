@@ -124,13 +124,15 @@ class AdaptedAttack:
         preset, (low, high) = ADAPTED[self.name], self._range()
         check_bounds(images, (low, high))
         strength = preset.default if self.strength is None else self.strength
+        if preset.distance and strength == 0:
+            return images.detach().clone()
         own = 0.0 if strength is None else strength / (high - low if preset.distance else 1.0)
         norm = self.norm or preset.norms[0]
         device = device_of(model)
         unit = ((images.detach().to(device, copy=True) - low) / (high - low)).clamp(0, 1)
         truth = labels.to(device, torch.int64)
-        with guest(model, unit) as still, _seeded(seed), torch.inference_mode(mode=False):
-            guarded = _OnUnitPixels(still, low, high)
+        with guest(model, unit) as still, _seeded(seed, device), torch.inference_mode(mode=False):
+            guarded = _OnUnitPixels(still, low, high, unit.dtype)
             found = [
                 preset.run(guarded, *batch, own, norm)
                 for batch in zip(
@@ -161,21 +163,26 @@ class AdaptedAttack:
 class _OnUnitPixels(nn.Module):
     """A classifier of images in [0, 1]."""
 
-    def __init__(self, model: nn.Module, low: float, high: float) -> None:
+    def __init__(self, model: nn.Module, low: float, high: float, dtype: torch.dtype) -> None:
         super().__init__()
         self.model = model
-        self.low, self.high = low, high
+        self.low, self.high, self.dtype = low, high, dtype
 
     def forward(self, images: Tensor) -> Tensor:
-        return run_model(self.model, self.low + images * (self.high - self.low))
+        # ART works in float32 whatever the classifier does.
+        own = images.to(self.dtype)
+        return run_model(self.model, self.low + own * (self.high - self.low)).to(images.dtype)
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """The global random states that the libraries draw from, seeded for a while."""
     before = random.getstate(), np.random.get_state()  # noqa: NPY002 - which the libraries use
-    with torch.random.fork_rng(devices=[]):
+    gpus = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
         torch.default_generator.manual_seed(seed)
+        for gpu in gpus:
+            torch.cuda.default_generators[gpu].manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 - likewise
         try:
@@ -226,6 +233,20 @@ def _spatial(
     pixels = images.shape[-1] / 14
     run = _foolbox("SpatialAttack", max_rotation=degrees, max_translation=pixels)
     return run(model, images, labels)
+
+
+def _hop_skip_jump(model: nn.Module, images: Tensor, labels: Tensor, *unused: object) -> Tensor:
+    """HopSkipJump; an image for which it finds no start stays as it is."""
+    run = _foolbox("HopSkipJumpAttack", steps=32, max_gradient_eval_steps=1000)
+    try:
+        return run(model, images, labels)
+    except ValueError as error:
+        if "init_attack failed" not in str(error):
+            raise
+    if len(images) == 1:
+        return images
+    halves = zip(images.tensor_split(2), labels.tensor_split(2), strict=True)
+    return torch.cat([_hop_skip_jump(model, *half, *unused) for half in halves])
 
 
 def _art(model: nn.Module, images: Tensor) -> Any:  # noqa: ANN401 - the library has no types
@@ -328,7 +349,7 @@ ADAPTED: Mapping[str, Preset] = {
         None,
         None,
         "32 steps (of 64), at most 1,000 queries for a gradient (of 10,000)",
-        _foolbox("HopSkipJumpAttack", steps=32, max_gradient_eval_steps=1000),
+        _hop_skip_jump,
     ),
     "spatial": Preset(
         "foolbox",

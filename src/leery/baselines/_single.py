@@ -8,7 +8,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from leery.detector import Detector
-from leery.metrics import Metric
+from leery.errors import InputError
+from leery.metrics import Metric, make_metrics
 
 __all__ = ["BASELINES", "SingleMetric"]
 
@@ -27,6 +28,13 @@ class SingleMetric:
 
     def __init__(self, model: nn.Module, metric: str | Metric, **settings: Any) -> None:  # noqa: ANN401 - those of Detector
         self._detector = Detector(model, metrics=[metric], **settings)
+        (named,) = make_metrics([metric])
+        if named.direction == "both":
+            message = (
+                f"expected a metric that is suspicious one way as a baseline, got {named.name}; "
+                "use a Detector with that metric"
+            )
+            raise InputError(message)
         self.model = self._detector.model
 
     def fit(

@@ -26,7 +26,7 @@ from leery.cli._options import (
     print_json,
     stoppable,
 )
-from leery.detector import Detector
+from leery.detector import Detector, describe
 from leery.errors import InputError
 from leery.evaluation import evaluate as judged
 
@@ -107,7 +107,7 @@ def evaluate(
     with stoppable("nothing was written"), progress_bars() as bars:
         bars.add_task("attacking and measuring", total=None)
         images, labels = inputs.load_labelled(data, form)
-        rivals = _fitted_baselines(detector, train, form) if baselines else {}
+        rivals = _fitted_baselines(detector, guard, train, form) if baselines else {}
         found = judged(
             detector,
             images,
@@ -125,11 +125,16 @@ def evaluate(
 
 
 def _fitted_baselines(
-    detector: Detector, train: list[Path] | None, form: inputs.Format
+    detector: Detector, guard: Path, train: list[Path] | None, form: inputs.Format
 ) -> dict[str, SingleMetric]:
-    """The baselines, fitted to training images."""
+    """The baselines, with the settings of the guard, fitted to training images."""
     data = inputs.load_labelled(train or [], form)
-    return {name: make(detector.model).fit(data) for name, make in BASELINES.items()}
+    settings = {
+        "feature_layer": detector.feature_layer_,
+        "bounds": detector.inputs_.bounds,
+        "trust_outputs": describe(guard)["settings"]["trust_outputs"],
+    }
+    return {name: make(detector.model, **settings).fit(data) for name, make in BASELINES.items()}
 
 
 def _table(found: pd.DataFrame) -> Table:

@@ -51,6 +51,7 @@ from leery.metrics import (
     AuxiliaryAgreement,
     BandwidthRule,
     Metric,
+    recommended_for,
 )
 
 __all__ = ["fit"]
@@ -162,8 +163,15 @@ class _MetricOptions:
     trust_outputs: _TrustOutputs = False
     seed: Seed = 0
 
-    def detector(self, model: nn.Module, combiner: CombinerName) -> Detector:
+    def detector(
+        self, model: nn.Module, combiner: CombinerName, example: Tensor | None
+    ) -> Detector:
         """A detector with these settings, not yet fitted.
+
+        Args:
+            model: the classifier.
+            combiner: its name.
+            example: a training image; None if none can be read.
 
         Raises:
             InputError: when one is outside its range.
@@ -173,7 +181,7 @@ class _MetricOptions:
             feature_layer=self.layer,
             passes=self.passes,
             seed=self.seed,
-            metrics=self._chosen(),
+            metrics=self._chosen(example),
             bandwidth=_bandwidth(self.bandwidth),
             references=self.references,
             precision="float16" if self.half else "float32",
@@ -182,12 +190,15 @@ class _MetricOptions:
             trust_outputs=self.trust_outputs,
         )
 
-    def _chosen(self) -> list[str | Metric] | None:
-        """The metrics that were named; None for those recommended for the inputs."""
+    def _chosen(self, example: Tensor | None) -> list[str | Metric] | None:
+        """The metrics that were named; None for just those recommended for the inputs."""
         own = own_metrics(self.metric)
         if self.metrics is None and not own and not self.no_auxiliary:
             return None
-        named = self.metrics or ",".join(RECOMMENDED_METRICS)
+        usual: tuple[str, ...] = RECOMMENDED_METRICS
+        if example is not None:
+            usual, _ = recommended_for(example.unsqueeze(0))
+        named = self.metrics or ",".join(usual)
         names = named.replace("paper", ",".join(PAPER_METRICS)).split(",")
         left = {AuxiliaryAgreement.name} if self.no_auxiliary else set()
         return [*(name for name in names if name not in left), *own]
@@ -244,7 +255,9 @@ def fit(
     attacks = parse_attacks(teaching.attack)
     form = reading.format()
     _check_first(train, clean, out, teaching.fpr, form, labelled=teaching.labelled, force=force)
-    detector = measuring.detector(classifier.load(), "logistic" if attacks else "conformal")
+    example = next(iter(inputs.read(train, form))).image
+    combiner: CombinerName = "logistic" if attacks else "conformal"
+    detector = measuring.detector(classifier.load(), combiner, example)
     classifier.check_repeatable(detector.model)
     with stoppable("nothing was written"):
         form = with_classes(detector.model, train, form)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from leery.combiners._base import Combiner, Facts, check_finite
-from leery.combiners._evidence import Evidence
+from leery.combiners._evidence import Evidence, check_reference
 from leery.errors import InputError
 
 __all__ = ["FAMILY_WEIGHTS", "ConformalCombiner"]
@@ -118,12 +118,15 @@ class ConformalCombiner(Combiner):
         count = len(self.metric_reference)
         if (
             self.centres.ndim != 2  # noqa: PLR2004 - classes, metrics
+            or len(self.centres) == 0
             or self.centres.shape[1] != len(self.facts)
             or self.family_reference.shape != (count, len(self._columns))
         ):
             message = "expected centres and references of the same metrics; fit again"
             raise InputError(message)
         check_finite(self.family_reference)
+        for reference in (self.metric_reference, self.family_reference):
+            check_reference(reference, self.least)
         self._of_metrics = self._evidence(self.metric_reference, [f.direction for f in self.facts])
         self._of_families = self._evidence(self.family_reference, ["larger"] * len(self._columns))
 

@@ -7,10 +7,26 @@ from typing import Self
 import torch
 from torch import Tensor
 
-__all__ = ["TAIL", "Evidence"]
+from leery.errors import InputError
+
+__all__ = ["TAIL", "Evidence", "check_reference"]
 
 TAIL = 0.05
 """The share of reference values above which p-values follow an exponential."""
+
+
+def check_reference(reference: Tensor, least: int) -> None:
+    """Refuse a reference ``(N, M)`` that is too small or whose columns are not sorted.
+
+    Raises:
+        InputError: then.
+    """
+    if len(reference) < least or not bool((reference.diff(dim=0) >= 0).all()):
+        message = (
+            f"expected a sorted reference of at least {least} images in the combiner, got another; "
+            "fit the guard again"
+        )
+        raise InputError(message)
 
 
 @dataclass(frozen=True)
@@ -39,8 +55,12 @@ class _Curve:
         heights = -((1 + reached).double() / (count + 1)).log()
         if excess > 0:
             below = knots <= start
-            knots, heights = knots[below], heights[below]
-        return cls(knots, heights, 1 / excess if excess > 0 else 0.0)
+            return cls(knots[below], heights[below], 1 / excess)
+        # The largest values are equal: whatever lies clearly beyond them is beyond all.
+        spread = float(knots[-1] - knots[0]) or max(1.0, float(knots[-1].abs()))
+        beyond = knots[-1:] + spread / 100
+        highest = heights.new_tensor([math.log(count + 1)])
+        return cls(torch.cat([knots, beyond]), torch.cat([heights, highest]), 1 / spread)
 
     def __call__(self, values: Tensor) -> Tensor:
         """The evidence of each value, float64 ``(N,)``, at least 0."""

@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from leery.combiners._base import Combiner, Facts, check_finite
-from leery.combiners._evidence import Evidence
+from leery.combiners._evidence import Evidence, check_reference
 from leery.errors import InputError
 
 __all__ = ["LogisticCombiner", "MonotoneLogisticCombiner"]
@@ -128,6 +128,8 @@ class MonotoneLogisticCombiner(Combiner):
 
     learns_from_attacks = True
     differentiable = True
+    least = 3
+    """The smallest number of rows that are not adversarial."""
 
     reference: Tensor
     weights: Tensor
@@ -159,6 +161,12 @@ class MonotoneLogisticCombiner(Combiner):
         """
         del predicted
         truth = _check_both(values, adversarial)
+        if (~truth).sum() < self.least:
+            message = (
+                f"expected at least {self.least} rows that are not adversarial, got "
+                f"{(~truth).sum()}; add some"
+            )
+            raise InputError(message)
         rows = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64))
         self.reference = (rows[~torch.from_numpy(truth)] * self._signs()).sort(0).values
         self._prepare()
@@ -186,9 +194,10 @@ class MonotoneLogisticCombiner(Combiner):
         if not whole or self.reference.ndim != 2 or self.reference.shape[1] != count:  # noqa: PLR2004
             message = f"expected a reference and a weight for each of {count} metrics; fit again"
             raise InputError(message)
-        if len(self.reference) < 2 or not bool((self.weights >= 0).all()):  # noqa: PLR2004
+        if not bool((self.weights >= 0).all()):
             message = "expected weights of at least 0 in a logistic combiner; fit the guard again"
             raise InputError(message)
+        check_reference(self.reference, self.least)
         self._prepare()
 
     def _prepare(self) -> None:

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -51,7 +51,8 @@ def fit(
     for batch, truth in _labelled(images, labels):
         if start is None:
             start = _started(model, settings, run, batch)
-            _prepare(start.metrics, settings, model, run, lambda: _labelled(images, labels), images)
+            again = partial(_checked, run, images, labels)
+            _prepare(start.metrics, settings, model, run, again, images)
         check_labels(truth, len(batch), run.classes)
         run.begin(batch)
         first = 0
@@ -65,7 +66,8 @@ def fit(
     assert start is not None
     run.check()
     for metric in start.metrics:
-        metric.finish()
+        with metric_refused(metric):
+            metric.finish()
     assert run.example is not None
     fitted = Fitted(
         metrics=start.metrics,
@@ -138,6 +140,14 @@ def _labelled(images: Images, labels: Tensor | None) -> Iterator[tuple[Tensor, T
         yield batch, truth
 
 
+def _checked(run: "_Run", images: Images, labels: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """The training data, refused where labels or images do not fit, before a training on them."""
+    for batch, truth in _labelled(images, labels):
+        check_labels(truth, len(batch), run.classes)
+        run.begin(batch)
+        yield batch, truth
+
+
 def _observer_of_the_fit(
     model: nn.Module,
     settings: Settings,
@@ -195,7 +205,8 @@ def _prepare(
             progress=lambda text, share: bars.update(task, description=text, completed=share),
         )
         for metric in training:
-            metric.prepare(context)
+            with metric_refused(metric):
+                metric.prepare(context)
 
 
 @dataclass

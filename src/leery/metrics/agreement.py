@@ -32,7 +32,7 @@ class AuxiliaryAgreement(Metric):
         network: a module that returns logits of the same classes for the same inputs, such as a
             second pretrained classifier; by default a small network is trained on the training
             images (:mod:`leery.training`).
-        recipe: of that training.
+        recipe: of that training; it is not kept in the file of a detector.
 
     Attributes:
         auxiliary: the network, in eval mode; None before the fit where it is trained.
@@ -65,7 +65,7 @@ class AuxiliaryAgreement(Metric):
             raise InputError(message)
         self.given = network is not None
         self.recipe = recipe or AuxiliaryRecipe()
-        self.auxiliary = None if network is None else network.eval()
+        self.auxiliary = network
         self.register_buffer("shape", None)
 
     def prepare(self, context: FitContext) -> None:
@@ -78,7 +78,7 @@ class AuxiliaryAgreement(Metric):
         self.shape = torch.tensor(first.shape[1:])
         if self.given:
             assert self.auxiliary is not None
-            self.auxiliary = self.auxiliary.to(context.device)
+            self.auxiliary = self.auxiliary.to(context.device).eval()
             self._check(run_model(self.auxiliary, first[:2].to(context.device)), context.classes)
             return
         if first.ndim != 4 or not first.is_floating_point():  # noqa: PLR2004 - images
@@ -102,10 +102,12 @@ class AuxiliaryAgreement(Metric):
         """The log odds of each image, float64 ``(N,)``."""
         assert self.auxiliary is not None
         auxiliary = self.auxiliary.to(seen.images.device)
-        return log_odds_against(run_model(auxiliary, seen.images), seen.predicted)
+        trained = isinstance(auxiliary, AuxiliaryNetwork)
+        images = seen.images.float() if trained else seen.images
+        return log_odds_against(run_model(auxiliary, images), seen.predicted)
 
     def options(self) -> dict[str, Any]:
-        """The arguments that make another such metric; a given network is none of them."""
+        """The arguments that make another such metric, but for the network and the recipe."""
         return {"network": "given"} if self.given else {}
 
     def restore(self, state: Mapping[str, Tensor]) -> Self:
@@ -130,6 +132,8 @@ class AuxiliaryAgreement(Metric):
                 .requires_grad_(requires_grad=False)
             )
         super().restore(state)
+        assert self.auxiliary is not None
+        self.auxiliary.eval()
         if isinstance(self.auxiliary, AuxiliaryNetwork):
             # As after the training: another order in memory rounds otherwise.
             self.auxiliary.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

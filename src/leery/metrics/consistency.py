@@ -200,7 +200,18 @@ def _against(logits: Tensor, classes: Tensor) -> Tensor:
     return wide - wide.gather(1, classes.unsqueeze(1))
 
 
+def _check_floating(images: Tensor) -> None:
+    """Refuse integers, which have neither noise nor fewer bits."""
+    if not images.is_floating_point():
+        message = (
+            "expected floating-point inputs for metrics of consistency, got "
+            f"{images.dtype}; leave them out of the metrics"
+        )
+        raise InputError(message)
+
+
 def _noisy(sigma: float, images: Tensor, generator: torch.Generator, pixels: Bounds) -> Tensor:
+    _check_floating(images)
     low, high = bounds_like(pixels, images)
     noise = torch.randn(images.shape[1:], generator=generator, dtype=images.dtype)
     return images + sigma * (high - low) * noise.to(images.device)
@@ -209,10 +220,17 @@ def _noisy(sigma: float, images: Tensor, generator: torch.Generator, pixels: Bou
 def _rolled(
     way: Sequence[int], images: Tensor, _generator: torch.Generator, _pixels: Bounds
 ) -> Tensor:
+    if images.ndim != 4:  # noqa: PLR2004 - images
+        message = (
+            "expected images (channels, height, width) for shift_consistency, got "
+            f"{tuple(images.shape[1:])}; leave it out of the metrics"
+        )
+        raise InputError(message)
     return images.roll(tuple(way), (-2, -1))
 
 
 def _rounded(bits: int, images: Tensor, _generator: torch.Generator, pixels: Bounds) -> Tensor:
+    _check_floating(images)
     low, high = bounds_like(pixels, images)
     levels = 2**bits - 1
     rounded: Tensor = ((images - low) / (high - low) * levels).round() / levels

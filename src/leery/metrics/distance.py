@@ -216,6 +216,11 @@ class Mahalanobis(Metric):
             message = f"expected sums of {self.name} of one width, got {shapes}; fit again"
             raise InputError(message)
         self._ready = {}
+        try:
+            self._whitened(self.products.device)
+        except RuntimeError as error:
+            message = f"expected products of {self.name} that are a covariance; fit again"
+            raise InputError(message) from error
         return self
 
     def check_classes(self, classes: int) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import skip_init
 
-from leery._checks import Bounds, bounds_like, check_batch_size, check_count
+from leery._checks import Bounds, bounds_like, check_count
 from leery.errors import InputError
 from leery.models import content_hashes
 from leery.training._augmentation import Augmentation
@@ -63,8 +63,9 @@ class AuxiliaryNetwork(nn.Module):
         super().__init__()
         channels, height, length = shape
         low, high = bounds_like(pixels, torch.empty(1, *shape))
-        self.register_buffer("low", low)
-        self.register_buffer("span", high - low)
+        each = (channels, 1, 1)
+        self.register_buffer("low", low.broadcast_to(1, *each)[0].clone())
+        self.register_buffer("span", (high - low).broadcast_to(1, *each)[0].clone())
         layers: list[nn.Module] = []
         while min(height, length) >= 2 * _SMALLEST_MAP - 1 or not layers:
             kernel = 3 if layers else 5
@@ -143,7 +144,8 @@ class AuxiliaryRecipe:
 
     def __post_init__(self) -> None:
         """Refuse what no training can have."""
-        check_batch_size(self.batch_size)
+        # A batch of one image has no statistics.
+        check_count(self.batch_size, "a batch size", least=2)
         for name in ("width", "most_images", "epochs", "least_images"):
             check_count(getattr(self, name), name)
         if not (self.learning_rate > 0 and self.weight_decay >= 0):
@@ -208,8 +210,8 @@ def train_auxiliary(
 ) -> AuxiliaryNetwork:
     """Train an auxiliary network on clean labelled images.
 
-    The same data and seed give the same network, in whatever order the images come; no global
-    random state is drawn from.
+    The same data and seed give the same network, in whatever order the images come, on one kind of
+    processor; on a GPU up to rounding. No global random state is drawn from.
 
     Args:
         data: the training images.
