@@ -133,7 +133,7 @@ class TrainingPoints(Metric):
         return self
 
     def check_classes(self, classes: int) -> None:
-        """Refuse a metric that does not know each of so many classes."""
+        """Refuse a metric that lacks training points of one of the classes."""
         check_all_classes(self.name, self.reference_, classes)
 
 
