@@ -60,8 +60,12 @@ EVERY = [
 BASELINE_METRICS = [
     *("max_softmax", "energy", "nearest_neighbours", "mahalanobis", "relative_mahalanobis")
 ]
-FEW = list(dict.fromkeys([*RECOMMENDED_METRICS, *BASELINE_METRICS]))
-"""The metrics of strange classifiers: the default and the baselines."""
+FEW = [
+    *dict.fromkeys([*RECOMMENDED_METRICS, *BASELINE_METRICS]),
+    *("margin", "squeezing_1bit", "squeezing_median3_logits", "shift_consistency"),
+    *("nearest_neighbours_image", "kernel_density", "median_residual"),
+]
+"""The metrics of strange classifiers, which need no dropout: the default, the baselines, others."""
 
 
 def sets_of(scene: Scene, out: Path) -> dict[str, tuple[Tensor, Tensor]]:
@@ -81,7 +85,8 @@ def sets_of(scene: Scene, out: Path) -> dict[str, tuple[Tensor, Tensor]]:
 
 def measure(name: str, out: Path) -> None:
     scene = SCENES[name](out)
-    metrics = FEW if name.startswith("strange") else EVERY
+    named = {metric.name: metric for metric in make_metrics(EVERY)}
+    metrics = [named[few] for few in FEW] if name.startswith("strange") else EVERY
     detector = Detector(scene.model, metrics=metrics).fit(*scene.train)
     arrays: dict[str, np.ndarray] = {"names": np.array(detector.metrics)}
     for key, (images, labels) in sets_of(scene, out).items():

@@ -175,14 +175,19 @@ def fitted_classifier(model: nn.Module, data: Labelled, path: Path, epochs: int)
     return model.eval()
 
 
-def enlarged_digits(out: Path) -> Scene:
-    """scikit-learn's 8 x 8 digits, enlarged to 16 x 16, and a net with batch normalisation."""
+def enlarged(size: int, seed: int) -> tuple[Labelled, Labelled]:
+    """scikit-learn's 8 x 8 digits, enlarged; 900 train, the other 897 test."""
     data = load_digits()
     images = torch.from_numpy(data.images / 16).float().unsqueeze(1)
-    images = functional.interpolate(images, size=16, mode="bilinear").clamp(0, 1)
+    images = functional.interpolate(images, size=size, mode="bilinear").clamp(0, 1)
     labels = torch.from_numpy(data.target).long()
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(7))
-    train, test = ((images[rows], labels[rows]) for rows in (order[:900], order[900:]))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return (images[order[:900]], labels[order[:900]]), (images[order[900:]], labels[order[900:]])
+
+
+def enlarged_for_choosing(out: Path) -> Scene:
+    """Enlarged digits and a net with batch normalisation."""
+    train, test = enlarged(16, seed=7)
     torch.manual_seed(0)
     model = nn.Sequential(
         *(nn.Conv2d(1, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU(), nn.MaxPool2d(2)),
@@ -190,8 +195,21 @@ def enlarged_digits(out: Path) -> Scene:
         *(nn.Flatten(), nn.Linear(768, 10)),
     )
     model = fitted_classifier(model, train, out / "enlarged-digits.safetensors", 30)
-    cells = cells_of_strangers((0.05, 0.1, 0.2))
-    return Scene(model, train, test, test, cells, calibrated=450)
+    return Scene(model, train, test, test, cells_of_strangers((0.05, 0.1, 0.2)), calibrated=450)
+
+
+def enlarged_digits(out: Path) -> Scene:
+    """Enlarged digits and a net of separable convolutions that averages over the image."""
+    train, test = enlarged(20, seed=8)
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 32, 4, stride=2), nn.GELU()),
+        *(nn.Conv2d(32, 32, 3, groups=32), nn.Conv2d(32, 64, 1), nn.GELU()),
+        *(nn.Conv2d(64, 64, 3, groups=64), nn.Conv2d(64, 128, 1), nn.GELU()),
+        *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(512, 10)),
+    )
+    model = fitted_classifier(model, train, out / "strange-enlarged.safetensors", 40)
+    return Scene(model, train, test, test, cells_of_strangers((0.05, 0.1, 0.2)), calibrated=450)
 
 
 def coloured(dataset: str, part: str, count: int) -> Labelled:
@@ -244,6 +262,35 @@ class Residual(nn.Module):
         return logits
 
 
+def coloured_for_choosing(out: Path) -> Scene:
+    """Coloured articles and a plain deep net of normalised images."""
+    train = coloured("fashion-mnist", "train", 15_000)
+    test = coloured("fashion-mnist", "test", 6000)
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for before, after in ((3, 16), (16, 32), (32, 48)):
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(768, 64), nn.ReLU(), nn.Linear(64, 10))
+    guarded = fitted_classifier(
+        normalized(model, [0.5] * 3, [0.25] * 3), train, out / "coloured-dev.safetensors", 5
+    )
+    return Scene(guarded, train, test, test, cells_of_strangers((0.01, 0.02, 0.05)))
+
+
+def few_digits_for_choosing(out: Path) -> Scene:
+    """3,000 digits and a net of hyperbolic tangents."""
+    images, labels = load("mnist", "train")
+    train, test = (images[:3000], labels[:3000]), halves(*load("mnist", "test"))[0]
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 8, 5), nn.Tanh(), nn.AvgPool2d(2)),
+        *(nn.Conv2d(8, 16, 5), nn.Tanh(), nn.AvgPool2d(2)),
+        *(nn.Flatten(), nn.Linear(256, 64), nn.Tanh(), nn.Linear(64, 10)),
+    )
+    model = fitted_classifier(model, train, out / "few-dev.safetensors", 15)
+    return Scene(model, train, test, test, cells_of_strangers((0.05, 0.1, 0.2)))
+
+
 def plain_digits(out: Path) -> Scene:
     """Digits and a net without dropout."""
     train, test = load("mnist", "train"), halves(*load("mnist", "test"))[1]
@@ -277,6 +324,9 @@ SCENES: Mapping[str, Callable[[Path], Scene]] = {
         )
         for seed in range(3)
     },
+    "strange-dev-enlarged": enlarged_for_choosing,
+    "strange-dev-coloured": coloured_for_choosing,
+    "strange-dev-few": few_digits_for_choosing,
     "strange-enlarged": enlarged_digits,
     "strange-coloured": coloured_digits,
     "strange-plain": plain_digits,

@@ -154,7 +154,7 @@ def test_a_run_goes_on_with_its_own_detector_and_form_only(
     out = source.parent / "out.parquet"
     cut_off(detector, source, monkeypatch, 1)
     for identity, form in (("you", Format()), ("me", Format(images_key="x"))):
-        with pytest.raises(InputError, match="expected the detector and inputs of the run that"):
+        with pytest.raises(InputError, match="expected the inputs and settings of the run that"):
             score_to_file(detector, identity, [source], form, out, resume=True)
     assert score(detector, source, resume=True).rows == 10
 

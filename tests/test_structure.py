@@ -102,8 +102,8 @@ PUBLIC = {
     "leery.combiners": """ConformalCombiner COMBINERS Combiner CombinerName
         FAMILY_WEIGHTS Facts LogisticCombiner MonotoneLogisticCombiner make_combiner""",
     "leery.data": "DATASETS NamedDataset cache_folder data_sums load named parse_idx",
-    "leery.detector": """Calibration Detector Explanation MetricTable Promise Verdict Verdicts
-        describe""",
+    "leery.detector": """Calibration Detector Explanation FitParts MetricTable Promise Verdict
+        Verdicts describe""",
     "leery.errors": """CorruptDataError DataError DetectorFileError InputError LeeryError
         LeeryWarning NoDropoutError NotFittedError OutputError StudyFileError
         UnknownLayerError UnsupportedModelError WrongModelError""",
@@ -133,11 +133,11 @@ PUBLIC = {
     "leery.observation": "EACH FittableScorer HEAD Needs Observation Observer Scorer View Viewed",
     "leery.reporting": """Cell INK MUTED PALETTE Sheet figure_style new_figure page_environment
         page_resource themed to_svg""",
-    "leery.scoring": "Summary parts_folder score_to_file",
+    "leery.scoring": "Summary score_to_file",
     "leery.study": """Condition METRIC_SETS PAGE RESULT_COLUMNS STUDIES StudyConfig StudyResult
         load_result report reproduce reproduce_all terminal_summary""",
     "leery.tasks": """Task Workers default_workers discard_parts identity_of open_parts part_name
-        worker_pool""",
+        parts_folder worker_pool""",
     "leery.training": """Augmentation AuxiliaryNetwork AuxiliaryRecipe MOST_PIXELS
         TrainingSet train_auxiliary""",
     "leery.baselines": "BASELINES SingleMetric",

@@ -24,9 +24,9 @@ from leery._files import atomic_stream, check_output
 from leery.detector import Detector, Verdicts
 from leery.errors import InputError, NotFittedError
 from leery.inputs import Format, Item, count, files, printable, read
-from leery.tasks import discard_parts, identity_of, open_parts, part_name
+from leery.tasks import discard_parts, identity_of, open_parts, part_name, parts_folder
 
-__all__ = ["Summary", "parts_folder", "score_to_file"]
+__all__ = ["Summary", "score_to_file"]
 
 _PART_ROWS = 256, 1024
 """Of a part, at least and at most."""
@@ -112,11 +112,6 @@ def score_to_file(
         counter = _put_together(write, out, parts, _schema(detector), total)
         discard_parts(folder)
     return counter.summary(judged=detector.calibration_ is not None)
-
-
-def parts_folder(out: Path) -> Path:
-    """The folder beside an output in which its finished parts lie until all are there."""
-    return out.with_name(f"{out.name}.parts")
 
 
 def _score_parts(

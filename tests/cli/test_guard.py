@@ -23,7 +23,7 @@ import pytest
 import safetensors
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from leery import Detector
@@ -57,6 +57,10 @@ def raises():
 def late():
     from layers import size
     return make()
+
+def second():
+    from leery.metrics import AuxiliaryAgreement
+    return AuxiliaryAgreement(build("mnist"))
 """
 
 
@@ -228,7 +232,7 @@ def test_a_run_is_not_resumed_with_other_inputs(place: Place) -> None:
     process.wait()
     other = ["score", "guard.leery", "incoming", "--out", "b.csv"]
     error = place.run(*other, "--resume", code=1)
-    assert "expected the detector and inputs of the run that left b.csv.parts, got others" in error
+    assert "expected the inputs and settings of the run that left b.csv.parts, got others" in error
     assert place.json(*other, code=3)["rows"] == 13
 
 
@@ -442,6 +446,39 @@ def test_without_an_auxiliary_network_the_other_recommended_metrics_stay(place: 
     assert names == ["noise_consistency", "squeezing_1bit_logits", "max_softmax"]
     shown = place.run("inspect", "guard.leery")
     assert "auxiliary_agreement" in shown
+
+
+def test_a_killed_fit_goes_on_with_the_network_that_it_had_trained(place: Place) -> None:
+    arguments = ("fit", "--train", "train.npz", "--clean", "held.npz", "--fpr", "0.05")
+    out = ("--out", "cut.leery")
+    process = place.start(*arguments, *out)
+    parts = place.folder / "cut.leery.parts"
+    while process.poll() is None and not list(parts.rglob("*.safetensors")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (place.folder / "cut.leery").exists()
+    # Other weights than any training gives tell whether there was another training.
+    (part,) = parts.rglob("*.safetensors")
+    marked = {name: torch.ones_like(tensor) for name, tensor in load_file(part).items()}
+    save_file(marked, part)
+    place.run(*arguments, *out, "--resume")
+    assert not parts.exists()
+    held = load_file(place.folder / "cut.leery")
+    name = "metrics/auxiliary_agreement/auxiliary.classify.3.bias"
+    assert torch.equal(held[name], torch.ones(10))
+
+
+def test_a_second_classifier_is_given_from_the_command_line(place: Place) -> None:
+    second = ("--no-auxiliary", "--metric", "net:second")
+    facts = place.json(
+        *("fit", "--train", "train.npz", "--clean", "held.npz", "--fpr", "0.05"),
+        *(*second, "--out", "second.leery"),
+    )
+    assert facts["metrics"][-1]["name"] == "auxiliary_agreement"
+    scored = ("score", "second.leery", "test.npz", "--out", "second.csv")
+    assert place.json(*scored, "--metric", "net:second")["rows"] == 200
+    assert "to be given" in place.run(*scored, code=1)
 
 
 @pytest.mark.filterwarnings("ignore")

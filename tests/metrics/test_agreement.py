@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from leery import Detector
 from leery.attacks import BIM
 from leery.classifiers import pretrained
+from leery.detector import FitParts
 from leery.errors import DetectorFileError, InputError
-from leery.metrics import AuxiliaryAgreement
+from leery.metrics import AuxiliaryAgreement, FitContext
 from leery.training import AuxiliaryNetwork, AuxiliaryRecipe
 
 Batch = tuple[Tensor, Tensor]
@@ -157,3 +158,51 @@ def test_a_given_network_is_left_as_it_was(digit_net: nn.Module, training_digits
         *(part[:100] for part in training_digits)
     )
     assert other.training
+
+
+class Interrupted(AuxiliaryAgreement):
+    """Agreement whose fit is cut off after the training."""
+
+    def prepare(self, context: FitContext) -> None:
+        super().prepare(context)
+        raise KeyboardInterrupt
+
+
+def test_a_fit_that_was_cut_off_is_resumed_without_training_again(tmp_path: Path) -> None:
+    (images, labels), model, folder = colours(), small_net(), tmp_path / "parts"
+    whole = Detector(model, metrics=[AuxiliaryAgreement(recipe=TINY)]).fit(images, labels)
+    with pytest.raises(KeyboardInterrupt):
+        Detector(model, metrics=[Interrupted(recipe=TINY)]).fit(
+            images, labels, parts=FitParts(folder)
+        )
+    (part,) = folder.rglob("*.safetensors")
+    kept = part.stat().st_mtime_ns
+
+    def again(images: Tensor = images, *, seed: int = 0, resume: bool = True) -> np.ndarray:
+        guard = Detector(model, metrics=[Uncut(recipe=TINY)], seed=seed)
+        guard.fit(images, labels, parts=FitParts(folder, resume))
+        return guard.measure(images).values
+
+    assert np.array_equal(again(), whole.measure(images).values)
+    assert part.stat().st_mtime_ns == kept
+    for other in ({"images": 1 - images}, {"seed": 1}):
+        with pytest.raises(InputError, match="expected the inputs and settings of the run"):
+            again(**other)
+    again(1 - images, resume=False)
+    assert part.stat().st_mtime_ns != kept
+    FitParts(folder).discard()
+    assert not folder.exists()
+
+
+class Uncut(AuxiliaryAgreement):
+    """Agreement of this module, as the interrupted one."""
+
+
+def test_a_training_that_fails_leaves_no_folder(tmp_path: Path) -> None:
+    images, labels = colours()
+    labels[7] = 2
+    with pytest.raises(InputError, match="labels"):
+        Detector(small_net(), metrics=["auxiliary_agreement"]).fit(
+            images, labels, parts=FitParts(tmp_path / "parts")
+        )
+    assert list(tmp_path.iterdir()) == []

@@ -42,7 +42,7 @@ from leery.cli._options import (
     stoppable,
 )
 from leery.combiners import CombinerName
-from leery.detector import Calibration, Detector
+from leery.detector import Calibration, Detector, FitParts
 from leery.errors import InputError
 from leery.metrics import (
     METRICS,
@@ -53,6 +53,7 @@ from leery.metrics import (
     Metric,
     recommended_for,
 )
+from leery.tasks import parts_folder
 
 __all__ = ["fit"]
 
@@ -133,6 +134,15 @@ _Bandwidth = Annotated[
 _References = Annotated[
     int | None,
     typer.Option(help="Maximum number of training images kept per class.", show_default=False),
+]
+
+_Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with a fit that was cut off: a network that it had trained is not trained "
+        "again.",
+    ),
 ]
 
 _Half = Annotated[
@@ -241,6 +251,7 @@ def fit(
     *,
     out: _Out = Path("guard.leery"),
     force: Force = False,
+    resume: _Resume = False,
     as_json: Json = False,
 ) -> None:
     """Fit a detector to a classifier and its clean training images, and write it to a file.
@@ -259,14 +270,16 @@ def fit(
     combiner: CombinerName = "logistic" if attacks else "conformal"
     detector = measuring.detector(classifier.load(), combiner, example)
     classifier.check_repeatable(detector.model)
-    with stoppable("nothing was written"):
+    parts = FitParts(parts_folder(out), resume)
+    with stoppable("no detector was written; --resume trains no network again that was finished"):
         form = with_classes(detector.model, train, form)
         start = time.monotonic()
-        detector.fit(_Watched(train, form))
+        detector.fit(_Watched(train, form), parts=parts)
         seconds = time.monotonic() - start
         form = replace(form, shape=detector.inputs_.shape, dtype=detector.inputs_.dtype)
         _teach(detector, clean, form, teaching, list(attacks.values()))
         detector.save(out)
+        parts.discard()
     _report(detector, out, seconds, as_json=as_json)
 
 

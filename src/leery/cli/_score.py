@@ -22,7 +22,8 @@ from leery.cli._options import (
 from leery.detector import Detector
 from leery.errors import InputError
 from leery.inputs import count
-from leery.scoring import Summary, parts_folder, score_to_file
+from leery.scoring import Summary, score_to_file
+from leery.tasks import parts_folder
 
 __all__ = ["score"]
 

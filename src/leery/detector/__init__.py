@@ -7,6 +7,7 @@ the run over the images stand in packages of their own.
 from leery.detector._calibration import Calibration, Promise
 from leery.detector._detector import Detector
 from leery.detector._explanation import Explanation
+from leery.detector._parts import FitParts
 from leery.detector._storage import describe
 from leery.detector._table import MetricTable
 from leery.detector._verdicts import Verdict, Verdicts
@@ -15,6 +16,7 @@ __all__ = [
     "Calibration",
     "Detector",
     "Explanation",
+    "FitParts",
     "MetricTable",
     "Promise",
     "Verdict",

@@ -19,6 +19,7 @@ from leery.detector._explanation import Explanation, percentiles
 from leery.detector._file import Record
 from leery.detector._fitting import fit, needs_of
 from leery.detector._measuring import measured
+from leery.detector._parts import FitParts
 from leery.detector._settings import Settings
 from leery.detector._state import Fitted, Taught, image_hashes
 from leery.detector._storage import read_file, write_file
@@ -241,7 +242,9 @@ class Detector:
 
     # ---- fitting ---------------------------------------------------------------------------------
 
-    def fit(self, images: Images, labels: Tensor | None = None) -> Self:
+    def fit(
+        self, images: Images, labels: Tensor | None = None, *, parts: FitParts | None = None
+    ) -> Self:
         """Learn what clean data looks like to the classifier.
 
         A combiner and a calibration from before are forgotten. A fit that fails leaves the detector
@@ -250,6 +253,8 @@ class Detector:
         Args:
             images: clean training images ``(N, ...)``; or batches ``(images, labels)``.
             labels: int ``(N,)``, their true classes; every class must occur. None with batches.
+            parts: a folder that keeps what was trained, such as the auxiliary network, so that a
+                fit which is cut off can be resumed; by default nothing is kept.
 
         Raises:
             NoDropoutError: when a metric of uncertainty was asked for and the model has no dropout.
@@ -257,7 +262,7 @@ class Detector:
             UnsupportedModelError: when the model does not return logits.
             InputError: when images or labels do not fit.
         """
-        settings, fitted = fit(self.model, self._settings, images, labels)
+        settings, fitted = fit(self.model, self._settings, images, labels, parts)
         self._settings = settings
         self._take(fitted, None, None)
         return self

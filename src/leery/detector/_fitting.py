@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from leery._checks import Bounds, check_bounds, check_labels
 from leery._progress import progress_bars
+from leery.detector._parts import FitParts
 from leery.detector._settings import Settings
 from leery.detector._state import Fitted, grid_of, image_hashes
 from leery.errors import InputError, NoDropoutError, UnsupportedModelError
@@ -28,7 +29,11 @@ def needs_of(metrics: Sequence[Metric]) -> Needs:
 
 
 def fit(
-    model: nn.Module, settings: Settings, images: Images, labels: Tensor | None
+    model: nn.Module,
+    settings: Settings,
+    images: Images,
+    labels: Tensor | None,
+    parts: FitParts | None = None,
 ) -> tuple[Settings, Fitted]:
     """Fit copies of the metrics to training data.
 
@@ -37,6 +42,7 @@ def fit(
         settings: of the detector.
         images: with labels, as :func:`leery.inputs.labelled_batches` takes them.
         labels: beside a tensor of images.
+        parts: where trained parts are kept; None to keep them nowhere.
 
     Returns:
         The settings, with the metrics that were chosen, and what was learned.
@@ -52,7 +58,7 @@ def fit(
         if start is None:
             start = _started(model, settings, run, batch)
             again = partial(_checked, run, images, labels)
-            _prepare(start.metrics, settings, model, run, again, images)
+            _prepare(start.metrics, settings, model, run, again, images, parts)
         check_labels(truth, len(batch), run.classes)
         run.begin(batch)
         first = 0
@@ -182,6 +188,7 @@ def _prepare(
     run: "_Run",
     batches: Callable[[], Iterator[tuple[Tensor, Tensor]]],
     images: Images,
+    parts: FitParts | None,
 ) -> None:
     """Train the metrics that have ``prepare``; the data are then read more than once."""
     training = [metric for metric in metrics if metric.trains]
@@ -203,6 +210,7 @@ def _prepare(
             bounds=run.bounds,
             pixels=run.pixels,
             progress=lambda text, share: bars.update(task, description=text, completed=share),
+            **({} if parts is None else {"part": parts}),
         )
         for metric in training:
             with metric_refused(metric):

@@ -33,6 +33,8 @@ class FitContext:
         bounds: of the pixels; None where they are unknown.
         pixels: the bounds, or where they are unknown the range of the first batch.
         progress: is told a description and the share that is done, in [0, 1].
+        part: from a metric, all that decides about its training (as JSON has it), and the training
+            itself to the trained tensors. A fit that is resumed has them without training again.
     """
 
     batches: Callable[[], Iterator[tuple[Tensor, Tensor]]]
@@ -42,6 +44,9 @@ class FitContext:
     bounds: Bounds | None
     pixels: Bounds
     progress: Callable[[str, float], object]
+    part: "Callable[[Metric, object, Callable[[], Mapping[str, Tensor]]], Mapping[str, Tensor]]" = (
+        lambda _metric, _facts, make: make()
+    )
 
 
 class Metric(nn.Module):

@@ -88,8 +88,19 @@ class AuxiliaryAgreement(Metric):
                 f"{self.name} out of the metrics, or give it a network"
             )
             raise InputError(message)
-        self.auxiliary = train_auxiliary(
-            TrainingSet.gathered(context.batches()),
+        data = TrainingSet.gathered(context.batches())
+        facts = [
+            *(data.digest(), repr(self.recipe), context.classes, str(context.pixels)),
+            *(context.seed, str(context.device)),
+        ]
+        trained = context.part(self, facts, lambda: self._trained(data, context))
+        own = {f"auxiliary.{name}": tensor for name, tensor in trained.items()}
+        self.restore({"shape": self.shape, **own}).to(context.device)
+
+    def _trained(self, data: TrainingSet, context: FitContext) -> dict[str, Tensor]:
+        """The weights of a network that is trained now."""
+        network = train_auxiliary(
+            data,
             classes=context.classes,
             recipe=self.recipe,
             pixels=context.pixels,
@@ -97,6 +108,7 @@ class AuxiliaryAgreement(Metric):
             device=context.device,
             progress=lambda share: context.progress("training the auxiliary network", share),
         )
+        return network.state_dict()
 
     def forward(self, seen: Observation) -> Tensor:
         """The log odds of each image, float64 ``(N,)``."""

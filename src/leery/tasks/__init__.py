@@ -5,7 +5,7 @@ Nothing here knows what a part computes.
 """
 
 from leery.tasks._identity import identity_of
-from leery.tasks._parts import discard_parts, open_parts, part_name
+from leery.tasks._parts import discard_parts, open_parts, part_name, parts_folder
 from leery.tasks._pool import Task, Workers, default_workers, worker_pool
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "identity_of",
     "open_parts",
     "part_name",
+    "parts_folder",
     "worker_pool",
 ]

@@ -16,9 +16,14 @@ from pathlib import Path
 from leery._files import make_folder, write_atomically
 from leery.errors import InputError, OutputError, listed
 
-__all__ = ["discard_parts", "open_parts", "part_name"]
+__all__ = ["discard_parts", "open_parts", "part_name", "parts_folder"]
 
 _MANIFEST, _LOCK = "run.json", "lock"
+
+
+def parts_folder(out: Path) -> Path:
+    """The folder beside an output in which its finished parts lie until all are there."""
+    return out.with_name(f"{out.name}.parts")
 
 
 def part_name(number: int, suffix: str = ".parquet") -> str:
@@ -115,7 +120,7 @@ def _finished(folder: Path, identity: str, *, resume: bool) -> bool:
         return False
     if manifest.read_text() != _manifest(identity):
         message = (
-            f"expected the detector and inputs of the run that left {folder}, got others, files "
+            f"expected the inputs and settings of the run that left {folder}, got others, files "
             "that were changed since, or another program; run without --resume to do all anew"
         )
         raise InputError(message)

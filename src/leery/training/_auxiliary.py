@@ -1,5 +1,6 @@
 """The auxiliary network: a small classifier of its own training, made from clean images alone."""
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -188,6 +189,13 @@ class TrainingSet:
                 _thin(images, labels, hashes)
         _thin(images, labels, hashes)
         return cls(images[0], labels[0])
+
+    def digest(self) -> str:
+        """A SHA-256 of the images and labels, as hexadecimal digits."""
+        content = hashlib.sha256(str(tuple(self.images.shape)).encode())
+        for part in (content_hashes(self.images), self.labels):
+            content.update(part.numpy().tobytes())
+        return content.hexdigest()
 
 
 def _thin(images: list[Tensor], labels: list[Tensor], hashes: list[Tensor]) -> None:
