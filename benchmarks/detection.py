@@ -33,7 +33,7 @@ RATES = (0.01, 0.05)
 
 EVERY = [
     *RECOMMENDED_METRICS,
-    "margin",
+    "max_softmax",
     "energy",
     "shift_consistency",
     "squeezing_1bit",
@@ -62,7 +62,7 @@ BASELINE_METRICS = [
 ]
 FEW = [
     *dict.fromkeys([*RECOMMENDED_METRICS, *BASELINE_METRICS]),
-    *("margin", "squeezing_1bit", "squeezing_median3_logits", "shift_consistency"),
+    *("squeezing_1bit", "squeezing_median3_logits", "shift_consistency"),
     *("nearest_neighbours_image", "kernel_density", "median_residual"),
 ]
 """The metrics of strange classifiers, which need no dropout: the default, the baselines, others."""
@@ -246,7 +246,8 @@ SETS: Mapping[str, Sequence[str]] = {
         for name in RECOMMENDED_METRICS
     },
     **{f"{name} alone": [name] for name in RECOMMENDED_METRICS},
-    "forward pass, all": [*RECOMMENDED_METRICS, "margin", "energy"],
+    "with maximum softmax": [*RECOMMENDED_METRICS, "max_softmax"],
+    "with energy": [*RECOMMENDED_METRICS, "energy"],
     "with squeezing in probabilities": [*RECOMMENDED_METRICS, "squeezing_1bit"],
     "with squeezing to 3 bits": [
         *RECOMMENDED_METRICS,
@@ -271,7 +272,7 @@ SETS: Mapping[str, Sequence[str]] = {
         *("variance", "predictive_entropy", "mutual_information", "confidence"),
         *("kernel_density", "kl_divergence"),
     ],
-    "margin alone": ["margin"],
+    "max_softmax alone": ["max_softmax"],
     "energy alone": ["energy"],
     "nearest_neighbours alone": ["nearest_neighbours"],
     "mahalanobis alone": ["mahalanobis"],

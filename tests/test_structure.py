@@ -122,7 +122,7 @@ PUBLIC = {
         NearestNeighbours NoiseConsistency PAPER_METRICS PassUncertainty Pmf Precision
         RECOMMENDED_METRICS References ShiftConsistency Squeezing UNCERTAINTY_METRICS
         UnitDispersion aleatoric confidence direction_of energy epistemic make_metrics
-        margin max_softmax median_residual metric_refused mutual_information
+        log_margin margin max_softmax median_residual metric_refused mutual_information
         predictive_entropy recommended_for residual_kurtosis scibilic variance""",
     "leery.models": """INPUT_OF Logits NarrowConvolutions Run Trial WHOLE_MODEL assignments_undone
         check_layer check_logits check_read check_repeatable content_hashes device_of

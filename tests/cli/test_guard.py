@@ -443,7 +443,7 @@ def test_without_an_auxiliary_network_the_other_recommended_metrics_stay(place: 
         *("--no-auxiliary", "--out", "plain.leery"),
     )
     names = [metric["name"] for metric in facts["metrics"]]
-    assert names == ["noise_consistency", "squeezing_1bit_logits", "max_softmax"]
+    assert names == ["noise_consistency", "squeezing_1bit_logits", "log_margin"]
     shown = place.run("inspect", "guard.leery")
     assert "auxiliary_agreement" in shown
 

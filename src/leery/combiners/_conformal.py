@@ -1,7 +1,8 @@
-"""The combiner that needs no adversarial image: the smallest weighted p-value of the families."""
+"""The combiner that needs no adversarial image: a weighted mean of the families' p-values."""
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Self
 
 import numpy as np
@@ -25,15 +26,16 @@ _SHRINK = 10
 
 
 class ConformalCombiner(Combiner):
-    r"""The smallest weighted p-value of the families of metrics, as evidence in nats.
+    r"""The weighted harmonic mean of the families' p-values, as evidence in nats.
 
-    .. math:: s(x) = \max_f \bigl[ -\log p_f(x) + \log (w_f / \max_g w_g) \bigr]
+    .. math:: s(x) = \log \sum_f \frac{w_f}{p_f(x)}, \qquad \sum_f w_f = 1
 
     A metric's p-value is the share of reference images that are at least as suspicious by it; of
     values that depend on the class, the median of the predicted class is taken off first. The
     smallest p-value of a family's metrics is compared with that of the reference images in turn, so
-    that a family of many metrics does not alarm more often than one of few. One loud family is
-    enough: a sum would drown it.
+    that a family of many metrics does not alarm more often than one of few. The smallest p-value
+    decides nearly alone, and families that agree add a little; a sum of logs would drown one that
+    is alone.
 
     Args:
         facts: of each metric, in column order.
@@ -50,8 +52,8 @@ class ConformalCombiner(Combiner):
         references still differ. The score is not calibrated: a threshold comes from other images.
 
     Source:
-        p-values: Vovk, Gammerman, Shafer (2005). Weights: Genovese, Roeder, Wasserman (2006),
-        "False discovery control with p-value weighting". The tail: Pickands (1975), with shape 0.
+        p-values: Vovk, Gammerman, Shafer (2005). Their mean: Wilson (2019), "The harmonic mean
+        p-value for combining dependent tests". The tail: Pickands (1975), with shape 0.
     """
 
     learns_from_attacks = False
@@ -73,7 +75,7 @@ class ConformalCombiner(Combiner):
             for family in families
         ]
         weights = [FAMILY_WEIGHTS.get(family, OTHER_WEIGHT) for family in families]
-        self._handicaps = [math.log(weight / max(weights)) for weight in weights]
+        self._log_weights = [math.log(weight / sum(weights)) for weight in weights]
         self._of_metrics: list[Evidence] = []
         self._of_families: list[Evidence] = []
 
@@ -131,30 +133,37 @@ class ConformalCombiner(Combiner):
         self._of_families = self._evidence(self.family_reference, ["larger"] * len(self._columns))
 
     def contributions(self, values: Tensor, predicted: Tensor) -> Tensor:
-        """The score, at the metric that it comes from: the loudest one of the loudest family.
+        """The score, divided among the families by what each adds to the sum over them.
+
+        A family's part stands at its most suspicious metric.
 
         Returns:
-            float64 ``(N, M)``, nats, at least 0; 0 elsewhere.
+            float64 ``(N, M)``, nats, at least 0.
         """
         self._check_values(values)
         each = self._each(self._suspicious(values, predicted))
         terms = self._terms(each)
-        family = terms.argmax(1)
+        largest = terms.detach().amax(1)
+        shares = (terms - largest.unsqueeze(1)).exp()
+        # One after the other: a row's sum must not depend on how many rows there are.
+        total = reduce(torch.add, shares.unbind(1))
+        score = (largest + total.log()).clamp_min(0)
+        parts = shares * (score / total).unsqueeze(1)
         found = torch.zeros_like(each)
         for index, columns in enumerate(self._columns):
-            rows = torch.nonzero(family == index).squeeze(1)
-            loudest = torch.tensor(columns, device=each.device)[each[rows][:, columns].argmax(1)]
-            found = found.index_put((rows, loudest), terms[rows, index])
+            places = torch.tensor(columns, device=each.device)
+            loudest = places[each[:, columns].argmax(1)].unsqueeze(1)
+            found = found.scatter(1, loudest, parts[:, index : index + 1])
         return found
 
     def _terms(self, each: Tensor) -> Tensor:
-        """The evidence of each family less its handicap, float64 ``(N, F)``."""
+        """The log of each family's weight over its p-value, float64 ``(N, F)``."""
         loudest = self._loudest(each).unbind(1)
         return torch.stack(
             [
-                (evidence(column) if len(columns) > 1 else column) + handicap
-                for evidence, column, columns, handicap in zip(
-                    self._of_families, loudest, self._columns, self._handicaps, strict=True
+                (evidence(column) if len(columns) > 1 else column) + log_weight
+                for evidence, column, columns, log_weight in zip(
+                    self._of_families, loudest, self._columns, self._log_weights, strict=True
                 )
             ],
             1,

@@ -24,7 +24,7 @@ from leery.metrics.closeness import BandwidthRule, ClassKL, KernelDensity, Pmf, 
 from leery.metrics.consistency import NoiseConsistency, ShiftConsistency, Squeezing
 from leery.metrics.dispersion import LogitFeatureShift, UnitDispersion
 from leery.metrics.distance import IMAGE, Mahalanobis, NearestNeighbours
-from leery.metrics.forward_pass import ForwardPass, energy, margin, max_softmax
+from leery.metrics.forward_pass import ForwardPass, energy, log_margin, margin, max_softmax
 from leery.metrics.statistics import InputStatistic, median_residual, residual_kurtosis
 from leery.metrics.uncertainty import (
     PassUncertainty,
@@ -71,6 +71,7 @@ __all__ = [
     "direction_of",
     "energy",
     "epistemic",
+    "log_margin",
     "make_metrics",
     "margin",
     "max_softmax",

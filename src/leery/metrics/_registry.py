@@ -56,7 +56,7 @@ RECOMMENDED_METRICS = (
     "auxiliary_agreement",
     "noise_consistency",
     "squeezing_1bit_logits",
-    "max_softmax",
+    "log_margin",
 )
 """The metrics of a detector for images, unless others are named; docs/choosing.md shows why."""
 
@@ -90,7 +90,7 @@ def recommended_for(images: Tensor) -> tuple[tuple[str, ...], str | None]:
 
     For images those of :data:`RECOMMENDED_METRICS`, without the auxiliary network, which would have
     to be large, if they have more than 64 pixels on a side; for other inputs, such as tables and
-    tokens, maximum softmax and the paper's.
+    tokens, the margin and the paper's.
 
     Args:
         images: a batch of the training data.
@@ -99,7 +99,7 @@ def recommended_for(images: Tensor) -> tuple[tuple[str, ...], str | None]:
         The names, and a sentence on what was left out; None if nothing was.
     """
     if images.ndim != 4 or not images.is_floating_point():  # noqa: PLR2004 - images
-        return ("max_softmax", *PAPER_METRICS), None
+        return ("log_margin", *PAPER_METRICS), None
     if max(images.shape[2:]) <= MOST_PIXELS:
         return RECOMMENDED_METRICS, None
     left_out = (
