@@ -1,15 +1,15 @@
 """leery against what a user would pick instead, and against what the machine can do.
 
     python benchmarks/bench.py [--out benchmarks] [--rounds 5] [--threads N] [--device cpu]
-        [--scale 1] [--pieces kde attacks passes alone six fit growth reproduce]
+        [--scale 1] [--pieces kde attacks passes alone six fit default auxiliary growth ...]
 
 Everyone works on the same images in the same process with the same number of threads (torch's own
 default; scikit-learn's density knows one only, Feinman's pool has a process for each processor), in
 turn; outputs are compared first. "alone" is one thread, whose share of the floor no
 other core has a part in. Only ratios within a run mean anything: hours of a shared machine differ.
-Writes results.json, and
-results.md from it; a piece that is not asked for keeps the rows that it has there, if they are of
-this machine, device and these versions. Growth and the study are always the processor's.
+Writes results.json, and results.md from it; a piece that is not asked for keeps the rows that it
+has there, with the machine and versions that they are of. Growth and the study are always the
+processor's.
 """
 
 import argparse
@@ -120,7 +120,7 @@ def reproduce() -> dict[str, Any]:
     }
 
 
-def markdown(content: dict[str, Any]) -> str:
+def markdown(machines: list[dict[str, Any]]) -> str:
     """results.md."""
     parts = [
         "# Measured",
@@ -130,26 +130,22 @@ def markdown(content: dict[str, Any]) -> str:
         "product, or the bytes that must be moved over the rate of its copies where that takes "
         "longer, both measured in each round; convolutions can beat it. Rivals that "
         "are tuned or have their channels last were given by hand what leery does by itself.",
-        table(
-            ["machine and versions", ""],
-            [[name, str(value)] for name, value in content["facts"].items()],
-        ),
     ]
-    missing = [name for name in PIECES if name not in content["pieces"]]
-    if missing:
-        parts.append(f"Not measured on this machine yet, of `--pieces`: {', '.join(missing)}.")
-    for piece in content["pieces"].values():
-        rows = [Row(**row) for row in piece["rows"]]
-        parts += [f"## {rows[0].piece}", f"{piece['conditions']}.", piece_table(rows)]
-    if "growth" in content:
-        parts += [
-            "## Growth",
-            "Of a process: what the work adds to it at most, and its peak, which holds the "
-            "libraries (about 400 MB) and what the work is given, a fitted detector or points.",
-            growth_table(content["growth"]),
-        ]
-    if "reproduce" in content:
-        parts += ["## `leery reproduce mnist`", stages_table(content["reproduce"])]
+    for machine in machines:
+        facts = [[name, str(value)] for name, value in machine["facts"].items()]
+        parts.append(table(["machine and versions", ""], facts))
+        for piece in machine["pieces"].values():
+            rows = [Row(**row) for row in piece["rows"]]
+            parts += [f"## {rows[0].piece}", f"{piece['conditions']}.", piece_table(rows)]
+        if "growth" in machine:
+            parts += [
+                "## Growth",
+                "Of a process: what the work adds to it at most, and its peak, which holds the "
+                "libraries (about 400 MB) and what the work is given, a fitted detector or points.",
+                growth_table(machine["growth"]),
+            ]
+        if "reproduce" in machine:
+            parts += ["## `leery reproduce mnist`", stages_table(machine["reproduce"])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -194,6 +190,34 @@ def table(headings: list[str], lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
+def replaced(
+    machines: list[dict[str, Any]], here: dict[str, Any], found: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """The results with a piece that was measured here; elsewhere it no longer stands."""
+    pieces = found.get("pieces", {})
+    whole = found.keys() - {"pieces"}
+    others = []
+    for other in machines:
+        if other["facts"] != here["facts"]:
+            kept = {key: value for key, value in other.items() if key not in whole}
+            left = {name: one for name, one in other["pieces"].items() if name not in pieces}
+            if left or len(kept) > 2:
+                others.append(kept | {"pieces": left})
+    return [here | found | {"pieces": here["pieces"] | pieces}, *others]
+
+
+def measured(name: str, options: argparse.Namespace) -> tuple[dict[str, Any], list[Row]]:
+    """One piece as it stands in the results, and its rows."""
+    if name == "growth":
+        return {"growth": list(growth())}, []
+    if name == "reproduce":
+        return {"reproduce": reproduce()}, []
+    bench = Bench(options.rounds, options.scale, options.device, options.threads)
+    PIECES[name](bench)
+    rows = [asdict(row) for row in bench.rows]
+    return {"pieces": {name: {"conditions": conditions(bench), "rows": rows}}}, bench.rows
+
+
 def main() -> None:
     names = [*PIECES, "growth", "reproduce"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -207,25 +231,17 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
     results = options.out / "results.json"
-    content = json.loads(results.read_text()) if results.exists() else {}
-    if content.get("facts") != facts(options.device):
-        content = {"facts": facts(options.device), "pieces": {}}
-    differing = []
+    machines = json.loads(results.read_text()) if results.exists() else []
+    own = facts(options.device)
+    here = next((one for one in machines if one["facts"] == own), {"facts": own, "pieces": {}})
+    differing: list[Row] = []
     for name in options.pieces:
-        if name == "growth":
-            content["growth"] = list(growth())
-        elif name == "reproduce":
-            content["reproduce"] = reproduce()
-        else:
-            bench = Bench(options.rounds, options.scale, options.device, options.threads)
-            PIECES[name](bench)
-            content["pieces"][name] = {
-                "conditions": conditions(bench),
-                "rows": [asdict(row) for row in bench.rows],
-            }
-            differing += [row for row in bench.rows if not row.agrees and not row.stray]
-        results.write_text(json.dumps(content, indent=1) + "\n")
-        results.with_suffix(".md").write_text(markdown(content))
+        found, rows = measured(name, options)
+        differing += [row for row in rows if not row.agrees and not row.stray]
+        machines = replaced(machines, here, found)
+        here = machines[0]
+        results.write_text(json.dumps(machines, indent=1) + "\n")
+        results.with_suffix(".md").write_text(markdown(machines))
     if differing:
         sys.exit(f"outputs differ: {differing}")
 

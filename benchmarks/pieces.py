@@ -24,10 +24,12 @@ from scipy.stats import t as student
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from leery import PAPER_METRICS, Detector, data
+from leery import PAPER_METRICS, RECOMMENDED_METRICS, Detector, data
 from leery.attacks import PGD, CrossEntropy, GradientAttack
+from leery.classifiers import RECIPES, accuracy, train
 from leery.mc_dropout import MCDropout, Plan
 from leery.metrics import KernelDensity
+from leery.training import TrainingSet, train_auxiliary
 from models import ResNet18, VisionTransformer, default_layout, waves
 
 __all__ = ["PIECES", "Bench", "Row"]
@@ -616,6 +618,67 @@ def two_detectors(bench: Bench) -> None:
     )
 
 
+def default_detector(bench: Bench) -> None:
+    """The default against plain forward passes, as many as it may cost."""
+    for dataset in ("mnist", "fashion-mnist"):
+        model = default_layout(dataset).to(bench.device)
+        train = tuple(part[:6000] for part in data.load(dataset, "train"))
+        held = data.load(dataset, "test")[0].to(bench.device)
+        images = held[: bench.images(1000)]
+        every = {
+            "the default": (RECOMMENDED_METRICS, 25),
+            "the auxiliary network and the margin": (("auxiliary_agreement", "log_margin"), 2),
+        }
+        for name, (metrics, limit) in every.items():
+            guard = Detector(model, metrics=metrics).fit(*train).calibrate(held[-500:], fpr=0.05)
+            bench.compare(
+                "the default's cost",
+                f"{name}, {NETWORKS[dataset]}, {len(images):,} images",
+                {
+                    "leery": partial(guard.judge, images),
+                    f"{limit} plain forward passes": partial(_plain_passes, model, images, limit),
+                },
+                units=(len(images), "images"),
+                agree=lambda ours, theirs: (
+                    bool((ours.predicted == theirs.argmax(1).cpu().numpy()).all()),
+                    "the same classes",
+                ),
+                floor=Operations(len(images) * operations(model, images)),
+            )
+
+
+def _plain_passes(model: nn.Module, images: Tensor, count: int) -> Tensor:
+    with torch.inference_mode():
+        for _ in range(count):
+            logits = model(images)
+    return logits
+
+
+def auxiliary_training(bench: Bench) -> None:
+    """The auxiliary network of 60,000 digits against ten epochs of the study's classifier."""
+    whole = data.load("mnist", "train")
+    images, labels = (part[: bench.images(60_000)] for part in whole)
+    test = data.load("mnist", "test")
+    plain = replace(RECIPES["mnist"], epochs=max(1, round(10 * bench.scale)))
+
+    def ours() -> float:
+        network = train_auxiliary(TrainingSet.gathered([(images, labels)]), classes=10)
+        return accuracy(network, *test)
+
+    def theirs() -> float:
+        return accuracy(train("mnist", recipe=plain).model, *test)
+
+    bench.compare(
+        "training of the auxiliary network",
+        f"{len(images):,} digits",
+        {"leery": ours, f"{plain.epochs} plain epochs of DigitNet": theirs},
+        units=(len(images), "images"),
+        agree=lambda ours, theirs: (True, f"accuracy {ours:.2%} against {theirs:.2%}"),
+        floor=Operations(0, moved=1),
+        rounds=min(2, bench.rounds),
+    )
+
+
 PIECES: Mapping[str, Callable[[Bench], None]] = {
     "kde": densities,
     "attacks": attacks,
@@ -625,4 +688,6 @@ PIECES: Mapping[str, Callable[[Bench], None]] = {
     "fit": fit,
     "adaptive": adaptive,
     "threads": two_detectors,
+    "default": default_detector,
+    "auxiliary": auxiliary_training,
 }
