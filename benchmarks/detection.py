@@ -14,6 +14,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,10 +24,11 @@ from torch import Tensor
 
 from leery import RECOMMENDED_METRICS, Detector
 from leery.attacks import CORRUPTIONS, HARMLESS
+from leery.classifiers import accuracy
 from leery.combiners import ConformalCombiner, Facts
 from leery.detector import Calibration
 from leery.evaluation import share_interval
-from leery.metrics import IMAGE, NearestNeighbours, make_metrics
+from leery.metrics import IMAGE, AuxiliaryAgreement, NearestNeighbours, make_metrics
 
 RESULTS = Path("docs/results/detection")
 RATES = (0.01, 0.05)
@@ -70,7 +72,7 @@ FEW = [
 
 def sets_of(scene: Scene, out: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """Images and labels of every set: calibration and fresh images in all versions, attacks."""
-    images, labels = scene.judging if scene.judged else scene.choosing
+    images, labels = scene.tested
     halves = {"calibration": slice(scene.calibrated), "fresh": slice(scene.calibrated, None)}
     found = {}
     for half, rows in halves.items():
@@ -81,6 +83,16 @@ def sets_of(scene: Scene, out: Path) -> dict[str, tuple[Tensor, Tensor]]:
     for cell in scene.cells:
         found[f"attack|{cell}"] = successes(scene, cell, out)
     return found
+
+
+def accuracies(detector: Detector, scene: Scene) -> np.ndarray:
+    """Of the classifier and of the auxiliary network, on the fresh images."""
+    images, labels = (part[scene.calibrated :] for part in scene.tested)
+    agreement = detector.metrics_["auxiliary_agreement"]
+    assert isinstance(agreement, AuxiliaryAgreement)
+    assert agreement.auxiliary is not None
+    models = (scene.model, agreement.auxiliary)
+    return np.array([accuracy(model, images, labels) for model in models])
 
 
 def measure(name: str, out: Path) -> None:
@@ -95,15 +107,20 @@ def measure(name: str, out: Path) -> None:
         arrays[f"{key}|predicted"] = table.predicted
         arrays[f"{key}|labels"] = labels.numpy()
         print(name, key, len(table), flush=True)
+    arrays["accuracies"] = accuracies(detector, scene)
     np.savez(out / f"{name}.npz", **arrays)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The metrics of a scene's images, by set: values, predicted classes, labels."""
+    """The metrics of a scene's images, by set: values, predicted classes, labels.
+
+    And the accuracies of the classifier and of the auxiliary network, on fresh images.
+    """
 
     names: tuple[str, ...]
     sets: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+    accuracies: Mapping[str, float]
 
     @classmethod
     def load(cls, name: str, out: Path) -> "Measured":
@@ -111,7 +128,8 @@ class Measured:
         keys = {key.rsplit("|", 1)[0] for key in held.files if "|" in key}
         parts = ("values", "predicted", "labels")
         sets = {key: tuple(held[f"{key}|{part}"] for part in parts) for key in sorted(keys)}
-        return cls(tuple(held["names"].tolist()), sets)  # type: ignore[arg-type]
+        found = zip(("classifier", "auxiliary network"), held["accuracies"].tolist(), strict=True)
+        return cls(tuple(held["names"].tolist()), sets, dict(found))  # type: ignore[arg-type]
 
     def right(self, key: str, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The values of some metrics, and predicted classes, of images classified right."""
@@ -300,21 +318,28 @@ def judge(name: str, out: Path) -> pd.DataFrame:
                 ("false alarms", verdict.false_alarms(rate)),
             ):
                 for cell, (hits, trials) in counts.items():
-                    share = share_interval(hits, max(trials, 1))
-                    rows.append(
-                        {
-                            "scene": name,
-                            "metrics": title,
-                            "rate": rate,
-                            "what": what,
-                            "cell": cell,
-                            "share": share.estimate,
-                            "low": share.low,
-                            "high": share.high,
-                            "of": trials,
-                        }
-                    )
+                    rows.append(_row(name, title, rate, what, cell, hits, trials))
+    fresh = len(measured.sets["fresh|clean"][1])
+    for network, share in measured.accuracies.items():
+        rows.append(_row(name, network, 0, "accuracy", "clean", round(share * fresh), fresh))
     return pd.DataFrame(rows)
+
+
+def _row(
+    scene: str, metrics: str, rate: float, what: str, cell: str, hits: int, trials: int
+) -> dict[str, Any]:
+    share = share_interval(hits, max(trials, 1))
+    return {
+        "scene": scene,
+        "metrics": metrics,
+        "rate": rate,
+        "what": what,
+        "cell": cell,
+        "share": share.estimate,
+        "low": share.low,
+        "high": share.high,
+        "of": trials,
+    }
 
 
 def costs(name: str, out: Path, splits: int = 20) -> pd.DataFrame:

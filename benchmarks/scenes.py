@@ -66,9 +66,14 @@ class Scene:
     calibrated: int = 2500
 
     @property
+    def tested(self) -> Labelled:
+        """The half of the test images that this scene is about."""
+        return self.judging if self.judged else self.choosing
+
+    @property
     def attacked(self) -> Labelled:
         """The images that attacks are run on, none of which calibrates; the last come first."""
-        images, labels = self.judging if self.judged else self.choosing
+        images, labels = self.tested
         return images[self.calibrated :].flip(0), labels[self.calibrated :].flip(0)
 
 

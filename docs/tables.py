@@ -13,6 +13,9 @@ DOCS = Path(__file__).parent
 RESULTS = DOCS / "results"
 README, CHOOSING = DOCS.parent / "README.md", DOCS / "choosing.md"
 
+PAPERS = "the paper's six"
+"""The set of metrics of that name in benchmarks/detection.py."""
+
 COLUMNS = {
     "variance": "variance",
     "predictive_entropy": "entropy",
@@ -31,7 +34,7 @@ def results_table(dataset: str) -> str:
     table = table[table["positives"] == "all"]
     headings = ["attack", "changes the label", *COLUMNS.values(), "**all six**", "95 % interval"]
     headings += ["TPR at 1 % FPR", "as in the paper"]
-    lines = [_line(headings), _line(["---"] * len(headings))]
+    lines = []
     for (attack, epsilon), rows in table.groupby(["attack", "epsilon"], sort=False):
         held_out, paper = (
             rows[rows["protocol"] == protocol].set_index("metrics")
@@ -42,16 +45,15 @@ def results_table(dataset: str) -> str:
         cells += [f"{held_out.loc[name, 'auc']:.3f}" for name in COLUMNS]
         cells += [f"**{whole['auc']:.3f}**", f"{whole['auc_low']:.3f} to {whole['auc_high']:.3f}"]
         cells += [f"{whole['tpr_at_1_fpr']:.2f}", f"{paper.loc['all', 'auc']:.3f}"]
-        lines.append(_line(cells))
-    return "\n".join(lines)
+        lines.append(cells)
+    return _table(headings, lines)
 
 
 def seeds_table() -> str:
     """All six metrics over several classifiers: mean and standard deviation."""
     table = pd.read_csv(RESULTS / "mnist-seeds" / "results.csv")
     table = table[(table["protocol"] == "held-out") & (table["positives"] == "all")]
-    lines = [_line(["attack", "all six", "kernel density", "TPR at 1 % FPR, all six"])]
-    lines.append(_line(["---"] * 4))
+    lines = []
     for (attack, epsilon), rows in table.groupby(["attack", "epsilon"], sort=False):
         by_set = rows.groupby("metrics")
         means, spreads = by_set.mean(numeric_only=True), by_set.std(numeric_only=True)
@@ -63,46 +65,77 @@ def seeds_table() -> str:
                 ("all", "tpr_at_1_fpr", 2),
             )
         ]
-        lines.append(_line([f"{attack} {epsilon:.2f}", *cells]))
-    return "\n".join(lines)
+        lines.append([f"{attack} {epsilon:.2f}", *cells])
+    return _table(["attack", "all six", "kernel density", "TPR at 1 % FPR, all six"], lines)
 
 
 def claims_table() -> str:
     """The verdicts on the paper's claims, on both datasets together."""
     table = pd.read_csv(RESULTS / "claims.csv")
-    lines = [_line(["the paper says", "where", "verdict", "comparisons for / against / neither"])]
-    lines.append(_line(["---"] * 4))
+    lines = []
     for row in table.to_dict("records"):
         counts = " / ".join(str(row[side]) for side in ("for", "against", "neither"))
-        lines.append(_line([row["sentence"], row["source"], f"**{row['verdict']}**", counts]))
-    return "\n".join(lines)
+        lines.append([row["sentence"], row["source"], f"**{row['verdict']}**", counts])
+    headings = ["the paper says", "where", "verdict", "comparisons for / against / neither"]
+    return _table(headings, lines)
 
 
 def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _table(headings: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(map(_line, [headings, ["---"] * len(headings), *rows]))
+
+
+def _shares(title: str, frame: pd.DataFrame, form: str = "{:.3f}") -> str:
+    """A table of shares, with the names of its rows under a title; nothing where one is missing."""
+    rows = [
+        [str(name), *("" if pd.isna(share) else form.format(share) for share in row)]
+        for name, row in frame.iterrows()
+    ]
+    return _table([title, *frame.columns], rows)
+
+
 def detection_tables() -> dict[str, pd.DataFrame]:
-    """The committed tables of detection by scene, at 1 % false alarms."""
+    """The committed tables of detection by scene."""
     paths = sorted((RESULTS / "detection").glob("*.csv"))
-    tables = {path.stem: pd.read_csv(path) for path in paths if not path.stem.endswith("costs")}
-    return {name: table[table.rate == 0.01] for name, table in tables.items()}  # noqa: PLR2004
+    return {path.stem: pd.read_csv(path) for path in paths if not path.stem.endswith("costs")}
 
 
-def detection_table() -> str:
-    """What the default and maximum softmax find in every cell of each scene, worst cell first."""
-    columns = {}
+def found(table: pd.DataFrame, rate: float = 0.01) -> pd.DataFrame:
+    """The TPR of every set of metrics (columns) in every cell (rows)."""
+    rows = table[(table.what == "found") & (table.rate == rate)]
+    return rows.pivot_table(index="cell", columns="metrics", values="share", sort=False)
+
+
+def detection_table(scenes: str) -> str:
+    """What the default finds in every cell of some scenes, and maximum softmax beside it."""
+    every = {name: found(t) for name, t in detection_tables().items() if name.startswith(scenes)}
+    frame = pd.DataFrame({name: table["default"] for name, table in every.items()})
+    softmax = pd.DataFrame({name: table["baseline max_softmax"] for name, table in every.items()})
+    frame["mean"], frame["maximum softmax"] = frame.mean(axis=1), softmax.mean(axis=1)
+    if len(every) == 1:
+        frame = frame.drop(columns="mean")
+    return _shares("attack", frame.loc[frame.iloc[:, -2].sort_values(kind="stable").index])
+
+
+def strangers_table() -> str:
+    """The default beside the best baseline of each cell, at 1 % and at 5 % false alarms."""
+    rows = []
     for name, table in detection_tables().items():
-        found = table[table.what == "found"].set_index(["metrics", "cell"])
-        for title, short in (("default", name), ("max_softmax alone", f"{name}, maximum softmax")):
-            columns[short] = found.loc[title].share
-    frame = pd.DataFrame(columns)
-    frame = frame.loc[frame.min(axis=1).sort_values().index]
-    frame = frame.sort_values(next(iter(columns)))
-    lines = [_line(["attack", *frame.columns]), _line(["---"] * (len(frame.columns) + 1))]
-    for cell, row in frame.iterrows():
-        lines.append(_line([str(cell), *(f"{share:.3f}" for share in row)]))
-    return "\n".join(lines)
+        if not name.startswith("strange"):
+            continue
+        for cell in found(table).index:
+            cells = [name.removeprefix("strange-"), str(cell)]
+            for rate in (0.01, 0.05):
+                shares = found(table, rate).loc[cell]
+                rivals = shares[shares.index.str.startswith("baseline")]
+                best = rivals.idxmax().removeprefix("baseline ")
+                cells += [f"{shares['default']:.3f}", f"{rivals.max():.3f} ({best})"]
+            rows.append(cells)
+    names = ["scene", "attack", "default, 1 %", "best baseline, 1 %"]
+    return _table([*names, "default, 5 %", "best baseline, 5 %"], rows)
 
 
 def alarms_table() -> str:
@@ -110,36 +143,59 @@ def alarms_table() -> str:
     columns = {}
     for name, table in detection_tables().items():
         rows = table[(table.what == "false alarms") & (table.metrics == "default")]
-        columns[name] = rows.set_index("cell").share
-    frame = pd.DataFrame(columns)
-    lines = [_line(["images", *frame.columns]), _line(["---"] * (len(frame.columns) + 1))]
-    for cell, row in frame.iterrows():
-        lines.append(_line([str(cell), *(f"{share:.2%}" for share in row)]))
-    return "\n".join(lines)
+        columns[name] = rows[rows.rate == rows.rate.min()].set_index("cell").share
+    return _shares("images", pd.DataFrame(columns), "{:.2%}")
 
 
 def ablation_table() -> str:
-    """The worst and the mean cell of other sets of metrics."""
+    """The worst and the mean cell of other sets of metrics, over scenes of one kind."""
     columns = {}
+    for kind in ("digits", "fashion", "strange"):
+        tables = [found(t) for name, t in detection_tables().items() if name.startswith(kind)]
+        cells = pd.concat(tables)
+        cells = cells[cells.columns[~cells.columns.str.startswith("baseline")]]
+        columns[f"{kind}, worst"], columns[f"{kind}, mean"] = cells.min(), cells.mean()
+    return _shares("metrics", pd.DataFrame(columns).dropna(how="all"))
+
+
+def accuracies_table() -> str:
+    """The accuracy of each scene's classifier and auxiliary network on fresh images."""
+    rows = []
     for name, table in detection_tables().items():
-        found = table[table.what == "found"].groupby("metrics", sort=False).share
-        columns[f"{name}, worst"], columns[f"{name}, mean"] = found.min(), found.mean()
-    frame = pd.DataFrame(columns)
-    lines = [_line(["metrics", *frame.columns]), _line(["---"] * (len(frame.columns) + 1))]
-    for title, row in frame.iterrows():
-        lines.append(_line([str(title), *(f"{share:.3f}" for share in row)]))
-    return "\n".join(lines)
+        shares = table[table.what == "accuracy"].set_index("metrics").share
+        rows.append([name, *(f"{shares[who]:.2%}" for who in ("classifier", "auxiliary network"))])
+    return _table(["scene", "classifier", "auxiliary network"], rows)
+
+
+def exceptions_table() -> str:
+    """Cells in which one metric or family alone finds over 5 points more than the default.
+
+    And of strange classifiers those in which a baseline finds over 3 points more.
+    """
+    rows = []
+    for name, table in detection_tables().items():
+        strange = name.startswith("strange")
+        for rate in (0.01, 0.05) if strange else (0.01,):
+            shares = found(table, rate)
+            alone = shares.columns.str.startswith("baseline")
+            if not strange:
+                alone = shares.columns.str.endswith(" alone") | (shares.columns == PAPERS)
+            for cell, row in shares.iterrows():
+                best = row[alone].idxmax()
+                if row[best] - row["default"] > (0.03 if strange else 0.05):
+                    compared = [f"{row['default']:.3f}", best, f"{row[best]:.3f}"]
+                    rows.append([name, str(cell), f"{rate:.0%}", *compared])
+    return _table(["scene", "attack", "at", "default", "better", "its TPR"], rows)
 
 
 def costs_table() -> str:
     """What calibration is worth with fewer images, without labels and without shuffling."""
     table = pd.read_csv(RESULTS / "detection" / "digits-0-costs.csv")
-    lines = [_line(list(table.columns)), _line(["---"] * len(table.columns))]
+    rows = []
     for row in table.itertuples(index=False):
         way, worst, mean, *alarms = row
-        cells = [str(way), f"{worst:.3f}", f"{mean:.3f}", *(f"{share:.2%}" for share in alarms)]
-        lines.append(_line(cells))
-    return "\n".join(lines)
+        rows.append([str(way), f"{worst:.3f}", f"{mean:.3f}", *(f"{one:.2%}" for one in alarms)])
+    return _table(list(table.columns), rows)
 
 
 def densities_table() -> str:
@@ -147,8 +203,7 @@ def densities_table() -> str:
     table = pd.read_csv(RESULTS / "choices" / "densities.csv")
     judged = ["logistic", "conformal", "kernel_density"]
     names = ["all six, logistic", "all six, conformal", "density alone"]
-    lines = [_line(["dataset", "setting", "bandwidth", *names, "largest loss, all six logistic"])]
-    lines.append(_line(["---"] * (len(names) + 4)))
+    lines = []
     for dataset, rows in table.groupby("dataset", sort=False):
         paper = rows[rows["setting"] == "paper's bandwidth"]["logistic"].to_numpy()
         for setting, own in rows.groupby("setting", sort=False):
@@ -156,15 +211,20 @@ def densities_table() -> str:
             bandwidth = f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"
             loss = (paper - own["logistic"].to_numpy()).max()
             cells = [f"{own[name].mean():.3f}" for name in judged]
-            lines.append(_line([dataset, setting, bandwidth, *cells, f"{max(loss, 0):.3f}"]))
-    return "\n".join(lines)
+            lines.append([dataset, setting, bandwidth, *cells, f"{max(loss, 0):.3f}"])
+    headings = ["dataset", "setting", "bandwidth", *names, "largest loss, all six logistic"]
+    return _table(headings, lines)
 
 
 def blocks(path: Path) -> dict[str, str]:
     """What stands between ``<!-- NAME -->`` and ``<!-- end of NAME -->`` in a text, by name."""
     if path == CHOOSING:
         return {
-            "detection": detection_table(),
+            "detection": detection_table("digits"),
+            "fashion": detection_table("fashion"),
+            "strangers": strangers_table(),
+            "exceptions": exceptions_table(),
+            "accuracies": accuracies_table(),
             "alarms": alarms_table(),
             "ablation": ablation_table(),
             "costs": costs_table(),
