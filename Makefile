@@ -12,7 +12,7 @@ help:
 	@echo "make test        the test suite, but for the browser's"
 	@echo "make test-browser  the report in headless Chromium"
 	@echo "make results     the study of both datasets into docs/results, and the README's tables"
-	@echo "make choices     what the detector's choices cost, into docs/results/choices"
+	@echo "make choices     what bandwidth, references and precision cost, into docs/results/choices"
 	@echo "make bench       leery against its peers and the machine, into benchmarks/results.md (1 h)"
 	@echo "make docs        the documentation, into site/"
 	@echo "make fuzz        ten minutes of fuzzing for each reader of strangers' files"

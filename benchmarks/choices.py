@@ -1,15 +1,15 @@
-"""What the detector's choices cost: combiner, bandwidth, references, precision; on both datasets.
+"""What choices of the kernel density cost: bandwidth, references, precision; on both datasets.
 
     python benchmarks/choices.py [--images 10000] [--out docs/results/choices]
 
-The combiners are fitted on the first 3,000 test images and judged on the images from 6,000 on;
-those in between were looked at when the combiner of families was designed, and are left out. All
-judged numbers are areas under the ROC curve, with clean and noisy images as negatives and the
-twins of all images that the classifier gets right as positives.
+The paper's regression is fitted on the first 3,000 test images and judged on the images from 6,000
+on; those in between were looked at once, and are left out. All judged numbers are areas under the
+ROC curve, with clean and noisy images as negatives and the twins of all images that the classifier
+gets right as positives.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from leery.attacks import BIM, FGSM, PGD, gaussian_noise
 from leery.classifiers import pretrained
-from leery.combiners import Combiner, ConformalCombiner, Facts, LogisticCombiner
+from leery.combiners import Combiner, Facts, LogisticCombiner
 from leery.data import load
 from leery.mc_dropout import MCDropout
 from leery.metrics import (
@@ -130,14 +130,6 @@ def area(positive: np.ndarray, *negatives: np.ndarray) -> float:
 FACTS = [Facts.of(metric) for metric in make_metrics(PAPER_METRICS)]
 
 
-def taught(combiner: Combiner, rows: Sequence[np.ndarray], adversarial: bool) -> Combiner:
-    """A combiner taught with rows of clean and noisy images and, last, perhaps adversarial ones."""
-    values = np.concatenate(rows)
-    nothing = np.zeros(len(values), dtype=np.int64)
-    truth = np.arange(len(values)) >= len(values) - len(rows[-1]) if adversarial else None
-    return combiner.fit(values, nothing, adversarial=truth)
-
-
 def scores(combiner: Combiner, values: np.ndarray) -> np.ndarray:
     found = combiner(torch.from_numpy(values), torch.zeros(len(values), dtype=torch.int64))
     return found.numpy()
@@ -145,38 +137,23 @@ def scores(combiner: Combiner, values: np.ndarray) -> np.ndarray:
 
 def logistic(scene: Scene, six: dict[str, np.ndarray], twins: str, noisy: str) -> Combiner:
     rows = [six[name][scene.fitted] for name in ("clean", noisy, twins)]
-    return taught(LogisticCombiner(FACTS), rows, adversarial=True)
+    values = np.concatenate(rows)
+    truth = np.arange(len(values)) >= len(values) - len(rows[-1])
+    return LogisticCombiner(FACTS).fit(values, np.zeros(len(values), np.int64), adversarial=truth)
 
 
 def judged_areas(scene: Scene, six: dict[str, np.ndarray]) -> Iterator[dict[str, object]]:
-    """One row a condition: the area by each combiner, and by the kernel density alone."""
-    noises = [name for name in six if name.startswith("noisy")]
-    references = {
-        "conformal": ["clean", *noises],
-        "conformal, clean only": ["clean"],
-    }
-    conformal = {
-        label: taught(
-            ConformalCombiner(FACTS),
-            [six[name][scene.fitted] for name in names],
-            adversarial=False,
-        )
-        for label, names in references.items()
-    }
+    """One row a condition: the area of the six by the paper's regression, and of the density."""
     for attack, epsilon, twins, noisy in scene.conditions():
-        combiners = {"logistic": logistic(scene, six, twins, noisy), **conformal}
+        combiner = logistic(scene, six, twins, noisy)
         rows = [six[name][scene.judged] for name in (twins, "clean", noisy)]
+        density = [-part[:, PAPER_METRICS.index("kernel_density")] for part in rows]
         yield {
             "dataset": scene.dataset,
             "attack": attack,
             "epsilon": epsilon,
-            **{
-                label: area(*(scores(found, part) for part in rows))
-                for label, found in combiners.items()
-            },
-            "kernel_density": area(
-                *(-part[:, PAPER_METRICS.index("kernel_density")] for part in rows)
-            ),
+            "logistic": area(*(scores(combiner, part) for part in rows)),
+            "kernel_density": area(*density),
         }
 
 
@@ -187,7 +164,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    found: dict[str, list[dict[str, object]]] = {"combiners": [], "densities": []}
+    found: list[dict[str, object]] = []
     for dataset in EPSILONS:
         scene = Scene.load(dataset, options.images)
         densities = {
@@ -205,9 +182,7 @@ def main() -> None:
         for label, density in densities.items():
             rows = list(judged_areas(scene, tables(scene, density)))
             bandwidths = list(density.bandwidth_.values())
-            if label == "paper's bandwidth":
-                found["combiners"] += rows
-            found["densities"] += [
+            found += [
                 {
                     "setting": label,
                     "bandwidth_low": min(bandwidths),
@@ -222,11 +197,8 @@ def main() -> None:
                 f"bandwidth {min(bandwidths):.2f} to {max(bandwidths):.2f}",
                 flush=True,
             )
-        for name, table in found.items():
-            pd.DataFrame(table).to_csv(
-                options.out / f"{name}.csv", index=False, float_format="%.4f"
-            )
-    print(pd.DataFrame(found["combiners"]).round(3).to_string(index=False))
+        table = pd.DataFrame(found)
+        table.to_csv(options.out / "densities.csv", index=False, float_format="%.4f")
 
 
 if __name__ == "__main__":

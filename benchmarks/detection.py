@@ -11,6 +11,7 @@ successful attacks. False alarms are of fresh images.
 """
 
 import argparse
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,9 +245,9 @@ class Baseline(Judge):
     """One metric as its paper has it: no reference, no centring, all calibration images."""
 
     @classmethod
-    def of_metric(cls, measured: Measured, name: str) -> "Baseline":
+    def of_metric(cls, measured: Measured, name: str, harmless: Sequence[str]) -> "Baseline":
         kinds = {
-            kind: measured.right(f"calibration|{kind}", [name]) for kind in ("clean", *HARMLESS)
+            kind: measured.right(f"calibration|{kind}", [name]) for kind in ("clean", *harmless)
         }
         return cls(measured, [name], ConformalCombiner(facts_of([name])), kinds)
 
@@ -257,13 +258,14 @@ class Baseline(Judge):
         return found
 
 
+PAPERS = "the paper's six"
+
 SETS: Mapping[str, Sequence[str]] = {
     "default": RECOMMENDED_METRICS,
     **{
         f"without {name}": [other for other in RECOMMENDED_METRICS if other != name]
         for name in RECOMMENDED_METRICS
     },
-    **{f"{name} alone": [name] for name in RECOMMENDED_METRICS},
     "with maximum softmax": [*RECOMMENDED_METRICS, "max_softmax"],
     "with energy": [*RECOMMENDED_METRICS, "energy"],
     "with squeezing in probabilities": [*RECOMMENDED_METRICS, "squeezing_1bit"],
@@ -286,52 +288,74 @@ SETS: Mapping[str, Sequence[str]] = {
     "with closeness": [*RECOMMENDED_METRICS, "kernel_density", "kl_divergence"],
     "with dispersion": [*RECOMMENDED_METRICS, "unit_dispersion", "logit_feature_shift"],
     "with statistics": [*RECOMMENDED_METRICS, "median_residual", "residual_kurtosis"],
-    "the paper's six": [
+    PAPERS: [
         *("variance", "predictive_entropy", "mutual_information", "confidence"),
         *("kernel_density", "kl_divergence"),
     ],
-    "max_softmax alone": ["max_softmax"],
-    "energy alone": ["energy"],
-    "nearest_neighbours alone": ["nearest_neighbours"],
-    "mahalanobis alone": ["mahalanobis"],
-    "relative_mahalanobis alone": ["relative_mahalanobis"],
-    "boundary_distance alone": ["boundary_distance"],
-    "median_residual alone": ["median_residual"],
 }
+"""Sets of metrics that are fused."""
+
+
+def alone(measured: Measured) -> dict[str, Sequence[str]]:
+    """Each measured metric alone, and each family of several that was measured."""
+    families: dict[str, list[str]] = {}
+    for fact in facts_of(measured.names):
+        families.setdefault(fact.family, []).append(fact.name)
+    single = {f"{name} alone": [name] for name in measured.names}
+    several = {f"{family} alone": own for family, own in families.items() if len(own) > 1}
+    return {**single, **several}
+
+
+PROMISES: Mapping[str, Sequence[str]] = {"clean and harmless": tuple(HARMLESS), "clean": ()}
+"""The harmless changes among which a threshold keeps its rate too."""
 
 
 def judge(name: str, out: Path) -> pd.DataFrame:
-    """TPR of every set of metrics in every cell, and false alarms of the default."""
+    """TPR and false alarms of every set of metrics in every cell.
+
+    The default and the baselines also with thresholds from clean images only.
+    """
     measured = Measured.load(name, out)
+    sets = {**SETS, **alone(measured)}
+    known = {title: own for title, own in sets.items() if set(own) <= set(measured.names)}
     rows = []
-    verdicts: dict[str, Judge] = {
-        title: Judge.of(measured, names)
-        for title, names in SETS.items()
-        if set(names) <= set(measured.names)
-    }
-    for metric in BASELINE_METRICS:
-        verdicts[f"baseline {metric}"] = Baseline.of_metric(measured, metric)
-    for title, verdict in verdicts.items():
-        for rate in RATES:
+    for promise, harmless in PROMISES.items():
+        judges: dict[str, Judge] = {
+            title: Judge.of(measured, own, harmless)
+            for title, own in known.items()
+            if harmless or title == "default"
+        }
+        for metric in BASELINE_METRICS:
+            judges[f"baseline {metric}"] = Baseline.of_metric(measured, metric, harmless)
+        for title, rate in itertools.product(judges, RATES):
             for what, counts in (
-                ("found", verdict.found(rate)),
-                ("false alarms", verdict.false_alarms(rate)),
+                ("found", judges[title].found(rate)),
+                ("false alarms", judges[title].false_alarms(rate)),
             ):
                 for cell, (hits, trials) in counts.items():
-                    rows.append(_row(name, title, rate, what, cell, hits, trials))
+                    rows.append(_row(name, title, promise, rate, what, cell, hits, trials))
     fresh = len(measured.sets["fresh|clean"][1])
     for network, share in measured.accuracies.items():
-        rows.append(_row(name, network, 0, "accuracy", "clean", round(share * fresh), fresh))
+        hits = round(share * fresh)
+        rows.append(_row(name, network, "clean", 0, "accuracy", "clean", hits, fresh))
     return pd.DataFrame(rows)
 
 
 def _row(
-    scene: str, metrics: str, rate: float, what: str, cell: str, hits: int, trials: int
+    scene: str,
+    metrics: str,
+    promise: str,
+    rate: float,
+    what: str,
+    cell: str,
+    hits: int,
+    trials: int,
 ) -> dict[str, Any]:
     share = share_interval(hits, max(trials, 1))
     return {
         "scene": scene,
         "metrics": metrics,
+        "promise": promise,
         "rate": rate,
         "what": what,
         "cell": cell,
@@ -410,9 +434,10 @@ def main() -> None:
 
 def summary(table: pd.DataFrame) -> str:
     """The worst and mean cell of each set of metrics at 1 %, and the default's cells."""
-    found = table[(table.what == "found") & (table.rate == 0.01)]
+    table = table[(table.promise == "clean and harmless") & (table.rate == 0.01)]
+    found = table[table.what == "found"]
     by_set = found.groupby("metrics", sort=False).share.agg(["min", "mean"]).round(3)
-    default = table[(table.metrics == "default") & (table.rate == 0.01)]
+    default = table[table.metrics == "default"]
     cells = default.set_index(["what", "cell"])[["share", "low", "high", "of"]].round(3)
     return f"{by_set.to_string()}\n\n{cells.to_string()}\n"
 

@@ -4,7 +4,9 @@
 
 A scene is a classifier with its training data and two shuffled halves of its test data. Choices
 (families, weights, the auxiliary's recipe) are made on the scenes named dev, with the first half of
-the test data; results are judged on other scenes and the second half, which no choice has seen.
+the test data; results are judged on other scenes and the second half, which no choice has seen. Two
+exceptions: scikit-learn's digits are few, and serve a scene for choosing and one for judging, with
+other classifiers and divided otherwise; and the coloured articles for choosing are of both halves.
 Adversarial images of a scene are kept one file per attack, under the SHA-256 of the classifier.
 """
 
@@ -217,9 +219,8 @@ def enlarged_digits(out: Path) -> Scene:
     return Scene(model, train, test, test, cells_of_strangers((0.05, 0.1, 0.2)), calibrated=450)
 
 
-def coloured(dataset: str, part: str, count: int) -> Labelled:
-    """Articles in random colours on random backgrounds, 32 x 32 RGB."""
-    images, labels = load(dataset, part)
+def coloured(images: Tensor, labels: Tensor, count: int) -> Labelled:
+    """Some digits or articles in random colours on random backgrounds, 32 x 32 RGB."""
     generator = torch.Generator().manual_seed(len(images))
     rows = torch.randperm(len(images), generator=generator)[:count]
     shapes = functional.pad(images[rows], (2, 2, 2, 2))
@@ -233,7 +234,8 @@ def coloured(dataset: str, part: str, count: int) -> Labelled:
 
 def coloured_digits(out: Path) -> Scene:
     """Coloured digits and a residual net of normalised images."""
-    train, test = coloured("mnist", "train", 20_000), coloured("mnist", "test", 6000)
+    train = coloured(*load("mnist", "train"), 20_000)
+    test = coloured(*halves(*load("mnist", "test"))[1], 5000)
     torch.manual_seed(0)
     model = Residual()
     mean, std = (train[0].mean((0, 2, 3)).tolist(), train[0].std((0, 2, 3)).tolist())
@@ -269,8 +271,8 @@ class Residual(nn.Module):
 
 def coloured_for_choosing(out: Path) -> Scene:
     """Coloured articles and a plain deep net of normalised images."""
-    train = coloured("fashion-mnist", "train", 15_000)
-    test = coloured("fashion-mnist", "test", 6000)
+    train = coloured(*load("fashion-mnist", "train"), 15_000)
+    test = coloured(*load("fashion-mnist", "test"), 6000)
     torch.manual_seed(0)
     layers: list[nn.Module] = []
     for before, after in ((3, 16), (16, 32), (32, 48)):

@@ -141,3 +141,17 @@ def test_strength_zero_and_double_precision(digit_net: nn.Module, digits: Batch)
     made = AdaptedAttack("apgd", 0.3)(digit_net.double(), images.double(), labels)
     assert made.dtype == torch.float64
     assert float((made - images).abs().max()) <= 0.3001
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_where_carlini_and_wagner_find_nothing_the_image_stays() -> None:
+    """foolbox returns black images there, which would count as adversarial."""
+    images = torch.rand(3, 1, 6, 6)
+
+    class Unmoved(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            kept = images.flatten(1).mean(1, keepdim=True)
+            return torch.cat([kept * 0 + 50, kept * 0 - 50], 1)
+
+    made = AdaptedAttack("cw", 0)(Unmoved().eval(), images, torch.zeros(3, dtype=torch.int64))
+    assert torch.equal(made, images)

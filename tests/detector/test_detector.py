@@ -783,7 +783,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, object]], object],
     ),
     "features that are not counted": (
         lambda tensors, _: tensors.update({"metrics/kernel_density/points": torch.zeros(7, 128)}),
-        "expected 7 features in the counts",
+        "expected class counts of kernel_density that add up to 7, got",
     ),
     "means that are flat": (
         lambda tensors, _: tensors.update({"metrics/kl_divergence/means": torch.ones(5).double()}),

@@ -1,5 +1,7 @@
 """Agreement with an auxiliary network: log odds against scipy, and both ways to get a network."""
 
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from leery import Detector
 from leery.attacks import BIM
 from leery.classifiers import pretrained
 from leery.detector import FitParts
-from leery.errors import DetectorFileError, InputError
+from leery.errors import DetectorFileError, InputError, OutputError
 from leery.metrics import AuxiliaryAgreement, FitContext
 from leery.training import AuxiliaryNetwork, AuxiliaryRecipe
 
@@ -160,7 +162,11 @@ def test_a_given_network_is_left_as_it_was(digit_net: nn.Module, training_digits
     assert other.training
 
 
-class Interrupted(AuxiliaryAgreement):
+class Own(AuxiliaryAgreement):
+    """Agreement of this module: its code is that of the interrupted one."""
+
+
+class Interrupted(Own):
     """Agreement whose fit is cut off after the training."""
 
     def prepare(self, context: FitContext) -> None:
@@ -168,41 +174,129 @@ class Interrupted(AuxiliaryAgreement):
         raise KeyboardInterrupt
 
 
-def test_a_fit_that_was_cut_off_is_resumed_without_training_again(tmp_path: Path) -> None:
-    (images, labels), model, folder = colours(), small_net(), tmp_path / "parts"
-    whole = Detector(model, metrics=[AuxiliaryAgreement(recipe=TINY)]).fit(images, labels)
-    with pytest.raises(KeyboardInterrupt):
-        Detector(model, metrics=[Interrupted(recipe=TINY)]).fit(
-            images, labels, parts=FitParts(folder)
-        )
+def cut_off(folder: Path, images: Tensor, labels: Tensor) -> Path:
+    """The part that a fit left which was cut off after its training."""
+    with pytest.raises(KeyboardInterrupt), FitParts(folder) as parts:
+        Detector(small_net(), metrics=[Interrupted(recipe=TINY)]).fit(images, labels, parts=parts)
     (part,) = folder.rglob("*.safetensors")
-    kept = part.stat().st_mtime_ns
+    return part
 
-    def again(images: Tensor = images, *, seed: int = 0, resume: bool = True) -> np.ndarray:
-        guard = Detector(model, metrics=[Uncut(recipe=TINY)], seed=seed)
-        guard.fit(images, labels, parts=FitParts(folder, resume))
-        return guard.measure(images).values
 
-    assert np.array_equal(again(), whole.measure(images).values)
-    assert part.stat().st_mtime_ns == kept
-    for other in ({"images": 1 - images}, {"seed": 1}):
-        with pytest.raises(InputError, match="expected the inputs and settings of the run"):
-            again(**other)
-    again(1 - images, resume=False)
-    assert part.stat().st_mtime_ns != kept
-    FitParts(folder).discard()
+def fitted(
+    images: Tensor,
+    labels: Tensor,
+    parts: FitParts | None = None,
+    *,
+    seed: int = 0,
+    recipe: AuxiliaryRecipe = TINY,
+) -> dict[str, Tensor]:
+    guard = Detector(small_net(), metrics=[Own(recipe=recipe)], seed=seed)
+    metric = guard.fit(images, labels, parts=parts).metrics_["auxiliary_agreement"]
+    return metric.state_dict()
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_fit_that_was_cut_off_is_resumed_without_training_again(tmp_path: Path) -> None:
+    images, labels = colours()
+    folder = tmp_path / "parts"
+    kept = cut_off(folder, images, labels).stat().st_mtime_ns
+    with FitParts(folder, resume=True) as parts:
+        assert same(fitted(images, labels, parts), fitted(images, labels))
+        (part,) = folder.rglob("*.safetensors")
+        assert part.stat().st_mtime_ns == kept
+        parts.discard()
     assert not folder.exists()
 
 
-class Uncut(AuxiliaryAgreement):
-    """Agreement of this module, as the interrupted one."""
-
-
-def test_a_training_that_fails_leaves_no_folder(tmp_path: Path) -> None:
+def test_a_fit_is_not_resumed_with_other_data_settings_or_code(tmp_path: Path) -> None:
     images, labels = colours()
-    labels[7] = 2
-    with pytest.raises(InputError, match="labels"):
-        Detector(small_net(), metrics=["auxiliary_agreement"]).fit(
-            images, labels, parts=FitParts(tmp_path / "parts")
+    folder = tmp_path / "parts"
+    kept = cut_off(folder, images, labels).stat().st_mtime_ns
+    for other in ({"seed": 1}, {"recipe": AuxiliaryRecipe(width=5, epochs=1, least_images=1)}):
+        with pytest.raises(InputError, match="expected the inputs and settings of the run"):
+            fitted(images, labels, FitParts(folder, resume=True), **other)
+    with pytest.raises(InputError, match="expected the inputs and settings of the run"):
+        fitted(1 - images, labels, FitParts(folder, resume=True))
+    fitted(1 - images, labels, FitParts(folder))
+    (part,) = folder.rglob("*.safetensors")
+    assert part.stat().st_mtime_ns != kept
+
+
+class OwnRecipe(AuxiliaryRecipe):
+    """A recipe of somebody's own."""
+
+
+def test_the_code_of_somebody_s_recipe_counts() -> None:
+    images, labels = colours()
+    seen: set[str] = set()
+
+    def part(
+        modules: Iterable[str], _facts: object, make: Callable[[], Mapping[str, Tensor]]
+    ) -> Mapping[str, Tensor]:
+        seen.update(modules)
+        return make()
+
+    metric = AuxiliaryAgreement(recipe=OwnRecipe(width=4, epochs=1, least_images=1))
+    metric.prepare(
+        FitContext(
+            batches=lambda: iter([(images, labels)]),
+            seed=0,
+            device=torch.device("cpu"),
+            classes=2,
+            bounds=None,
+            pixels=(0.0, 1.0),
+            progress=lambda _text, _share: None,
+            part=part,
         )
+    )
+    assert {__name__, "leery.metrics.agreement", "leery.training._augmentation"} <= seen
+
+
+def test_a_damaged_part_is_made_again(tmp_path: Path) -> None:
+    images, labels = colours()
+    part = cut_off(tmp_path / "parts", images, labels)
+    part.write_bytes(part.read_bytes()[:100])
+    parts = FitParts(tmp_path / "parts", resume=True)
+    assert same(fitted(images, labels, parts), fitted(images, labels))
+
+
+def test_a_training_that_fails_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, labels = colours()
+
+    def failing(*_args: object, **_settings: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("leery.metrics.agreement.train_auxiliary", failing)
+    with pytest.raises(InputError, match="No space left"):
+        fitted(images, labels, FitParts(tmp_path / "parts"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_parts_is_one_process_s_until_it_is_discarded(tmp_path: Path) -> None:
+    images, labels = colours()
+    folder = tmp_path / "parts"
+    with FitParts(folder) as parts:
+        fitted(images, labels, parts)
+        with pytest.raises(OutputError, match="another that is at work in it"):
+            fitted(images, labels, FitParts(folder))
+        (folder / "thesis.txt").write_text("all of it")
+        parts.discard()
+    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+
+
+def test_a_metric_may_train_several_parts_whose_tensors_share_memory(tmp_path: Path) -> None:
+    tied = torch.arange(3.0)
+    made = {"a": {"x": tied, "y": tied}, "b": {"z": tied[1:]}}
+    with FitParts(tmp_path / "parts") as parts:
+        found = {name: parts([__name__], name, partial(dict, own)) for name, own in made.items()}
+    again = FitParts(tmp_path / "parts", resume=True)
+    with again:
+        kept = {name: again([__name__], name, dict) for name in made}
+    for name, own in made.items():
+        for each in (found[name], kept[name]):
+            assert same(own, dict(each))

@@ -289,7 +289,7 @@ def test_a_state_that_cannot_be_is_refused() -> None:
     state = KernelDensity(1.0).fit(*sample(30)).state_dict()
     with pytest.raises(InputError, match=r"3 bandwidths, one per class, got \(0,\); fit again"):
         KernelDensity().restore({**state, "bandwidths": state["bandwidths"][:0]})
-    with pytest.raises(InputError, match="expected 30 features in the counts"):
+    with pytest.raises(InputError, match="class counts of kernel_density that add up to 30"):
         KernelDensity().restore({**state, "counts": state["counts"] + 1})
     without = {name: tensor for name, tensor in state.items() if name != "points"}
     with pytest.raises(InputError, match="tensors of kernel_density, got none called points"):

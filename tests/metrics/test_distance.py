@@ -155,7 +155,7 @@ def test_what_does_not_fit_is_refused() -> None:
     metric = Mahalanobis()
     with pytest.raises(InputError, match="at most 4096 features"):
         metric.update(seen(torch.zeros(3, 5000), torch.arange(3)), torch.arange(3))
-    with pytest.raises(InputError, match="of 4 classes, got 3"):
+    with pytest.raises(InputError, match="all 4 classes, got 3 of 3"):
         fitted(Mahalanobis(), points()).check_classes(4)
     state = fitted(Mahalanobis(), points()).state_dict()
     with pytest.raises(InputError, match="of one width"):

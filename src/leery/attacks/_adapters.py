@@ -64,7 +64,8 @@ class AdaptedAttack:
 
     Notes:
         Pixels are mapped to [0, 1] for the library and back. The classifier is left as it was, and
-        so are the global random states. Where the attack fails, its last attempt is returned.
+        so are the global random states. Where an attack finds nothing, the clean image or the last
+        attempt is returned.
     """
 
     name: str
@@ -83,8 +84,8 @@ class AdaptedAttack:
             message = f"expected the norm {names} for {self.name}, got {self.norm!r}; leave it out"
         elif self.strength is not None and preset.strength is None:
             message = (
-                f"expected {self.name} without a strength, because it searches the smallest "
-                f"change, got {self.strength:g}; leave it out"
+                f"expected {self.name} without a strength, because it searches for the "
+                f"smallest change, got {self.strength:g}; leave it out"
             )
         elif self.strength is None and preset.default is None and preset.strength is not None:
             message = f"expected {preset.strength} for {self.name}, got none; name it"
@@ -224,7 +225,10 @@ def _carlini_wagner(
     model: nn.Module, images: Tensor, labels: Tensor, confidence: float, _norm: str
 ) -> Tensor:
     run = _foolbox("L2CarliniWagnerAttack", steps=1000, confidence=confidence)
-    return run(model, images, labels)
+    made = run(model, images, labels)
+    # foolbox returns zeros where it finds nothing.
+    nothing = (made == 0).flatten(1).all(1)
+    return torch.where(nothing.view(-1, 1, 1, 1), images, made)
 
 
 def _spatial(

@@ -42,7 +42,7 @@ class Corruption:
     severity: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse what there is not."""
+        """Refuse an unknown corruption or severity."""
         if self.name not in _MAKERS or self.severity not in range(1, 6):
             message = (
                 f"expected a corruption out of {', '.join(_MAKERS)} of severity 1 to 5, got "
@@ -62,7 +62,7 @@ class Corruption:
             Like ``images``, within the bounds.
 
         Raises:
-            InputError: when they are no such images.
+            InputError: when the images do not have that shape or type.
         """
         check_images(images, floating=True)
         if images.ndim != 4:  # noqa: PLR2004 - images
@@ -175,7 +175,9 @@ CORRUPTIONS: Mapping[str, Callable[[int], Corruption]] = {
 HARMLESS: Mapping[str, Harmless] = {
     name: Corruption(name) for name in ("gaussian_noise", "impulse_noise", "offset", "translation")
 }
-"""The changes that calibration takes into account for images unless others are named: those of the
-mild corruptions that a detector is most likely to take for an attack: Mahalanobis distance, for
-one, flags 43 % of images with impulse noise on a scene for choosing, unless told of it. The false
-alarms of the other six stay near the promised rate when these do (docs/choosing.md)."""
+"""The changes on which calibration keeps the false-alarm rate too, unless others are named. They
+are the mild corruptions that a detector is most likely to take for an attack. On one development
+scene, for example, a detector with Mahalanobis distance flags over 40 % of images with impulse
+noise if it is not calibrated on them. The false alarms of the other six corruptions stay near the
+promised rate when
+these four are included (docs/choosing.md)."""

@@ -1,7 +1,7 @@
-"""Other people's detectors, to compare with: each the plain score of its paper, unfused.
+"""Published detectors for comparison, each a single score.
 
-They stand beside a detector in evaluations, on the same images and at the same false-alarm rate. A
-baseline adds no arithmetic of its own where a metric of leery computes the same quantity.
+They stand beside a detector in evaluations, on the same images and at the same false-alarm rate.
+Each is one of leery's metrics, whose docstring lists the departures from the paper.
 """
 
 from leery.baselines._single import BASELINES, SingleMetric

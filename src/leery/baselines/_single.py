@@ -31,8 +31,8 @@ class SingleMetric:
         (named,) = make_metrics([metric])
         if named.direction == "both":
             message = (
-                f"expected a metric that is suspicious one way as a baseline, got {named.name}; "
-                "use a Detector with that metric"
+                f"expected a baseline metric whose direction is larger or smaller, got "
+                f"{named.name}, whose direction is both; use a Detector with that metric"
             )
             raise InputError(message)
         self.model = self._detector.model

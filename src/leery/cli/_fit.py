@@ -80,8 +80,8 @@ _Out = Annotated[Path, typer.Option(help="The file of the detector.")]
 _Noise = Annotated[
     list[float] | None,
     typer.Option(
-        help="The standard deviation of Gaussian noise that must not be flagged either, in pixels. "
-        "Can be repeated.",
+        help="Standard deviation of Gaussian noise that must not be flagged either, in units of "
+        "pixel values. Can be repeated.",
         show_default=False,
     ),
 ]
@@ -119,8 +119,8 @@ _NoAuxiliary = Annotated[
     bool,
     typer.Option(
         "--no-auxiliary",
-        help="Do not train an auxiliary network. It is what finds most attacks, and takes minutes "
-        "to train on a processor.",
+        help="Do not train an auxiliary network. It finds most attacks but takes minutes to train "
+        "on a CPU.",
     ),
 ]
 
@@ -140,8 +140,7 @@ _Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Go on with a fit that was cut off: a network that it had trained is not trained "
-        "again.",
+        help="Resume a fit that was cut off; networks that it had already trained are reused.",
     ),
 ]
 
@@ -270,8 +269,10 @@ def fit(
     combiner: CombinerName = "logistic" if attacks else "conformal"
     detector = measuring.detector(classifier.load(), combiner, example)
     classifier.check_repeatable(detector.model)
-    parts = FitParts(parts_folder(out), resume)
-    with stoppable("no detector was written; --resume trains no network again that was finished"):
+    with (
+        stoppable("no detector was written; --resume reuses networks that finished training"),
+        FitParts(parts_folder(out), resume=resume) as parts,
+    ):
         form = with_classes(detector.model, train, form)
         start = time.monotonic()
         detector.fit(_Watched(train, form), parts=parts)
@@ -298,7 +299,7 @@ def _check_first(
     Training images do not serve as clean ones: the classifier is surer of them than of others.
 
     Raises:
-        InputError, OutputError: then.
+        InputError, OutputError: when the options or the files are refused.
     """
     check_output(out)
     check_replaceable(out, force=force)
@@ -399,10 +400,11 @@ def _report(detector: Detector, out: Path, seconds: float, *, as_json: bool) -> 
     console = Console(highlight=False)
     print_description(console, out, facts)
     console.print(str(detector.explain_plan()), markup=False)
-    if AuxiliaryAgreement.name in detector.metrics:
+    agreement = detector.metrics_.get(AuxiliaryAgreement.name)
+    if isinstance(agreement, AuxiliaryAgreement) and not agreement.given:
         console.print(
-            f"The fit took {seconds:.0f} s, most of it for the auxiliary network; --no-auxiliary "
-            "leaves that out."
+            f"The fit took {seconds:.0f} s, including the auxiliary network; --no-auxiliary leaves "
+            "that network out."
         )
     if detector.left_out_:
         console.print(detector.left_out_, markup=False)

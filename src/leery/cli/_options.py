@@ -80,7 +80,8 @@ NoHarmless = Annotated[
     typer.Option(
         "--no-harmless",
         help="Keep the promise on clean images only. By default it also holds for pictures with "
-        "slight noise, with an offset and shifted by a pixel, each on its own.",
+        "slight Gaussian noise, with impulse noise, with an offset, and shifted by 1/28 of the "
+        "width and height, each on its own.",
     ),
 ]
 

@@ -1,6 +1,5 @@
 """The combiner that needs no adversarial image: a weighted mean of the families' p-values."""
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Self
@@ -21,6 +20,9 @@ choosing of benchmarks/scenes.py, where weights of agreement from 0.7 to 0.9 do 
 
 OTHER_WEIGHT = 0.05
 
+_MOST = 1e300
+"""Evidence beyond this counts as this, so that a sum stays finite."""
+
 _SHRINK = 10
 """Reference images of a class at which its median counts as much as that of all classes."""
 
@@ -31,7 +33,7 @@ class ConformalCombiner(Combiner):
     .. math:: s(x) = \log \sum_f \frac{w_f}{p_f(x)}, \qquad \sum_f w_f = 1
 
     A metric's p-value is the share of reference images that are at least as suspicious by it; of
-    values that depend on the class, the median of the predicted class is taken off first. The
+    values that depend on the class, the median of the predicted class is subtracted first. The
     smallest p-value of a family's metrics is compared with that of the reference images in turn, so
     that a family of many metrics does not alarm more often than one of few. The smallest p-value
     decides nearly alone, and families that agree add a little; a sum of logs would drown one that
@@ -41,14 +43,16 @@ class ConformalCombiner(Combiner):
         facts: of each metric, in column order.
 
     Attributes:
-        centres: float64 ``(classes + 1, M)``, what is taken off; the last row is of classes that no
-            reference image has.
+        centres: float64 ``(rows, M)``, the median subtracted for each predicted class, 0 for
+            metrics that do not depend on the class; the last row serves all classes above the
+            largest one predicted in the reference.
         metric_reference: float64 ``(N, M)``, each column sorted, larger is more suspicious.
-        family_reference: float64 ``(N, F)``, likewise, of each family's evidence.
+        weights: float64 ``(F,)``, of the families, in the order of their first metrics; sum 1.
+        family_reference: float64 ``(N, F)``, each column sorted, the largest evidence per family.
 
     Notes:
-        Between reference values the evidence is interpolated, and above the largest 5 % it follows
-        an exponential tail of their mean excess; so it has a derivative, and images beyond all
+        Between reference values the evidence is interpolated. Among the largest 5 % it follows an
+        exponential tail fitted to their mean excess, so it has a derivative, and images beyond all
         references still differ. The score is not calibrated: a threshold comes from other images.
 
     Source:
@@ -61,21 +65,21 @@ class ConformalCombiner(Combiner):
     least = 40
     """The smallest number of reference images."""
 
+    weights: Tensor
     centres: Tensor
     metric_reference: Tensor
     family_reference: Tensor
 
     def __init__(self, facts: Sequence[Facts]) -> None:
         super().__init__(facts)
-        for name in ("centres", "metric_reference", "family_reference"):
+        for name in ("weights", "centres", "metric_reference", "family_reference"):
             self.register_buffer(name, None)
         families = tuple(dict.fromkeys(fact.family for fact in facts))
         self._columns = [
             [place for place, fact in enumerate(facts) if fact.family == family]
             for family in families
         ]
-        weights = [FAMILY_WEIGHTS.get(family, OTHER_WEIGHT) for family in families]
-        self._log_weights = [math.log(weight / sum(weights)) for weight in weights]
+        self._families = families
         self._of_metrics: list[Evidence] = []
         self._of_families: list[Evidence] = []
 
@@ -101,6 +105,8 @@ class ConformalCombiner(Combiner):
         rows = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64))
         self._check_reference(rows)
         classes = torch.from_numpy(predicted)
+        shares = [FAMILY_WEIGHTS.get(family, OTHER_WEIGHT) for family in self._families]
+        self.weights = torch.tensor(shares, dtype=torch.float64) / sum(shares)
         self.centres = self._medians(rows, classes)
         suspicious = self._suspicious(rows, classes)
         self.metric_reference = suspicious.sort(0).values
@@ -123,8 +129,10 @@ class ConformalCombiner(Combiner):
             or len(self.centres) == 0
             or self.centres.shape[1] != len(self.facts)
             or self.family_reference.shape != (count, len(self._columns))
+            or self.weights.shape != (len(self._columns),)
+            or not bool((self.weights > 0).all())
         ):
-            message = "expected centres and references of the same metrics; fit again"
+            message = "expected weights, centres and references of the same metrics; fit again"
             raise InputError(message)
         check_finite(self.family_reference)
         for reference in (self.metric_reference, self.family_reference):
@@ -159,15 +167,13 @@ class ConformalCombiner(Combiner):
     def _terms(self, each: Tensor) -> Tensor:
         """The log of each family's weight over its p-value, float64 ``(N, F)``."""
         loudest = self._loudest(each).unbind(1)
-        return torch.stack(
-            [
-                (evidence(column) if len(columns) > 1 else column) + log_weight
-                for evidence, column, columns, log_weight in zip(
-                    self._of_families, loudest, self._columns, self._log_weights, strict=True
-                )
-            ],
-            1,
-        )
+        found = [
+            evidence(column) if len(columns) > 1 else column
+            for evidence, column, columns in zip(
+                self._of_families, loudest, self._columns, strict=True
+            )
+        ]
+        return torch.stack(found, 1).clamp_max(_MOST) + self.weights.log().to(each.device)
 
     def _each(self, suspicious: Tensor) -> Tensor:
         """The evidence of each metric, float64 ``(N, M)``."""

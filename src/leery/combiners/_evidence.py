@@ -12,7 +12,7 @@ from leery.errors import InputError
 __all__ = ["TAIL", "Evidence", "check_reference"]
 
 TAIL = 0.05
-"""The share of reference values above which p-values follow an exponential."""
+"""The share of reference values, the largest ones, where p-values follow an exponential."""
 
 
 def check_reference(reference: Tensor, least: int) -> None:

@@ -100,7 +100,10 @@ class LogisticCombiner(Combiner):
         shapes = {tuple(part.shape) for part in (self.mean, self.scale, self.weights)}
         whole = shapes == {(len(self.facts),)} and self.bias.shape == (1,)
         if not whole or not bool((self.scale > 0).all()):
-            message = f"expected a mean, scale and weight for each of {len(self.facts)} metrics"
+            message = (
+                f"expected a mean, a scale above 0 and a weight for each of {len(self.facts)} "
+                "metrics, got others; fit again"
+            )
             raise InputError(message)
 
 
@@ -110,9 +113,9 @@ class MonotoneLogisticCombiner(Combiner):
     .. math:: b + \sum_k w_k \max(0, e_k - \log 10) + 0.01\, \bar e, \qquad w_k \ge 0
 
     where e is the evidence of each metric, minus the log of its p-value among the rows that are not
-    adversarial. A metric counts by what lies beyond the largest tenth of those rows; the mean
-    evidence only orders what is suspicious by none. The paper's regression has no such bounds:
-    taught with a strong attack, it takes blank images and weak attacks for cleaner than clean ones.
+    adversarial. A metric counts only where a value is more suspicious than 90 % of those rows; the
+    mean evidence only orders rows in which no metric is. The paper's regression has no such bounds:
+    taught with a strong attack, it rates blank images and weak attacks as cleaner than clean ones.
 
     Args:
         facts: of each metric, in column order.

@@ -1,6 +1,6 @@
 """What a metric is: it states what it needs, learns from training data, and gives a number."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
@@ -16,6 +16,8 @@ __all__ = ["Direction", "FitContext", "Metric", "check_metric", "metric_refused"
 
 Direction = Literal["larger", "smaller", "both"]
 """Which values are suspicious."""
+
+Part = Callable[[Iterable[str], object, Callable[[], Mapping[str, Tensor]]], Mapping[str, Tensor]]
 
 _RESERVED = ("name", "predicted", "score", "p_value", "adversarial", "error")
 """Columns of verdicts and of files of scores."""
@@ -33,8 +35,9 @@ class FitContext:
         bounds: of the pixels; None where they are unknown.
         pixels: the bounds, or where they are unknown the range of the first batch.
         progress: is told a description and the share that is done, in [0, 1].
-        part: from a metric, all that decides about its training (as JSON has it), and the training
-            itself to the trained tensors. A fit that is resumed has them without training again.
+        part: takes the names of the modules whose code decides about a training, everything else
+            that determines it (as JSON-serialisable values), and the training itself; gives the
+            trained tensors. A fit that is resumed has them without training again.
     """
 
     batches: Callable[[], Iterator[tuple[Tensor, Tensor]]]
@@ -44,9 +47,7 @@ class FitContext:
     bounds: Bounds | None
     pixels: Bounds
     progress: Callable[[str, float], object]
-    part: "Callable[[Metric, object, Callable[[], Mapping[str, Tensor]]], Mapping[str, Tensor]]" = (
-        lambda _metric, _facts, make: make()
-    )
+    part: Part = lambda _modules, _facts, make: make()
 
 
 class Metric(nn.Module):

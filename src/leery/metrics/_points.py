@@ -127,7 +127,8 @@ class TrainingPoints(Metric):
         whole = counts.dtype == torch.int64 and counts.ndim == 1 and bool((counts >= 0).all())
         if not whole or int(counts.sum()) != len(self.points):
             message = (
-                f"expected {len(self.points)} features in the counts of the classes; fit again"
+                f"expected class counts of {self.name} that add up to {len(self.points)}, got "
+                f"{counts.tolist()}; fit again"
             )
             raise InputError(message)
         return self

@@ -69,8 +69,8 @@ class References:
         bandwidth: of the kernel density: a number in the units of the features, "likelihood" or
             "likelihood-per-class".
         references: maximum number of training images kept per class; None for all.
-        precision: of what is kept, "float32" or "float16".
-        seed: of the choice of what is kept.
+        precision: data type of the kept features, "float32" or "float16".
+        seed: random seed of the choice of training images that are kept.
     """
 
     bandwidth: float | BandwidthRule = "likelihood"
@@ -207,6 +207,6 @@ def make_metrics(
 
 
 def direction_of(name: str) -> int:
-    """1 where large values of the metric of that name are suspicious, -1 where small ones are."""
+    """-1 if small values of the metric are suspicious, else 1 (also for the direction "both")."""
     (metric,) = make_metrics(name)
     return -1 if metric.direction == "smaller" else 1

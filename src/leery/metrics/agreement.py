@@ -1,8 +1,7 @@
 """Whether a second classifier agrees with the guarded one.
 
 An attack on one network seldom moves another, which was trained apart and on noisier images, to the
-same wrong class. Against an attacker who knows the second network this is worth little more than
-the first one.
+same wrong class. Against an attacker who also knows the second network it adds little.
 """
 
 from collections.abc import Mapping
@@ -39,8 +38,9 @@ class AuxiliaryAgreement(Metric):
 
     Notes:
         A trained network is part of the detector file. Of a given one the file holds the weights
-        only: give the metric again at loading. It is as good as the auxiliary is right: where that
-        errs on clean images, it costs detection at a fixed false-alarm rate.
+        only: give the metric again at loading. The metric is only as good as the auxiliary network
+        is accurate: its errors on clean images raise the threshold, so that fewer attacks are found
+        at the same false-alarm rate.
 
     Source:
         Disagreement of two networks: Aldahdooh et al. (2022), "Adversarial example detection for
@@ -89,11 +89,12 @@ class AuxiliaryAgreement(Metric):
             )
             raise InputError(message)
         data = TrainingSet.gathered(context.batches())
+        code = {type(one).__module__ for one in (self, self.recipe, self.recipe.augmentation)}
         facts = [
             *(data.digest(), repr(self.recipe), context.classes, str(context.pixels)),
             *(context.seed, str(context.device)),
         ]
-        trained = context.part(self, facts, lambda: self._trained(data, context))
+        trained = context.part(code, facts, lambda: self._trained(data, context))
         own = {f"auxiliary.{name}": tensor for name, tensor in trained.items()}
         self.restore({"shape": self.shape, **own}).to(context.device)
 

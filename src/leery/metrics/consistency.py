@@ -22,25 +22,26 @@ __all__ = ["NoiseConsistency", "ShiftConsistency", "Squeezing", "SqueezingMeasur
 
 
 class NoiseConsistency(Metric):
-    r"""How far noise moves the logits towards the class that it moves them to most.
+    r"""The largest rise, under noise, of another class's logit over that of the predicted class.
 
     .. math:: \max_{j \ne c} \frac1V \sum_v
         \bigl[(z_j - z_c)(x + \sigma n_v) - (z_j - z_c)(x)\bigr]
 
-    Iterated attacks sit in a corner that noise leaves: large values are suspicious.
+    Iterative attacks end in a small region that noise leaves: large values are suspicious.
 
     Args:
         sigma: standard deviation of the noise, as a share of the range of the pixels.
         draws: the number of noisy views.
 
     Notes:
-        It finds iterated attacks that the classifier is sure of, where uncertainty and disagreement
-        fail, and none that change much at a few pixels, or in one step. Each draw costs a pass.
+        It finds iterative attacks with confident predictions, which uncertainty and disagreement
+        miss. It does not find attacks that change few pixels strongly, or single-step attacks. Each
+        draw costs one forward pass.
 
     Source:
-        Roth, Kilcher, Hofmann (2019), arXiv:1902.04818, eq. 5. Departures: the values are compared
-        with clean images of the predicted class by the combiner, not standardised per pair of
-        classes, and the noise is the same for every image.
+        Roth, Kilcher, Hofmann (2019), arXiv:1902.04818, eq. 5. Departures: values are not
+        standardised per pair of classes (the conformal combiner subtracts the median of the
+        predicted class instead), and the noise is the same for every image.
     """
 
     name = "noise_consistency"

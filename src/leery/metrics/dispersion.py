@@ -1,6 +1,6 @@
 """How much hidden units move under dropout, and how that relates to the output.
 
-Both need a classifier with dropout before its last hidden layer.
+Both metrics need a classifier with dropout before its last hidden layer.
 """
 
 import torch

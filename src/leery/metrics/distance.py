@@ -117,9 +117,9 @@ class Mahalanobis(Metric):
 
     Attributes:
         counts: float64 ``(classes,)``, training images per class.
-        sums: float64 ``(classes, D)``, of their features.
-        products: float64 ``(D, D)``, of the features of all training images, about ``shift``.
-        shift: float64 ``(D,)``, the mean of the first part, which keeps sums of squares exact.
+        sums: float64 ``(classes, D)``, sums of the features minus ``shift``.
+        products: float64 ``(D, D)``, sum of outer products of the features minus ``shift``.
+        shift: float64 ``(D,)``, mean of the first part; subtracting it limits rounding error.
 
     Notes:
         Features are divided by their standard deviation within classes, so their scale does not
@@ -219,14 +219,21 @@ class Mahalanobis(Metric):
         try:
             self._whitened(self.products.device)
         except RuntimeError as error:
-            message = f"expected products of {self.name} that are a covariance; fit again"
+            message = (
+                f"expected products of {self.name} that give a positive definite covariance, got "
+                "others; fit again"
+            )
             raise InputError(message) from error
         return self
 
     def check_classes(self, classes: int) -> None:
-        """Refuse a metric that does not know each of so many classes."""
-        if len(self.counts) != classes or not bool((self.counts > 0).all()):
-            message = f"expected {self.name} of {classes} classes, got {len(self.counts)}"
+        """Refuse a metric that was not fitted on all ``classes`` classes."""
+        known = int((self.counts > 0).sum())
+        if len(self.counts) != classes or known != classes:
+            message = (
+                f"expected {self.name} fitted on all {classes} classes, got {known} of "
+                f"{len(self.counts)} with training images; fit again"
+            )
             raise InputError(message)
 
     def _add(self, counts: Tensor, sums: Tensor, products: Tensor, shift: Tensor) -> None:

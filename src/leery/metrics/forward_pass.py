@@ -1,12 +1,13 @@
-"""What the logits of one plain forward pass say: the cheapest metrics, dropout off.
+"""Metrics of the logits of one forward pass with dropout off; the cheapest metrics.
 
-On minimal attacks, which stop as soon as the label changes, they are hard to beat; confident
-attacks pass them.
+They are hard to beat on minimal attacks, which stop as soon as the label changes; confident attacks
+evade them.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from leery.errors import InputError
@@ -14,9 +15,6 @@ from leery.metrics._base import Metric
 from leery.observation import Observation
 
 __all__ = ["FORWARD", "ForwardPass", "energy", "log_margin", "margin", "max_softmax"]
-
-_SMALLEST = 1e-12
-"""The margin of a tie, so that its log is finite."""
 
 
 def max_softmax(logits: Tensor) -> Tensor:
@@ -67,18 +65,20 @@ def margin(logits: Tensor) -> Tensor:
 def log_margin(logits: Tensor) -> Tensor:
     r"""The log of the margin; smaller is more suspicious.
 
-    .. math:: \log \max(z_{(1)} - z_{(2)}, 10^{-12})
+    .. math:: \log \max(z_{(1)} - z_{(2)}, \varepsilon \max(|z_{(1)}|, 1))
 
-    It orders images as :func:`margin` does, and tells more by a p-value with an exponential tail:
-    margins of clean images have some density at 0, so that the share of them below m falls in
-    proportion to m, and in the log exponentially. Attacks that stop at the decision boundary have
-    margins that no clean image has.
+    with the machine epsilon of the logits' type.
+
+    It orders images as :func:`margin` does but suits an exponential tail: the share of clean images
+    with a margin below m falls in proportion to m, which in log m is an exponential. Attacks that
+    stop at the decision boundary have smaller margins than nearly all clean images.
 
     Args:
         logits: float ``(N, classes)``, at least two classes.
 
     Returns:
-        float64 ``(N,)``, at least log 1e-12; a tie has that.
+        float64 ``(N,)``, finite. At a tie, and closer to one than the type can tell, the gradient
+        is 0.
 
     Source:
         :func:`margin`.
@@ -88,7 +88,9 @@ def log_margin(logits: Tensor) -> Tensor:
         >>> log_margin(torch.tensor([[3.0, 1.0, 2.0], [1.0, 4.0, 1.0]]))
         tensor([0.0000, 1.0986], dtype=torch.float64)
     """
-    return margin(logits).clamp_min(_SMALLEST).log()
+    epsilon = torch.finfo(logits.dtype).eps
+    least = epsilon * logits.detach().double().amax(1).abs().clamp_min(1)
+    return margin(logits).clamp_max(torch.finfo(torch.float64).max).maximum(least).log()
 
 
 def energy(logits: Tensor) -> Tensor:
@@ -134,7 +136,8 @@ class ForwardPass(Metric):
     def __init__(self, function: str) -> None:
         super().__init__()
         if function not in FORWARD:
-            message = f"expected a function out of {', '.join(FORWARD)}, got {function!r}"
+            names = ", ".join(FORWARD)
+            message = f"expected one of the functions {names}, got {function!r}; name one"
             raise InputError(message)
         self.name = function
         self.direction = "larger" if function == "energy" else "smaller"

@@ -87,7 +87,8 @@ class InputStatistic(Metric):
     def __init__(self, function: str) -> None:
         super().__init__()
         if function not in STATISTICS:
-            message = f"expected a function out of {', '.join(STATISTICS)}, got {function!r}"
+            names = ", ".join(STATISTICS)
+            message = f"expected one of the functions {names}, got {function!r}; name one"
             raise InputError(message)
         self.name = function
 

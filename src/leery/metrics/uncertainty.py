@@ -249,7 +249,8 @@ class PassUncertainty(Metric):
     def __init__(self, function: str) -> None:
         super().__init__()
         if function not in UNCERTAINTY:
-            message = f"expected a function out of {', '.join(UNCERTAINTY)}, got {function!r}"
+            names = ", ".join(UNCERTAINTY)
+            message = f"expected one of the functions {names}, got {function!r}; name one"
             raise InputError(message)
         self.name = function
         self.direction = "smaller" if function == "confidence" else "larger"

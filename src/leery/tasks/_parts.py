@@ -4,7 +4,6 @@ Whatever kills the process, a part is whole or absent, and one process at a time
 folder.
 """
 
-import fcntl
 import json
 import os
 import re
@@ -60,7 +59,7 @@ def open_parts(
     """
     _check_own(folder, suffix)
     with _locked(folder):
-        goes_on = _finished(folder, identity, resume=resume)
+        goes_on = _finished(folder, identity, suffix, resume=resume)
         whole = _whole(folder, rows, count_rows, suffix) if goes_on else []
         for other in set(folder.glob(f"*{suffix}")) - set(whole):
             other.unlink()
@@ -88,6 +87,9 @@ def _locked(folder: Path) -> Iterator[None]:
     Raises:
         OutputError: when another process has it.
     """
+    # Not everywhere, and only needed here.
+    import fcntl  # noqa: PLC0415
+
     with ExitStack() as stack:
         while True:
             make_folder(folder)
@@ -109,14 +111,14 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _finished(folder: Path, identity: str, *, resume: bool) -> bool:
+def _finished(folder: Path, identity: str, suffix: str, *, resume: bool) -> bool:
     """Whether the folder has parts of this work to go on with.
 
     Raises:
         InputError: when they are of other work.
     """
     manifest = folder / _MANIFEST
-    if not (resume and manifest.is_file()):
+    if not (resume and manifest.is_file() and (folder / part_name(0, suffix)).is_file()):
         return False
     if manifest.read_text() != _manifest(identity):
         message = (

@@ -14,8 +14,9 @@ __all__ = ["Augmentation"]
 class Augmentation:
     """Random harmless changes; each image gets its own, of a severity of its own.
 
-    The severity of an image is uniform in [0, 1], and 0 for a share ``unchanged`` of all images.
-    Each strength below is the largest; an image's is a uniform share of it times its severity. No
+    The severity of an image is 0 for a share ``unchanged`` of the images and uniform in [0, 1] for
+    the others. Each strength below is a maximum; for an image it is multiplied by the severity and
+    by a uniform random number. No
     attack is among the changes.
 
     Attributes:
@@ -23,7 +24,7 @@ class Augmentation:
         rotation: in degrees, either way.
         shift: a share of the width and of the height, either way.
         scale: a share of the size, either way.
-        contrast: how far pixels are drawn to one grey level, drawn for each image, in [0, 1].
+        contrast: how far pixels are moved towards a random grey level, one per image, in [0, 1].
         impulses: the share of pixels that become black or white, all channels together.
         noise: the standard deviation of Gaussian noise, as a share of the range of the pixels.
     """

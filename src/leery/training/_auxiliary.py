@@ -1,4 +1,4 @@
-"""The auxiliary network: a small classifier of its own training, made from clean images alone."""
+"""The auxiliary network: a small classifier trained separately, on clean images only."""
 
 import hashlib
 import math
@@ -44,7 +44,7 @@ class AuxiliaryNetwork(nn.Module):
         pixels: the lowest and highest pixel value, or a pair per channel, mapped to [0, 1] first.
         width: the number of channels of the first convolution, doubled by each that follows.
 
-    Weights have no value before :meth:`initialise` or a ``load_state_dict``.
+    Weights are uninitialised until :meth:`initialise` or ``load_state_dict`` is called.
 
     Shape:
         float ``(N, channels, height, width)`` -> logits ``(N, classes)``.
@@ -114,16 +114,16 @@ class AuxiliaryNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class AuxiliaryRecipe:
-    """How an auxiliary network is trained: Adam with decoupled decay, one cycle of the step size.
+    """Settings for training an auxiliary network: AdamW with a one-cycle learning-rate schedule.
 
     Attributes:
         width: channels of the first convolution.
         most_images: the largest number of images that are seen, counting repetitions.
-        epochs: the number of epochs, if they are no more images than that.
-        least_images: the number of images that are seen of a small training set, but at most 60
-            times each.
+        epochs: number of epochs, unless that would exceed ``most_images``.
+        least_images: minimum number of images seen, counting repetitions; a small training set is
+            repeated at most 60 times to reach it, or ``epochs`` times if that is more.
         batch_size: images per step.
-        learning_rate: the largest one.
+        learning_rate: the peak of the one-cycle schedule.
         weight_decay: of AdamW.
         augmentation: the harmless changes.
 
@@ -144,7 +144,7 @@ class AuxiliaryRecipe:
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
-        """Refuse what no training can have."""
+        """Refuse settings that training cannot use."""
         # A batch of one image has no statistics.
         check_count(self.batch_size, "a batch size", least=2)
         for name in ("width", "most_images", "epochs", "least_images"):
@@ -176,7 +176,7 @@ class TrainingSet:
 
     @classmethod
     def gathered(cls, batches: Iterable[tuple[Tensor, Tensor]]) -> Self:
-        """The images of all batches; of too many for memory, those with the smallest hashes."""
+        """Concatenate all batches; beyond the memory limit, keep the smallest content hashes."""
         images: list[Tensor] = []
         labels: list[Tensor] = []
         hashes: list[Tensor] = []
@@ -199,7 +199,7 @@ class TrainingSet:
 
 
 def _thin(images: list[Tensor], labels: list[Tensor], hashes: list[Tensor]) -> None:
-    """Put parts together, in the order of their hashes, and keep as many as are held."""
+    """Concatenate the parts, sort them by hash and keep at most ``_MOST_ELEMENTS`` elements."""
     order = torch.cat(hashes).argsort(stable=True)
     order = order[: max(1, _MOST_ELEMENTS // images[0][0].numel())]
     for parts in (images, labels, hashes):
@@ -218,17 +218,17 @@ def train_auxiliary(
 ) -> AuxiliaryNetwork:
     """Train an auxiliary network on clean labelled images.
 
-    The same data and seed give the same network, in whatever order the images come, on one kind of
-    processor; on a GPU up to rounding. No global random state is drawn from.
+    With the same data, seed and kind of CPU the network is the same, whatever the order of the
+    images; on a GPU it is the same up to rounding. No global random state is used.
 
     Args:
         data: the training images.
         classes: the number of classes.
-        recipe: by default :class:`AuxiliaryRecipe` as it is.
+        recipe: training settings; by default ``AuxiliaryRecipe()``.
         pixels: lowest and highest pixel value, or a pair per channel.
-        seed: of the initial weights, the order of the images and their changes.
+        seed: random seed of the initial weights, the image order and the augmentation.
         device: to train on; by default the CPU.
-        progress: is told the share that is done, in [0, 1].
+        progress: called with the completed share, in [0, 1].
 
     Returns:
         The network in eval mode, on the device.
