@@ -187,7 +187,15 @@ def ablation_table() -> str:
         cells = pd.concat(tables)
         cells = cells[cells.columns[~cells.columns.str.startswith("baseline")]]
         columns[f"{kind}, worst"], columns[f"{kind}, mean"] = cells.min(), cells.mean()
-    return _shares("metrics", pd.DataFrame(columns).dropna(how="all"))
+    frame = pd.DataFrame(columns).dropna(how="all")
+    return _shares("metrics", frame.loc[sorted(frame.index, key=_kind_of_set)])
+
+
+def _kind_of_set(title: str) -> tuple[int, bool, str]:
+    """Where a set of metrics stands: the default, then without some, with more, others, alone."""
+    kinds = ("default", "without", "with", PAPERS)
+    place = next((place for place, kind in enumerate(kinds) if title.startswith(kind)), len(kinds))
+    return place, "_" in title, title
 
 
 def accuracies_table() -> str:
