@@ -15,8 +15,8 @@ from leery.errors import InputError
 __all__ = ["FAMILY_WEIGHTS", "ConformalCombiner"]
 
 FAMILY_WEIGHTS: Mapping[str, float] = {"agreement": 0.8, "consistency": 0.15}
-"""Relative weights of families; of others :data:`OTHER_WEIGHT`. They were chosen on the scenes for
-choosing of benchmarks/scenes.py, where weights of agreement from 0.7 to 0.9 do about the same."""
+"""Relative weights of families; of others :data:`OTHER_WEIGHT`. They were chosen on the
+development scenes of benchmarks/scenes.py, where 0.7 to 0.9 for agreement do about the same."""
 
 OTHER_WEIGHT = 0.05
 
