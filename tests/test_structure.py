@@ -103,7 +103,7 @@ PUBLIC = {
         FAMILY_WEIGHTS Facts LogisticCombiner MonotoneLogisticCombiner make_combiner""",
     "leery.data": "DATASETS NamedDataset cache_folder data_sums load named parse_idx",
     "leery.detector": """Calibration Detector Explanation FitParts MetricTable Promise Verdict
-        Verdicts describe""",
+        Verdicts describe recommended_metrics""",
     "leery.errors": """CorruptDataError DataError DetectorFileError InputError LeeryError
         LeeryWarning NoDropoutError NotFittedError OutputError StudyFileError
         UnknownLayerError UnsupportedModelError WrongModelError""",

@@ -384,7 +384,7 @@ class Observer:
         """
         if self._sampler is not None:
             return self._sampler.explain_plan(images)
-        reason = "no metric of uncertainty was asked for"
+        reason = "no metric reads dropout passes"
         return Plan("once", reason, self._layers, (), repeated=0.0, once=1.0)
 
     def _observation(

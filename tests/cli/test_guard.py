@@ -58,6 +58,11 @@ def late():
     from layers import size
     return make()
 
+def table():
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(5, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3)
+    return torch.nn.Sequential(*layers).eval()
+
 def second():
     from leery.metrics import AuxiliaryAgreement
     return AuxiliaryAgreement(build("mnist"))
@@ -144,13 +149,13 @@ def test_fit_writes_the_detector_that_the_library_makes(place: Place, digits: Ba
     assert facts["layers"]["head"] == "input of classify.1"
     assert facts["settings"]["combiner"] == "conformal"
     assert facts["calibration"]["fpr"] == 0.05
-    assert facts["tensors"]["calibration/scores"]["shape"] == [1500]
+    assert facts["tensors"]["calibration/scores"]["shape"] == [1800]
     assert facts["bytes"] == (place.folder / "guard.leery").stat().st_size
     detector = Detector.load(place.folder / "guard.leery", pretrained("mnist").model)
     assert detector.flag(digits[0][1000:1300]).mean() < 0.12
     shown = place.run("inspect", "guard.leery", "--model", "net:make")
     flat = " ".join(shown.split())
-    assert "at most 0.05 on average over calibration sets; from 1,500 images (clean, gauss" in flat
+    assert "at most 0.05 on average over calibration sets; from 1,800 images (clean, gauss" in flat
     assert "way: graph (the deterministic part once" in shown
 
 
@@ -444,8 +449,24 @@ def test_without_an_auxiliary_network_the_other_recommended_metrics_stay(place: 
     )
     names = [metric["name"] for metric in facts["metrics"]]
     assert names == ["noise_consistency", "squeezing_1bit_logits", "log_margin"]
+    assert facts["agreement"] is None
     shown = place.run("inspect", "guard.leery")
     assert "auxiliary_agreement" in shown
+
+
+def test_a_table_classifier_without_dropout_needs_no_option_of_its_own(place: Place) -> None:
+    generator = np.random.default_rng(0)
+    for name, count in (("rows", 300), ("more", 200)):
+        labels = generator.integers(0, 3, count)
+        rows = generator.normal(size=(count, 5)).astype("f4") + labels[:, None]
+        np.savez(place.folder / f"{name}.npz", images=rows, labels=labels)
+    facts = place.json(
+        *("fit", "--model", "net:table", "--train", "rows.npz", "--clean", "more.npz"),
+        *("--no-auxiliary", "--fpr", "0.05", "--out", "table.leery"),
+    )
+    names = [metric["name"] for metric in facts["metrics"]]
+    assert names == ["log_margin", "kernel_density", "kl_divergence"]
+    assert "--insert-dropout LAYER:P" in facts["left_out"]
 
 
 def test_a_killed_fit_goes_on_with_the_network_that_it_had_trained(place: Place) -> None:
@@ -470,15 +491,19 @@ def test_a_killed_fit_goes_on_with_the_network_that_it_had_trained(place: Place)
 
 
 def test_a_second_classifier_is_given_from_the_command_line(place: Place) -> None:
-    second = ("--no-auxiliary", "--metric", "net:second")
+    second = ("--metric", "net:second")
     facts = place.json(
         *("fit", "--train", "train.npz", "--clean", "held.npz", "--fpr", "0.05"),
         *(*second, "--out", "second.leery"),
     )
     assert facts["metrics"][-1]["name"] == "auxiliary_agreement"
+    # It was not trained.
+    assert facts["agreement"] < 0.5
     scored = ("score", "second.leery", "test.npz", "--out", "second.csv")
     assert place.json(*scored, "--metric", "net:second")["rows"] == 200
-    assert "to be given" in place.run(*scored, code=1)
+    error = place.run(*scored, code=1)
+    assert "to be given" in error
+    assert "--metric with the function that gives it" in error
 
 
 @pytest.mark.filterwarnings("ignore")

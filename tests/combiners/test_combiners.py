@@ -240,6 +240,27 @@ def test_the_score_has_the_derivative_of_its_evidence() -> None:
         assert torch.allclose(change, (gradient * step).sum(1), atol=1e-10)
 
 
+def test_what_weak_attacks_make_smaller_does_not_make_them_cleaner() -> None:
+    """Noise and squeezing undo a weak attack, and its margin is a little smaller than usual."""
+    named = [
+        Facts("noise", "consistency", "larger"),
+        Facts("log_margin", "forward pass", "smaller"),
+    ]
+    values = np.random.default_rng(0).normal(size=(400, 2))
+    truth = np.arange(400) % 2 == 0
+    values[truth] += [4, 0]
+    combiner = MonotoneLogisticCombiner(named).fit(
+        values, np.zeros(400, dtype=np.int64), adversarial=truth
+    )
+    usual, weak = score(combiner, np.array([[0.5, 0.0], [-1.5, -0.5]]))
+    assert weak > usual
+    alone = MonotoneLogisticCombiner(named[:1]).fit(
+        values[:, :1], np.zeros(400, dtype=np.int64), adversarial=truth
+    )
+    low, high = score(alone, np.array([[-1.0], [0.0]]))
+    assert low < high
+
+
 def test_without_bounds_that_bind_the_regression_is_scikit_learn_s() -> None:
     truth = np.arange(600) % 2 == 0
     rows = np.random.default_rng(0).exponential(size=(600, 3)) + truth[:, None] * [2.0, 1.0, 0.5]

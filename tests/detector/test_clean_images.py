@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from leery import PAPER_METRICS, Detector
-from leery.attacks import FGSM, HARMLESS, gaussian_noise
+from leery.attacks import CORRUPTIONS, FGSM, HARMLESS, gaussian_noise
 from leery.errors import InputError, LeeryWarning, NotFittedError, WrongModelError
 from tests.conftest import Batch
 
@@ -364,3 +364,15 @@ def test_other_masks_give_another_detector_with_the_same_threshold(guard: Detect
     assert not np.array_equal(fresh.measure(new).values, fresh.measure(new).values)
     density = other.measure(new).column("kernel_density")
     assert np.allclose(density, guard.measure(new).column("kernel_density"))
+
+
+def test_a_harmless_change_that_fails_or_gives_something_else_is_named(
+    guard: Detector,
+) -> None:
+    clean = pictures(120, seed=7)
+    for change, said in (
+        (CORRUPTIONS["rotation"], r"harmless change 'own' as a function .* fails .*\['rotation'\]"),
+        (lambda images, _seed, _bounds: images[:1], r"of the harmless change 'own', got \(1, "),
+    ):
+        with pytest.raises(InputError, match=said):
+            guard.calibrate(clean, fpr=0.05, harmless={"own": change})  # type: ignore[dict-item]

@@ -486,7 +486,7 @@ def test_the_plan_can_be_asked_of_a_loaded_detector(detector: Detector) -> None:
     with pytest.raises(NotFittedError, match="after fit"):
         alone.explain_plan()
     alone.fit(torch.rand(40, 1, 28, 28), torch.arange(40) % 10)
-    text = "way: once (one forward pass, because no metric of uncertainty was asked for)"
+    text = "way: once (one forward pass, because no metric reads dropout passes)"
     assert str(alone.explain_plan()).startswith(text)
 
 

@@ -32,6 +32,9 @@ from leery.evaluation import evaluate as judged
 
 __all__ = ["evaluate"]
 
+_LOG_WIDTH = 140
+"""Columns of the table where it is not shown in a terminal."""
+
 _Data = Annotated[
     list[Path],
     typer.Option(
@@ -121,7 +124,7 @@ def evaluate(
     if as_json:
         print_json({"rows": found.to_dict(orient="records")})
     else:
-        Console(highlight=False).print(_table(found), _false_alarms(found))
+        _console().print(_table(found), _false_alarms(found))
 
 
 def _fitted_baselines(
@@ -181,3 +184,11 @@ def _false_alarms(found: pd.DataFrame) -> str:
         f"Flagged of the {row.n_clean:,} clean images that the classifier gets right "
         f"{row.false_alarms:.2%}{noisy}."
     )
+
+
+def _console() -> Console:
+    """Standard output; where it is no terminal, with room for every column."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, _LOG_WIDTH)
+    return console

@@ -68,9 +68,10 @@ OwnMetrics = Annotated[
     list[str] | None,
     typer.Option(
         "--metric",
-        metavar="MODULE:CLASS",
-        help="A metric of your own: a subclass of leery.metrics.Metric that takes no arguments. "
-        "The module is looked for in this folder too. Its code is run. Can be repeated.",
+        metavar="MODULE:CLASS_OR_FUNCTION",
+        help="A metric of your own: a subclass of leery.metrics.Metric that takes no arguments, or "
+        "a function without arguments that gives one; it replaces one of the same name. The module "
+        "is looked for in this folder too. Its code is run. Can be repeated.",
         show_default=False,
     ),
 ]

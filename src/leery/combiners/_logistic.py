@@ -21,6 +21,9 @@ __all__ = ["LogisticCombiner", "MonotoneLogisticCombiner"]
 _USUAL = math.log(10)
 """The evidence, in nats, up to which a metric says nothing against an input."""
 
+_UNDONE = ("consistency",)
+"""Families whose metrics weak attacks make smaller than on clean images."""
+
 _ORDER = 0.01
 """The weight of the mean evidence, which orders inputs that are suspicious by no metric."""
 
@@ -114,7 +117,9 @@ class MonotoneLogisticCombiner(Combiner):
 
     where e is the evidence of each metric, minus the log of its p-value among the rows that are not
     adversarial. A metric counts only where a value is more suspicious than 90 % of those rows; the
-    mean evidence only orders rows in which no metric is. The paper's regression has no such bounds:
+    mean evidence, of all metrics but those of consistency, only orders rows in which no metric is:
+    noise and squeezing undo weak attacks, which makes these metrics smaller than on clean images.
+    The paper's regression has no such bounds:
     taught with a strong attack, it rates blank images and weak attacks as cleaner than clean ones.
 
     Args:
@@ -184,7 +189,7 @@ class MonotoneLogisticCombiner(Combiner):
         self._check_values(values)
         evidence = self._each(values)
         beyond = (evidence - _USUAL).clamp_min(0)
-        return beyond * self.weights.to(values.device) + _ORDER * evidence / len(self.facts)
+        return beyond * self.weights.to(values.device) + evidence * self._order().to(values.device)
 
     def check(self) -> None:
         """Refuse a state of other metrics, or with weights below 0.
@@ -208,6 +213,12 @@ class MonotoneLogisticCombiner(Combiner):
             Evidence.of(column.contiguous(), two_sided=fact.direction == "both")
             for column, fact in zip(self.reference.unbind(1), self.facts, strict=True)
         ]
+
+    def _order(self) -> Tensor:
+        """What a nat of each metric's evidence counts where none is suspicious."""
+        counted = [float(fact.family not in _UNDONE) for fact in self.facts]
+        share = torch.tensor(counted if any(counted) else [1.0] * len(counted))
+        return (_ORDER * share / share.sum()).double()
 
     def _signs(self) -> Tensor:
         signs = [-1.0 if fact.direction == "smaller" else 1.0 for fact in self.facts]

@@ -7,6 +7,7 @@ the run over the images stand in packages of their own.
 from leery.detector._calibration import Calibration, Promise
 from leery.detector._detector import Detector
 from leery.detector._explanation import Explanation
+from leery.detector._fitting import recommended_metrics
 from leery.detector._parts import FitParts
 from leery.detector._storage import describe
 from leery.detector._table import MetricTable
@@ -22,4 +23,5 @@ __all__ = [
     "Verdict",
     "Verdicts",
     "describe",
+    "recommended_metrics",
 ]

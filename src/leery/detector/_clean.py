@@ -12,7 +12,7 @@ from torch import Tensor
 from leery.attacks import Attack, Harmless
 from leery.detector._state import Fitted, Taught, image_hashes
 from leery.detector._table import MetricTable
-from leery.errors import InputError, LeeryWarning
+from leery.errors import InputError, LeeryError, LeeryWarning, brief
 from leery.inputs import Images, Moments, labelled_batches
 
 __all__ = ["CleanImages", "Measure", "check_unseen", "measure_clean", "no_labels"]
@@ -156,7 +156,7 @@ def measure_clean(
         truths.append(None if truth is None else truth.cpu().numpy())
         for name, change in versions.items():
             assert fitted.inputs.bounds is not None
-            tables[name].append(measure(change(batch, seed + number, fitted.inputs.bounds)))
+            tables[name].append(measure(_changed(name, change, batch, seed + number, fitted)))
         if attack is not None:
             for place, twins in enumerate(_attacked(attack, attacks, batch, truth, table)):
                 attacked[place].append(measure(twins))
@@ -169,6 +169,34 @@ def measure_clean(
         np.concatenate(known) if len(known) == len(truths) else None,
         tuple(MetricTable.joined(parts) for parts in attacked if parts),
     )
+
+
+def _changed(name: str, change: Harmless, images: Tensor, seed: int, fitted: Fitted) -> Tensor:
+    """The images after a harmless change.
+
+    Raises:
+        InputError: when it fails, or gives anything but images of the same shape.
+    """
+    assert fitted.inputs.bounds is not None
+    try:
+        found = change(images, seed, fitted.inputs.bounds)
+    # A change may be somebody's code, and raises whatever it likes.
+    except (LeeryError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        message = (
+            f"expected the harmless change {name!r} as a function of images, seed and bounds, got "
+            f"one that fails ({brief(error)}); correct it, as in CORRUPTIONS['rotation'](1)"
+        )
+        raise InputError(message) from error
+    if not isinstance(found, Tensor) or found.shape != images.shape:
+        shown = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        message = (
+            f"expected {tuple(images.shape)} of the harmless change {name!r}, got {shown}; "
+            "correct it"
+        )
+        raise InputError(message)
+    return found
 
 
 def _attacked(

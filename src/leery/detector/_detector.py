@@ -36,7 +36,7 @@ from leery.errors import (
 )
 from leery.inputs import Images, InputSpec, Moments, image_batches, known_count
 from leery.mc_dropout import Plan
-from leery.metrics import BandwidthRule, Metric, Precision, References
+from leery.metrics import AuxiliaryAgreement, BandwidthRule, Metric, Precision, References
 from leery.models import (
     Logits,
     check_layer,
@@ -214,6 +214,19 @@ class Detector:
             NotFittedError: before :meth:`fit`.
         """
         return self._need(self._fitted, _FIT).accuracy
+
+    @property
+    def agreement_(self) -> float | None:
+        """The share of clean images on which the auxiliary network favours the classifier's class.
+
+        In [0, 1], of the images that taught the combiner; there it gives that class more than half
+        of the probability. None without an auxiliary network or a combiner.
+        """
+        name = AuxiliaryAgreement.name
+        if self._taught is None or name not in self.metrics:
+            return None
+        odds = self._taught.clean.values[:, self.metrics.index(name)]
+        return float((odds < 0).mean())
 
     @property
     def inputs_(self) -> InputSpec:
@@ -644,6 +657,8 @@ class Detector:
                 batch_size=facts["settings"]["batch_size"],
                 trust_outputs=facts["settings"]["trust_outputs"],
             ).with_masks(facts["settings"]["masks"])
+        except DetectorFileError:
+            raise
         except (
             LeeryError,
             LookupError,

@@ -20,7 +20,7 @@ from leery.metrics import FitContext, Metric, make_metrics, metric_refused, reco
 from leery.models import device_of, fingerprint, guest, has_linear_head, run_model
 from leery.observation import Needs, Observation, Observer
 
-__all__ = ["fit", "needs_of"]
+__all__ = ["fit", "needs_of", "recommended_metrics"]
 
 
 def needs_of(metrics: Sequence[Metric]) -> Needs:
@@ -120,19 +120,36 @@ def _for_inputs(settings: Settings, model: nn.Module, batch: Tensor) -> Settings
     """The settings, with the metrics that are recommended for such inputs if none were named."""
     if not settings.recommended:
         return settings
-    names, left_out = recommended_for(batch)
-    metrics = make_metrics(names, settings.references)
-    drawing = [metric for metric in metrics if metric.needs.draws]
+    names, left_out = recommended_metrics(model, batch, settings.passes)
+    return replace(settings, metrics=make_metrics(names, settings.references), left_out=left_out)
+
+
+def recommended_metrics(
+    model: nn.Module, images: Tensor, passes: int = 50
+) -> tuple[tuple[str, ...], str | None]:
+    """The metrics of a detector that was not asked for others.
+
+    Args:
+        model: the classifier.
+        images: a batch of the training data.
+        passes: the number of Monte-Carlo dropout passes.
+
+    Returns:
+        The names, and a sentence on what was left out; None if nothing was.
+    """
+    names, left_out = recommended_for(images)
+    drawing = [metric for metric in make_metrics(names) if metric.needs.draws]
     if drawing:
         try:
-            Observer(model, needs_of(drawing), passes=settings.passes).explain_plan(batch)
+            Observer(model, needs_of(drawing), passes=passes).explain_plan(images)
         except NoDropoutError:
-            metrics = tuple(metric for metric in metrics if not metric.needs.draws)
+            uncertain = {metric.name for metric in drawing}
+            names = tuple(name for name in names if name not in uncertain)
             left_out = (
                 "The metrics of uncertainty were left out, because the classifier has no dropout; "
                 "leery.mc_dropout.insert_dropout (--insert-dropout LAYER:P) puts some in."
             )
-    return replace(settings, metrics=metrics, left_out=left_out)
+    return names, left_out
 
 
 def _labelled(images: Images, labels: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:

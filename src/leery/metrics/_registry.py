@@ -104,8 +104,8 @@ def recommended_for(images: Tensor) -> tuple[tuple[str, ...], str | None]:
         return RECOMMENDED_METRICS, None
     left_out = (
         f"The auxiliary network was left out, because images over {MOST_PIXELS} pixels need a "
-        "large one; metrics=[leery.metrics.AuxiliaryAgreement(network), ...] takes a second "
-        "classifier of the same classes."
+        "large one; leery.metrics.AuxiliaryAgreement(network) (--metric MODULE:FUNCTION) takes a "
+        "second classifier of the same classes."
     )
     names = tuple(name for name in RECOMMENDED_METRICS if name != AuxiliaryAgreement.name)
     return names, left_out

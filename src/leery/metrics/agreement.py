@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from leery.errors import InputError
+from leery.errors import DetectorFileError, InputError
 from leery.metrics._base import FitContext, Metric
 from leery.metrics._odds import log_odds_against
 from leery.models import run_model
@@ -60,9 +60,10 @@ class AuxiliaryAgreement(Metric):
         if isinstance(network, str):
             message = (
                 f"expected the auxiliary network of {self.name!r} to be given, because it was not "
-                "trained by leery; pass metrics=[leery.metrics.AuxiliaryAgreement(network)]"
+                "trained by leery; pass metrics=[leery.metrics.AuxiliaryAgreement(network)], or "
+                "--metric with the function that gives it"
             )
-            raise InputError(message)
+            raise DetectorFileError(message)
         self.given = network is not None
         self.recipe = recipe or AuxiliaryRecipe()
         self.auxiliary = network
