@@ -161,7 +161,7 @@ def test_a_restored_metric_scores_bit_equal(make: Make) -> None:
 
 
 # torch's own forward mode is written in what torch warns of.
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 @pytest.mark.parametrize("resident", [0, 2**27])
 @pytest.mark.parametrize("make", [lambda: KernelDensity(1.5), ClassKL])
 def test_closeness_is_differentiable(
