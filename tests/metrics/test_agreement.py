@@ -300,3 +300,17 @@ def test_a_metric_may_train_several_parts_whose_tensors_share_memory(tmp_path: P
     for name, own in made.items():
         for each in (found[name], kept[name]):
             assert same(own, dict(each))
+
+
+class Another(Own):
+    """A second metric that is trained."""
+
+    name = "another"
+
+
+def test_every_trained_metric_of_a_fit_has_a_part_of_its_own(tmp_path: Path) -> None:
+    images, labels = colours()
+    for resume in (False, True):
+        guard = Detector(small_net(), metrics=[Own(recipe=TINY), Another(recipe=TINY)])
+        guard.fit(images, labels, parts=FitParts(tmp_path / "parts", resume=resume))
+        assert len(list((tmp_path / "parts").rglob("*.safetensors"))) == 2

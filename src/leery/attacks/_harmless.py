@@ -179,5 +179,4 @@ HARMLESS: Mapping[str, Harmless] = {
 are the mild corruptions that a detector is most likely to take for an attack. On one development
 scene, for example, a detector with Mahalanobis distance flags over 40 % of images with impulse
 noise if it is not calibrated on them. The false alarms of the other six corruptions stay near the
-promised rate when
-these four are included (docs/choosing.md)."""
+promised rate when these four are included (docs/choosing.md)."""

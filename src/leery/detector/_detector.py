@@ -437,7 +437,7 @@ class Detector:
 
         Returns:
             float64 ``(N,)``; larger is more adversarial. Log odds of the logistic combiner, minus
-            the log of a weighted p-value, in nats, of the conformal one.
+            the log of a weighted mean of p-values, in nats, of the conformal one.
 
         Raises:
             NotFittedError, WrongModelError, InputError: as :meth:`judge`.

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from typing import Any
@@ -217,7 +218,8 @@ def _prepare(
         raise InputError(message)
     if not training:
         return
-    with progress_bars() as bars:
+    holding = nullcontext() if parts is None or parts.held else parts
+    with holding, progress_bars() as bars:
         task = bars.add_task("training", total=1.0)
         context = FitContext(
             batches=batches,

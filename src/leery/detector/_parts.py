@@ -21,8 +21,8 @@ _SUFFIX = ".safetensors"
 class FitParts:
     """A folder that keeps what a fit has trained, so that a fit which is cut off can be resumed.
 
-    In a ``with`` block the folder belongs to this process until the block ends; outside of one, as
-    long as something is trained.
+    In a ``with`` block the folder belongs to this process until the block ends; outside of one,
+    while a detector is fitted.
 
     Args:
         folder: of the parts; made where it is missing.
@@ -38,6 +38,11 @@ class FitParts:
         self.folder, self.resume = Path(folder), resume
         self._opened: list[Path] = []
         self._held: ExitStack | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether it is in a ``with`` block."""
+        return self._held is not None
 
     def __enter__(self) -> Self:
         """Hold on to what is opened until the block ends."""
@@ -65,9 +70,7 @@ class FitParts:
             InputError: when the fit to be resumed had other facts.
             OutputError: when another process works in the folder, or it cannot be written.
         """
-        if self._held is None:
-            with self:
-                return self(modules, facts, make)
+        assert self._held is not None
         folder = self.folder / f"{len(self._opened):02d}"
         self._opened.append(folder)
         parts = self._held.enter_context(

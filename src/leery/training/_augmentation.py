@@ -16,8 +16,7 @@ class Augmentation:
 
     The severity of an image is 0 for a share ``unchanged`` of the images and uniform in [0, 1] for
     the others. Each strength below is a maximum; for an image it is multiplied by the severity and
-    by a uniform random number. No
-    attack is among the changes.
+    by a uniform random number. No attack is among the changes.
 
     Attributes:
         unchanged: the share of images that stay as they are, in [0, 1].
