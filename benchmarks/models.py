@@ -5,9 +5,17 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from leery import data
 from leery.classifiers import pretrained
 
-__all__ = ["ResNet18", "VisionTransformer", "default_layout", "waves"]
+__all__ = [
+    "ResNet18",
+    "VisionTransformer",
+    "classifier",
+    "default_layout",
+    "images_of",
+    "waves",
+]
 
 
 def default_layout(dataset: str) -> nn.Module:
@@ -96,3 +104,20 @@ class VisionTransformer(nn.Module):
         tokens = self.patches(images).flatten(2).transpose(1, 2) + self.places
         out: Tensor = self.fc(self.dropout(self.blocks(tokens).mean(1)))
         return out
+
+
+def classifier(name: str) -> nn.Module:
+    """A classifier by name; those without shipped weights are drawn at seed 0."""
+    shipped = {"DigitNet": "mnist", "FashionNet": "fashion-mnist"}
+    if name in shipped:
+        return default_layout(shipped[name])
+    torch.manual_seed(0)
+    return (ResNet18() if name.startswith("ResNet") else VisionTransformer()).eval()
+
+
+def images_of(name: str, count: int) -> Tensor:
+    """Images that the classifier of that name accepts."""
+    if name.startswith("ResNet"):
+        torch.manual_seed(0)
+        return waves(count)
+    return data.load("fashion-mnist" if name == "FashionNet" else "mnist", "test")[0][:count]

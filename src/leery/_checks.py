@@ -1,5 +1,6 @@
 """Checks of what users pass: expected, got, what to do."""
 
+import math
 from numbers import Integral
 
 import numpy as np
@@ -61,7 +62,7 @@ def all_finite(values: Tensor) -> bool:
     """Whether there is no NaN and no infinity, told in one pass over memory and without a copy."""
     if not values.is_floating_point() or values.numel() == 0:
         return bool(torch.isfinite(values).all())
-    return bool(torch.stack(torch.aminmax(values.detach())).isfinite().all())
+    return all(math.isfinite(extreme.item()) for extreme in torch.aminmax(values.detach()))
 
 
 def check_labels(labels: Tensor, count: int, classes: int | None = None) -> None:

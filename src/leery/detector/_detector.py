@@ -44,6 +44,7 @@ from leery.models import (
     fingerprint,
     logits_facts,
     logits_of_facts,
+    own_tensors,
     with_logits,
 )
 from leery.observation import Observation, Observer
@@ -890,7 +891,7 @@ def _check_same(path: str | os.PathLike[str], facts: Mapping[str, Any], model: n
 
 def _changes(model: nn.Module) -> object:
     """Equal as long as no weight was written or replaced, and no submodule."""
-    tensors = (*model.parameters(), *model.buffers())
+    tensors = [*own_tensors(model)]
     return (
         [(module, module.extra_repr()) for module in model.modules()],
         # Writes through .data are not counted; they rarely leave all of these as they were.

@@ -90,4 +90,22 @@ def _joined(
     columns = {metric.name: _column(metric, seen) for metric in others}
     for name in waiting[0][1]:
         columns[name] = torch.cat([found[name] for _, found in waiting])
-    return seen, torch.stack([columns[metric.name] for metric in metrics], 1)
+    values = torch.stack([columns[metric.name] for metric in metrics], 1)
+    _check_numbers(metrics, values)
+    return seen, values
+
+
+def _check_numbers(metrics: Sequence[Metric], values: Tensor) -> None:
+    """Refuse what is not a number, as of a classifier whose output is not.
+
+    Raises:
+        InputError: then.
+    """
+    missing = values.isnan().any(0)
+    if missing.any():
+        name = next(m.name for m, nan in zip(metrics, missing.tolist(), strict=True) if nan)
+        message = (
+            f"expected numbers from every metric, got NaN from {name!r}; check the weights of the "
+            "classifier and the images"
+        )
+        raise InputError(message)

@@ -44,6 +44,8 @@ class MetricTable:
     @classmethod
     def joined(cls, tables: Sequence[Self]) -> Self:
         """Tables of the same metrics, one after the other."""
+        if len(tables) == 1:
+            return tables[0]
         return cls(
             tables[0].names,
             np.concatenate([table.values for table in tables]),

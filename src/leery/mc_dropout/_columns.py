@@ -1,25 +1,47 @@
-"""Linear layers around dropout, which multiply only what a pass keeps.
+"""Linear layers around dropout, multiplied only where a pass keeps units.
 
-A mask on the input of a linear layer is a choice of the columns of its weight, and a mask on its
-output a choice of the rows: what is dropped there need not be computed.
+A mask on the input of a linear layer selects columns of its weight, and a mask on its output
+selects rows: what is dropped need not be computed.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
-from leery.mc_dropout._graph import STEADY_ROWS
 from leery.mc_dropout._masks import Masks, Site
-from leery.mc_dropout._once import Choose, Once, Values
 
-__all__ = ["Columns", "find_columns"]
+__all__ = ["Columns", "WeightCache", "find_columns", "is_pointwise"]
 
 _ATEN = torch.ops.aten
 _RESHAPES = (_ATEN.flatten.using_ints, _ATEN.reshape.default)
+
+CACHED_ELEMENTS = 2**25
+"""Elements of a weight cache; 128 MiB in float32."""
+
+Values = Mapping[fx.Node, Any]
+
+Weights = tuple[Tensor, ...]
+"""The weight ``(units asked for, kept inputs)`` of a pass and, if there is one, the bias as a
+column ``(units asked for, 1)``."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the passes over a batch share in a linear layer.
+
+    Attributes:
+        rows: the transposed input ``(units, N)``; None where it differs from pass to pass.
+        weights: of each pass; None where each pass selects its own.
+    """
+
+    rows: Tensor | None
+    weights: Sequence[Weights] | None
 
 
 @dataclass(frozen=True)
@@ -29,12 +51,11 @@ class Columns:
     Attributes:
         linear: its node.
         source: the node that holds its input before the dropout.
-        inputs: the site of the dropout in front of it; None when there is none.
+        inputs: the index of the site of the dropout in front of it; None if there is none.
         rate: the probability with which that drops a unit.
         packed: whether the source holds the kept units only.
-        outputs: the site of the dropout behind it, whose kept units are all that is asked for;
-            None when everything is.
-        relu: the node that alone reads it, whose value is made at once; None when there is none.
+        outputs: the index of the site of the dropout behind it, whose kept units are all that is
+            asked for; None if all units are.
     """
 
     linear: fx.Node
@@ -43,110 +64,166 @@ class Columns:
     rate: float = 0.0
     packed: bool = False
     outputs: int | None = None
-    relu: fx.Node | None = None
 
     @property
-    def made(self) -> fx.Node:
-        """The node whose value is computed."""
-        return self.relu or self.linear
+    def parameters(self) -> list[fx.Node]:
+        """The nodes of the weight and, if there is one, the bias."""
+        return [node for node in _parameters(self.linear) if node is not None]
 
     @property
     def reads(self) -> list[fx.Node]:
         """The nodes whose values it is computed from."""
-        return [self.source, *(node for node in _parameters(self.linear) if node is not None)]
+        return [self.source, *self.parameters]
 
     @property
     def matrix_size(self) -> int:
-        """The numbers of ``W``."""
+        """Number of elements of the weight."""
         return math.prod(_parameters(self.linear)[0].meta["val"].shape)
 
-    def compute(self, once: Once, values: Values, masks: Masks, index: int) -> Tensor:
+    def shared(self, values: Values, masks: Masks, cache: "WeightCache | None") -> Shared:
+        """What all passes share.
+
+        Args:
+            values: of the nodes that no dropout has an influence on.
+            masks: of all passes.
+            cache: of weights for these masks, if any.
+        """
+        rows = weights = None
+        if self.source in values:
+            rows = values[self.source].flatten(1).t().contiguous()
+        if cache is not None and all(node in values for node in self.parameters):
+            weights = cache.weights(self, values, masks)
+        return Shared(rows, weights)
+
+    def compute(self, values: Values, masks: Masks, index: int, shared: Shared) -> Tensor:
         """``dropout(x) @ W.T + b`` of pass ``index``, ``(N, units asked for)``.
 
         Computed as the transpose of a contiguous matrix: rows of ``x.T`` are whole blocks, which
-        are cheap to choose, and the next such layer takes the result as it is.
+        are cheap to select, and the next such layer takes the result as it is.
         """
-        count = len(values[self.source])
-        rows = self._rows(once, values, masks, index)
-        weights = self._matrices(once, values, masks, index)
-        product = torch.mm(weights[0], rows[0])
-        # Derivatives need each sum in memory of its own.
-        out = None if product.requires_grad else product
-        for weight, more in zip(weights[1:], rows[1:], strict=False):
-            product = torch.addmm(product, weight, more, out=out)
-        if len(weights) > len(rows):
-            product.add_(weights[-1])
-        if self.relu is not None:
-            product.relu_()
-        return product.t() if count >= STEADY_ROWS else product.t()[:count]
-
-    def _matrices(self, once: Once, values: Values, masks: Masks, index: int) -> Sequence[Tensor]:
-        """What :meth:`_chosen` gives, kept unless the parameters themselves are drawn."""
-        nodes = [node for node in _parameters(self.linear) if node is not None]
-
-        def choice(choose: Choose) -> tuple[Tensor, ...]:
-            return tuple(self._chosen(choose, once, values, masks, index))
-
-        if not all(node in once.values for node in nodes):
-            return choice(once.memory.choose)
-        sources = [values[node] for node in nodes]
-        return once.memory.keep(
-            self.linear, index, sources, lambda: self._numbers(masks, index), choice
-        )
-
-    def _numbers(self, masks: Masks, index: int) -> int:
-        """How many :meth:`_chosen` gives, with or without a bias."""
-        sites = (self.linear, self.outputs), (self.linear.all_input_nodes[0], self.inputs)
-        units, inputs = (
-            node.meta["val"].shape[1] if site is None else len(masks.chosen(site, index).own)
-            for node, site in sites
-        )
-        return int(units * (inputs + 1))
-
-    def _chosen(
-        self, choose: Choose, once: Once, values: Values, masks: Masks, index: int
-    ) -> Iterator[Tensor]:
-        """``W / (1 - rate)`` between kept units, in the pieces of :meth:`_rows`; ``b`` as a column.
-
-        A piece is ``(units asked for, kept inputs)``. All are the pass's, whatever the images:
-        nothing that mixes images gets here.
-        """
-        node, bias_node = _parameters(self.linear)
-        weight: Tensor = values[node]
-        asked = None if self.outputs is None else masks.chosen(self.outputs, index).own
-        if asked is not None:
-            weight = choose((self.linear, "outputs"), weight, 0, asked)
-        if self.inputs is None:
-            yield weight
+        rows = self._rows(values, masks, index, shared)
+        if shared.weights is None:
+            weight, *bias = self.selected(values, masks, index)
         else:
-            chosen = masks.chosen(self.inputs, index)
-            weight = choose((self.linear, "inputs"), weight, 1, chosen.own)
-            weight /= 1 - self.rate
-            pieces = [count for _, count in chosen.pieces]
-            yield from weight.split(pieces, 1) if self._chooses_with_others(once) else [weight]
-        if bias_node is not None:
-            bias: Tensor = values[bias_node].unsqueeze(1)
-            yield bias if asked is None else bias.index_select(0, asked)
+            weight, *bias = shared.weights[index]
+        product = torch.addmm(bias[0], weight, rows) if bias else torch.mm(weight, rows)
+        return product.t()
 
-    def _chooses_with_others(self, once: Once) -> bool:
-        """Whether passes choose their inputs together, from a value that they share."""
-        return self.inputs is not None and not self.packed and self.source in once.values
+    def all_passes(self, values: Values, masks: Masks) -> Tensor:
+        """``dropout(x) @ W.T + b`` of all passes and units, as one product of passes x images rows.
 
-    def _rows(self, once: Once, values: Values, masks: Masks, index: int) -> list[Tensor]:
-        """``x.T`` of the kept units, in pieces ``(kept inputs, N)``, N filled up."""
-        source: Tensor = values[self.source]
-        if self.source in once.values:
-            whole = once.matrix(self.source, lambda: _filled(source.flatten(1).t().contiguous()))
-            if self.inputs is None or self.packed:
-                return [whole]
-            return once.rows(self.source, self.inputs, whole, masks, index)
-        rows = (source if source.ndim == 2 else source.flatten(1)).t()  # noqa: PLR2004 - images and units
+        Args:
+            values: the source is ``(N, ...)`` or, where it differs from pass to pass,
+                ``(passes, N, ...)``.
+            masks: of all passes.
+
+        Returns:
+            ``(passes, N, units)``.
+        """
+        weight, *bias = (values[node] for node in self.parameters)
+        rows = values[self.source]
+        if self.inputs is not None:
+            factors = masks.factors(self.inputs, self.rate, rows.dtype)
+            differs = rows.ndim > self.source.meta["val"].ndim
+            rows = rows.flatten(2 if differs else 1)
+            if not differs and rows.device.type == "cpu":
+                # Behind a ReLU many units are 0 in all of a few images.
+                used = rows.any(0).nonzero().squeeze(1)
+                rows, factors, weight = (x.index_select(1, used) for x in (rows, factors, weight))
+            rows = rows * factors.unsqueeze(1)
+        return functional.linear(rows, weight, *bias)
+
+    def selected(self, values: Values, masks: Masks, index: int) -> Weights:
+        """The parameters of pass ``index``: ``W / (1 - rate)`` between kept units, and ``b``."""
+        weight, *bias = (values[node] for node in self.parameters)
+        if self.outputs is not None:
+            asked = masks.kept(self.outputs)[index]
+            weight = weight.index_select(0, asked)
+            bias = [part.index_select(0, asked) for part in bias]
+        if self.inputs is not None:
+            weight = weight.index_select(1, masks.kept(self.inputs)[index]) / (1 - self.rate)
+        return weight, *(part.unsqueeze(1) for part in bias)
+
+    def selected_elements(self, masks: Masks) -> int:
+        """Number of elements that :meth:`selected` has in all passes."""
+        units, inputs = (
+            [node.meta["val"].shape[1]] * len(masks)
+            if site is None
+            else [len(kept) for kept in masks.kept(site)]
+            for node, site in (
+                (self.linear, self.outputs),
+                (self.linear.all_input_nodes[0], self.inputs),
+            )
+        )
+        return sum(one * (other + 1) for one, other in zip(units, inputs, strict=True))
+
+    def _rows(self, values: Values, masks: Masks, index: int, shared: Shared) -> Tensor:
+        """``x.T`` of the kept units, ``(kept inputs, N)``."""
+        rows = shared.rows
+        if rows is None:
+            rows = values[self.source].flatten(1).t()
         if self.inputs is None or self.packed:
-            return [_filled(rows)]
-        kept, kind = masks.chosen(self.inputs, index).own, (self.source, self.inputs)
+            return rows
+        kept = masks.kept(self.inputs)[index]
         if rows.is_contiguous():
-            return [_filled(once.memory.choose(kind, rows, 0, kept))]
-        return [_filled(once.memory.choose(kind, rows.t(), 1, kept).t())]
+            return rows.index_select(0, kept)
+        return rows.t().index_select(1, kept).t()
+
+
+class WeightCache:
+    """What fixed masks select of weights, for later batches and calls.
+
+    A layer's weights are those of all passes or, where they would exceed
+    :data:`CACHED_ELEMENTS`, of none.
+    """
+
+    def __init__(self) -> None:
+        self._layers: dict[fx.Node, tuple[Weights, Sequence[Weights]]] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def elements(self) -> int:
+        """Number of elements that are held."""
+        return sum(
+            part.numel()
+            for parameters, selected in self._layers.values()
+            for weights in (parameters, *selected)
+            for part in weights
+        )
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._layers = {}
+
+    def weights(self, layer: Columns, values: Values, masks: Masks) -> Sequence[Weights] | None:
+        """The weights of each pass; None where there is no room for them.
+
+        They are selected again when the values of the parameters are not what they were.
+        """
+        parameters = tuple(values[node] for node in layer.parameters)
+        with self._lock:
+            if layer.linear in self._layers:
+                known, selected = self._layers[layer.linear]
+                if _same(known, parameters):
+                    return selected
+                del self._layers[layer.linear]
+            size = layer.selected_elements(masks) + sum(part.numel() for part in parameters)
+            if self.elements + size > CACHED_ELEMENTS:
+                return None
+            selected = [layer.selected(values, masks, index) for index in range(len(masks))]
+            copies = tuple(part.detach().clone() for part in parameters)
+            self._layers[layer.linear] = copies, selected
+            return selected
+
+
+def _same(tensors: Weights, others: Weights) -> bool:
+    """Whether tensors have the same type and elements."""
+    # To torch.equal an element is the same in float16 and in float32.
+    return all(
+        one.dtype == other.dtype and torch.equal(one, other)
+        for one, other in zip(tensors, others, strict=True)
+    )
 
 
 def find_columns(
@@ -180,24 +257,7 @@ def find_columns(
         found[before] = replace(step, outputs=place)
         for user in dropout.users:
             found[user] = replace(found[user], packed=True)
-    found = {linear: _with_relu(step) for linear, step in found.items()}
-    return found, absorbed.union(step.relu for step in found.values() if step.relu is not None)
-
-
-def _with_relu(step: Columns) -> Columns:
-    users = list(step.linear.users)
-    alone = len(users) == 1 and users[0].target is _ATEN.relu.default
-    return replace(step, relu=users[0]) if alone else step
-
-
-def _filled(rows: Tensor) -> Tensor:
-    """``(K, N)`` with zeros up to :data:`STEADY_ROWS` columns, in the layout that it has."""
-    short = STEADY_ROWS - rows.shape[1]
-    if short <= 0:
-        return rows
-    if rows.is_contiguous():
-        return functional.pad(rows, (0, short))
-    return functional.pad(rows.t(), (0, 0, 0, short)).t()
+    return found, absorbed
 
 
 def _linear_before(
@@ -211,13 +271,13 @@ def _linear_before(
     while node in suffix and len(node.users) == 1:
         if node.target is _ATEN.linear.default:
             return node if _is_flat(node) else None
-        if node in sites or not _is_pointwise(node):
+        if node in sites or not is_pointwise(node):
             return None
         (node,) = node.all_input_nodes
     return None
 
 
-def _is_pointwise(node: fx.Node) -> bool:
+def is_pointwise(node: fx.Node) -> bool:
     """Whether a node is a function of each number of one tensor by itself."""
     return (
         isinstance(node.target, torch._ops.OpOverload)  # noqa: SLF001 - the type of ATen calls

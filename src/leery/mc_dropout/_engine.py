@@ -1,10 +1,9 @@
 """The engine: the deterministic part of a graph once, the rest once a pass with its masks.
 
-A node is *stochastic* when an active dropout is among its ancestors. Everything else is computed
-once a batch. In the stochastic part, a dropout that only feeds linear layers is not multiplied
-out: a mask on a linear layer's input is a choice of its columns, so only those are multiplied.
-
-That is for a processor. A GPU is given many passes in one launch of each operation.
+A node is *stochastic* if an active dropout is among its ancestors. Everything else is computed once
+a batch. The passes over few images, and all passes on a GPU, share each operation of the stochastic
+part: it is launched once for all of them. For many images on a processor the passes are run one
+after the other, and a linear layer behind a dropout multiplies only what a pass keeps.
 """
 
 import math
@@ -15,28 +14,35 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from leery.mc_dropout._columns import Columns, find_columns
+from leery.mc_dropout._columns import Columns, Shared, WeightCache, find_columns, is_pointwise
 from leery.mc_dropout._graph import ModelGraph, NoGraphError, arguments, draws, last_reads
 from leery.mc_dropout._masks import Masks, Site
-from leery.mc_dropout._once import Memory, Once, Values
-from leery.mc_dropout._prefix import Prefix
 from leery.mc_dropout._random import RANDOM
 
-__all__ = ["Engine"]
+__all__ = ["FEW_IMAGES", "Engine"]
 
-MOST_AT_ONCE = 2**28
-"""Numbers in the widest value of the passes that share a launch; float32 makes that 1 GiB."""
+FEW_IMAGES = 16
+"""Images up to which passes share operations on a processor."""
+
+SHARED_ELEMENTS = {"cpu": 2**22, "cuda": 2**28}
+"""Elements of the widest tensor of the passes that share operations; 16 MiB and 1 GiB in
+float32."""
 
 Step = fx.Node | Columns
 
+Values = dict[fx.Node, Any]
+
 
 class Engine:
-    """Runs a captured graph without dropout, and pass by pass with given draws.
+    """Runs a captured graph without dropout, and in passes with given draws.
 
     Args:
         graph: of the model.
         sites: where the model draws, in the order of the calls.
         layers: those that :meth:`without_dropout` and :meth:`one_pass_and_layers` read.
+
+    Attributes:
+        widest: elements per image of the widest tensor that is held for a batch or by a pass.
 
     Raises:
         NoGraphError: when the graph lacks a site or a layer.
@@ -55,17 +61,35 @@ class Engine:
         self._place = {node: index for index, node in enumerate(drawing)}
         self._active = frozenset(active)
         self._layers = {layer: _layer_value(graph, layer) for layer in layers}
-        read = set(self._layers.values())
-        stochastic = _descendants(graph, active)
-        needed = _ancestors(graph.output, *read)
-        steady = [node for node in graph.nodes if node not in stochastic and node in needed]
-        self._prefix = Prefix(graph, steady, [graph.output, *read])
-        self._suffix = [node for node in graph.nodes if node in stochastic and node in needed]
-        columns, absorbed = find_columns(self._sites, self._suffix)
-        kept = [columns.get(node, node) for node in self._suffix if node not in absorbed]
-        self._steps = _with_last_reads(kept, {graph.output})
-        self._whole_steps = _with_last_reads(self._suffix, {graph.output, *read})
-        self._shares_launches = False
+        self._constants = {
+            node: graph.constant(node) for node in graph.nodes if node.op == "get_attr"
+        }
+        self._shares_operations = False
+        self._divide({graph.output, *self._layers.values()})
+
+    def _divide(self, lasting: set[fx.Node]) -> None:
+        """Divide the graph into what is computed once and what each pass computes.
+
+        Args:
+            lasting: what is asked for in the end.
+        """
+        stochastic = _descendants(self._graph, self._active)
+        needed = _ancestors(*lasting) - self._constants.keys()
+        steady = [n for n in self._graph.nodes if n in needed and n not in stochastic]
+        suffix = [n for n in self._graph.nodes if n in needed and n in stochastic]
+        held = lasting.union(*(node.all_input_nodes for node in suffix))
+        self._steady_steps = _with_last_reads(steady, held)
+        self._whole_steps = _with_last_reads(suffix, lasting)
+        passing = _ancestors(self._graph.output)
+        drawn = [node for node in suffix if node in passing]
+        self._drawn_steps = _with_last_reads(drawn, {self._graph.output})
+        columns, absorbed = find_columns(self._sites, drawn)
+        kept = [columns.get(node, node) for node in drawn if node not in absorbed]
+        self._columns = list(columns.values())
+        self._steps = _with_last_reads(kept, {self._graph.output})
+        self._is_flat = all(isinstance(step, Columns) or _works_on_rows(step) for step in kept)
+        self._widest_drawn = _widest(drawn)
+        self.widest = _widest([*(node for node in steady if node in held), *map(_made, kept)])
 
     @property
     def knows_eval_mode(self) -> bool:
@@ -73,57 +97,61 @@ class Engine:
         return all(RANDOM[node.target].mean for node in self._active)
 
     @property
-    def most_chosen(self) -> int:
-        """The numbers of the matrices of which a pass chooses rows or columns."""
-        return sum(step.matrix_size for step, _ in self._steps if isinstance(step, Columns))
+    def weight_elements(self) -> int:
+        """Total element count of the weights that are sub-selected in each pass."""
+        return sum(layer.matrix_size for layer in self._columns)
 
-    @property
-    def widest_once(self) -> int:
-        """The numbers of an image in the widest value that a batch has once for all passes."""
-        return _widest(self._prefix.together)
+    def prefix(self, batch: Tensor) -> Values:
+        """The values of the deterministic part, ``(N, ...)`` each, for a batch on the device."""
+        values: Values = {
+            node: value.detach() if isinstance(value, Tensor) else value
+            for node, value in self._constants.items()
+        }
+        values[self._graph.input] = batch
+        return self._walk(self._steady_steps, values, self._graph.evaluate)
 
-    @property
-    def widest_of_a_pass(self) -> int:
-        """The numbers of an image in the widest value that each pass computes."""
-        return _widest([_made(step) for step, _ in self._steps])
-
-    def learn_parts(self, pair: Tensor) -> None:
-        """Find out from two images whether the deterministic part can be had image by image."""
-        self._prefix.learn_parts(pair)
-
-    def prefix(self, batch: Tensor, memory: Memory | None = None) -> Once:
-        """The deterministic part for a batch on the model's device.
+    def without_dropout(self, once: Values) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits ``(N, classes)`` and layers ``(N, ...)``, as the model gives them in eval mode.
 
         Args:
-            batch: ``(N, ...)``.
-            memory: shared with other batches of the same call.
+            once: from :meth:`prefix`.
         """
-        return self._prefix(batch, memory or Memory())
-
-    def without_dropout(self, once: Once) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits ``(N, classes)`` and layers ``(N, ...)``, as the model gives them in eval mode."""
         values = self._walk(self._whole_steps, once, self._quiet)
         return values[self._graph.output], self._read(values, self._layers)
 
-    def passes(self, once: Once, masks: Masks) -> Sequence[Tensor]:
-        """Logits ``(N, classes)`` of each pass."""
-        if self._shares_launches:
-            return self.all_passes(once, masks).unbind()
-        return [self.one_pass(once, masks, index) for index in range(len(masks.draws[0]))]
+    def passes(self, once: Values, masks: Masks, cache: WeightCache | None = None) -> Tensor:
+        """Logits ``(passes, N, classes)``.
 
-    def one_pass(self, once: Once, masks: Masks, index: int) -> Tensor:
-        """Logits ``(N, classes)`` of pass ``index``, from kept columns only."""
+        Args:
+            once: from :meth:`prefix`.
+            masks: of all passes.
+            cache: what these masks selected of the weights before, if that is kept.
+        """
+        images = once[self._graph.input]
+        few = images.device.type != "cpu" or len(images) <= FEW_IMAGES
+        if few and self._shares_operations:
+            return self.all_passes(once, masks)
+        return self.each_pass(once, masks, cache)
 
+    def each_pass(self, once: Values, masks: Masks, cache: WeightCache | None = None) -> Tensor:
+        """Logits ``(passes, N, classes)``, one pass after the other, from kept columns only."""
+        shared = {layer: layer.shared(once, masks, cache) for layer in self._columns}
+        each = [self._one_pass(once, masks, index, shared) for index in range(len(masks))]
+        return torch.stack(each)
+
+    def _one_pass(
+        self, once: Values, masks: Masks, index: int, shared: dict[Columns, Shared]
+    ) -> Tensor:
         def compute(step: Step, values: Values) -> Any:  # noqa: ANN401 - any node's value
             if isinstance(step, Columns):
-                return step.compute(once, values, masks, index)
+                return step.compute(values, masks, index, shared[step])
             return self._drawn(step, values, lambda place: masks.draws[place][index])
 
         logits: Tensor = self._walk(self._steps, once, compute)[self._graph.output]
         return logits
 
     def one_pass_and_layers(
-        self, once: Once, masks: Masks, index: int, layers: Sequence[str]
+        self, once: Values, masks: Masks, index: int, layers: Sequence[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits ``(N, classes)`` and layers ``(N, ...)`` of pass ``index``, all units computed."""
         values = self._walk(
@@ -136,26 +164,45 @@ class Engine:
     def _read(self, values: Values, layers: Iterable[str]) -> dict[str, Tensor]:
         return {layer: values[self._layers[layer]] for layer in layers}
 
-    def all_passes(self, once: Once, masks: Masks) -> Tensor:
+    def all_passes(self, once: Values, masks: Masks) -> Tensor:
         """Logits ``(passes, N, classes)``, each operation launched once for many passes."""
-        count = len(once.values[self._graph.input])
-        widest = _widest(self._suffix)
+        images = once[self._graph.input]
+        most = SHARED_ELEMENTS.get(images.device.type, SHARED_ELEMENTS["cuda"])
+        together = max(1, most // (len(images) * self._widest_drawn))
+        if self._is_flat and together >= len(masks):
+            return self._flat_passes(once, masks)
+        # Products with masks are several times as fast where the memory is in order.
+        ordered = {
+            node: value.contiguous() if isinstance(value, Tensor) else value
+            for node, value in once.items()
+        }
 
         def whole_pass(*draws: Tensor) -> Tensor:
             values = self._walk(
-                self._whole_steps,
-                once,
+                self._drawn_steps,
+                ordered,
                 lambda step, values: self._drawn(step, values, draws.__getitem__),
             )
             logits: Tensor = values[self._graph.output]
             return logits
 
-        together = max(1, MOST_AT_ONCE // (count * widest))
-        found: Tensor = torch.vmap(whole_pass, chunk_size=together)(*masks.draws)
+        chunks = together if together < len(masks) else None
+        found: Tensor = torch.vmap(whole_pass, chunk_size=chunks)(*masks.numbers)
         return found
 
-    def learn_to_share_launches(self, once: Once, masks: Masks) -> None:
-        """Let passes share launches if that gives the same for these draws."""
+    def _flat_passes(self, once: Values, masks: Masks) -> Tensor:
+        """:meth:`all_passes` where a pass is linear layers and functions of single units."""
+
+        def compute(step: Step, values: Values) -> Any:  # noqa: ANN401 - any node's value
+            if isinstance(step, Columns):
+                return step.all_passes(values, masks)
+            return self._graph.evaluate(step, values)
+
+        logits: Tensor = self._walk(self._steps, once, compute)[self._graph.output]
+        return logits
+
+    def learn_to_share_operations(self, once: Values, masks: Masks) -> None:
+        """Let passes share operations if that gives the same for these draws."""
         try:
             with warnings.catch_warnings():
                 # An operation that is repeated for each pass after all is warned of.
@@ -165,17 +212,17 @@ class Engine:
             raise
         except (RuntimeError, ValueError, UserWarning):  # what torch says of what it cannot share
             return
-        alone = torch.stack([self.one_pass(once, masks, index) for index in range(len(together))])
-        self._shares_launches = torch.allclose(together, alone, rtol=1e-3, atol=1e-4)
+        alone = self.each_pass(once, masks)
+        self._shares_operations = torch.allclose(together, alone, rtol=1e-3, atol=1e-4)
 
     def _walk(
         self,
-        steps: Sequence[tuple[Step, Sequence[fx.Node]]],
-        once: Once,
+        steps: Sequence[tuple[Any, Sequence[fx.Node]]],
+        once: Values,
         compute: Callable[[Any, Values], Any],
     ) -> Values:
         """What is asked for in the end, after computing each step from what was before."""
-        values = dict(once.values)
+        values = dict(once)
         for step, done in steps:
             values[_made(step)] = compute(step, values)
             # What comes next takes over its memory, which is near the processor.
@@ -209,13 +256,18 @@ def _layer_value(graph: ModelGraph, layer: str) -> fx.Node:
     return found
 
 
+def _works_on_rows(node: fx.Node) -> bool:
+    """Whether a node's operation takes ``(passes, N, units)`` as it takes ``(N, units)``."""
+    return is_pointwise(node) or node.target is torch.ops.aten.linear.default
+
+
 def _made(step: Step) -> fx.Node:
-    return step.made if isinstance(step, Columns) else step
+    return step.linear if isinstance(step, Columns) else step
 
 
 def _with_last_reads(
-    steps: Sequence[Step], lasting: Set[fx.Node | None]
-) -> list[tuple[Step, list[fx.Node]]]:
+    steps: Sequence[Step], lasting: Set[fx.Node]
+) -> list[tuple[Any, list[fx.Node]]]:
     """Each step with the values that nothing reads after it and nobody asks for."""
     reads = [
         (_made(step), step.reads if isinstance(step, Columns) else step.all_input_nodes)
@@ -225,13 +277,13 @@ def _with_last_reads(
     return list(zip(steps, done, strict=True))
 
 
-def _widest(nodes: Sequence[fx.Node]) -> int:
-    """The most numbers that a value has for each image; at least 1."""
-    return max((_numbers_of_an_image(node) for node in nodes), default=1)
+def _widest(nodes: Iterable[fx.Node]) -> int:
+    """The most elements that a value has for each image; at least 1."""
+    return max(map(_elements_per_image, nodes), default=1)
 
 
-def _numbers_of_an_image(node: fx.Node) -> int:
-    """How many numbers a value has for each image; 1 where it does not count the images."""
+def _elements_per_image(node: fx.Node) -> int:
+    """How many elements a value has for each image; 1 where it does not count the images."""
     value = node.meta.get("val")
     sizes = value.shape if isinstance(value, Tensor) else ()
     if all(isinstance(size, int) for size in sizes):
@@ -242,7 +294,7 @@ def _numbers_of_an_image(node: fx.Node) -> int:
     return math.ceil(math.prod(known) / 2)
 
 
-def _descendants(graph: ModelGraph, roots: Sequence[fx.Node]) -> set[fx.Node]:
+def _descendants(graph: ModelGraph, roots: Iterable[fx.Node]) -> set[fx.Node]:
     found = set(roots)
     for node in graph.nodes:
         if any(parent in found for parent in node.all_input_nodes):

@@ -24,7 +24,6 @@ from leery.mc_dropout._random import IN_PLACE, RANDOM
 from leery.models import INPUT_OF
 
 __all__ = [
-    "STEADY_ROWS",
     "ModelGraph",
     "NoGraphError",
     "arguments",
@@ -32,9 +31,6 @@ __all__ = [
     "draws",
     "last_reads",
 ]
-
-STEADY_ROWS = 16
-"""The number of rows from which on matrix products treat every row alike."""
 
 _ATEN = torch.ops.aten
 _ANY_BATCH = 2**31
@@ -87,17 +83,12 @@ class ModelGraph:
         return entering[0] if entering else None
 
     def constant(self, node: fx.Node) -> Any:  # noqa: ANN401 - a parameter, buffer or constant
-        """The value of a node that reads an attribute of the model, without its derivatives."""
-        value = operator.attrgetter(str(node.target))(self.module)
-        return value.detach() if isinstance(value, Tensor) else value
+        """The value of a node that reads an attribute of the model."""
+        return operator.attrgetter(str(node.target))(self.module)
 
     def evaluate(self, node: fx.Node, values: Known) -> Any:  # noqa: ANN401 - any node's value
         """The value of one node, given those it depends on."""
-        if node.op == "get_attr":
-            return self.constant(node)
         args, kwargs = arguments(node, values)
-        if node.target is _ATEN.linear.default:
-            return steady_linear(*args)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
@@ -169,19 +160,6 @@ def capture(model: nn.Module, names: frozenset[str], example: Tensor) -> ModelGr
     assert isinstance(module, fx.GraphModule)
     _make_functional(module)
     return _checked(module)
-
-
-def steady_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``linear`` whose result for a row does not depend on how many rows there are.
-
-    For a handful of rows BLAS takes other kernels, which add in another order; with
-    :data:`STEADY_ROWS` or more, a row's result was found bit-equal in every batch.
-    """
-    short = STEADY_ROWS - len(rows)
-    if short <= 0 or rows.ndim != 2:  # noqa: PLR2004 - one vector an image
-        return nn.functional.linear(rows, weight, bias)
-    filled = nn.functional.pad(rows, (0, 0, 0, short))
-    return nn.functional.linear(filled, weight, bias)[: len(rows)]
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What the passes draw, once from a seed: T passes are T fixed sub-networks."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -12,12 +12,9 @@ from torch import Tensor
 from leery.errors import InputError, UnsupportedModelError
 from leery.mc_dropout._random import Kind
 
-__all__ = ["Chosen", "MaskSource", "Masks", "Site", "draw_masks"]
+__all__ = ["MaskSource", "Masks", "Site", "draw_masks"]
 
 MaskSource = Literal["fixed", "fresh"]
-
-_WIDE = 512
-"""Units that a pass keeps on average, from which on four passes choose together, not two."""
 
 MOST_DRAWS = 2**28
 """A bound that keeps a file of a stranger from asking for all the memory."""
@@ -102,7 +99,11 @@ class Masks:
     """
 
     draws: tuple[Tensor, ...]
-    _chosen: dict[int, list["Chosen"]] = field(default_factory=dict, init=False, repr=False)
+    _cache: dict[object, tuple[Tensor, ...]] = field(default_factory=dict, init=False, repr=False)
+
+    def __len__(self) -> int:
+        """The number of passes."""
+        return len(self.draws[0])
 
     def to(self, device: torch.device) -> "Masks":
         """The same on a device."""
@@ -110,49 +111,31 @@ class Masks:
             return self
         return Masks(tuple(draw.to(device) for draw in self.draws))
 
-    def chosen(self, site: int, index: int) -> "Chosen":
-        """The units that a dropout keeps in pass ``index``, among those of some passes."""
-        if site not in self._chosen:
+    @property
+    def numbers(self) -> tuple[Tensor, ...]:
+        """The draws as float32: 1 for a unit that is kept, 0 for one that is dropped."""
+        # To convert them at each use takes longer than to multiply by them.
+        if "numbers" not in self._cache:
+            self._cache["numbers"] = tuple(draw.to(torch.float32) for draw in self.draws)
+        return self._cache["numbers"]
+
+    def factors(self, site: int, rate: float, dtype: torch.dtype) -> Tensor:
+        """What a dropout multiplies units by, ``(passes, units)``: 0 or 1 / (1 - rate)."""
+        key = "factors", site, dtype
+        if key not in self._cache:
+            self._cache[key] = (self.draws[site].flatten(1).to(dtype).mul(1 / (1 - rate)),)
+        return self._cache[key][0]
+
+    def first(self, count: int) -> "Masks":
+        """Those of the first passes."""
+        return Masks(tuple(draw[:count] for draw in self.draws))
+
+    def kept(self, site: int) -> tuple[Tensor, ...]:
+        """The flat indices of the units that a dropout keeps, int64, for each pass."""
+        if site not in self._cache:
             draws = self.draws[site].flatten(1)
-            # Products of short pieces take longer than what the larger group saves.
-            wide = int(draws.sum()) >= len(draws) * _WIDE
-            groups = draws.split(4 if wide else 2)
-            self._chosen[site] = [chosen for group in groups for chosen in _together(group)]
-        return self._chosen[site][index]
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What a pass keeps, as few pieces of what it and its neighbours keep.
-
-    Attributes:
-        units: int64, flat: those that any of these passes keeps, in an order of their own.
-        pieces: where the pass's own lie among them: first and number, for each piece; an empty
-            one where it keeps nothing.
-        own: int64, flat: the pass's own, in the same order.
-    """
-
-    units: Tensor
-    pieces: tuple[tuple[int, int], ...]
-    own: Tensor
-
-
-def _together(draws: Tensor) -> Iterator[Chosen]:
-    """For each pass of a group, from their draws ``(passes, units)``.
-
-    Units that are kept by the same passes lie together, and these lots in the order of a Gray
-    code: from one to the next a single pass changes, so each pass's lots are in few pieces.
-    """
-    numbers, passes = (
-        torch.arange(count, device=draws.device) for count in (2 ** len(draws), len(draws))
-    )
-    order = (numbers ^ numbers >> 1).argsort()
-    lots = order[(draws << passes.unsqueeze(1)).sum(0)]
-    units = lots.argsort(stable=True)[int((lots == 0).sum()) :]
-    for kept in draws[:, units]:
-        ends = torch.nn.functional.pad(kept.int(), (1, 1)).diff().nonzero().squeeze(1)
-        pieces = tuple((first, last - first) for first, last in ends.view(-1, 2).tolist())
-        yield Chosen(units, pieces or ((0, 0),), units[kept])
+            self._cache[site] = tuple(draw.nonzero().squeeze(1) for draw in draws)
+        return self._cache[site]
 
 
 def draw_masks(sites: Sequence[Site], passes: int, seed: int, draw: int = 0) -> Masks:

@@ -1,6 +1,6 @@
 """Which modules are in train mode while passes are drawn."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from numbers import Real
 
@@ -30,9 +30,9 @@ def dropout_layers(model: nn.Module) -> frozenset[str]:
     )
 
 
-def dropout_rates(model: nn.Module) -> tuple[float, ...]:
+def dropout_rates(modules: Iterable[nn.Module]) -> tuple[float, ...]:
     """The rates of torch's own layers that drop something."""
-    layers = (model.get_submodule(name) for name in sorted(dropout_layers(model)))
+    layers = (module for module in modules if isinstance(module, (*_LAYERS, nn.RNNBase)))
     rates = (getattr(layer, "p", getattr(layer, "dropout", None)) for layer in layers)
     return tuple(float(rate) for rate in rates if isinstance(rate, Real))
 

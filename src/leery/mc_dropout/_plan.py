@@ -4,12 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from leery.mc_dropout._engine import Engine
-from leery.mc_dropout._graph import STEADY_ROWS
 from leery.mc_dropout._loop import Loop
 from leery.mc_dropout._masks import Masks, Site
 
@@ -89,14 +87,12 @@ def explain(loop: Loop, engine: Engine | None, reason: str, pair: Tensor, masks:
     """The plan of running ``loop``, or ``engine`` where there is one."""
     repeated, shared = 1.0, 0.0
     if engine is not None:
-        # The engine fills small batches up to as many rows.
-        batch = torch.cat([pair] * (STEADY_ROWS // len(pair)))
-        once = engine.prefix(batch)
-        some = range(min(_COUNTED, len(masks.draws[0])))
-        part = _flops(lambda: [engine.one_pass(once, masks, index) for index in some]) / len(some)
-        full = _flops(lambda: loop.one_pass(batch, masks, 0))
+        once = engine.prefix(pair)
+        some = masks.first(_COUNTED)
+        part = _flops(lambda: engine.each_pass(once, some)) / len(some)
+        full = _flops(lambda: loop.one_pass(pair, masks, 0))
         if full:
-            repeated, shared = part / full, _flops(lambda: engine.prefix(batch)) / full
+            repeated, shared = part / full, _flops(lambda: engine.prefix(pair)) / full
     return Plan(
         way="graph" if engine is not None else "loop",
         reason=reason,

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from leery._checks import check_batch_size, check_count, check_images, check_seed
 from leery.errors import InputError, NoDropoutError, UnsupportedModelError
-from leery.mc_dropout._engine import Engine
-from leery.mc_dropout._graph import STEADY_ROWS, NoGraphError, capture
+from leery.mc_dropout._columns import WeightCache
+from leery.mc_dropout._engine import FEW_IMAGES, Engine
+from leery.mc_dropout._graph import NoGraphError, capture
 from leery.mc_dropout._loop import Loop
 from leery.mc_dropout._masks import Masks, MaskSource, draw_masks
 from leery.mc_dropout._modes import dropout_rates
-from leery.mc_dropout._once import Kept, Memory
 from leery.mc_dropout._plan import Plan, explain
 from leery.mc_dropout._proofs import (
     check_equal,
@@ -31,8 +31,9 @@ from leery.models import (
     NarrowConvolutions,
     check_layer,
     device_of,
-    fast_layout,
     guest,
+    has_fast_layout,
+    own_tensors,
     refused,
     two_images,
     unwrapped,
@@ -46,21 +47,14 @@ MOST_PREPARED = 8
 WORTH_A_THREAD = 128
 """Images; with fewer for each, threads share the operations instead."""
 
-MOST_AT_ONCE = 2**22
-"""Probabilities that a thread works on at once on a processor; float32 makes that 16 MiB. Memory
-for more would be had from the system page by page, which takes longer than to fill it."""
+IMAGES_AT_ONCE = 512
+"""Images that a thread, or a GPU, is given at once."""
 
-MOST_OF_A_PASS = 2**21
-"""Numbers of the widest value that a pass computes for the images of a thread, likewise."""
-
-MOST_ONCE = 2**24
-"""Numbers of the widest value that all passes of a thread share; float32 makes that 64 MiB."""
-
-ON_A_GPU = 512
-"""Images that a GPU is given at once: their deterministic part is not cut there."""
+ELEMENTS_AT_ONCE = 2**24
+"""Elements of the widest tensor that a thread holds on a processor; 64 MiB in float32."""
 
 MOST_CHOSEN = 2**27
-"""Total element count of the matrices that all threads choose from; 512 MiB in float32."""
+"""Total element count of the weights that all threads select from; 512 MiB in float32."""
 
 MOST_PASSES = 10_000
 """A bound that keeps a slip, or a file of a stranger, from asking for all the memory."""
@@ -85,10 +79,6 @@ class Passes:
     def to(self, device: torch.device) -> "Passes":
         """The same on a device."""
         return self._each(lambda tensor, _dim: tensor.to(device))
-
-    def first(self, count: int) -> "Passes":
-        """What the first images give."""
-        return self._each(lambda tensor, dim: tensor.narrow(dim, 0, count))
 
     def _each(self, change: Callable[[Tensor, int], Tensor]) -> "Passes":
         """With every tensor changed, given the dimension that counts the images."""
@@ -121,40 +111,46 @@ class _Prepared:
     Attributes:
         loop: the definition of a pass.
         engine: the faster way to the same result, where the graph can be had.
+        reason: why there is no engine; "" where there is one.
         shared: whether the engine also gives what the eval mode gives.
         classes: how many the model tells apart.
-        masks: the fixed ones.
-        plan: what users are told of it.
+        device: of the model.
+        channels_last: whether the engine is given images with their channels last in memory.
+        masks: the fixed ones, on that device.
         state: of the model.
-        kept: what was chosen for passes with the fixed masks.
+        cache: what the fixed masks selected of the weights.
     """
 
     loop: Loop
     engine: Engine | None
     shared: bool
     classes: int
+    device: torch.device
+    channels_last: bool
     masks: Masks
-    plan: Plan
+    reason: str
     state: tuple[object, ...]
-    kept: Kept = field(default_factory=Kept)
+    cache: WeightCache = field(default_factory=WeightCache)
 
     def run(
-        self, batch: Tensor, masks: Masks, memory: Memory, pass_layers: Sequence[str]
+        self, batch: Tensor, masks: Masks, cache: WeightCache | None, pass_layers: Sequence[str]
     ) -> Passes:
         """A batch on the model's device, without dropout and pass by pass."""
-        each = range(len(masks.draws[0]))
+        each = range(len(masks))
         if self.engine is None:
             logits, layers = self.loop.without_dropout(batch)
             found = [self.loop.one_pass_and_layers(batch, masks, t, pass_layers) for t in each]
             return _stacked(logits, layers, found)
-        once = self.engine.prefix(fast_layout(self.loop.model, batch), memory)
+        # Not contiguous(): of one channel it would leave the strides, which do not tell.
+        layout = torch.channels_last if self.channels_last else torch.preserve_format
+        once = self.engine.prefix(batch.clone(memory_format=layout))
         logits, layers = (
             self.engine.without_dropout(once) if self.shared else self.loop.without_dropout(batch)
         )
         if pass_layers:
             found = [self.engine.one_pass_and_layers(once, masks, t, pass_layers) for t in each]
             return _stacked(logits, layers, found)
-        return Passes(logits, layers, _probabilities(self.engine.passes(once, masks)), {})
+        return Passes(logits, layers, _probabilities(self.engine.passes(once, masks, cache)), {})
 
 
 class MCDropout:
@@ -265,13 +261,13 @@ class MCDropout:
         The parts stay on the model's device, where what is computed from them is fast too.
         """
         prepared = self._prepare(images)
-        masks = self._masks(prepared).to(device_of(self.model))
+        masks = self._masks(prepared)
         threads = self._threads(prepared, len(images))
         rows = self._rows(prepared)
         count = min(len(images), math.ceil(len(images) / rows / threads) * threads)
         batches = images.tensor_split(count)
-        memory = Memory(self._kept(prepared, again=count > threads))
-        run = partial(self._run, prepared, masks, memory)
+        cache = self._cache(prepared, again=count > threads)
+        run = partial(self._run, prepared, masks, cache)
         with side_by_side(threads) as each:
             for place in range(0, count, threads):
                 with self._undisturbed(prepared):
@@ -288,16 +284,16 @@ class MCDropout:
             InputError, UnsupportedModelError: as :meth:`observe`.
         """
         prepared = self._prepare(images.detach())
-        masks = self._masks(prepared).to(images.device)
-        memory = Memory(self._kept(prepared, again=False), reused=False)
+        masks = self._masks(prepared)
+        cache = self._cache(prepared, again=False)
         with self._undisturbed(prepared), NarrowConvolutions():
-            return self._run(prepared, masks, memory, images, gradient=True)
+            return self._run(prepared, masks, cache, images, gradient=True)
 
     @contextmanager
     def _undisturbed(self, prepared: _Prepared) -> Iterator[None]:
         """The model as a guest; a graph that does without the model needs no more than this."""
         if prepared.shared:
-            with torch.autocast(device_of(self.model).type, enabled=False):
+            with torch.autocast(prepared.device.type, enabled=False):
                 yield
         else:
             with guest(self.model):
@@ -312,16 +308,19 @@ class MCDropout:
         Raises:
             NoDropoutError, UnsupportedModelError, InputError: as :meth:`observe`.
         """
-        return self._prepare(images).plan
+        prepared = self._prepare(images)
+        with guest(self.model), torch.no_grad():
+            pair = two_images(images).to(prepared.device)
+            return explain(prepared.loop, prepared.engine, prepared.reason, pair, prepared.masks)
 
     def _threads(self, prepared: _Prepared, images: int) -> int:
         """In how many threads batches are worked on side by side."""
-        if not prepared.shared or device_of(self.model).type != "cpu":
+        if not prepared.shared or prepared.device.type != "cpu":
             # What the model itself is asked for it may not do in two threads.
             return 1
         assert prepared.engine is not None, "it is the engine that is shared"
         threads = torch.get_num_threads()
-        fits = threads * prepared.engine.most_chosen <= MOST_CHOSEN
+        fits = threads * prepared.engine.weight_elements <= MOST_CHOSEN
         return threads if fits and images >= threads * WORTH_A_THREAD else 1
 
     def _rows(self, prepared: _Prepared) -> int:
@@ -329,51 +328,46 @@ class MCDropout:
         engine = prepared.engine
         if engine is None:
             return min(self.batch_size, WHOLE_MODEL)
-        if device_of(self.model).type != "cpu":
-            return min(self.batch_size, ON_A_GPU)
-        most = min(
-            MOST_AT_ONCE // (self.passes * prepared.classes),
-            MOST_OF_A_PASS // engine.widest_of_a_pass,
-            MOST_ONCE // engine.widest_once,
-        )
-        return min(self.batch_size, max(STEADY_ROWS, most))
+        most = min(self.batch_size, IMAGES_AT_ONCE)
+        if prepared.device.type == "cpu":
+            widest = max(engine.widest, self.passes * prepared.classes)
+            most = min(most, max(FEW_IMAGES, ELEMENTS_AT_ONCE // widest))
+        return most
 
-    def _kept(self, prepared: _Prepared, *, again: bool) -> Kept | None:
-        """What passes choose from, as far as it is kept for later batches and calls.
+    def _cache(self, prepared: _Prepared, *, again: bool) -> WeightCache | None:
+        """Where weights are kept for later batches and calls.
 
         Args:
             prepared: how the images are run; of another kind of images nothing is kept any more.
             again: whether there are later batches.
         """
         if self.masks == "fresh":
-            return Kept() if again else None
+            return WeightCache() if again else None
         for other in self._prepared.values():
             if other is not prepared:
-                other.kept.clear()
-        return prepared.kept
+                other.cache.clear()
+        return prepared.cache
 
     def _run(
         self,
         prepared: _Prepared,
         masks: Masks,
-        memory: Memory,
+        cache: WeightCache | None,
         batch: Tensor,
         *,
         gradient: bool = False,
     ) -> Passes:
         """What a batch yields; inside :meth:`_undisturbed`."""
-        count = len(batch)
-        # A single image is doubled: convolutions add in another order for a batch of one.
-        shown = (torch.cat([batch, batch]) if count == 1 else batch).to(device_of(self.model))
+        shown = batch.to(prepared.device)
         with torch.inference_mode(mode=False), torch.set_grad_enabled(gradient), refused(batch):
-            seen = prepared.run(shown, masks, memory, self.pass_layers)
-        return seen if count == len(shown) else seen.first(count)
+            return prepared.run(shown, masks, cache, self.pass_layers)
 
     def _masks(self, prepared: _Prepared) -> Masks:
         if self.masks == "fixed":
             return prepared.masks
         self._calls += 1
-        return draw_masks(prepared.loop.sites, self.passes, self.seed, draw=self._calls)
+        fresh = draw_masks(prepared.loop.sites, self.passes, self.seed, draw=self._calls)
+        return fresh.to(prepared.device)
 
     def _prepare(self, images: Tensor) -> _Prepared:
         """The way to run inputs of this kind; found anew when the model is not what it was."""
@@ -394,8 +388,7 @@ class MCDropout:
         if not loop.sites:
             raise _no_dropout(self.model, loop.caveat)
         loop = in_order(loop, pair)
-        masks = draw_masks(loop.sites, self.passes, self.seed)
-        near = masks.to(pair.device)
+        masks = draw_masks(loop.sites, self.passes, self.seed).to(pair.device)
         engine: Engine | None = None
         reason = ""
         try:
@@ -411,34 +404,35 @@ class MCDropout:
             )
             raise UnsupportedModelError(message)
         classes = loop.without_dropout(pair)[0].shape[1]
-        plan = explain(loop, engine, reason, pair, near)
-        return _Prepared(loop, engine, shared, classes, masks, plan, state)
+        return _Prepared(
+            loop,
+            engine,
+            shared,
+            classes,
+            pair.device,
+            has_fast_layout(self.model, pair),
+            masks,
+            reason,
+            state,
+        )
 
     def _state(self) -> tuple[object, ...]:
         """What a prepared run depends on: modules, tensors, hooks and dropout rates.
 
         The graph keeps its tensors alive, so that no other can take over an identity.
         """
-        tensors = (id(tensor) for tensor in (*self.model.parameters(), *self.model.buffers()))
-        modules = (
-            (module, tuple(module._forward_pre_hooks), tuple(module._forward_hooks))  # noqa: SLF001 - no other way
-            for module in self.model.modules()
-        )
-        return (*tensors, *modules, *dropout_rates(self.model))
+        modules = [*self.model.modules()]
+        hooks = [
+            (*module._forward_pre_hooks, None, *module._forward_hooks)  # noqa: SLF001 - no other way
+            for module in modules
+        ]
+        return modules, [*map(id, own_tensors(self.model))], hooks, dropout_rates(modules)
 
 
-def _probabilities(passes: Sequence[Tensor]) -> Tensor:
-    """The softmax of the logits of each pass, ``(passes, N, classes)``.
-
-    With the classes in the middle, which is ten times as fast as along a short last dimension; up
-    to a full number of vectors, behind which single numbers would be rounded in another way.
-    """
-    stacked = torch.stack([logits.t() for logits in passes])
-    count = stacked.shape[2]
-    filled = nn.functional.pad(stacked, (0, -count % STEADY_ROWS))
+def _probabilities(logits: Tensor) -> Tensor:
+    """The softmax of the logits of each pass, ``(passes, N, classes)``."""
     # In half precision the rows would not sum to 1.
-    probs = filled.softmax(1, torch.promote_types(filled.dtype, torch.float32))
-    return probs[:, :, :count].transpose(1, 2).contiguous()
+    return logits.softmax(-1, torch.promote_types(logits.dtype, torch.float32))
 
 
 def _stacked(
@@ -446,7 +440,7 @@ def _stacked(
 ) -> Passes:
     """The passes one by one, put together."""
     read = {name: torch.stack([seen[name] for _, seen in found]) for name in found[0][1]}
-    return Passes(logits, layers, _probabilities([passed for passed, _ in found]), read)
+    return Passes(logits, layers, _probabilities(torch.stack([each for each, _ in found])), read)
 
 
 def _no_dropout(model: nn.Module, caveat: str) -> NoDropoutError:

@@ -1,6 +1,6 @@
 """Features of training images, kept per class: what metrics of closeness compare with."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Self
 
 import torch
@@ -173,23 +173,38 @@ def check_all_classes(what: str, known: Mapping[int, Tensor], classes: int) -> N
         raise InputError(message)
 
 
-def check_scored(fitted: dict[int, Tensor], features: Tensor, classes: Tensor, what: str) -> None:
-    if not fitted:
+def check_scored(
+    known: Collection[int], fitted: Tensor | None, features: Tensor, classes: Tensor, what: str
+) -> None:
+    """Refuse what cannot be scored.
+
+    Args:
+        known: the classes with training features.
+        fitted: what the fit left, ``(..., D)``; None before it.
+        features: ``(N, D)``.
+        classes: ``(N,)``.
+        what: the name of the metric's class.
+
+    Raises:
+        NotFittedError: before the fit.
+        InputError: when features or classes do not fit.
+    """
+    if fitted is None:
         message = f"expected a fitted {what}, got one that is not; call fit(features, labels) first"
         raise NotFittedError(message)
     check_features(features)
     check_labels(classes, len(features))
-    width = next(iter(fitted.values())).shape[-1]
+    width = fitted.shape[-1]
     if features.shape[1] != width:
         message = (
             f"expected features of width {width} as in fit, got {features.shape[1]}; "
             "use the same layer"
         )
         raise InputError(message)
-    missing: Sequence[int] = sorted(set(classes.unique().tolist()) - set(fitted))
+    missing: Sequence[int] = sorted(set(classes.tolist()).difference(known))
     if missing:
         message = (
-            f"expected classes out of {sorted(fitted)}, got {missing} too; "
+            f"expected classes out of {sorted(known)}, got {missing} too; "
             "fit with training images of every class"
         )
         raise InputError(message)

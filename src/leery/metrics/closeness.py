@@ -153,7 +153,7 @@ class KernelDensity(TrainingPoints):
             NotFittedError: before :meth:`fit`.
             InputError: when they do not fit, or a class had no training features.
         """
-        check_scored(self.reference_, features, classes, "KernelDensity")
+        check_scored(self._ready, self.points, features, classes, "KernelDensity")
         result = torch.empty(len(features), dtype=torch.float64, device=features.device)
         for label, rows in rows_by_class(classes):
             self._ready[label].follow(features.device)
@@ -214,29 +214,31 @@ class KernelDensity(TrainingPoints):
     def _prepare_estimates(self) -> None:
         resident = self.points.numel() <= MOST_RESIDENT
         self._ready = {
-            label: _Estimate(group, resident=resident) for label, group in self.reference_.items()
+            label: _Estimate(group, float(self.bandwidths[label]), resident=resident)
+            for label, group in self.reference_.items()
         }
 
     def _log_density(self, features: Tensor, label: int) -> Tensor:
         """The sum over the references is taken block by block, in logarithms."""
         estimate = self._ready[label]
         queries = features.double() - estimate.centre
-        half = 1 / (2 * float(self.bandwidths[label]) ** 2)
+        half = estimate.half
         chunks = queries.split(QUERIES)
-        heights = (estimate.squares * -half).split(estimate.block_size)
-        exponents = queries.new_empty(len(chunks[0]) * estimate.block_size)
+        size = estimate.block_size(len(chunks[0]))
+        heights = estimate.heights.split(size)
+        exponents = queries.new_empty(len(chunks[0]) * size)
         followed, parts = _is_followed(queries), []
-        for rows, own in zip(estimate.blocks(), heights, strict=True):
+        for rows, own in zip(estimate.blocks(size), heights, strict=True):
             points = rows.to(queries.device).T
             if followed and not estimate.lasts:
                 points = points.clone()
             found = [_log_sum_exp(chunk, points, own, 2 * half, exponents) for chunk in chunks]
-            parts.append(torch.cat(found))
-        count = len(estimate.points)
-        sums = torch.stack(parts).logsumexp(0) - half * _squared_lengths(queries)
+            parts.append(torch.cat(found) if len(found) > 1 else found[0])
+        sums = torch.stack(parts).logsumexp(0) if len(parts) > 1 else parts[0]
+        count, width = estimate.points.shape
         # Rounding must not put a query nearer than at no distance from all of them.
-        sums = sums.clamp_max(math.log(count))
-        return sums - math.log(count) + features.shape[1] / 2 * math.log(half / math.pi)
+        sums = (sums - half * queries.square().sum(1)).clamp_max(math.log(count))
+        return sums - math.log(count) + width / 2 * math.log(half / math.pi)
 
 
 class _Estimate:
@@ -244,39 +246,47 @@ class _Estimate:
 
     Args:
         points: float ``(n, D)``.
+        bandwidth: b.
         resident: whether they are also held in float64 relative to their mean.
+
+    Attributes:
+        half: ``1 / (2 b^2)``.
+        heights: float64 ``(n,)``, their squared lengths times ``-half``.
     """
 
-    def __init__(self, points: Tensor, *, resident: bool) -> None:
+    def __init__(self, points: Tensor, bandwidth: float, *, resident: bool) -> None:
         self.points = points
+        self.half = 1 / (2 * bandwidth**2)
         self.centre = _mean(points)
         self._resident = points.double() - self.centre if resident else None
-        self.squares = torch.cat([_squared_lengths(rows) for rows in self.blocks()])
+        blocks = self.blocks(self.block_size(QUERIES))
+        self.heights = -self.half * torch.cat([_squared_lengths(rows) for rows in blocks])
 
     @property
     def lasts(self) -> bool:
         """Whether a block holds when the next is asked for."""
         return self._resident is not None
 
-    @property
-    def block_size(self) -> int:
-        """Of :meth:`blocks`, in references."""
-        return CONVERTED if self._resident is None else REFERENCES
+    def block_size(self, queries: int) -> int:
+        """The number of references in a block: the fewer the queries, the more."""
+        if self._resident is None:
+            return CONVERTED
+        return min(len(self.points), REFERENCES * max(1, QUERIES // queries))
 
     def follow(self, device: torch.device) -> None:
         """Move what was computed to where the features are; it stays there."""
         if self.centre.device != device:
-            self.centre, self.squares = self.centre.to(device), self.squares.to(device)
+            self.centre, self.heights = self.centre.to(device), self.heights.to(device)
             self._resident = None if self._resident is None else self._resident.to(device)
 
-    def blocks(self) -> Iterator[Tensor]:
+    def blocks(self, size: int) -> Iterator[Tensor]:
         """The references relative to their mean, in float64.
 
         Distances do not change when all points move; short vectors lose fewer digits in
         ``|x|^2 + |y|^2 - 2 x.y``. Unless :attr:`lasts`, a block holds until the next only.
         """
         if self._resident is not None:
-            yield from self._resident.split(REFERENCES)
+            yield from self._resident.split(size)
             return
         for block in _in_float64(self.points):
             yield block.sub_(self.centre.to(block.device))
@@ -332,6 +342,7 @@ class ClassKL(Metric):
         self.register_buffer("means", None)
         self._sums: dict[int, Tensor] = {}
         self._counts: dict[int, int] = {}
+        self._known: list[int] = []
 
     def fit(self, features: Tensor, labels: Tensor) -> Self:
         """Average the probability vectors of each class.
@@ -365,6 +376,7 @@ class ClassKL(Metric):
             means[label] = total / self._counts[label]
         self.means = means
         self._sums, self._counts = {}, {}
+        self._find_known()
 
     def forward(self, seen: Observation) -> Tensor:
         """The divergence of each image's features from the mean of its predicted class."""
@@ -384,7 +396,7 @@ class ClassKL(Metric):
             NotFittedError: before :meth:`fit`.
             InputError: when they do not fit, or a class had no training features.
         """
-        check_scored(self.means_, features, classes, "ClassKL")
+        check_scored(self._known, self.means, features, classes, "ClassKL")
         means = self.means.to(features.device)[classes].clamp_min(self.floor)
         own = self._probabilities(features)
         # Not xlogy, whose derivative at 0 is NaN.
@@ -396,8 +408,7 @@ class ClassKL(Metric):
         """The mean probability vector of each class, ``{class: (D,)}``; empty before the fit."""
         if self.means is None:
             return {}
-        known = ~self.means.isnan().all(1)
-        return {label: self.means[label] for label in known.nonzero().flatten().tolist()}
+        return {label: self.means[label] for label in self._known}
 
     def options(self) -> dict[str, Any]:
         """The arguments that make another such metric."""
@@ -416,6 +427,7 @@ class ClassKL(Metric):
                 f"{self.means.dtype}; fit again"
             )
             raise InputError(message)
+        self._find_known()
         return self
 
     def check_classes(self, classes: int) -> None:
@@ -423,6 +435,10 @@ class ClassKL(Metric):
         for mean in self.means_.values():
             check_features(mean.unsqueeze(0))
         check_all_classes(self.name, self.means_, classes)
+
+    def _find_known(self) -> None:
+        """Find the classes that had training data."""
+        self._known = (~self.means.isnan().all(1)).nonzero().flatten().tolist()
 
     def _add(self, features: Tensor, labels: Tensor) -> None:
         check_features(features)

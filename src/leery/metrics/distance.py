@@ -85,7 +85,7 @@ class NearestNeighbours(TrainingPoints):
             NotFittedError: before the fit.
             InputError: when they do not fit, or a class had no training features.
         """
-        check_scored(self.reference_, features, classes, "NearestNeighbours")
+        check_scored(self.reference_, self.points, features, classes, "NearestNeighbours")
         result = torch.empty(len(features), dtype=torch.float64, device=features.device)
         for label, rows in rows_by_class(classes):
             points = self.reference_[label].to(features.device)

@@ -18,6 +18,7 @@ __all__ = [
     "check_logits",
     "device_of",
     "guest",
+    "own_tensors",
     "refused",
     "run_fast",
     "run_model",
@@ -58,9 +59,19 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def device_of(model: nn.Module) -> torch.device:
     """The device of the model's first parameter or buffer; the CPU for a model without any."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
+    found = next(own_tensors(model), None)
+    return torch.device("cpu") if found is None else found.device
+
+
+def own_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """The parameters and buffers of a model; those that are shared occur more than once.
+
+    Several times as fast as ``model.parameters()``.
+    """
+    for module in model.modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):  # noqa: SLF001 - no other way
+            if tensor is not None:
+                yield tensor
 
 
 def run_model(model: nn.Module, batch: Tensor) -> Tensor:
