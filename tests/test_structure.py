@@ -124,12 +124,12 @@ PUBLIC = {
         UnitDispersion aleatoric confidence direction_of energy epistemic make_metrics
         log_margin margin max_softmax median_residual metric_refused mutual_information
         predictive_entropy recommended_for residual_kurtosis scibilic variance""",
-    "leery.models": """INPUT_OF Logits NarrowConvolutions Run Trial WHOLE_MODEL assignments_undone
+    "leery.models": """INPUT_OF Logits WHOLE_MODEL assignments_undone
         check_layer check_logits check_read check_repeatable content_hashes device_of
         extract_features fast_layout fingerprint forward guest has_fast_layout
         has_linear_head keep_freed_memory last_hidden_layer load_model loaded_object
-        logits_facts logits_of_facts normalized predict python_randomness reading refused
-        run_fast run_model submodules_of_images two_images unwrapped with_logits""",
+        logits_facts logits_of_facts normalized own_tensors predict python_randomness reading
+        refused run_fast run_model submodules_of_images two_images unwrapped with_logits""",
     "leery.observation": "EACH FittableScorer HEAD Needs Observation Observer Scorer View Viewed",
     "leery.reporting": """Cell INK MUTED PALETTE Sheet figure_style new_figure page_environment
         page_resource themed to_svg""",

@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from leery._checks import check_labels
-from leery.models import NarrowConvolutions, Run, Trial, run_fast, run_model
+from leery.models import run_fast
 
 __all__ = ["CrossEntropy", "Objective", "ObjectiveOf"]
 
@@ -61,8 +60,7 @@ class CrossEntropy:
 
     def value(self, images: Tensor, labels: Tensor) -> Tensor:
         """The cross-entropy of each image, float ``(N,)``, nats."""
-        run = _run_narrow if _NARROW.passed(self._model, images) else run_model
-        logits = run(self._model, images)
+        logits = run_fast(self._model, images)
         check_labels(labels, len(images), logits.shape[1])
         return functional.cross_entropy(logits, labels, reduction="none")
 
@@ -73,23 +71,3 @@ class CrossEntropy:
     def better(self, new: Tensor, old: Tensor) -> Tensor:
         """Where the cross-entropy is higher."""
         return new > old
-
-
-def _run_narrow(model: nn.Module, variable: Tensor) -> Tensor:
-    with NarrowConvolutions():
-        return run_fast(model, variable)
-
-
-def _gradient_of_logits(run: Run) -> Run:
-    """The gradient of a sum of the logits in which each has another weight."""
-
-    def gradient(model: nn.Module, pair: Tensor) -> Tensor:
-        variable = pair.clone().requires_grad_()
-        logits = run(model, variable)
-        weights = torch.linspace(-1, 1, logits.numel(), device=logits.device, dtype=logits.dtype)
-        return torch.autograd.grad((logits.flatten() * weights).sum(), variable)[0]
-
-    return gradient
-
-
-_NARROW = Trial(_gradient_of_logits(run_model), _gradient_of_logits(_run_narrow))

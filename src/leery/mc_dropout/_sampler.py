@@ -28,7 +28,6 @@ from leery.mc_dropout._proofs import (
 from leery.mc_dropout._threads import side_by_side
 from leery.models import (
     WHOLE_MODEL,
-    NarrowConvolutions,
     check_layer,
     device_of,
     guest,
@@ -286,7 +285,7 @@ class MCDropout:
         prepared = self._prepare(images.detach())
         masks = self._masks(prepared)
         cache = self._cache(prepared, again=False)
-        with self._undisturbed(prepared), NarrowConvolutions():
+        with self._undisturbed(prepared):
             return self._run(prepared, masks, cache, images, gradient=True)
 
     @contextmanager
