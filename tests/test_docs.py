@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 import torch
 
-from leery.cli import main
+from leery.cli import run as main
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))

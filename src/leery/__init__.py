@@ -12,25 +12,46 @@
 (100,)
 """
 
-from importlib.metadata import version
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from leery.detector import Detector, MetricTable, Verdicts
-from leery.errors import (
-    CorruptDataError,
-    DataError,
-    DetectorFileError,
-    InputError,
-    LeeryError,
-    LeeryWarning,
-    NoDropoutError,
-    NotFittedError,
-    OutputError,
-    UnknownLayerError,
-    UnsupportedModelError,
-    WrongModelError,
-)
-from leery.mc_dropout import MCDropout
-from leery.metrics import METRICS, PAPER_METRICS, RECOMMENDED_METRICS
+from leery.names import METRICS, PAPER_METRICS, RECOMMENDED_METRICS
+
+if TYPE_CHECKING:
+    from leery import attacks as attacks
+    from leery import baselines as baselines
+    from leery import classifiers as classifiers
+    from leery import combiners as combiners
+    from leery import data as data
+    from leery import detector as detector
+    from leery import errors as errors
+    from leery import evaluation as evaluation
+    from leery import inputs as inputs
+    from leery import mc_dropout as mc_dropout
+    from leery import metrics as metrics
+    from leery import models as models
+    from leery import observation as observation
+    from leery import scoring as scoring
+    from leery import tasks as tasks
+    from leery import training as training
+    from leery.detector import Detector, MetricTable, Verdicts
+    from leery.errors import (
+        CorruptDataError,
+        DataError,
+        DetectorFileError,
+        InputError,
+        LeeryError,
+        LeeryWarning,
+        NoDropoutError,
+        NotFittedError,
+        OutputError,
+        UnknownLayerError,
+        UnsupportedModelError,
+        WrongModelError,
+    )
+    from leery.mc_dropout import MCDropout
+
+    __version__: str
 
 __all__ = [
     "METRICS",
@@ -55,4 +76,50 @@ __all__ = [
     "__version__",
 ]
 
-__version__ = version("leery")
+_PACKAGES = (
+    "attacks",
+    "baselines",
+    "classifiers",
+    "combiners",
+    "data",
+    "detector",
+    "errors",
+    "evaluation",
+    "inputs",
+    "mc_dropout",
+    "metrics",
+    "models",
+    "observation",
+    "scoring",
+    "tasks",
+    "training",
+)
+
+_HOMES = {
+    "Detector": "detector",
+    "MCDropout": "mc_dropout",
+    "MetricTable": "detector",
+    "Verdicts": "detector",
+}
+"""Where public names are defined that are not errors."""
+
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for at its first use: torch alone takes more than a second."""
+    found: object
+    if name in _PACKAGES:
+        found = import_module(f"leery.{name}")
+    elif name == "__version__":
+        found = import_module("importlib.metadata").version("leery")
+    elif name in __all__:
+        found = getattr(import_module(f"leery.{_HOMES.get(name, 'errors')}"), name)
+    else:
+        message = f"module 'leery' has no attribute {name!r}"
+        raise AttributeError(message)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    """All public names, imported or not."""
+    return sorted({*globals(), *__all__, *_PACKAGES})

@@ -23,8 +23,10 @@ can catch it.
 
 import textwrap
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from sklearn.exceptions import NotFittedError as _SklearnNotFittedError
+if TYPE_CHECKING:
+    from leery._not_fitted import NotFittedError
 
 __all__ = [
     "CorruptDataError",
@@ -41,6 +43,16 @@ __all__ = [
     "UnsupportedModelError",
     "WrongModelError",
 ]
+
+
+def __getattr__(name: str) -> type[Exception]:
+    """Import :class:`NotFittedError`, which needs scikit-learn, at its first use."""
+    if name == "NotFittedError":
+        from leery._not_fitted import NotFittedError  # noqa: PLC0415 - that takes a second
+
+        return NotFittedError
+    message = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(message)
 
 
 class LeeryError(Exception):
@@ -65,10 +77,6 @@ class UnknownLayerError(InputError):
 
 class WrongModelError(InputError):
     """The classifier is not the one that the detector was fitted on."""
-
-
-class NotFittedError(LeeryError, _SklearnNotFittedError):  # type: ignore[misc]  # untyped
-    """Something was used before it was fitted or calibrated."""
 
 
 class UnsupportedModelError(LeeryError, RuntimeError):

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from leery import Detector
-from leery.cli import main
+from leery.cli import run as main
 from leery.models import normalized
 
 NET = """

@@ -29,7 +29,7 @@ from torch import Tensor
 from leery import Detector
 from leery.baselines import BASELINES
 from leery.classifiers import pretrained
-from leery.cli import main
+from leery.cli import run as main
 from tests.conftest import Batch
 
 NET = """

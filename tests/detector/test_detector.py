@@ -35,7 +35,7 @@ from leery.errors import (
     UnsupportedModelError,
     WrongModelError,
 )
-from leery.mc_dropout import MCDropout, Passes
+from leery.mc_dropout import MCDropout, Passes, _sampler
 from leery.metrics import ClassKL, KernelDensity, predictive_entropy, scibilic
 from leery.models import extract_features, fingerprint
 from tests.conftest import Batch
@@ -844,3 +844,22 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(
     with pytest.raises(OutputError, match=r"cannot write .*/none/guard.leery"):
         detector.save(tmp_path / "none" / "guard.leery")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_warm_detector_has_its_graph_before_its_first_image(
+    digit_net: nn.Module, training_digits: Batch, digits: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, labels = (part[:500] for part in training_digits)
+    fitted = Detector(digit_net, metrics=("variance",), passes=3).fit(images, labels)
+    expected = fitted.measure(digits[0][:3]).values
+    with pytest.raises(InputError, match="images as a whole number of at least 1, got 0"):
+        fitted.warm_up(0)
+    fresh = copy.deepcopy(fitted)
+    assert fresh.warm_up(3) is fresh
+    # Nothing is captured any more.
+    monkeypatch.delattr(_sampler, "capture")
+    assert np.array_equal(fresh.measure(digits[0][:3]).values, expected)
+    with pytest.raises(NameError, match="capture"):
+        copy.deepcopy(fitted).measure(digits[0][:3])
+    with pytest.raises(NotFittedError, match=r"fit\(images, labels\)"):
+        Detector(digit_net).warm_up()

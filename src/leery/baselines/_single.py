@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from leery.detector import Detector
 from leery.errors import InputError
 from leery.metrics import Metric, make_metrics
+from leery.names import BASELINES as _NAMES
 
 __all__ = ["BASELINES", "SingleMetric"]
 
@@ -82,13 +83,6 @@ class SingleMetric:
 
 
 BASELINES: Mapping[str, Callable[..., SingleMetric]] = {
-    name: partial(SingleMetric, metric=name)
-    for name in (
-        "max_softmax",
-        "energy",
-        "nearest_neighbours",
-        "mahalanobis",
-        "relative_mahalanobis",
-    )
+    name: partial(SingleMetric, metric=name) for name in _NAMES
 }
 """The baselines of ``leery evaluate --baselines``, each a function of the classifier."""

@@ -12,7 +12,7 @@ from typing import NoReturn
 import typer
 from rich.console import Console
 
-from leery import __version__
+import leery
 from leery.cli import (
     _attack,
     _calibrate,
@@ -26,7 +26,7 @@ from leery.cli import (
 )
 from leery.errors import LeeryError, LeeryWarning
 
-__all__ = ["app", "main"]
+__all__ = ["app", "run"]
 
 app = typer.Typer(
     name="leery",
@@ -54,7 +54,7 @@ def _root(
     show_version: bool = typer.Option(False, "--version", help="Print the version and stop."),
 ) -> None:
     if show_version:
-        typer.echo(__version__)
+        typer.echo(leery.__version__)
         raise typer.Exit
 
 
@@ -66,8 +66,8 @@ def _warn(
         typer.echo(f"leery: warning: {message}", err=True)
 
 
-def main() -> NoReturn:
-    """The ``leery`` command."""
+def run() -> NoReturn:
+    """Run the command line; leery.__main__ calls it once Ctrl-C has its meaning."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that lacks a sign gets its code, not a crash after the work is done.

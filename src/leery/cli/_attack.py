@@ -1,16 +1,15 @@
 """``leery attack``: adversarial twins of the user's images."""
 
+from __future__ import annotations
+
 import io
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-import torch
 import typer
 from rich.console import Console
-from torch import Tensor, nn
 
-from leery import inputs
+import leery
 from leery._files import check_output, write_atomically
 from leery.cli._groups import ClassifierOptions, InputOptions, with_classes, with_groups
 from leery.cli._options import (
@@ -26,7 +25,9 @@ from leery.cli._options import (
     stoppable,
 )
 from leery.errors import InputError
-from leery.models import predict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 __all__ = ["attack"]
 
@@ -73,7 +74,7 @@ def attack(
         raise InputError(message)
     with stoppable("nothing was written"):
         form = with_classes(model, data, reading.format())
-        images, labels = inputs.load_labelled(data, form)
+        images, labels = leery.inputs.load_labelled(data, form)
         twins = [found(model, images, labels, seed=seed) for found in chosen.values()]
         facts = _write(out, model, twins, labels)
     if as_json:
@@ -87,7 +88,10 @@ def attack(
 
 def _write(out: Path, model: nn.Module, twins: list[Tensor], labels: Tensor) -> list[float]:
     """Write the twins; the share of each attack's that is misclassified."""
-    predicted = [predict(model, part) for part in twins]
+    import numpy as np
+    import torch
+
+    predicted = [leery.models.predict(model, part) for part in twins]
     content = io.BytesIO()
     np.savez(
         content,

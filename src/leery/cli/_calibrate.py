@@ -1,13 +1,15 @@
 """``leery calibrate``: another false-alarm rate, or other clean images, without a new fit."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from leery import inputs
+import leery
 from leery._files import check_output
 from leery.cli._describe import described, print_description
 from leery.cli._groups import ClassifierOptions, InputOptions, own_metrics, with_groups
@@ -23,7 +25,9 @@ from leery.cli._options import (
     print_json,
     stoppable,
 )
-from leery.detector import Detector, Promise, describe
+
+if TYPE_CHECKING:
+    from leery.detector import Promise
 
 __all__ = ["calibrate"]
 
@@ -87,19 +91,21 @@ def calibrate(
       leery calibrate guard.leery --model net:make --clean other.npz --pac --per-class --force
     """
     target = out or guard
-    if out is not None or "calibration" in describe(guard):
+    if out is not None or "calibration" in leery.detector.describe(guard):
         check_replaceable(target, force=force)
     check_output(target)
     metrics = own_metrics(metric)
-    detector = Detector.load(guard, classifier.load(), metrics=metrics)
+    detector = leery.Detector.load(guard, classifier.load(), metrics=metrics)
     known = detector.inputs_
     form = reading.format(shape=known.shape, dtype=known.dtype, resize=resize)
     promise: Promise = "pac" if pac else "marginal"
     with stoppable("the detector is as it was"):
         if right_only:
-            images, labels = inputs.load_labelled(clean, replace(form, classes=detector.classes_))
+            images, labels = leery.inputs.load_labelled(
+                clean, replace(form, classes=detector.classes_)
+            )
         else:
-            images, labels = inputs.load(clean, replace(form, labels_key=None))[0], None
+            images, labels = leery.inputs.load(clean, replace(form, labels_key=None))[0], None
         detector.calibrate(
             images,
             labels,

@@ -1,12 +1,14 @@
 """What a detector file holds, for people and machines."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+import leery
 from leery.cli._options import facts_table
-from leery.detector import describe
 
 __all__ = ["described", "print_description"]
 
@@ -17,7 +19,7 @@ def described(path: Path) -> dict[str, Any]:
     Raises:
         DetectorFileError: when it is none.
     """
-    return {**describe(path), "bytes": path.stat().st_size}
+    return {**leery.detector.describe(path), "bytes": path.stat().st_size}
 
 
 def print_description(console: Console, path: Path, facts: dict[str, Any]) -> None:

@@ -1,16 +1,16 @@
 """``leery evaluate``: how well a detector finds attacks."""
 
-from pathlib import Path
-from typing import Annotated
+from __future__ import annotations
 
-import pandas as pd
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from leery import inputs
+import leery
 from leery._progress import progress_bars
-from leery.baselines import BASELINES, SingleMetric
 from leery.cli._groups import ClassifierOptions, InputOptions, own_metrics, with_groups
 from leery.cli._options import (
     Attacks,
@@ -26,9 +26,15 @@ from leery.cli._options import (
     print_json,
     stoppable,
 )
-from leery.detector import Detector, describe
 from leery.errors import InputError
-from leery.evaluation import evaluate as judged
+from leery.names import BASELINES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from leery.baselines import SingleMetric
+    from leery.detector import Detector
+    from leery.inputs import Format
 
 __all__ = ["evaluate"]
 
@@ -93,7 +99,7 @@ def evaluate(
       leery evaluate guard.leery --model net:make --data test.npz --attack pgd:0.1 --noise 0.1
       leery evaluate guard.leery --model net:make --data test/ --attack cw --baselines --train tr/
     """
-    detector = Detector.load(guard, classifier.load(), metrics=own_metrics(metric))
+    detector = leery.Detector.load(guard, classifier.load(), metrics=own_metrics(metric))
     known = detector.inputs_
     form = reading.format(
         shape=known.shape, dtype=known.dtype, resize=resize, classes=detector.classes_
@@ -109,9 +115,9 @@ def evaluate(
         raise InputError(message)
     with stoppable("nothing was written"), progress_bars() as bars:
         bars.add_task("attacking and measuring", total=None)
-        images, labels = inputs.load_labelled(data, form)
+        images, labels = leery.inputs.load_labelled(data, form)
         rivals = _fitted_baselines(detector, guard, train, form) if baselines else {}
-        found = judged(
+        found = leery.evaluation.evaluate(
             detector,
             images,
             labels,
@@ -128,16 +134,17 @@ def evaluate(
 
 
 def _fitted_baselines(
-    detector: Detector, guard: Path, train: list[Path] | None, form: inputs.Format
+    detector: Detector, guard: Path, train: list[Path] | None, form: Format
 ) -> dict[str, SingleMetric]:
     """The baselines, with the settings of the guard, fitted to training images."""
-    data = inputs.load_labelled(train or [], form)
+    data = leery.inputs.load_labelled(train or [], form)
     settings = {
         "feature_layer": detector.feature_layer_,
         "bounds": detector.inputs_.bounds,
-        "trust_outputs": describe(guard)["settings"]["trust_outputs"],
+        "trust_outputs": leery.detector.describe(guard)["settings"]["trust_outputs"],
     }
-    return {name: make(detector.model, **settings).fit(data) for name, make in BASELINES.items()}
+    makers = leery.baselines.BASELINES
+    return {name: makers[name](detector.model, **settings).fit(data) for name in BASELINES}
 
 
 def _table(found: pd.DataFrame) -> Table:
@@ -161,7 +168,7 @@ def _table(found: pd.DataFrame) -> Table:
             if row.positives != "all" and row.success in (0, 1):
                 continue
             interval = f"{row.auc_low:.3f}-{row.auc_high:.3f}"
-            flagged = "" if not calibrated or pd.isna(row.found) else f"{row.found:.1%}"
+            flagged = "" if not calibrated or row.found != row.found else f"{row.found:.1%}"
             table.add_row(
                 words[str(row.positives)].format(row.attack),
                 *([str(row.detector)] if compared else []),

@@ -1,23 +1,20 @@
 """``leery fit``: a detector for the user's classifier."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-import torch
 import typer
 from rich.console import Console
-from torch import Tensor, nn
 
-from leery import inputs
-from leery._checks import Bounds
+import leery
 from leery._files import check_output
 from leery._progress import progress_bars
-from leery.attacks import HARMLESS, BoundedAttack, Harmless, gaussian_noise
 from leery.cli._describe import described, print_description
 from leery.cli._groups import (
     ClassifierOptions,
@@ -41,18 +38,18 @@ from leery.cli._options import (
     print_json,
     stoppable,
 )
-from leery.combiners import CombinerName
-from leery.detector import Calibration, Detector, FitParts, recommended_metrics
 from leery.errors import InputError
-from leery.metrics import (
-    METRICS,
-    PAPER_METRICS,
-    RECOMMENDED_METRICS,
-    AuxiliaryAgreement,
-    BandwidthRule,
-    Metric,
-)
-from leery.tasks import parts_folder
+from leery.names import METRICS, PAPER_METRICS, RECOMMENDED_METRICS
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from leery._checks import Bounds
+    from leery.attacks import BoundedAttack, Harmless
+    from leery.combiners import CombinerName
+    from leery.detector import Detector
+    from leery.inputs import Format
+    from leery.metrics import BandwidthRule, Metric
 
 __all__ = ["fit"]
 
@@ -185,7 +182,7 @@ class _MetricOptions:
             InputError: when one is outside its range.
         """
         metrics, left_out = self._chosen(model, example)
-        detector = Detector(
+        detector = leery.Detector(
             model,
             feature_layer=self.layer,
             passes=self.passes,
@@ -213,11 +210,13 @@ class _MetricOptions:
             named = self.metrics.replace("paper", ",".join(PAPER_METRICS))
             names = tuple(named.split(","))
         elif example is not None:
-            names, left_out = recommended_metrics(model, example.unsqueeze(0), self.passes)
+            names, left_out = leery.detector.recommended_metrics(
+                model, example.unsqueeze(0), self.passes
+            )
         # A metric of the user's own stands for the usual one of its name.
         replaced = {metric.name for metric in own}
         if self.no_auxiliary:
-            replaced.add(AuxiliaryAgreement.name)
+            replaced.add(leery.metrics.AuxiliaryAgreement.name)
         return [*(name for name in names if name not in replaced), *own], left_out
 
 
@@ -238,7 +237,9 @@ class _TeachingOptions:
 
     def harmless(self, detector: Detector) -> Mapping[str, Harmless]:
         """The changes on which the promise is kept too: the usual ones, and noise."""
-        usual = HARMLESS if detector.inputs_.are_images and not self.no_harmless else {}
+        usual = (
+            leery.attacks.HARMLESS if detector.inputs_.are_images and not self.no_harmless else {}
+        )
         return {**usual, **self.noises}
 
     @property
@@ -273,13 +274,13 @@ def fit(
     attacks = parse_attacks(teaching.attack)
     form = reading.format()
     _check_first(train, clean, out, teaching.fpr, form, labelled=teaching.labelled, force=force)
-    example = next(iter(inputs.read(train, form))).image
+    example = next(iter(leery.inputs.read(train, form))).image
     combiner: CombinerName = "logistic" if attacks else "conformal"
     detector, left_out = measuring.detector(classifier.load(), combiner, example)
     classifier.check_repeatable(detector.model)
     with (
         stoppable("no detector was written; --resume reuses networks that finished training"),
-        FitParts(parts_folder(out), resume=resume) as parts,
+        leery.detector.FitParts(leery.tasks.parts_folder(out), resume=resume) as parts,
     ):
         form = with_classes(detector.model, train, form)
         start = time.monotonic()
@@ -297,7 +298,7 @@ def _check_first(
     clean: list[Path],
     out: Path,
     fpr: float | None,
-    form: inputs.Format,
+    form: Format,
     *,
     labelled: bool,
     force: bool,
@@ -318,13 +319,15 @@ def _check_first(
             "--train and --clean; name others, or the promised rate will not be kept"
         )
         raise InputError(message)
-    inputs.count(train, form)
-    count = inputs.count(clean, form)
+    leery.inputs.count(train, form)
+    count = leery.inputs.count(clean, form)
     if fpr is not None:
+        import numpy as np
+
         nothing = np.empty(0)
-        promised = Calibration(fpr, "marginal", 0.95, False, nothing, nothing)
+        promised = leery.detector.Calibration(fpr, "marginal", 0.95, False, nothing, nothing)
         promised.check_count(count // 2)
-    if labelled and next(iter(inputs.read(clean, form))).label is None:
+    if labelled and next(iter(leery.inputs.read(clean, form))).label is None:
         message = (
             "expected labelled clean images for --attack and --right-only, got some without; use "
             f"a folder for each class, or an array or column {form.labels_key!r}"
@@ -348,15 +351,15 @@ def _bandwidth(text: str) -> float | BandwidthRule:
 class _Watched:
     """The batches of labelled sources, with a bar each time they are read."""
 
-    def __init__(self, paths: list[Path], form: inputs.Format) -> None:
+    def __init__(self, paths: list[Path], form: Format) -> None:
         self._paths, self._form = paths, form
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Images and labels, batch by batch."""
         with progress_bars() as bars:
-            total = inputs.count(self._paths, self._form)
+            total = leery.inputs.count(self._paths, self._form)
             task = bars.add_task("reading and fitting", total=total)
-            for images, labels in inputs.batches(self._paths, self._form):
+            for images, labels in leery.inputs.batches(self._paths, self._form):
                 yield images, labels
                 bars.advance(task, len(images))
 
@@ -364,20 +367,24 @@ class _Watched:
 def _teach(
     detector: Detector,
     paths: list[Path],
-    form: inputs.Format,
+    form: Format,
     teaching: _TeachingOptions,
     attacks: list[BoundedAttack],
 ) -> None:
     """Teach the combiner and, where a rate is given, set the threshold."""
+    import torch
+
     labels: Tensor | None = None
     if teaching.labelled:
-        images, labels = inputs.load_labelled(paths, form)
+        images, labels = leery.inputs.load_labelled(paths, form)
     else:
-        images, _ = inputs.load(paths, replace(form, labels_key=None))
+        images, _ = leery.inputs.load(paths, replace(form, labels_key=None))
     taught, held = images, images
     told = held_labels = labels
     if teaching.fpr is not None and attacks:
-        (taught, told), (held, held_labels) = inputs.halves(images, labels, seed=detector.seed)
+        (taught, told), (held, held_labels) = leery.inputs.halves(
+            images, labels, seed=detector.seed
+        )
     with progress_bars() as bars:
         if teaching.fpr is None or attacks:
             bars.add_task("teaching the combiner", total=None)
@@ -397,7 +404,7 @@ def _teach(
 
 
 def _noisy(sigma: float, images: Tensor, seed: int, bounds: Bounds) -> Tensor:
-    return gaussian_noise(images, sigma, seed=seed, bounds=bounds)
+    return leery.attacks.gaussian_noise(images, sigma, seed=seed, bounds=bounds)
 
 
 def _report(
@@ -415,8 +422,8 @@ def _report(
     console = Console(highlight=False)
     print_description(console, out, facts)
     console.print(str(detector.explain_plan()), markup=False)
-    agreement = detector.metrics_.get(AuxiliaryAgreement.name)
-    if isinstance(agreement, AuxiliaryAgreement) and not agreement.given:
+    agreement = detector.metrics_.get(leery.metrics.AuxiliaryAgreement.name)
+    if isinstance(agreement, leery.metrics.AuxiliaryAgreement) and not agreement.given:
         console.print(
             f"The fit took {seconds:.0f} s; --no-auxiliary leaves the auxiliary network out."
         )

@@ -1,21 +1,24 @@
 """Options that several commands share, as dataclasses that become options of each."""
 
+from __future__ import annotations
+
 import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-import torch
 import typer
-from torch import nn
 
-from leery import inputs, models
+import leery
 from leery.errors import InputError, brief
-from leery.mc_dropout import insert_dropout
-from leery.metrics import Metric
-from leery.models import check_repeatable, load_model, loaded_object
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from leery.inputs import Format
+    from leery.metrics import Metric
 
 __all__ = ["ClassifierOptions", "InputOptions", "own_metrics", "with_groups"]
 
@@ -101,7 +104,7 @@ class ClassifierOptions:
         Raises:
             InputError: when it cannot be made of these options.
         """
-        model = load_model(
+        model = leery.models.load_model(
             self.model,
             self.weights,
             logits=self.where,
@@ -114,7 +117,7 @@ class ClassifierOptions:
     def check_repeatable(self, model: nn.Module) -> None:
         """Refuse a factory whose weights are random, unless there is a file of weights."""
         if self.weights is None:
-            check_repeatable(self.model, model)
+            leery.models.check_repeatable(self.model, model)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,13 +143,13 @@ class InputOptions:
         ),
     ] = False
 
-    def format(self, **settings: Any) -> inputs.Format:  # noqa: ANN401 - those of Format
+    def format(self, **settings: Any) -> Format:  # noqa: ANN401 - those of Format
         """How stored inputs become what the model takes.
 
         Raises:
             InputError: when a setting is outside its range.
         """
-        return inputs.Format(
+        return leery.inputs.Format(
             channels=self.channels,  # type: ignore[arg-type]  # Format refuses others
             images_key=self.images_key,
             labels_key=self.labels_key,
@@ -155,13 +158,16 @@ class InputOptions:
         )
 
 
-def with_classes(model: nn.Module, paths: list[Path], form: inputs.Format) -> inputs.Format:
+def with_classes(model: nn.Module, paths: list[Path], form: Format) -> Format:
     """The format with the classifier's number of classes, as its output for an input shows it.
 
     Raises:
         InputError: when it does not accept the input.
     """
-    for item in inputs.read(paths, replace(form, labels_key=None)):
+    import torch
+
+    models = leery.models
+    for item in leery.inputs.read(paths, replace(form, labels_key=None)):
         if item.image is not None:
             batch = item.image.unsqueeze(0).to(models.device_of(model))
             with models.guest(model, batch) as still, torch.no_grad():
@@ -178,7 +184,7 @@ def own_metrics(names: list[str] | None) -> list[Metric]:
     """
     found = []
     for name in names or []:
-        kind = loaded_object(name, "metric")
+        kind = leery.models.loaded_object(name, "metric")
         try:
             made = kind()
         # The user's code raises whatever it likes.
@@ -188,7 +194,7 @@ def own_metrics(names: list[str] | None) -> list[Metric]:
                 "code"
             )
             raise InputError(message) from error
-        if not isinstance(made, Metric):
+        if not isinstance(made, leery.metrics.Metric):
             message = (
                 f"expected a subclass of leery.metrics.Metric at {name}, got "
                 f"{type(made).__name__}; correct the name"
@@ -201,15 +207,13 @@ def own_metrics(names: list[str] | None) -> list[Metric]:
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     """A command whose parameters of these dataclasses are options of its own."""
     signature = inspect.signature(command)
-    groups: dict[str, Any] = {
-        name: parameter.annotation
-        for name, parameter in signature.parameters.items()
-        if is_dataclass(parameter.annotation)
-    }
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     expanded = []
     for name, parameter in signature.parameters.items():
         group = groups.get(name)
-        expanded += [parameter] if group is None else [_parameter(field) for field in fields(group)]
+        own = [parameter.replace(annotation=hints[name])] if group is None else _parameters(group)
+        expanded += own
 
     @functools.wraps(command)
     def run(**options: Any) -> None:  # noqa: ANN401 - whatever the command takes
@@ -226,11 +230,18 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _parameter(field: Any) -> inspect.Parameter:  # noqa: ANN401 - dataclasses.Field
-    default = inspect.Parameter.empty if field.default is MISSING else field.default
-    return inspect.Parameter(
-        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=field.type
-    )
+def _parameters(group: type) -> list[inspect.Parameter]:
+    """A parameter for each field of a dataclass."""
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(group)
+    ]
 
 
 def _with_dropout(model: nn.Module, text: str) -> nn.Module:
@@ -244,7 +255,7 @@ def _with_dropout(model: nn.Module, text: str) -> nn.Module:
             f"expected LAYER:P, such as fc:0.3, for --insert-dropout, got {text!r}; correct it"
         )
         raise InputError(message)
-    return insert_dropout(model, before=layer, p=probability).eval()
+    return leery.mc_dropout.insert_dropout(model, before=layer, p=probability).eval()
 
 
 def _numbers(option: str, text: str | None) -> list[float] | None:

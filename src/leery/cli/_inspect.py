@@ -1,15 +1,17 @@
 """``leery inspect``: what a detector file holds, and how its classifier is run."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+import leery
 from leery.cli._describe import described, print_description
 from leery.cli._groups import ClassifierOptions, own_metrics, with_groups
 from leery.cli._options import Guard, Json, OwnMetrics, print_json
-from leery.detector import Detector
 
 __all__ = ["inspect"]
 
@@ -46,7 +48,7 @@ def inspect(
     facts = described(guard)
     plan = None
     if classifier.model:
-        detector = Detector.load(guard, classifier.load(), metrics=own_metrics(metric))
+        detector = leery.Detector.load(guard, classifier.load(), metrics=own_metrics(metric))
         plan = detector.explain_plan()
         facts["plan"] = str(plan).splitlines()
     if as_json:

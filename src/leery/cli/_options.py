@@ -1,18 +1,25 @@
 """Options that several commands share."""
 
+from __future__ import annotations
+
 import json
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from leery._checks import Bounds, check_bound_values
-from leery.attacks import ADAPTED, BIM, FGSM, PGD, AdaptedAttack, BoundedAttack, GradientAttack
+import leery
 from leery.errors import InputError
+from leery.names import ATTACKS, ATTACKS_OF_LIBRARIES
+
+if TYPE_CHECKING:
+    from leery._checks import Bounds
+    from leery.attacks import BoundedAttack, GradientAttack
 
 __all__ = [
     "Attacks",
@@ -119,8 +126,6 @@ Attacks = Annotated[
     ),
 ]
 
-_ATTACKS: Mapping[str, type[GradientAttack]] = {"fgsm": FGSM, "bim": BIM, "pgd": PGD}
-
 
 def check_replaceable(path: Path, *, force: bool) -> None:
     """Refuse to replace a file unless that was asked for.
@@ -153,13 +158,18 @@ def _attack(text: str) -> BoundedAttack:
         strength = float(given) if given else None
     except ValueError:
         name = ""
-    if name in ADAPTED:
-        return AdaptedAttack(name, strength, **options)
-    if name not in _ATTACKS or strength is None:
-        names = ", ".join((*_ATTACKS, *ADAPTED))
+    if name in ATTACKS_OF_LIBRARIES:
+        return leery.attacks.AdaptedAttack(name, strength, **options)
+    if name not in ATTACKS or strength is None:
+        names = ", ".join((*ATTACKS, *ATTACKS_OF_LIBRARIES))
         message = f"expected an attack such as pgd:0.3 out of {names}, got {text!r}; correct it"
         raise InputError(message)
-    return _ATTACKS[name](strength, **options)
+    kinds: dict[str, type[GradientAttack]] = {
+        "fgsm": leery.attacks.FGSM,
+        "bim": leery.attacks.BIM,
+        "pgd": leery.attacks.PGD,
+    }
+    return kinds[name](strength, **options)
 
 
 def parse_bounds(text: str | None) -> Bounds | None:
@@ -179,6 +189,8 @@ def parse_bounds(text: str | None) -> Bounds | None:
             f"expected LOW,HIGH or such a pair per channel as --bounds, got {text!r}; correct it"
         )
         raise InputError(message)
+    from leery._checks import check_bound_values
+
     pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
     return check_bound_values(pairs[0] if len(pairs) == 1 else pairs)
 
@@ -213,8 +225,11 @@ def stoppable(consequence: str) -> Iterator[None]:
     Args:
         consequence: what the user should know now.
     """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt as interrupt:
         typer.echo(f"leery: stopped; {consequence}", err=True)
         raise typer.Exit(130) from interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,11 +1,12 @@
 """``leery report``: the report of a study, again from its tables."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from leery import study
 from leery.cli._options import stoppable
 
 __all__ = ["report"]
@@ -31,6 +32,8 @@ def report(
       leery report runs
     """
     with stoppable("run the command again to have the whole report"):
+        from leery import study
+
         pages = study.report(folder)
     for page in pages:
         typer.echo(page)

@@ -1,12 +1,14 @@
 """``leery reproduce``: the paper's study."""
 
+from __future__ import annotations
+
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from leery import study
 from leery.cli._options import DataDir, Seed, stoppable
 
 __all__ = ["reproduce"]
@@ -56,13 +58,13 @@ def reproduce(
       leery reproduce fashion-mnist --out runs/fashion
       leery reproduce mnist --limit 2000 --seeds 3
     """
+    from leery import study
+
     names = tuple(study.STUDIES) if dataset == "all" else (dataset,)
-    configs = [
-        study.StudyConfig(
-            name, limit=limit, seed=seed, retrain=retrain, seeds=seeds, data_dir=data_dir
-        )
-        for name in names
-    ]
+    config = study.StudyConfig(
+        names[0], limit=limit, seed=seed, retrain=retrain, seeds=seeds, data_dir=data_dir
+    )
+    configs = [replace(config, dataset=name) for name in names]
     with stoppable("run the command again, and it goes on where it stopped"):
         if dataset == "all":
             folder = out or Path("runs")

@@ -1,13 +1,16 @@
 """``leery score``: verdicts on any number of inputs."""
 
+from __future__ import annotations
+
 import hashlib
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+import leery
 from leery._progress import progress_bars
 from leery.cli._groups import ClassifierOptions, InputOptions, own_metrics, with_groups
 from leery.cli._options import (
@@ -19,11 +22,10 @@ from leery.cli._options import (
     print_json,
     stoppable,
 )
-from leery.detector import Detector
 from leery.errors import InputError
-from leery.inputs import count
-from leery.scoring import Summary, score_to_file
-from leery.tasks import parts_folder
+
+if TYPE_CHECKING:
+    from leery.scoring import Summary
 
 __all__ = ["score"]
 
@@ -70,16 +72,17 @@ def score(
     if twice:
         message = f"expected each input once, got {twice[0]} twice; leave one out"
         raise InputError(message)
-    detector = Detector.load(guard, classifier.load(), metrics=own_metrics(metric))
+    detector = leery.Detector.load(guard, classifier.load(), metrics=own_metrics(metric))
     form = reading.format(shape=detector.inputs_.shape, resize=resize)
     form = replace(form, labels_key=None)
+    own = {out.resolve(), leery.tasks.parts_folder(out).resolve()}
     identity = hashlib.sha256(guard.read_bytes()).hexdigest()
     with stoppable("run again with --resume to go on"), progress_bars() as bars:
         task = bars.add_task(
             "scoring",
-            total=count(sources, form, without={out.resolve(), parts_folder(out).resolve()}),
+            total=leery.inputs.count(sources, form, without=own),
         )
-        summary = score_to_file(
+        summary = leery.scoring.score_to_file(
             detector,
             identity,
             sources,

@@ -1,12 +1,14 @@
 """``leery train``: a classifier of the paper, from scratch."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from leery import classifiers, data
+import leery
 from leery._files import make_folder
 from leery.cli._options import DataDir, Dataset, Seed, stoppable
 
@@ -36,14 +38,16 @@ def train(
       leery train mnist
       leery train fashion-mnist --seed 1 --out weights
     """
-    data.named(dataset)
+    leery.data.named(dataset)
     folder = make_folder(out or Path("runs") / dataset / "classifier")
-    recipe = classifiers.RECIPES[dataset]
+    recipe = leery.classifiers.RECIPES[dataset]
     if dropout is not None:
         recipe = replace(recipe, dropout=dropout)
     with stoppable("nothing was written"):
-        trained = classifiers.train(dataset, recipe=recipe, seed=seed, root=data_dir, progress=True)
-    path = classifiers.save_classifier(trained, folder)
+        trained = leery.classifiers.train(
+            dataset, recipe=recipe, seed=seed, root=data_dir, progress=True
+        )
+    path = leery.classifiers.save_classifier(trained, folder)
     typer.echo(
         f"accuracy on the test images: {trained.record['test_accuracy']:.2%}; weights: {path}"
     )

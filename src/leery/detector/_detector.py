@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from leery._checks import Bounds, check_seed
+from leery._checks import Bounds, check_count, check_seed
 from leery.attacks import HARMLESS, Attack, Harmless, placed
 from leery.combiners import COMBINERS, CombinerName, Facts, make_combiner
 from leery.detector._calibration import Calibration, Promise
@@ -572,6 +572,24 @@ class Detector:
         observer = self._need(self._observer, _FIT)
         return observer.explain_plan(_example(self.inputs_))
 
+    def warm_up(self, images: int = 1) -> Self:
+        """Do now what the first call would otherwise do before it scores an image.
+
+        The classifier's graph is captured, which can take seconds. A service calls this before it
+        accepts requests. Each later call takes about as long as any other.
+
+        Args:
+            images: the number of images of a typical call; as many made-up ones are scored.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+            WrongModelError: when the classifier has changed since :meth:`fit`.
+            InputError: when the number is below one.
+        """
+        count = check_count(images, "images")
+        self.measure(_example(self.inputs_).repeat_interleave(-(-count // 2), 0)[:count])
+        return self
+
     def with_masks(self, masks: int | Literal["fresh"]) -> Self:
         """The same detector with other dropout masks; its threshold is that of this one.
 
@@ -854,7 +872,8 @@ def _example(inputs: InputSpec) -> Tensor:
     if inputs.dtype is torch.uint8:
         return torch.randint(0, 256, (2, *inputs.shape), generator=generator).to(inputs.dtype)
     if inputs.dtype.is_floating_point:
-        return torch.rand((2, *inputs.shape), generator=generator).to(inputs.dtype)
+        shares = torch.rand((2, *inputs.shape), generator=generator)
+        return (inputs.low + (inputs.high - inputs.low) * shares).to(inputs.dtype)
     # Token ids: 0 is often padding, of which an input must not consist.
     example = torch.ones((2, *inputs.shape), dtype=inputs.dtype)
     example[1, ..., -1:] = 0

@@ -187,7 +187,7 @@ class Engine:
             return logits
 
         chunks = together if together < len(masks) else None
-        found: Tensor = torch.vmap(whole_pass, chunk_size=chunks)(*masks.numbers)
+        found: Tensor = torch.vmap(whole_pass, chunk_size=chunks)(*masks.draws)
         return found
 
     def _flat_passes(self, once: Values, masks: Masks) -> Tensor:

@@ -111,14 +111,6 @@ class Masks:
             return self
         return Masks(tuple(draw.to(device) for draw in self.draws))
 
-    @property
-    def numbers(self) -> tuple[Tensor, ...]:
-        """The draws as float32: 1 for a unit that is kept, 0 for one that is dropped."""
-        # To convert them at each use takes longer than to multiply by them.
-        if "numbers" not in self._cache:
-            self._cache["numbers"] = tuple(draw.to(torch.float32) for draw in self.draws)
-        return self._cache["numbers"]
-
     def factors(self, site: int, rate: float, dtype: torch.dtype) -> Tensor:
         """What a dropout multiplies units by, ``(passes, units)``: 0 or 1 / (1 - rate)."""
         key = "factors", site, dtype

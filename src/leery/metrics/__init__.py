@@ -7,12 +7,7 @@ choosing thresholds does not belong here.
 
 from leery.metrics._base import Direction, FitContext, Metric, metric_refused
 from leery.metrics._registry import (
-    CLOSENESS_METRICS,
     KINDS,
-    METRICS,
-    PAPER_METRICS,
-    RECOMMENDED_METRICS,
-    UNCERTAINTY_METRICS,
     References,
     direction_of,
     make_metrics,
@@ -35,6 +30,13 @@ from leery.metrics.uncertainty import (
     predictive_entropy,
     scibilic,
     variance,
+)
+from leery.names import (
+    CLOSENESS_METRICS,
+    METRICS,
+    PAPER_METRICS,
+    RECOMMENDED_METRICS,
+    UNCERTAINTY_METRICS,
 )
 
 __all__ = [

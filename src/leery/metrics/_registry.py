@@ -23,42 +23,16 @@ from leery.metrics.distance import Mahalanobis, NearestNeighbours
 from leery.metrics.forward_pass import FORWARD, ForwardPass
 from leery.metrics.statistics import STATISTICS, InputStatistic
 from leery.metrics.uncertainty import UNCERTAINTY, PassUncertainty
+from leery.names import METRICS, PAPER_METRICS, RECOMMENDED_METRICS
 from leery.training import MOST_PIXELS
 
 __all__ = [
-    "CLOSENESS_METRICS",
     "KINDS",
-    "METRICS",
-    "PAPER_METRICS",
-    "RECOMMENDED_METRICS",
-    "UNCERTAINTY_METRICS",
     "References",
     "direction_of",
     "make_metrics",
     "recommended_for",
 ]
-
-UNCERTAINTY_METRICS = (
-    "variance",
-    "predictive_entropy",
-    "mutual_information",
-    "confidence",
-)
-"""The paper's metrics of uncertainty."""
-
-CLOSENESS_METRICS = ("kernel_density", "kl_divergence")
-"""The paper's metrics of closeness to the training data."""
-
-PAPER_METRICS = UNCERTAINTY_METRICS + CLOSENESS_METRICS
-"""The six metrics of the paper, in the order of its table 5."""
-
-RECOMMENDED_METRICS = (
-    "auxiliary_agreement",
-    "noise_consistency",
-    "squeezing_1bit_logits",
-    "log_margin",
-)
-"""The metrics of a detector for images, unless others are named; docs/choosing.md shows why."""
 
 
 @dataclass(frozen=True)
@@ -151,12 +125,6 @@ _MAKERS: Mapping[str, Callable[[References], Metric]] = {
     "kl_divergence_sum": lambda _kept: ClassKL("sum"),
     **{name: partial(_statistic, name) for name in STATISTICS},
 }
-
-METRICS: tuple[str, ...] = tuple(_MAKERS)
-"""The names that ``Detector(metrics=[...])`` knows.
-
-The two KL divergences differ in how features become probabilities, which the paper leaves open.
-"""
 
 KINDS: Mapping[str, Callable[..., Metric]] = {
     kind.__name__: kind

@@ -1,0 +1,90 @@
+"""The names of metrics, baselines and attacks: all that the command line's help must know of them.
+
+Nothing is imported here, so that help and refusals of the command line need no torch.
+"""
+
+__all__ = [
+    "ATTACKS",
+    "ATTACKS_OF_LIBRARIES",
+    "BASELINES",
+    "CLOSENESS_METRICS",
+    "METRICS",
+    "PAPER_METRICS",
+    "RECOMMENDED_METRICS",
+    "UNCERTAINTY_METRICS",
+]
+
+UNCERTAINTY_METRICS = ("variance", "predictive_entropy", "mutual_information", "confidence")
+"""The paper's metrics of uncertainty."""
+
+CLOSENESS_METRICS = ("kernel_density", "kl_divergence")
+"""The paper's metrics of closeness to the training data."""
+
+PAPER_METRICS = UNCERTAINTY_METRICS + CLOSENESS_METRICS
+"""The six metrics of the paper, in the order of its table 5."""
+
+RECOMMENDED_METRICS = (
+    "auxiliary_agreement",
+    "noise_consistency",
+    "squeezing_1bit_logits",
+    "log_margin",
+)
+"""The metrics of a detector for images, unless others are named; docs/choosing.md shows why."""
+
+METRICS = (
+    "auxiliary_agreement",
+    "max_softmax",
+    "margin",
+    "log_margin",
+    "energy",
+    "noise_consistency",
+    "shift_consistency",
+    "squeezing_1bit",
+    "squeezing_1bit_logits",
+    "squeezing_3bit",
+    "squeezing_3bit_logits",
+    "squeezing_median3",
+    "squeezing_median3_logits",
+    "nearest_neighbours",
+    "mahalanobis",
+    "relative_mahalanobis",
+    "boundary_distance",
+    *UNCERTAINTY_METRICS,
+    "aleatoric",
+    "epistemic",
+    "scibilic",
+    "unit_dispersion",
+    "logit_feature_shift",
+    *CLOSENESS_METRICS,
+    "kl_divergence_sum",
+    "median_residual",
+    "residual_kurtosis",
+)
+"""The names that ``Detector(metrics=[...])`` knows.
+
+The two KL divergences differ in how features become probabilities, which the paper leaves open.
+"""
+
+BASELINES = (
+    "max_softmax",
+    "energy",
+    "nearest_neighbours",
+    "mahalanobis",
+    "relative_mahalanobis",
+)
+"""The baselines of ``leery evaluate --baselines``."""
+
+ATTACKS = ("fgsm", "bim", "pgd")
+"""The attacks that leery implements."""
+
+ATTACKS_OF_LIBRARIES = (
+    "cw",
+    "deepfool",
+    "ddn",
+    "apgd",
+    "square",
+    "hopskipjump",
+    "spatial",
+    "sparse",
+)
+"""The attacks of other libraries, for which the extra "attacks" is needed."""

@@ -1,0 +1,74 @@
+"""What a user meets first: a quick help, and Ctrl-C at any moment."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from leery import names
+from leery.attacks import ADAPTED
+from leery.baselines import BASELINES
+from leery.metrics import make_metrics
+from leery.metrics._registry import _MAKERS
+
+ARGUMENTS = ["attack", "--model", "net:make", "--attack", "pgd:0.1", "--data", "a.npz"]
+
+WITHOUT = """
+import atexit, sys
+atexit.register(lambda: print("imported:", sys.modules.keys() & {"torch", "sklearn", "pandas"}))
+from leery.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        (["fit", "--help"], 0),
+        (["evaluate", "--help"], 0),
+        (["fit", "--no-such-option"], 2),
+        (["calibrate", "guard.leery", "--fpr", "often"], 2),
+        (["fly"], 2),
+    ],
+)
+def test_help_and_wrong_arguments_need_no_torch(arguments: list[str], code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code
+    assert done.stdout.endswith("imported: set()\n")
+
+
+def test_the_names_that_help_shows_are_those_that_there_are() -> None:
+    assert tuple(_MAKERS) == names.METRICS
+    assert [metric.name for metric in make_metrics(names.METRICS)] == list(names.METRICS)
+    assert tuple(BASELINES) == names.BASELINES
+    assert tuple(ADAPTED) == names.ATTACKS_OF_LIBRARIES
+
+
+@pytest.mark.parametrize("module", ["typer", "torch", "leery.metrics", "a classifier"])
+def test_ctrl_c_while_something_is_imported_is_one_sentence(module: str, tmp_path: Path) -> None:
+    code = "import sys, time\nprint('a classifier', file=sys.stderr, flush=True)\ntime.sleep(60)\n"
+    (tmp_path / "net.py").write_text(code)
+    (tmp_path / "a.npz").touch()
+    with subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "leery", *ARGUMENTS],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            name = line.rpartition("|")[2].strip()
+            if name == module or name.startswith(f"{module}."):
+                process.send_signal(signal.SIGINT)
+                break
+        said = [line for line in process.stderr if not line.startswith("import time:")]
+    assert said == ["leery: stopped; nothing was changed\n"]
+    assert process.returncode == 130
