@@ -51,7 +51,7 @@ def test_the_names_that_help_shows_are_those_that_there_are() -> None:
     assert tuple(ADAPTED) == names.ATTACKS_OF_LIBRARIES
 
 
-@pytest.mark.parametrize("module", ["typer", "torch", "leery.metrics", "a classifier"])
+@pytest.mark.parametrize("module", ["typer", "torch", "leery.attacks", "a classifier"])
 def test_ctrl_c_while_something_is_imported_is_one_sentence(module: str, tmp_path: Path) -> None:
     code = "import sys, time\nprint('a classifier', file=sys.stderr, flush=True)\ntime.sleep(60)\n"
     (tmp_path / "net.py").write_text(code)
