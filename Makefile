@@ -24,7 +24,7 @@ help:
 .venv/runtime: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(INSTALL) torch==2.13.0
-	$(INSTALL) --editable .
+	$(INSTALL) --editable '.[study]'
 	@touch $@
 
 .venv/dev: .venv/runtime

@@ -99,6 +99,7 @@ def _image(axes: Axes, image: Any, kind: str, own: Mapping[str, Any]) -> None:  
 
 
 def main() -> None:
+    """Run the example and write the picture and its numbers."""
     names = example()
     found = facts(names)
     figure = draw(names, found)

@@ -18,7 +18,7 @@ ROOT = Path(leery.__file__).parent
 FLOORS = [
     {"names"},
     {"errors", "_not_fitted"},
-    {"_checks", "_files", "_progress"},
+    {"_checks", "_extras", "_files", "_progress"},
     {"tuning"},
     {"tasks", "reporting"},
     {"data", "inputs"},

@@ -23,6 +23,13 @@ from leery.__main__ import main
 main()
 """
 
+MISSING = """
+import sys
+sys.modules["{package}"] = None
+from leery.__main__ import main
+main()
+"""
+
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
@@ -42,6 +49,29 @@ def test_help_and_wrong_arguments_need_no_torch(arguments: list[str], code: int)
     )
     assert done.returncode == code
     assert done.stdout.endswith("imported: set()\n")
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments", "line"),
+    [
+        ("matplotlib", ["reproduce", "mnist"], "leery[study]"),
+        ("jinja2", ["report", "runs"], "leery[study]"),
+        ("threadpoolctl", ["reproduce", "all"], "leery[study]"),
+    ],
+)
+def test_a_missing_extra_is_one_sentence_with_the_line_that_installs_it(
+    package: str, arguments: list[str], line: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MISSING.format(package=package), *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    message = f"leery: expected {package}, which is not installed; pip install '{line}'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_names_that_help_shows_are_those_that_there_are() -> None:

@@ -1,12 +1,10 @@
 """Attacks of foolbox and the Adversarial Robustness Toolbox, with settings that reach a budget."""
 
-import importlib
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any, Self
 
 import numpy as np
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from leery._checks import Bounds, check_bound_values, check_bounds, check_images, check_labels
+from leery._extras import imported
 from leery.attacks._norms import NormName
 from leery.errors import InputError
 from leery.models import device_of, guest, run_model
@@ -193,25 +192,11 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
             np.random.set_state(before[1])  # noqa: NPY002 - likewise
 
 
-def _library(name: str) -> ModuleType:
-    """An optional library.
-
-    Raises:
-        InputError: when it is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        package = "foolbox" if name == "foolbox" else "adversarial-robustness-toolbox"
-        message = f"expected {package}, which is not installed; pip install 'leery[attacks]'"
-        raise InputError(message) from error
-
-
 def _foolbox(attack: str, **options: Any) -> Callable[..., Tensor]:  # noqa: ANN401 - the library's
     """Runs an attack of foolbox that has no budget."""
 
     def run(model: nn.Module, images: Tensor, labels: Tensor, *_: object) -> Tensor:
-        foolbox: Any = _library("foolbox")
+        foolbox: Any = imported("foolbox", "attacks")
         guarded = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device=images.device)
         made = getattr(foolbox.attacks, attack)(**options)
         if attack == "SpatialAttack":
@@ -254,7 +239,7 @@ def _hop_skip_jump(model: nn.Module, images: Tensor, labels: Tensor, *unused: ob
 
 
 def _art(model: nn.Module, images: Tensor) -> Any:  # noqa: ANN401 - the library has no types
-    classification: Any = _library("art.estimators.classification")
+    classification: Any = imported("art.estimators.classification", "attacks")
     with torch.no_grad():
         classes = model(images[:1]).shape[1]
     return classification.PyTorchClassifier(
@@ -271,7 +256,7 @@ _ART_NORMS: Mapping[str, float] = {"linf": math.inf, "l2": 2}
 
 
 def _apgd(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float, norm: str) -> Tensor:
-    evasion: Any = _library("art.attacks.evasion")
+    evasion: Any = imported("art.attacks.evasion", "attacks")
     attack = evasion.AutoProjectedGradientDescent(
         _art(model, images),
         norm=_ART_NORMS[norm],
@@ -288,7 +273,7 @@ def _apgd(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float, norm
 
 
 def _square(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float, norm: str) -> Tensor:
-    evasion: Any = _library("art.attacks.evasion")
+    evasion: Any = imported("art.attacks.evasion", "attacks")
     attack = evasion.SquareAttack(
         _art(model, images),
         norm=_ART_NORMS[norm],

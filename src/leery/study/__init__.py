@@ -1,10 +1,20 @@
 """The paper's study on its two datasets: configuration, stages, tables, figures and claims."""
 
-from leery.study._config import METRIC_SETS, STUDIES, Condition, StudyConfig
-from leery.study._report import PAGE, report
-from leery.study._run import reproduce, reproduce_all
-from leery.study._tables import RESULT_COLUMNS, StudyResult, load_result
-from leery.study._terminal import terminal_summary
+from leery._extras import imported
+
+for _library in ("jinja2", "matplotlib", "threadpoolctl"):
+    imported(_library, "study")
+
+from leery.study._config import (  # noqa: E402 - see above
+    METRIC_SETS,
+    STUDIES,
+    Condition,
+    StudyConfig,
+)
+from leery.study._report import PAGE, report  # noqa: E402
+from leery.study._run import reproduce, reproduce_all  # noqa: E402
+from leery.study._tables import RESULT_COLUMNS, StudyResult, load_result  # noqa: E402
+from leery.study._terminal import terminal_summary  # noqa: E402
 
 __all__ = [
     "METRIC_SETS",

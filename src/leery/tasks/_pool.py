@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from threadpoolctl import threadpool_limits
 
+from leery._extras import imported
 from leery.errors import LeeryError
 
 __all__ = ["Task", "Workers", "default_workers", "worker_pool"]
@@ -93,7 +93,7 @@ def _interrupts_held_back() -> Iterator[None]:
 def _settle_in() -> None:
     """A new worker: one computing thread, and it dies with its parent."""
     torch.set_num_threads(1)
-    threadpool_limits(1)
+    imported("threadpoolctl", "study").threadpool_limits(1)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
