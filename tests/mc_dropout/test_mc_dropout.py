@@ -16,9 +16,9 @@ from torch.nn.utils import prune
 
 from leery.attacks import BIM
 from leery.errors import InputError, NoDropoutError, UnknownLayerError, UnsupportedModelError
-from leery.mc_dropout import MCDropout, _columns, _engine, _sampler, insert_dropout
-from leery.mc_dropout._columns import Columns
+from leery.mc_dropout import MCDropout, _engine, _masked_linear, _sampler, insert_dropout
 from leery.mc_dropout._engine import Engine
+from leery.mc_dropout._masked_linear import MaskedLinear
 from leery.metrics import (
     confidence,
     mutual_information,
@@ -256,7 +256,7 @@ def test_cached_weights_are_bounded(digits: Batch, monkeypatch: pytest.MonkeyPat
     # The first layer has 128 x 2,880 elements, of which each of six passes selects about a quarter;
     # the last one has 10 x 128, of which each selects half.
     for most, least in ((0, 0), (10_000, 10 * 128), (2**24, 128 * 2880 + 6 * 64 * 1440)):
-        monkeypatch.setattr(_columns, "CACHED_ELEMENTS", most)
+        monkeypatch.setattr(_masked_linear, "CACHED_ELEMENTS", most)
         sampler = MCDropout(model, passes=6, batch_size=20)
         for _ in range(2):
             assert torch.allclose(sampler.sample(digits[0][:60]), whole, rtol=0, atol=1e-6)
@@ -286,7 +286,7 @@ def test_cached_weights_are_not_selected_again(
 ) -> None:
     sampler = MCDropout(build("DigitNet"), passes=6)
     first = sampler.sample(digits[0][:60])
-    monkeypatch.delattr(Columns, "selected")
+    monkeypatch.delattr(MaskedLinear, "selected")
     assert torch.equal(sampler.sample(digits[0][:60]), first)
     with torch.no_grad():
         sampler.model.hidden[0].weight.data.mul_(2)  # type: ignore[index, union-attr]

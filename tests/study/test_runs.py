@@ -13,9 +13,9 @@ import pytest
 from leery.data import named
 from leery.errors import InputError, LeeryError, OutputError
 from leery.study import StudyConfig, reproduce, reproduce_all
-from leery.study._desk import Desk
 from leery.study._run import _stage_folder
 from leery.study._stages import make_classifier
+from leery.study._workspace import Workspace
 from leery.tasks import worker_pool
 
 
@@ -72,8 +72,8 @@ def test_several_seeds_make_one_table_with_the_spread_of_each_cell(tmp_path: Pat
     assert [(run.seed, run.retrain) for run in config.runs] == [(3, True), (4, True)]
     for run in config.runs:
         # A stage that is done is not done again: the shipped weights stand in for trainings.
-        desk = Desk(run, _stage_folder(run, tmp_path))
-        make_classifier(Desk(replace(run, retrain=False), desk.folder))
+        workspace = Workspace(run, _stage_folder(run, tmp_path))
+        make_classifier(Workspace(replace(run, retrain=False), workspace.folder))
     result = reproduce(config, tmp_path, workers=2)
     assert result.seeds == (3, 4)
     assert result.manifest["stages"]["classifier"]["reused"] == 2

@@ -8,22 +8,22 @@ from torch import nn
 from leery.attacks import BIM, FGSM, PGD, gaussian_noise
 from leery.errors import StudyFileError
 from leery.study import StudyConfig
+from leery.study._as_printed import as_printed, bim_as_printed
 from leery.study._config import Condition
-from leery.study._desk import Desk, Twins, read_arrays, read_json
 from leery.study._gather import _crossing, _turning_points, gather
 from leery.study._pictures import example, gallery
 from leery.study._plan import plan
-from leery.study._readings import as_printed, bim_as_printed
 from leery.study._stages import evaluate, fit_detector, make_classifier, measure
 from leery.study._sweeps import TRACED, Trace, first_flipped, load_trace, success, trace
+from leery.study._workspace import Twins, Workspace, read_arrays, read_json
 
 BIM_12 = Condition("BIM", 0.12)
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A study of 12 digits, its classifier, detector and tables made."""
-    made = Desk(StudyConfig("mnist", limit=12), tmp_path_factory.mktemp("desk"))
+    made = Workspace(StudyConfig("mnist", limit=12), tmp_path_factory.mktemp("workspace"))
     make_classifier(made)
     fit_detector(made)
     for twins in (Twins(), Twins(sigma=0.12), Twins(condition=BIM_12)):
@@ -31,24 +31,24 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
     return made
 
 
-def test_success_counts_the_labels_that_change(desk: Desk) -> None:
-    images, labels = desk.test_set()
-    model = desk.detector().model
+def test_success_counts_the_labels_that_change(workspace: Workspace) -> None:
+    images, labels = workspace.test_set()
+    model = workspace.detector().model
     for condition, attack in ((BIM_12, BIM(0.12)), (Condition("FGSM", 0.5), FGSM(0.5))):
-        success(desk, condition)
+        success(workspace, condition)
         with torch.no_grad():
             changed = (model(attack(model, images, labels)).argmax(1) != labels).sum()
-        found = read_json(desk.success_file(condition))
+        found = read_json(workspace.success_file(condition))
         assert found == {"images": 12, "changed": int(changed)}
-    success(desk, Condition("PGD", 0.0))
-    assert read_json(desk.success_file(Condition("PGD", 0.0)))["changed"] == 0
+    success(workspace, Condition("PGD", 0.0))
+    assert read_json(workspace.success_file(Condition("PGD", 0.0)))["changed"] == 0
 
 
-def test_a_trace_holds_the_metrics_at_every_strength(desk: Desk) -> None:
-    trace(desk, "BIM", 0)
-    found = load_trace(desk, "BIM")
-    images, labels = desk.test_set()
-    detector = desk.detector()
+def test_a_trace_holds_the_metrics_at_every_strength(workspace: Workspace) -> None:
+    trace(workspace, "BIM", 0)
+    found = load_trace(workspace, "BIM")
+    images, labels = workspace.test_set()
+    detector = workspace.detector()
     assert found.epsilons[[0, 1, -1]] == pytest.approx([0, 0.01, 0.30])
     assert found.source.tolist() == list(range(12))
     for step in (0, 12, 30):
@@ -102,13 +102,13 @@ def test_lines_cross_where_the_target_becomes_closer() -> None:
     assert np.isnan(_crossing(plain_trace(down, up, [0, 0, 0, 0]), "kernel_density")).all()
 
 
-def test_turning_points_are_those_of_each_trace_taken_alone(desk: Desk) -> None:
+def test_turning_points_are_those_of_each_trace_taken_alone(workspace: Workspace) -> None:
     for attack in TRACED:
-        trace(desk, attack, 0)
-    rows = list(_turning_points(desk))
+        trace(workspace, attack, 0)
+    rows = list(_turning_points(workspace))
     assert len(rows) == 2 * 12
     for row in rows:
-        found = load_trace(desk, row["attack"])
+        found = load_trace(workspace, row["attack"])
         place = found.source.tolist().index(row["source"])
         changed = [step for step in range(31) if found.predicted[step, place] != row["label"]]
         assert row["step"] == pytest.approx(0.01)
@@ -141,12 +141,12 @@ def test_the_image_of_the_figures_is_the_first_that_every_attack_flips() -> None
     assert first_flipped({"BIM": of([3, 4]), "FGSM": of([-1, -1])}) is None
 
 
-def test_the_example_is_the_weakest_bim_that_flips_that_image(desk: Desk) -> None:
+def test_the_example_is_the_weakest_bim_that_flips_that_image(workspace: Workspace) -> None:
     for attack in TRACED:
-        trace(desk, attack, 0)
-    example(desk)
-    found = read_arrays(desk.picture_file("example"))
-    traces = {name: load_trace(desk, name) for name in TRACED}
+        trace(workspace, attack, 0)
+    example(workspace)
+    found = read_arrays(workspace.picture_file("example"))
+    traces = {name: load_trace(workspace, name) for name in TRACED}
     place = first_flipped(traces)
     assert place is not None
     assert found["source"] == traces["BIM"].source[place]
@@ -156,22 +156,22 @@ def test_the_example_is_the_weakest_bim_that_flips_that_image(desk: Desk) -> Non
     assert found["epsilon"] == traces["BIM"].epsilons[traces["BIM"].flip[place]]
 
 
-def test_the_gallery_makes_the_judged_images_again(desk: Desk) -> None:
-    evaluate(desk, BIM_12)
-    gallery(desk, BIM_12)
-    worst = read_json(desk.evaluation_file(BIM_12))["worst"]
-    pixels = read_arrays(desk.picture_file(BIM_12.name))["pixels"]
+def test_the_gallery_makes_the_judged_images_again(workspace: Workspace) -> None:
+    evaluate(workspace, BIM_12)
+    gallery(workspace, BIM_12)
+    worst = read_json(workspace.evaluation_file(BIM_12))["worst"]
+    pixels = read_arrays(workspace.picture_file(BIM_12.name))["pixels"]
     assert [entry["kind"] for entry in worst] == [
         "miss", "miss", "false alarm, clean", "false alarm, noisy",
     ]  # fmt: skip
-    again = desk.detector().measure(torch.from_numpy(pixels).unsqueeze(1))
+    again = workspace.detector().measure(torch.from_numpy(pixels).unsqueeze(1))
     for place, entry in enumerate(worst):
         assert again.predicted[place] == entry["predicted"]
         assert again.column("kernel_density")[place] == pytest.approx(entry["kernel_density"])
-    images, _ = desk.test_set()
+    images, _ = workspace.test_set()
     clean = next(entry for entry in worst if entry["kind"].endswith("clean"))
     assert pixels[2] == pytest.approx(images[clean["source"], 0].numpy())
-    noise = gaussian_noise(images, 0.12, seed=desk.seed("noise-0.12"))
+    noise = gaussian_noise(images, 0.12, seed=workspace.seed("noise-0.12"))
     noisy = next(entry for entry in worst if entry["kind"].endswith("noisy"))
     assert pixels[3] == pytest.approx(noise[noisy["source"], 0].numpy())
 
@@ -188,23 +188,27 @@ def test_bim_as_printed_is_the_clipped_step_alone() -> None:
     assert torch.allclose(bim_as_printed(model, images, labels, 0.3), expected, atol=1e-6)
 
 
-def test_the_readings_compare_both_kernels_and_both_bims(desk: Desk) -> None:
-    success(desk, BIM_12)
-    as_printed(desk, BIM_12)
-    found = read_json(desk.reading_file(BIM_12))
-    assert found["changed"] == read_json(desk.success_file(BIM_12))["changed"]
+def test_the_readings_compare_both_kernels_and_both_bims(workspace: Workspace) -> None:
+    success(workspace, BIM_12)
+    as_printed(workspace, BIM_12)
+    found = read_json(workspace.reading_file(BIM_12))
+    assert found["changed"] == read_json(workspace.success_file(BIM_12))["changed"]
     assert found["changed_as_printed"] <= found["images"] == 12
     ours, printed = found["kernels"]
     assert printed["bandwidth"] == pytest.approx(ours["bandwidth"] / 2**0.5)
     assert 0.5 < ours["auc"] <= 1
 
 
-def test_the_plan_names_a_file_a_task_and_gathering_misses_the_first_by_name(desk: Desk) -> None:
-    tasks = [task for stage in plan([desk]).values() for task in stage]
+def test_the_plan_names_a_file_a_task_and_gathering_misses_the_first_by_name(
+    workspace: Workspace,
+) -> None:
+    tasks = [task for stage in plan([workspace]).values() for task in stage]
     assert len({task.file for task in tasks}) == len(tasks)
     assert all(task.cost > 0 for task in tasks)
     assert sum(task.done for task in tasks) >= 5
     with pytest.raises(StudyFileError, match="expected a stage file at .*evaluate"):
-        gather([desk])
-    attack = PGD(0.3)(desk.detector().model, *desk.test_set(), seed=desk.seed("PGD-0.30"))
-    assert torch.equal(desk.craft(Twins(condition=Condition("PGD", 0.30)), 0), attack)
+        gather([workspace])
+    attack = PGD(0.3)(
+        workspace.detector().model, *workspace.test_set(), seed=workspace.seed("PGD-0.30")
+    )
+    assert torch.equal(workspace.craft(Twins(condition=Condition("PGD", 0.30)), 0), attack)

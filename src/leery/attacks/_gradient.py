@@ -168,7 +168,7 @@ class GradientAttack:
         origin = clean.to(device, copy=True)
         iterate = start.to(device, copy=True)
         truth = labels.to(device, torch.int64, copy=True)
-        kept = _Kept(objective, iterate)
+        kept = _BestIterate(objective, iterate)
         for _ in range(self.steps):
             values, gradients = _gradients(objective, iterate, truth)
             kept.offer(iterate, values)
@@ -178,7 +178,7 @@ class GradientAttack:
         return kept.images.to(clean.device)
 
 
-class _Kept:
+class _BestIterate:
     """The iterate of each image that the objective prefers.
 
     Args:

@@ -14,10 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from leery.mc_dropout._columns import Columns, Shared, WeightCache, find_columns, is_pointwise
-from leery.mc_dropout._graph import ModelGraph, NoGraphError, arguments, draws, last_reads
+from leery.mc_dropout._export import ModelGraph, NoGraphError, arguments, draws, last_reads
+from leery.mc_dropout._masked_linear import (
+    MaskedLinear,
+    SharedParts,
+    WeightCache,
+    find_masked_linears,
+    is_pointwise,
+)
 from leery.mc_dropout._masks import Masks, Site
-from leery.mc_dropout._random import RANDOM
+from leery.mc_dropout._random_ops import RANDOM
 
 __all__ = ["FEW_IMAGES", "Engine"]
 
@@ -28,7 +34,7 @@ SHARED_ELEMENTS = {"cpu": 2**22, "cuda": 2**28}
 """Elements of the widest tensor of the passes that share operations; 16 MiB and 1 GiB in
 float32."""
 
-Step = fx.Node | Columns
+Step = fx.Node | MaskedLinear
 
 Values = dict[fx.Node, Any]
 
@@ -83,11 +89,11 @@ class Engine:
         passing = _ancestors(self._graph.output)
         drawn = [node for node in suffix if node in passing]
         self._drawn_steps = _with_last_reads(drawn, {self._graph.output})
-        columns, absorbed = find_columns(self._sites, drawn)
+        columns, absorbed = find_masked_linears(self._sites, drawn)
         kept = [columns.get(node, node) for node in drawn if node not in absorbed]
-        self._columns = list(columns.values())
+        self._masked_linears = list(columns.values())
         self._steps = _with_last_reads(kept, {self._graph.output})
-        self._is_flat = all(isinstance(step, Columns) or _works_on_rows(step) for step in kept)
+        self._is_flat = all(isinstance(step, MaskedLinear) or _works_on_rows(step) for step in kept)
         self._widest_drawn = _widest(drawn)
         self.widest = _widest([*(node for node in steady if node in held), *map(_made, kept)])
 
@@ -99,7 +105,7 @@ class Engine:
     @property
     def weight_elements(self) -> int:
         """Total element count of the weights that are sub-selected in each pass."""
-        return sum(layer.matrix_size for layer in self._columns)
+        return sum(layer.matrix_size for layer in self._masked_linears)
 
     def prefix(self, batch: Tensor) -> Values:
         """The values of the deterministic part, ``(N, ...)`` each, for a batch on the device."""
@@ -116,7 +122,7 @@ class Engine:
         Args:
             once: from :meth:`prefix`.
         """
-        values = self._walk(self._whole_steps, once, self._quiet)
+        values = self._walk(self._whole_steps, once, self._without_dropping)
         return values[self._graph.output], self._read(values, self._layers)
 
     def passes(self, once: Values, masks: Masks, cache: WeightCache | None = None) -> Tensor:
@@ -135,15 +141,15 @@ class Engine:
 
     def each_pass(self, once: Values, masks: Masks, cache: WeightCache | None = None) -> Tensor:
         """Logits ``(passes, N, classes)``, one pass after the other, from kept columns only."""
-        shared = {layer: layer.shared(once, masks, cache) for layer in self._columns}
+        shared = {layer: layer.shared(once, masks, cache) for layer in self._masked_linears}
         each = [self._one_pass(once, masks, index, shared) for index in range(len(masks))]
         return torch.stack(each)
 
     def _one_pass(
-        self, once: Values, masks: Masks, index: int, shared: dict[Columns, Shared]
+        self, once: Values, masks: Masks, index: int, shared: dict[MaskedLinear, SharedParts]
     ) -> Tensor:
         def compute(step: Step, values: Values) -> Any:  # noqa: ANN401 - any node's value
-            if isinstance(step, Columns):
+            if isinstance(step, MaskedLinear):
                 return step.compute(values, masks, index, shared[step])
             return self._drawn(step, values, lambda place: masks.draws[place][index])
 
@@ -194,7 +200,7 @@ class Engine:
         """:meth:`all_passes` where a pass is linear layers and functions of single units."""
 
         def compute(step: Step, values: Values) -> Any:  # noqa: ANN401 - any node's value
-            if isinstance(step, Columns):
+            if isinstance(step, MaskedLinear):
                 return step.all_passes(values, masks)
             return self._graph.evaluate(step, values)
 
@@ -230,7 +236,7 @@ class Engine:
                 del values[node]
         return values
 
-    def _quiet(self, node: fx.Node, values: Values) -> Any:  # noqa: ANN401 - any node's value
+    def _without_dropping(self, node: fx.Node, values: Values) -> Any:  # noqa: ANN401 - any node's value
         if node not in self._active:
             return self._graph.evaluate(node, values)
         mean = RANDOM[node.target].mean
@@ -262,7 +268,7 @@ def _works_on_rows(node: fx.Node) -> bool:
 
 
 def _made(step: Step) -> fx.Node:
-    return step.linear if isinstance(step, Columns) else step
+    return step.linear if isinstance(step, MaskedLinear) else step
 
 
 def _with_last_reads(
@@ -270,7 +276,7 @@ def _with_last_reads(
 ) -> list[tuple[Any, list[fx.Node]]]:
     """Each step with the values that nothing reads after it and nobody asks for."""
     reads = [
-        (_made(step), step.reads if isinstance(step, Columns) else step.all_input_nodes)
+        (_made(step), step.reads if isinstance(step, MaskedLinear) else step.all_input_nodes)
         for step in steps
     ]
     done = last_reads(reads, {made for made, _ in reads} - lasting)

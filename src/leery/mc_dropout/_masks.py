@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from leery.errors import InputError, UnsupportedModelError
-from leery.mc_dropout._random import Kind
+from leery.mc_dropout._random_ops import Kind
 
 __all__ = ["MaskSource", "Masks", "Site", "draw_masks"]
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from leery.mc_dropout._engine import Engine
-from leery.mc_dropout._loop import Loop
 from leery.mc_dropout._masks import Masks, Site
+from leery.mc_dropout._plain_loop import PlainLoop
 
 __all__ = ["Plan", "StochasticLayer", "explain"]
 
@@ -83,7 +83,9 @@ class Plan:
         )
 
 
-def explain(loop: Loop, engine: Engine | None, reason: str, pair: Tensor, masks: Masks) -> Plan:
+def explain(
+    loop: PlainLoop, engine: Engine | None, reason: str, pair: Tensor, masks: Masks
+) -> Plan:
     """The plan of running ``loop``, or ``engine`` where there is one."""
     repeated, shared = 1.0, 0.0
     if engine is not None:

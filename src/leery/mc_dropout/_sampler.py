@@ -12,20 +12,20 @@ from torch import Tensor, nn
 
 from leery._checks import check_batch_size, check_count, check_images, check_seed
 from leery.errors import InputError, NoDropoutError, UnsupportedModelError
-from leery.mc_dropout._columns import WeightCache
 from leery.mc_dropout._engine import FEW_IMAGES, Engine
-from leery.mc_dropout._graph import NoGraphError, capture
-from leery.mc_dropout._loop import Loop
+from leery.mc_dropout._export import NoGraphError, capture
+from leery.mc_dropout._masked_linear import WeightCache
 from leery.mc_dropout._masks import Masks, MaskSource, draw_masks
-from leery.mc_dropout._modes import dropout_rates
+from leery.mc_dropout._plain_loop import PlainLoop
 from leery.mc_dropout._plan import Plan, explain
-from leery.mc_dropout._proofs import (
-    check_equal,
-    does_no_more_than_drop,
-    gives_eval_mode,
-    in_order,
-)
 from leery.mc_dropout._threads import side_by_side
+from leery.mc_dropout._train_modes import dropout_rates
+from leery.mc_dropout._verify import (
+    check_matches_loop,
+    matches_eval_mode,
+    only_drops_in_train_mode,
+    with_row_order,
+)
 from leery.models import (
     WHOLE_MODEL,
     check_layer,
@@ -120,7 +120,7 @@ class _Prepared:
         cache: what the fixed masks selected of the weights.
     """
 
-    loop: Loop
+    loop: PlainLoop
     engine: Engine | None
     shared: bool
     classes: int
@@ -383,20 +383,20 @@ class MCDropout:
 
     def _find(self, pair: Tensor, state: tuple[object, ...]) -> _Prepared:
         read = tuple(dict.fromkeys((*self.layers, *self.pass_layers)))
-        loop = Loop.find(self.model, read, pair)
+        loop = PlainLoop.find(self.model, read, pair)
         if not loop.sites:
             raise _no_dropout(self.model, loop.caveat)
-        loop = in_order(loop, pair)
+        loop = with_row_order(loop, pair)
         masks = draw_masks(loop.sites, self.passes, self.seed).to(pair.device)
         engine: Engine | None = None
         reason = ""
         try:
-            engine = Engine(capture(self.model, loop.awake, pair), loop.sites, read)
-            check_equal(engine, loop, pair)
+            engine = Engine(capture(self.model, loop.train_modules, pair), loop.sites, read)
+            check_matches_loop(engine, loop, pair)
         except NoGraphError as error:
             engine, reason = None, str(error)
-        shared = engine is not None and gives_eval_mode(engine, loop, pair)
-        if not shared and not does_no_more_than_drop(loop, pair):
+        shared = engine is not None and matches_eval_mode(engine, loop, pair)
+        if not shared and not only_drops_in_train_mode(loop, pair):
             message = (
                 "expected a model that in train mode does nothing but drop, got other logits with "
                 "nothing dropped; make what else it does depend on another flag"

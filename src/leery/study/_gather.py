@@ -11,7 +11,6 @@ from leery import data
 from leery.evaluation import abstention, share_interval
 from leery.metrics import PAPER_METRICS, UNCERTAINTY_METRICS, direction_of
 from leery.study._config import AttackName, Condition
-from leery.study._desk import Desk, Twins, read_arrays, read_json
 from leery.study._pictures import EXAMPLE_ATTACK
 from leery.study._stages import FPR_GRID
 from leery.study._sweeps import (
@@ -23,6 +22,7 @@ from leery.study._sweeps import (
     load_trace,
 )
 from leery.study._tables import KL_READINGS, PIXELS, TABLES
+from leery.study._workspace import Twins, Workspace, read_arrays, read_json
 
 __all__ = ["gather"]
 
@@ -35,13 +35,13 @@ BAND = (0.1, 0.9)
 """The quantiles between which the band around a mean runs."""
 
 
-def gather(desks: Sequence[Desk]) -> dict[str, pd.DataFrame]:
+def gather(workspaces: Sequence[Workspace]) -> dict[str, pd.DataFrame]:
     """The tables of the studies of one dataset with one or several classifiers.
 
     Raises:
         StudyFileError: when the file of a stage cannot be read.
     """
-    makers: dict[str, Callable[[Desk], Rows]] = {
+    makers: dict[str, Callable[[Workspace], Rows]] = {
         "results": _results,
         "comparisons": _comparisons,
         "uncertainty": _uncertainty,
@@ -59,10 +59,13 @@ def gather(desks: Sequence[Desk]) -> dict[str, pd.DataFrame]:
         **{figure: partial(_traces, figure=figure) for figure in FIGURES},
     }
     tables = {
-        name: _frame(name, [{**_whose(desk), **row} for desk in desks for row in make(desk)])
+        name: _frame(
+            name,
+            [{**_whose(workspace), **row} for workspace in workspaces for row in make(workspace)],
+        )
         for name, make in makers.items()
     }
-    layers = [{"dataset": desks[0].config.dataset, **row} for row in _layers(desks[0])]
+    layers = [{"dataset": workspaces[0].config.dataset, **row} for row in _layers(workspaces[0])]
     return {**tables, "layers": _frame("layers", layers)}
 
 
@@ -70,58 +73,58 @@ def _frame(name: str, rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=TABLES[name].columns)
 
 
-def _whose(desk: Desk) -> dict[str, Any]:
-    return {"dataset": desk.config.dataset, "seed": desk.config.seed}
+def _whose(workspace: Workspace) -> dict[str, Any]:
+    return {"dataset": workspace.config.dataset, "seed": workspace.config.seed}
 
 
-def _evaluations(desk: Desk) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _evaluations(workspace: Workspace) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Each condition's columns and what evaluating left of it."""
-    for condition in desk.config.conditions:
-        yield _columns(condition), read_json(desk.evaluation_file(condition))
+    for condition in workspace.config.conditions:
+        yield _columns(condition), read_json(workspace.evaluation_file(condition))
 
 
 def _columns(condition: Condition) -> dict[str, Any]:
     return {"attack": condition.attack, "epsilon": condition.epsilon}
 
 
-def _results(desk: Desk) -> Rows:
-    for _, found in _evaluations(desk):
+def _results(workspace: Workspace) -> Rows:
+    for _, found in _evaluations(workspace):
         yield from found["rows"]
 
 
-def _comparisons(desk: Desk) -> Rows:
-    for condition, found in _evaluations(desk):
+def _comparisons(workspace: Workspace) -> Rows:
+    for condition, found in _evaluations(workspace):
         for row in found["comparisons"]:
             yield {**condition, **row}
 
 
-def _roc(desk: Desk) -> Rows:
-    for condition, found in _evaluations(desk):
+def _roc(workspace: Workspace) -> Rows:
+    for condition, found in _evaluations(workspace):
         for name, rates in found["curves"].items():
             for fpr, tpr in zip(FPR_GRID, rates, strict=True):
                 yield {**condition, "metrics": name, "fpr": float(fpr), "tpr": tpr}
 
 
-def _weights(desk: Desk) -> Rows:
-    for condition, found in _evaluations(desk):
+def _weights(workspace: Workspace) -> Rows:
+    for condition, found in _evaluations(workspace):
         for fold, weights in enumerate(found["weights"]):
             for metric, weight in zip(PAPER_METRICS, weights, strict=True):
                 yield {**condition, "metric": metric, "fold": fold, "weight": weight}
 
 
-def _scores(desk: Desk) -> Rows:
-    for condition, found in _evaluations(desk):
+def _scores(workspace: Workspace) -> Rows:
+    for condition, found in _evaluations(workspace):
         edges = found["histogram"]["edges"]
         for kind, counts in found["histogram"]["counts"].items():
             for low, high, images in zip(edges[:-1], edges[1:], counts, strict=True):
                 yield {**condition, "kind": kind, "low": low, "high": high, "images": images}
 
 
-def _gallery(desk: Desk) -> Rows:
-    labels = desk.labels()
-    for condition in desk.config.conditions:
-        worst = read_json(desk.evaluation_file(condition))["worst"]
-        pixels = read_arrays(desk.picture_file(condition.name))["pixels"]
+def _gallery(workspace: Workspace) -> Rows:
+    labels = workspace.labels()
+    for condition in workspace.config.conditions:
+        worst = read_json(workspace.evaluation_file(condition))["worst"]
+        pixels = read_arrays(workspace.picture_file(condition.name))["pixels"]
         for entry, image in zip(worst, pixels, strict=True):
             yield {
                 **_columns(condition),
@@ -135,10 +138,10 @@ def _pixels(image: np.ndarray) -> dict[str, float]:
     return dict(zip(PIXELS, image.round(4).astype(float).ravel().tolist(), strict=True))
 
 
-def _uncertainty(desk: Desk) -> Rows:
+def _uncertainty(workspace: Workspace) -> Rows:
     """The mean of each metric over wrong and over right predictions (the paper's tables 3, 4)."""
-    clean = desk.table(Twins())
-    right = clean.predicted == desk.labels()
+    clean = workspace.table(Twins())
+    right = clean.predicted == workspace.labels()
     for metric in clean.names:
         values = clean.column(metric)
         row: dict[str, Any] = {"metric": metric}
@@ -150,41 +153,41 @@ def _uncertainty(desk: Desk) -> Rows:
         yield row
 
 
-def _classifier(desk: Desk) -> Rows:
+def _classifier(workspace: Workspace) -> Rows:
     """The paper's table 2, with the accuracy on the whole test set."""
-    classifier = desk.classifier()
+    classifier = workspace.classifier()
     record = classifier.record
     yield {
         "network": type(classifier.model).__name__,
         "parameters": sum(weight.numel() for weight in classifier.model.parameters()),
         **record["recipe"],
         "optimizer": "Adam",
-        "passes": desk.config.passes,
-        "bandwidth": desk.config.bandwidth,
+        "passes": workspace.config.passes,
+        "bandwidth": workspace.config.bandwidth,
         "accuracy": record["test_accuracy"],
-        "n_test": len(data.load(desk.config.dataset, "test", desk.config.data_dir)[1]),
-        "n_studied": len(desk.labels()),
+        "n_test": len(data.load(workspace.config.dataset, "test", workspace.config.data_dir)[1]),
+        "n_studied": len(workspace.labels()),
     }
 
 
-def _layers(desk: Desk) -> Rows:
+def _layers(workspace: Workspace) -> Rows:
     """The paper's table 1."""
-    for name, module in desk.classifier().model.named_modules():
+    for name, module in workspace.classifier().model.named_modules():
         if not list(module.children()):
             count = sum(weight.numel() for weight in module.parameters())
             yield {"name": name, "layer": str(module), "parameters": count}
 
 
-def _attack_success(desk: Desk) -> Rows:
-    for row in load_success(desk):
+def _attack_success(workspace: Workspace) -> Rows:
+    for row in load_success(workspace):
         found = share_interval(row["changed"], row["images"])
         yield {**row, "share": found.estimate, "low": found.low, "high": found.high}
 
 
-def _abstention(desk: Desk) -> Rows:
+def _abstention(workspace: Workspace) -> Rows:
     """Risk-coverage curves; doubt is a metric in its more doubtful direction."""
-    clean = desk.table(Twins())
-    wrong = clean.predicted != desk.labels()
+    clean = workspace.table(Twins())
+    wrong = clean.predicted != workspace.labels()
     for metric in clean.names:
         curve = abstention(wrong, direction_of(metric) * clean.column(metric))
         wanted = np.linspace(1, len(wrong), CURVE_POINTS)
@@ -197,22 +200,22 @@ def _abstention(desk: Desk) -> Rows:
             }
 
 
-def _kernels(desk: Desk) -> Rows:
-    for condition in desk.config.conditions:
-        found = read_json(desk.reading_file(condition))
+def _kernels(workspace: Workspace) -> Rows:
+    for condition in workspace.config.conditions:
+        found = read_json(workspace.reading_file(condition))
         for row in found["kernels"]:
             yield {**_columns(condition), **row, "images": found["images"]}
 
 
-def _printed_bim(desk: Desk) -> Rows:
-    for condition in desk.config.conditions:
+def _printed_bim(workspace: Workspace) -> Rows:
+    for condition in workspace.config.conditions:
         if condition.attack == "BIM":
-            found = read_json(desk.reading_file(condition))
+            found = read_json(workspace.reading_file(condition))
             yield {**_columns(condition), **found}
 
 
-def _example(desk: Desk) -> Rows:
-    found = read_arrays(desk.picture_file("example"))
+def _example(workspace: Workspace) -> Rows:
+    found = read_arrays(workspace.picture_file("example"))
     if not found:
         return
     clean, adversarial = found["pixels"]
@@ -232,10 +235,10 @@ def _example(desk: Desk) -> Rows:
         }
 
 
-def _turning_points(desk: Desk) -> Rows:
+def _turning_points(workspace: Workspace) -> Rows:
     """Where, along the strengths, each image changes its label and each metric turns."""
     for attack in TRACED:
-        trace = load_trace(desk, attack)
+        trace = load_trace(workspace, attack)
         epsilons, columns = trace.epsilons, np.arange(len(trace.source))
         entropy = trace.values("predictive_entropy")
         facts = {
@@ -280,10 +283,10 @@ FIGURES: dict[str, tuple[tuple[AttackName, ...], list[tuple[str, str]]]] = {
 """What figures 4 to 7 show: attacks, and metrics with the class they are held against."""
 
 
-def _traces(desk: Desk, figure: str) -> Rows:
+def _traces(workspace: Workspace, figure: str) -> Rows:
     """The lines of one of figures 4 to 7."""
     attacks, shown = FIGURES[figure]
-    traces = {attack: load_trace(desk, attack) for attack in TRACED}
+    traces = {attack: load_trace(workspace, attack) for attack in TRACED}
     place = first_flipped(traces)
     for attack in attacks:
         for metric, against in shown:

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from leery.study._config import Condition
-from leery.study._desk import SHARD, Desk, Twins, read_json, write_arrays
 from leery.study._sweeps import TRACED, first_flipped, load_trace
+from leery.study._workspace import SHARD, Twins, Workspace, read_json, write_arrays
 
 __all__ = ["EXAMPLE_ATTACK", "example", "gallery"]
 
@@ -13,27 +13,27 @@ EXAMPLE_ATTACK = TRACED[0]
 """The attack of figure 1."""
 
 
-def example(desk: Desk) -> None:
+def example(workspace: Workspace) -> None:
     """Leave figure 1: an image and its adversarial twin, at the weakest strength that will do.
 
     The file holds ``pixels`` ``(2, 28, 28)``, clean and adversarial, ``predicted`` ``(2,)``,
     ``confidence`` ``(2,)``, ``source``, ``label`` and ``epsilon``; nothing where no image flips.
     """
-    traces = {attack: load_trace(desk, attack) for attack in TRACED}
+    traces = {attack: load_trace(workspace, attack) for attack in TRACED}
     place = first_flipped(traces)
     if place is None:
-        write_arrays(desk.picture_file("example"))
+        write_arrays(workspace.picture_file("example"))
         return
     trace = traces[EXAMPLE_ATTACK]
     epsilon = float(trace.epsilons[trace.flip[place]])
     source = int(trace.source[place])
-    images, labels = (part[source : source + 1] for part in desk.test_set())
-    detector = desk.detector()
+    images, labels = (part[source : source + 1] for part in workspace.test_set())
+    detector = workspace.detector()
     twin = Condition(EXAMPLE_ATTACK, epsilon).make()(detector.model, images, labels)
     both = torch.cat([images, twin])
     table = detector.measure(both)
     write_arrays(
-        desk.picture_file("example"),
+        workspace.picture_file("example"),
         pixels=both.squeeze(1).numpy(),
         predicted=table.predicted,
         confidence=table.column("confidence"),
@@ -43,12 +43,12 @@ def example(desk: Desk) -> None:
     )
 
 
-def gallery(desk: Desk, condition: Condition) -> None:
+def gallery(workspace: Workspace, condition: Condition) -> None:
     """Leave the images of a condition's worst misses and false alarms, ``pixels`` (n, 28, 28).
 
     They are made again from their seeds and stand in the order in which evaluating left them.
     """
-    worst = read_json(desk.evaluation_file(condition))["worst"]
+    worst = read_json(workspace.evaluation_file(condition))["worst"]
     versions = {
         "miss": Twins(condition=condition),
         "false alarm, clean": Twins(),
@@ -57,6 +57,6 @@ def gallery(desk: Desk, condition: Condition) -> None:
     pixels = []
     for entry in worst:
         start = entry["source"] // SHARD * SHARD
-        shard = desk.craft(versions[entry["kind"]], start)
+        shard = workspace.craft(versions[entry["kind"]], start)
         pixels.append(shard[entry["source"] - start, 0].numpy())
-    write_arrays(desk.picture_file(condition.name), pixels=np.stack(pixels))
+    write_arrays(workspace.picture_file(condition.name), pixels=np.stack(pixels))

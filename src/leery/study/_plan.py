@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leery.study._desk import MEASURED, SHARD, Desk, all_twins
+from leery.study._as_printed import as_printed
 from leery.study._pictures import example, gallery
-from leery.study._readings import as_printed
 from leery.study._stages import evaluate, fit_detector, make_classifier, measure
 from leery.study._sweeps import (
     SUCCESS_IMAGES,
@@ -17,13 +16,14 @@ from leery.study._sweeps import (
     trace,
     trace_shards,
 )
+from leery.study._workspace import MEASURED, SHARD, Workspace, all_twins
 
 __all__ = ["Task", "plan"]
 
 
 @dataclass(frozen=True)
 class Task:
-    """A function of a desk, done when its file is there.
+    """A function of a workspace, done when its file is there.
 
     Attributes:
         file: what it leaves.
@@ -43,8 +43,8 @@ class Task:
         return self.file.exists()
 
 
-def plan(desks: Sequence[Desk]) -> dict[str, list[Task]]:
-    """The stages in their order, each with the tasks of all desks, the costly ones first."""
+def plan(workspaces: Sequence[Workspace]) -> dict[str, list[Task]]:
+    """The stages in their order, each with the tasks of all workspaces, the costly ones first."""
     makers = {
         "classifier": _classifier,
         "detector": _detector,
@@ -56,60 +56,63 @@ def plan(desks: Sequence[Desk]) -> dict[str, list[Task]]:
         "pictures": _pictures,
     }
     return {
-        name: sorted((task for desk in desks for task in make(desk)), key=lambda task: -task.cost)
+        name: sorted(
+            (task for workspace in workspaces for task in make(workspace)),
+            key=lambda task: -task.cost,
+        )
         for name, make in makers.items()
     }
 
 
-def _classifier(desk: Desk) -> Iterator[Task]:
-    cost = 100 / _speed(desk) if desk.config.retrain else 1
-    yield Task(desk.weights.with_suffix(".json"), make_classifier, (desk,), cost)
+def _classifier(workspace: Workspace) -> Iterator[Task]:
+    cost = 100 / _speed(workspace) if workspace.config.retrain else 1
+    yield Task(workspace.weights.with_suffix(".json"), make_classifier, (workspace,), cost)
 
 
-def _detector(desk: Desk) -> Iterator[Task]:
-    yield Task(desk.detector_file, fit_detector, (desk,), 10)
+def _detector(workspace: Workspace) -> Iterator[Task]:
+    yield Task(workspace.detector_file, fit_detector, (workspace,), 10)
 
 
-def _measure(desk: Desk) -> Iterator[Task]:
-    images = min(MEASURED, len(desk.labels()))
-    for twins in all_twins(desk.config):
-        cost = images * (0.0004 + 0.00016 * twins.gradients) / _speed(desk)
-        for start in desk.measured():
-            yield Task(desk.table_file(twins, start), measure, (desk, twins, start), cost)
+def _measure(workspace: Workspace) -> Iterator[Task]:
+    images = min(MEASURED, len(workspace.labels()))
+    for twins in all_twins(workspace.config):
+        cost = images * (0.0004 + 0.00016 * twins.gradients) / _speed(workspace)
+        for start in workspace.measured():
+            yield Task(workspace.table_file(twins, start), measure, (workspace, twins, start), cost)
 
 
-def _evaluate(desk: Desk) -> Iterator[Task]:
-    for condition in desk.config.conditions:
-        cost = len(desk.labels()) * 0.0005
-        yield Task(desk.evaluation_file(condition), evaluate, (desk, condition), cost)
+def _evaluate(workspace: Workspace) -> Iterator[Task]:
+    for condition in workspace.config.conditions:
+        cost = len(workspace.labels()) * 0.0005
+        yield Task(workspace.evaluation_file(condition), evaluate, (workspace, condition), cost)
 
 
-def _success(desk: Desk) -> Iterator[Task]:
-    images = min(SUCCESS_IMAGES, len(desk.labels()))
+def _success(workspace: Workspace) -> Iterator[Task]:
+    images = min(SUCCESS_IMAGES, len(workspace.labels()))
     for condition in success_conditions():
-        cost = images * 0.00016 * condition.make().steps / _speed(desk)
-        yield Task(desk.success_file(condition), success, (desk, condition), cost)
+        cost = images * 0.00016 * condition.make().steps / _speed(workspace)
+        yield Task(workspace.success_file(condition), success, (workspace, condition), cost)
 
 
-def _trace(desk: Desk) -> Iterator[Task]:
+def _trace(workspace: Workspace) -> Iterator[Task]:
     for attack in TRACED:
-        for shard in trace_shards(desk):
-            cost = (15 if attack == "BIM" else 4) / _speed(desk)
-            yield Task(desk.trace_file(attack, shard), trace, (desk, attack, shard), cost)
+        for shard in trace_shards(workspace):
+            cost = (15 if attack == "BIM" else 4) / _speed(workspace)
+            yield Task(workspace.trace_file(attack, shard), trace, (workspace, attack, shard), cost)
 
 
-def _as_printed(desk: Desk) -> Iterator[Task]:
-    for condition in desk.config.conditions:
-        yield Task(desk.reading_file(condition), as_printed, (desk, condition), 3)
+def _as_printed(workspace: Workspace) -> Iterator[Task]:
+    for condition in workspace.config.conditions:
+        yield Task(workspace.reading_file(condition), as_printed, (workspace, condition), 3)
 
 
-def _pictures(desk: Desk) -> Iterator[Task]:
-    yield Task(desk.picture_file("example"), example, (desk,), 1)
-    for condition in desk.config.conditions:
-        cost = SHARD * 0.00016 * condition.make().steps / _speed(desk)
-        yield Task(desk.picture_file(condition.name), gallery, (desk, condition), cost)
+def _pictures(workspace: Workspace) -> Iterator[Task]:
+    yield Task(workspace.picture_file("example"), example, (workspace,), 1)
+    for condition in workspace.config.conditions:
+        cost = SHARD * 0.00016 * condition.make().steps / _speed(workspace)
+        yield Task(workspace.picture_file(condition.name), gallery, (workspace, condition), cost)
 
 
-def _speed(desk: Desk) -> float:
+def _speed(workspace: Workspace) -> float:
     """How fast the dataset's network is, DigitNet being 1."""
-    return 1.0 if desk.config.dataset == "mnist" else 0.4
+    return 1.0 if workspace.config.dataset == "mnist" else 0.4

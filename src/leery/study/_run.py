@@ -22,11 +22,11 @@ from leery._files import make_folder, write_atomically
 from leery._progress import progress_bars
 from leery.errors import InputError
 from leery.study._config import STUDIES, StudyConfig
-from leery.study._desk import Desk
 from leery.study._gather import gather
 from leery.study._plan import Task, plan
 from leery.study._report import report
 from leery.study._tables import MANIFEST, StudyResult, load_result, save_tables
+from leery.study._workspace import Workspace
 from leery.tasks import Workers, default_workers, worker_pool
 
 __all__ = ["reproduce", "reproduce_all"]
@@ -122,19 +122,19 @@ def _run(studies: Mapping[Path, StudyConfig], *, workers: int | None, progress: 
     with clock.stage("data"):
         for config in studies.values():
             _check_data(config)
-    desks = {
-        folder: [Desk(member, _stage_folder(member, folder)) for member in config.runs]
+    workspaces = {
+        folder: [Workspace(member, _stage_folder(member, folder)) for member in config.runs]
         for folder, config in studies.items()
     }
-    stages = plan([desk for group in desks.values() for desk in group])
+    stages = plan([workspace for group in workspaces.values() for workspace in group])
     with worker_pool(count) as pool, progress_bars(enabled=progress) as bars:
         whole = _Whole(bars, sum(map(_cost, stages.values())))
         for name, tasks in stages.items():
             _do(name, tasks, pool, whole, clock, said=progress)
     with clock.stage("tables"):
-        sums = {folder: save_tables(folder, gather(group)) for folder, group in desks.items()}
+        sums = {folder: save_tables(folder, gather(group)) for folder, group in workspaces.items()}
     for folder, config in studies.items():
-        manifest = _manifest(config, desks[folder], count, clock)
+        manifest = _manifest(config, workspaces[folder], count, clock)
         content = {**manifest, "tables": sums[folder]}
         write_atomically(folder / MANIFEST, json.dumps(content, indent=2) + "\n")
 
@@ -213,15 +213,15 @@ def _do(
 
 
 def _manifest(
-    config: StudyConfig, desks: Sequence[Desk], workers: int, clock: _Clock
+    config: StudyConfig, workspaces: Sequence[Workspace], workers: int, clock: _Clock
 ) -> dict[str, Any]:
     """Where the numbers come from."""
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "again": _command(config),
         "config": {**asdict(config), "data_dir": str(config.data_dir or "")},
-        "identities": [desk.config.identity() for desk in desks],
-        "classifiers": [desk.classifier().record for desk in desks],
+        "identities": [workspace.config.identity() for workspace in workspaces],
+        "classifiers": [workspace.classifier().record for workspace in workspaces],
         "versions": {name: version(name) for name in _REPORTED},
         "machine": {
             "python": platform.python_version(),

@@ -1,8 +1,7 @@
 """The work of the study, cut into tasks that worker processes do and leave as files.
 
-A task is a plain function of a :class:`Desk` and what it is about; it writes one file, whole or
-not at all. Whether it is done is whether that file is there, so a run that was cut off goes on
-where it stopped. Tasks are cut alike for any number of workers, and every worker computes with
+A task is a function of a :class:`Workspace` and what it is about; it writes one file, whole or not
+at all. It is done if that file is there, so a run that was cut off resumes where it stopped. Tasks are cut alike for any number of workers, and every worker computes with
 one thread, so that the number of workers does not change a bit of the results.
 """
 
@@ -28,7 +27,7 @@ from leery.evaluation import (
 )
 from leery.metrics import PAPER_METRICS
 from leery.study._config import METRIC_SETS, STUDIED_METRICS, Condition
-from leery.study._desk import MEASURED, SHARD, Desk, Twins, write_arrays, write_json
+from leery.study._workspace import MEASURED, SHARD, Twins, Workspace, write_arrays, write_json
 
 __all__ = ["FPR_GRID", "evaluate", "fit_detector", "make_classifier", "measure"]
 
@@ -42,21 +41,21 @@ WORST = 2
 """How many misses of each condition are shown."""
 
 
-def make_classifier(desk: Desk) -> None:
-    """Leave the classifier in the desk's folder: the shipped one, or one trained anew."""
-    config = desk.config
+def make_classifier(workspace: Workspace) -> None:
+    """Leave the classifier in the workspace's folder: the shipped one, or one trained anew."""
+    config = workspace.config
     if config.retrain:
         classifier = train(config.dataset, seed=config.seed, root=config.data_dir)
     else:
         classifier = pretrained(config.dataset)
-    save_classifier(classifier, desk.weights.parent)
+    save_classifier(classifier, workspace.weights.parent)
 
 
-def fit_detector(desk: Desk) -> None:
+def fit_detector(workspace: Workspace) -> None:
     """Fit the detector on all training images and leave its file."""
-    config = desk.config
+    config = workspace.config
     images, labels = data.load(config.dataset, "train", config.data_dir)
-    model = desk.classifier().model
+    model = workspace.classifier().model
     detector = Detector(
         model,
         feature_layer=str(model.last_hidden_layer),
@@ -65,28 +64,29 @@ def fit_detector(desk: Desk) -> None:
         metrics=STUDIED_METRICS,
         bandwidth=config.bandwidth,
     )
-    detector.fit(images, labels).save(desk.detector_file)
+    detector.fit(images, labels).save(workspace.detector_file)
 
 
-def measure(desk: Desk, twins: Twins, start: int) -> None:
+def measure(workspace: Workspace, twins: Twins, start: int) -> None:
     """Make some shards of a version of the test images, measure them and leave the table."""
-    stop = min(start + MEASURED, len(desk.labels()))
-    shards = [desk.craft(twins, first) for first in range(start, stop, SHARD)]
-    table = desk.detector().measure(torch.cat(shards))
-    write_arrays(desk.table_file(twins, start), values=table.values, predicted=table.predicted)
+    stop = min(start + MEASURED, len(workspace.labels()))
+    shards = [workspace.craft(twins, first) for first in range(start, stop, SHARD)]
+    table = workspace.detector().measure(torch.cat(shards))
+    write_arrays(workspace.table_file(twins, start), values=table.values, predicted=table.predicted)
 
 
-def evaluate(desk: Desk, condition: Condition) -> None:
+def evaluate(workspace: Workspace, condition: Condition) -> None:
     """Judge every set of metrics on one condition and leave all that is shown of it."""
     pool = Pool.of_twins(
-        clean=desk.table(Twins()),
-        adversarial=desk.table(Twins(condition=condition)),
-        noisy=desk.table(Twins(sigma=condition.epsilon)),
-        labels=desk.labels(),
+        clean=workspace.table(Twins()),
+        adversarial=workspace.table(Twins(condition=condition)),
+        noisy=workspace.table(Twins(sigma=condition.epsilon)),
+        labels=workspace.labels(),
     )
     scores = {
         protocol: {
-            name: scored(pool, metrics, desk.config.seed) for name, metrics in METRIC_SETS.items()
+            name: scored(pool, metrics, workspace.config.seed)
+            for name, metrics in METRIC_SETS.items()
         }
         for protocol, scored in PROTOCOLS.items()
     }
@@ -107,12 +107,12 @@ def evaluate(desk: Desk, condition: Condition) -> None:
         "comparisons": list(_comparisons(pool, held_out)),
         "weights": [
             combiner.weights.tolist()
-            for combiner, _ in cross_fit(pool, PAPER_METRICS, desk.config.seed)
+            for combiner, _ in cross_fit(pool, PAPER_METRICS, workspace.config.seed)
         ],
         "histogram": _histogram(pool, held_out["all"]),
         "worst": _worst(pool, held_out["all"]),
     }
-    write_json(desk.evaluation_file(condition), content)
+    write_json(workspace.evaluation_file(condition), content)
 
 
 def _judged(pool: Pool, scores: np.ndarray, facts: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -17,7 +17,14 @@ from leery.study._config import (
     AttackName,
     Condition,
 )
-from leery.study._desk import Desk, Twins, read_arrays, read_json, write_arrays, write_json
+from leery.study._workspace import (
+    Twins,
+    Workspace,
+    read_arrays,
+    read_json,
+    write_arrays,
+    write_json,
+)
 
 __all__ = [
     "SUCCESS_IMAGES",
@@ -51,27 +58,29 @@ def success_conditions() -> tuple[Condition, ...]:
     return tuple(Condition(name, epsilon) for name in names for epsilon in SUCCESS_EPSILONS)
 
 
-def success(desk: Desk, condition: Condition) -> None:
+def success(workspace: Workspace, condition: Condition) -> None:
     """Count the images whose label an attack changes, of those that were right.
 
     Where the attack was measured at this strength, its twins are not made again.
     """
-    rows = desk.attacked(SUCCESS_IMAGES)
-    images, labels = (part[rows] for part in desk.test_set())
-    if condition in desk.config.conditions:
-        predicted = torch.from_numpy(desk.table(Twins(condition=condition)).predicted[rows])
+    rows = workspace.attacked(SUCCESS_IMAGES)
+    images, labels = (part[rows] for part in workspace.test_set())
+    if condition in workspace.config.conditions:
+        predicted = torch.from_numpy(workspace.table(Twins(condition=condition)).predicted[rows])
     else:
-        seed = desk.seed(f"success-{condition.name}")
-        twins = condition.make()(desk.detector().model, images, labels, seed=seed)
-        predicted = predicted_classes(desk.detector(), twins)
+        seed = workspace.seed(f"success-{condition.name}")
+        twins = condition.make()(workspace.detector().model, images, labels, seed=seed)
+        predicted = predicted_classes(workspace.detector(), twins)
     changed = predicted != labels
-    write_json(desk.success_file(condition), {"images": len(rows), "changed": int(changed.sum())})
+    write_json(
+        workspace.success_file(condition), {"images": len(rows), "changed": int(changed.sum())}
+    )
 
 
-def load_success(desk: Desk) -> Iterator[dict[str, Any]]:
+def load_success(workspace: Workspace) -> Iterator[dict[str, Any]]:
     """The points of figure 2: ``attack``, ``epsilon``, ``images``, ``changed``."""
     for condition in success_conditions():
-        counts = read_json(desk.success_file(condition))
+        counts = read_json(workspace.success_file(condition))
         yield {"attack": condition.attack, "epsilon": condition.epsilon, **counts}
 
 
@@ -80,12 +89,12 @@ def predicted_classes(detector: Detector, images: Tensor) -> Tensor:
     return detector.features(images)[1].argmax(1)
 
 
-def trace_shards(desk: Desk) -> range:
+def trace_shards(workspace: Workspace) -> range:
     """The numbers of an attack's tracing tasks."""
-    return range(math.ceil(min(TRACE_IMAGES, len(desk.labels())) / TRACE_SHARD))
+    return range(math.ceil(min(TRACE_IMAGES, len(workspace.labels())) / TRACE_SHARD))
 
 
-def trace(desk: Desk, attack: AttackName, shard: int) -> None:
+def trace(workspace: Workspace, attack: AttackName, shard: int) -> None:
     """Measure some images at every strength of an attack, and leave their metrics.
 
     The file holds ``source`` ``(n,)``, ``label`` ``(n,)``, ``predicted`` ``(E, n)``, ``target``
@@ -93,10 +102,10 @@ def trace(desk: Desk, attack: AttackName, shard: int) -> None:
     ``(E, n, 7)`` (the studied metrics), and ``to_source`` and ``to_target`` ``(E, n, 3)`` (those
     of closeness, held against the true and the target class).
     """
-    detector = desk.detector()
-    rows = np.array_split(desk.attacked(TRACE_IMAGES), len(trace_shards(desk)))[shard]
-    images, labels = (part[rows] for part in desk.test_set())
-    strengths = desk.config.trace_epsilons
+    detector = workspace.detector()
+    rows = np.array_split(workspace.attacked(TRACE_IMAGES), len(trace_shards(workspace)))[shard]
+    images, labels = (part[rows] for part in workspace.test_set())
+    strengths = workspace.config.trace_epsilons
     # All strengths in one call: the more images at once, the faster.
     versions = torch.cat(
         [ATTACKS[attack](epsilon)(detector.model, images, labels) for epsilon in strengths]
@@ -113,7 +122,7 @@ def trace(desk: Desk, attack: AttackName, shard: int) -> None:
         for classes in (labels, against)
     )
     write_arrays(
-        desk.trace_file(attack, shard),
+        workspace.trace_file(attack, shard),
         source=rows,
         label=labels.numpy(),
         predicted=predicted,
@@ -175,14 +184,14 @@ class Trace:
         return self._closeness[against][:, :, TRACED_CLOSENESS.index(metric)]
 
 
-def load_trace(desk: Desk, attack: AttackName) -> Trace:
+def load_trace(workspace: Workspace, attack: AttackName) -> Trace:
     """What the tracing tasks of an attack left."""
-    parts = [read_arrays(desk.trace_file(attack, shard)) for shard in trace_shards(desk)]
+    parts = [read_arrays(workspace.trace_file(attack, shard)) for shard in trace_shards(workspace)]
     arrays = {
         name: np.concatenate([part[name] for part in parts], axis=min(parts[0][name].ndim - 1, 1))
         for name in parts[0]
     }
-    return Trace(np.array(desk.config.trace_epsilons), arrays)
+    return Trace(np.array(workspace.config.trace_epsilons), arrays)
 
 
 def first_flipped(traces: dict[AttackName, Trace]) -> int | None:

@@ -8,16 +8,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from leery.errors import UnsupportedModelError
-from leery.mc_dropout._random import IN_PLACE, RANDOM, RandomOp, is_random
+from leery.mc_dropout._random_ops import IN_PLACE, RANDOM, RandomOp, is_random
 
-__all__ = ["Chance", "Drawing"]
+__all__ = ["RandomCall", "RandomOpMode"]
 
 _ATEN = torch.ops.aten
 _BATCH_NORMS = (_ATEN.native_batch_norm.default, _ATEN.cudnn_batch_norm.default)
 _RUNNING_MEAN, _TRAINING = 3, 5
 
 
-class Chance:
+class RandomCall:
     """A random operation that was met in a forward pass.
 
     Attributes:
@@ -32,18 +32,18 @@ class Chance:
         self.rate = operation.rate(*args, **kwargs) if operation.rate else None
         self._call = args, kwargs
 
-    def given(self, draw: Tensor) -> Any:  # noqa: ANN401 - whatever the operation returns
+    def with_draw(self, draw: Tensor) -> Any:  # noqa: ANN401 - whatever the operation returns
         """Its result for a draw that broadcasts against the shape."""
         args, kwargs = self._call
         return self.operation.compute(draw, *args, **kwargs)
 
-    def quiet(self) -> Any:  # noqa: ANN401 - whatever the operation returns
+    def without_dropping(self) -> Any:  # noqa: ANN401 - whatever the operation returns
         """Its result when nothing is dropped; None where that is not known."""
         args, kwargs = self._call
         return self.operation.mean(*args, **kwargs) if self.operation.mean else None
 
 
-class Drawing(TorchDispatchMode):
+class RandomOpMode(TorchDispatchMode):
     """While it is active, ``decide`` gives the result of every random operation.
 
     Batch norm that is in train mode, because the module that calls it is, uses its running
@@ -53,7 +53,7 @@ class Drawing(TorchDispatchMode):
         decide: takes each operation in turn and returns its result.
     """
 
-    def __init__(self, decide: Callable[[Chance], Any]) -> None:
+    def __init__(self, decide: Callable[[RandomCall], Any]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self._decide = decide
 
@@ -74,7 +74,7 @@ class Drawing(TorchDispatchMode):
             args = (*args[:_TRAINING], False, *args[_TRAINING + 1 :])
         operation = RANDOM.get(IN_PLACE.get(func, func))
         if operation is not None and operation.draws(args, kwargs):
-            found = self._decide(Chance(operation, args, kwargs))
+            found = self._decide(RandomCall(operation, args, kwargs))
             return args[0].copy_(found) if func in IN_PLACE else found
         if operation is None and is_random(func):
             message = (

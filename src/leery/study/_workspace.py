@@ -22,8 +22,8 @@ from leery.study._config import STUDIED_METRICS, AttackName, Condition, StudyCon
 __all__ = [
     "MEASURED",
     "SHARD",
-    "Desk",
     "Twins",
+    "Workspace",
     "all_twins",
     "read_arrays",
     "read_json",
@@ -74,7 +74,7 @@ def all_twins(config: StudyConfig) -> list[Twins]:
 
 
 @dataclass(frozen=True)
-class Desk:
+class Workspace:
     """Where the study of one classifier works.
 
     Attributes:
@@ -223,5 +223,5 @@ def _test_set(config: StudyConfig) -> tuple[Tensor, Tensor]:
 
 
 @cache
-def _detector(desk: Desk) -> Detector:
-    return Detector.load(desk.detector_file, desk.classifier().model)
+def _detector(workspace: Workspace) -> Detector:
+    return Detector.load(workspace.detector_file, workspace.classifier().model)

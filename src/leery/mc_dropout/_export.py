@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from leery.errors import brief
-from leery.mc_dropout._modes import awake
-from leery.mc_dropout._random import IN_PLACE, RANDOM
+from leery.mc_dropout._random_ops import IN_PLACE, RANDOM
+from leery.mc_dropout._train_modes import dropout_on
 from leery.models import INPUT_OF
 
 __all__ = [
@@ -118,7 +118,7 @@ def last_reads(
 
 
 def draws(node: fx.Node) -> bool:
-    """Whether the result of a random node depends on chance."""
+    """Whether the result of a random node depends on call."""
     return RANDOM[node.target].draws(*_described(node))
 
 
@@ -140,7 +140,7 @@ def capture(model: nn.Module, names: frozenset[str], example: Tensor) -> ModelGr
     Raises:
         NoGraphError: when the graph cannot be had or does not take any batch size.
     """
-    with awake(model, names), _hooks_off(model), _silence(), warnings.catch_warnings():
+    with dropout_on(model, names), _hooks_off(model), _silence(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         batch = ({0: torch.export.Dim.DYNAMIC},)
         try:

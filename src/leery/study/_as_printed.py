@@ -11,8 +11,8 @@ from leery.attacks import BIM, GradientAttack, gaussian_noise
 from leery.evaluation import roc_auc_interval
 from leery.metrics import KernelDensity
 from leery.study._config import Condition
-from leery.study._desk import Desk, write_json
 from leery.study._sweeps import predicted_classes
+from leery.study._workspace import Workspace, write_json
 
 __all__ = ["as_printed", "bim_as_printed"]
 
@@ -20,24 +20,24 @@ IMAGES = 500
 """Of the test images that the classifier gets right, the first so many are used."""
 
 
-def as_printed(desk: Desk, condition: Condition) -> None:
+def as_printed(workspace: Workspace, condition: Condition) -> None:
     """Leave the success of BIM and the areas of the kernel density under either reading."""
-    detector = desk.detector()
-    rows = desk.attacked(IMAGES)
-    images, labels = (part[rows] for part in desk.test_set())
-    seed = desk.seed(f"as-printed-{condition.name}")
+    detector = workspace.detector()
+    rows = workspace.attacked(IMAGES)
+    images, labels = (part[rows] for part in workspace.test_set())
+    seed = workspace.seed(f"as-printed-{condition.name}")
     twins = condition.make()(detector.model, images, labels, seed=seed)
-    noisy = gaussian_noise(images, condition.epsilon, seed=desk.seed("as-printed-noise"))
+    noisy = gaussian_noise(images, condition.epsilon, seed=workspace.seed("as-printed-noise"))
     versions = [images, noisy, twins]
     content: dict[str, Any] = {
         "images": len(rows),
-        "kernels": _kernels(detector, versions, desk.config.bandwidth),
+        "kernels": _kernels(detector, versions, workspace.config.bandwidth),
     }
     if condition.attack == "BIM":
         printed = bim_as_printed(detector.model, images, labels, condition.epsilon)
         for name, version in (("changed", twins), ("changed_as_printed", printed)):
             content[name] = int((predicted_classes(detector, version) != labels).sum())
-    write_json(desk.reading_file(condition), content)
+    write_json(workspace.reading_file(condition), content)
 
 
 def bim_as_printed(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils.module_tracker import ModuleTracker
 
 from leery.errors import UnsupportedModelError, brief
-from leery.mc_dropout._drawing import Chance, Drawing
 from leery.mc_dropout._masks import Masks, Site
-from leery.mc_dropout._modes import awake, dropout_layers, own_modules
-from leery.mc_dropout._random import Kind
+from leery.mc_dropout._random_mode import RandomCall, RandomOpMode
+from leery.mc_dropout._random_ops import Kind
+from leery.mc_dropout._train_modes import dropout_layers, dropout_on, own_modules
 from leery.models import (
     assignments_undone,
     check_logits,
@@ -27,29 +27,29 @@ from leery.models import (
     run_model,
 )
 
-__all__ = ["Loop"]
+__all__ = ["PlainLoop"]
 
 
 @dataclass(frozen=True)
-class Loop:
+class PlainLoop:
     """A model and the places where it draws. Every method wants the model inside guest.
 
     Attributes:
         model: as given by the user.
         layers: those that are read.
-        awake: the names of the submodules that are in train mode during a pass.
+        train_modules: the names of the submodules that are in train mode during a pass.
         sites: the places, in the order of the calls.
         caveat: what a pass may leave out, and why; "" when nothing.
     """
 
     model: nn.Module
     layers: tuple[str, ...]
-    awake: frozenset[str]
+    train_modules: frozenset[str]
     sites: tuple[Site, ...]
     caveat: str = ""
 
     @classmethod
-    def find(cls, model: nn.Module, layers: tuple[str, ...], pair: Tensor) -> "Loop":
+    def find(cls, model: nn.Module, layers: tuple[str, ...], pair: Tensor) -> "PlainLoop":
         """Run the model on two images and on three, and see where it draws.
 
         Args:
@@ -69,7 +69,7 @@ class Loop:
             )
             raise UnsupportedModelError(message)
         names, caveat = _drawing_modules(model, pair)
-        with _unwritten(model):
+        with _tensors_restored(model):
             two = _calls(model, pair, names)
             three = _calls(model, torch.cat([pair, pair[:1]]), names)
         if [call.what for call in two] != [call.what for call in three]:
@@ -95,33 +95,33 @@ class Loop:
         """Logits ``(N, classes)`` and layers ``(N, ...)`` of pass ``index``."""
         waiting = list(zip(self.sites, masks.draws, strict=True))[::-1]
 
-        def decide(chance: Chance) -> object:
+        def decide(call: RandomCall) -> object:
             site, draws = waiting.pop() if waiting else (None, None)
-            if site is None or draws is None or not site.fits(chance.shape, len(batch)):
-                got = f"another draw of shape {chance.shape}"
+            if site is None or draws is None or not site.fits(call.shape, len(batch)):
+                got = f"another draw of shape {call.shape}"
                 raise _not_alike(got)
-            return chance.given(site.spread(draws[index], len(batch)))
+            return call.with_draw(site.spread(draws[index], len(batch)))
 
         with (
-            awake(self.model, self.awake),
+            dropout_on(self.model, self.train_modules),
             reading(self.model, layers) as seen,
-            Drawing(decide),
+            RandomOpMode(decide),
         ):
             logits = run_model(self.model, batch)
         check_read(layers, seen)
         return logits, seen
 
-    def quiet_pass(self, batch: Tensor) -> Tensor | None:
+    def pass_without_dropping(self, batch: Tensor) -> Tensor | None:
         """Logits ``(N, classes)`` in train mode with nothing dropped; None where not known."""
         known = True
 
-        def decide(chance: Chance) -> object:
+        def decide(call: RandomCall) -> object:
             nonlocal known
-            value = chance.quiet()
+            value = call.without_dropping()
             known = known and value is not None
-            return chance.given(_ones(chance, batch)) if value is None else value
+            return call.with_draw(_ones(call, batch)) if value is None else value
 
-        with awake(self.model, self.awake), Drawing(decide):
+        with dropout_on(self.model, self.train_modules), RandomOpMode(decide):
             logits = run_model(self.model, batch)
         return logits if known else None
 
@@ -147,7 +147,7 @@ def _calls(model: nn.Module, batch: Tensor, names: frozenset[str]) -> list[_Call
         InputError: when the model does not accept the batch.
     """
     before = python_randomness()
-    found, output = _watched(model, batch, names)
+    found, output = _recorded_calls(model, batch, names)
     check_logits(output, len(batch))
     if python_randomness() != before:
         message = (
@@ -158,25 +158,27 @@ def _calls(model: nn.Module, batch: Tensor, names: frozenset[str]) -> list[_Call
     return found
 
 
-def _watched(model: nn.Module, batch: Tensor, names: frozenset[str]) -> tuple[list[_Call], object]:
+def _recorded_calls(
+    model: nn.Module, batch: Tensor, names: frozenset[str]
+) -> tuple[list[_Call], object]:
     """The random operations of a forward pass, and whatever it returns."""
     found: list[_Call] = []
     tracker = ModuleTracker()
 
-    def decide(chance: Chance) -> object:
+    def decide(call: RandomCall) -> object:
         innermost = max(tracker.parents - {"Global"}, key=len)
         _, _, name = innermost.partition(".")
-        found.append(_Call((name, chance.operation.kind, chance.rate), chance.shape))
-        value = chance.quiet()
-        return chance.given(_ones(chance, batch)) if value is None else value
+        found.append(_Call((name, call.operation.kind, call.rate), call.shape))
+        value = call.without_dropping()
+        return call.with_draw(_ones(call, batch)) if value is None else value
 
-    with awake(model, names), tracker, Drawing(decide):
+    with dropout_on(model, names), tracker, RandomOpMode(decide):
         output = run_model(model, batch) if not names else model(batch.clone())
     return found, output
 
 
-def _ones(chance: Chance, batch: Tensor) -> Tensor:
-    return torch.ones(chance.shape, device=batch.device)
+def _ones(call: RandomCall, batch: Tensor) -> Tensor:
+    return torch.ones(call.shape, device=batch.device)
 
 
 def _drawing_modules(model: nn.Module, pair: Tensor) -> tuple[frozenset[str], str]:
@@ -189,7 +191,7 @@ def _drawing_modules(model: nn.Module, pair: Tensor) -> tuple[frozenset[str], st
         Their names, and what is left out where not all of it could be found.
     """
     layers, own = dropout_layers(model), own_modules(model)
-    everything, output, failure = _tried(model, pair, layers | own)
+    everything, output, failure = _attempted_calls(model, pair, layers | own)
     if failure:
         return layers, f"only torch's dropout layers drop: the model in train mode raises {failure}"
     drawing = own & frozenset(call.what[0] for call in everything)
@@ -200,19 +202,22 @@ def _drawing_modules(model: nn.Module, pair: Tensor) -> tuple[frozenset[str], st
         name for name in own if any(below.startswith(f"{name}.") or not name for below in drawing)
     )
     for names in (layers | drawing, layers | drawing | around):
-        found, _, failure = _tried(model, pair, names)
+        found, _, failure = _attempted_calls(model, pair, names)
         if not failure and found == everything:
             return names, ""
     return layers | own, ""
 
 
-def _tried(
+def _attempted_calls(
     model: nn.Module, pair: Tensor, names: frozenset[str]
 ) -> tuple[list[_Call], object, str]:
-    """What :func:`_watched` finds, and "" or what it failed with; the model's tensors stay."""
+    """What :func:`_recorded_calls` finds, and what it failed with, "" if it did not.
+
+    The model's tensors are afterwards as they were.
+    """
     try:
-        with _unwritten(model, quietly=True):
-            return *_watched(model, pair, names), ""
+        with _tensors_restored(model, quietly=True):
+            return *_recorded_calls(model, pair, names), ""
     except torch.OutOfMemoryError:
         raise
     # The user's code in a mode that it may not be made for raises whatever it likes.
@@ -221,7 +226,7 @@ def _tried(
 
 
 @contextmanager
-def _unwritten(model: nn.Module, *, quietly: bool = False) -> Iterator[None]:
+def _tensors_restored(model: nn.Module, *, quietly: bool = False) -> Iterator[None]:
     """Put back what a forward pass writes into the model's parameters and buffers.
 
     Args:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["awake", "dropout_layers", "dropout_rates", "own_modules"]
+__all__ = ["dropout_layers", "dropout_on", "dropout_rates", "own_modules"]
 
 _NORMS = (nn.modules.batchnorm._NormBase,)  # noqa: SLF001 - torch's own base
 _LAYERS = (
@@ -50,7 +50,7 @@ def own_modules(model: nn.Module) -> frozenset[str]:
 
 
 @contextmanager
-def awake(model: nn.Module, names: frozenset[str]) -> Iterator[None]:
+def dropout_on(model: nn.Module, names: frozenset[str]) -> Iterator[None]:
     """The named modules in train mode, all others in eval mode; inside guest.
 
     Attention is computed step by step meanwhile: fused kernels draw their dropout unseen.

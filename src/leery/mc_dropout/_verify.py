@@ -8,21 +8,21 @@ from torch import Tensor, nn
 
 from leery.errors import InputError, UnsupportedModelError
 from leery.mc_dropout._engine import Engine
-from leery.mc_dropout._graph import NoGraphError
-from leery.mc_dropout._loop import Loop
+from leery.mc_dropout._export import NoGraphError
 from leery.mc_dropout._masks import Masks, Site
+from leery.mc_dropout._plain_loop import PlainLoop
 from leery.models import fast_layout
 
 __all__ = [
-    "check_equal",
-    "does_no_more_than_drop",
-    "gives_eval_mode",
-    "in_order",
-    "telling_masks",
+    "check_matches_loop",
+    "matches_eval_mode",
+    "only_drops_in_train_mode",
+    "probe_masks",
+    "with_row_order",
 ]
 
 
-def in_order(loop: Loop, pair: Tensor) -> Loop:
+def with_row_order(loop: PlainLoop, pair: Tensor) -> PlainLoop:
     """The loop, with images and an image's rows told apart where they share a dimension.
 
     Each such place is tried by itself in either order: with the right one an image gets the same
@@ -33,10 +33,12 @@ def in_order(loop: Loop, pair: Tensor) -> Loop:
         InputError: when the logits are not finite.
     """
     for place, site in enumerate(loop.sites):
-        if site.folds and not _each_by_itself(loop, pair, telling_masks(loop.sites, pair, place)):
+        if site.folds and not _treats_images_independently(
+            loop, pair, probe_masks(loop.sites, pair, place)
+        ):
             sites = (*loop.sites[:place], site.flipped(), *loop.sites[place + 1 :])
             loop = replace(loop, sites=sites)
-    if not _each_by_itself(loop, pair, telling_masks(loop.sites, pair)):
+    if not _treats_images_independently(loop, pair, probe_masks(loop.sites, pair)):
         message = (
             "expected a model that treats each image by itself, got one whose result for an image "
             "depends on the others in its batch; use running statistics for its norms"
@@ -45,7 +47,7 @@ def in_order(loop: Loop, pair: Tensor) -> Loop:
     return loop
 
 
-def telling_masks(sites: Sequence[Site], pair: Tensor, place: int | None = None) -> Masks:
+def probe_masks(sites: Sequence[Site], pair: Tensor, place: int | None = None) -> Masks:
     """Draws under which a mistake shows: neighbours differ in pass 0, all is random in pass 1.
 
     Args:
@@ -74,7 +76,7 @@ def telling_masks(sites: Sequence[Site], pair: Tensor, place: int | None = None)
     return Masks(tuple(draws)).to(pair.device)
 
 
-def _each_by_itself(loop: Loop, pair: Tensor, masks: Masks) -> bool:
+def _treats_images_independently(loop: PlainLoop, pair: Tensor, masks: Masks) -> bool:
     """Whether the first image gets the same beside the second and behind itself."""
     for index in (0, 1):
         beside = loop.one_pass(pair, masks, index)[0]
@@ -87,13 +89,13 @@ def _each_by_itself(loop: Loop, pair: Tensor, masks: Masks) -> bool:
     return True
 
 
-def check_equal(engine: Engine, loop: Loop, pair: Tensor) -> None:
+def check_matches_loop(engine: Engine, loop: PlainLoop, pair: Tensor) -> None:
     """Refuse an engine whose passes are not those of the loop.
 
     Raises:
         NoGraphError: then.
     """
-    masks = telling_masks(loop.sites, pair)
+    masks = probe_masks(loop.sites, pair)
     once = engine.prefix(fast_layout(loop.model, pair))
     for index, logits in enumerate(engine.each_pass(once, masks)):
         if not _close(logits, loop.one_pass(pair, masks, index)):
@@ -102,7 +104,7 @@ def check_equal(engine: Engine, loop: Loop, pair: Tensor) -> None:
     engine.learn_to_share_operations(once, masks)
 
 
-def gives_eval_mode(engine: Engine, loop: Loop, pair: Tensor) -> bool:
+def matches_eval_mode(engine: Engine, loop: PlainLoop, pair: Tensor) -> bool:
     """Whether the engine without dropout gives the logits and layers of the eval mode."""
     if not engine.knows_eval_mode:
         return False
@@ -112,7 +114,7 @@ def gives_eval_mode(engine: Engine, loop: Loop, pair: Tensor) -> bool:
     return alike and _close(logits, true_logits)
 
 
-def does_no_more_than_drop(loop: Loop, pair: Tensor) -> bool:
+def only_drops_in_train_mode(loop: PlainLoop, pair: Tensor) -> bool:
     """Whether the model in train mode, with nothing dropped, gives the logits of the eval mode.
 
     True also where that cannot be known: of alpha dropout, and of random numbers that a module
@@ -121,7 +123,7 @@ def does_no_more_than_drop(loop: Loop, pair: Tensor) -> bool:
     alphas = (nn.AlphaDropout, nn.FeatureAlphaDropout)
     if any(isinstance(module, alphas) for module in loop.model.modules()):
         return True
-    quiet = loop.quiet_pass(pair)
+    quiet = loop.pass_without_dropping(pair)
     return quiet is None or _close(quiet, loop.without_dropout(pair)[0])
 
 

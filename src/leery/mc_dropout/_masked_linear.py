@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from leery.mc_dropout._masks import Masks, Site
 
-__all__ = ["Columns", "WeightCache", "find_columns", "is_pointwise"]
+__all__ = ["MaskedLinear", "WeightCache", "find_masked_linears", "is_pointwise"]
 
 _ATEN = torch.ops.aten
 _RESHAPES = (_ATEN.flatten.using_ints, _ATEN.reshape.default)
@@ -32,7 +32,7 @@ column ``(units asked for, 1)``."""
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedParts:
     """What the passes over a batch share in a linear layer.
 
     Attributes:
@@ -45,7 +45,7 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Columns:
+class MaskedLinear:
     """A linear layer between dropouts, computed on kept units only.
 
     Attributes:
@@ -80,7 +80,7 @@ class Columns:
         """Number of elements of the weight."""
         return math.prod(_parameters(self.linear)[0].meta["val"].shape)
 
-    def shared(self, values: Values, masks: Masks, cache: "WeightCache | None") -> Shared:
+    def shared(self, values: Values, masks: Masks, cache: "WeightCache | None") -> SharedParts:
         """What all passes share.
 
         Args:
@@ -93,9 +93,9 @@ class Columns:
             rows = values[self.source].flatten(1).t().contiguous()
         if cache is not None and all(node in values for node in self.parameters):
             weights = cache.weights(self, values, masks)
-        return Shared(rows, weights)
+        return SharedParts(rows, weights)
 
-    def compute(self, values: Values, masks: Masks, index: int, shared: Shared) -> Tensor:
+    def compute(self, values: Values, masks: Masks, index: int, shared: SharedParts) -> Tensor:
         """``dropout(x) @ W.T + b`` of pass ``index``, ``(N, units asked for)``.
 
         Computed as the transpose of a contiguous matrix: rows of ``x.T`` are whole blocks, which
@@ -157,7 +157,7 @@ class Columns:
         )
         return sum(one * (other + 1) for one, other in zip(units, inputs, strict=True))
 
-    def _rows(self, values: Values, masks: Masks, index: int, shared: Shared) -> Tensor:
+    def _rows(self, values: Values, masks: Masks, index: int, shared: SharedParts) -> Tensor:
         """``x.T`` of the kept units, ``(kept inputs, N)``."""
         rows = shared.rows
         if rows is None:
@@ -196,7 +196,9 @@ class WeightCache:
         with self._lock:
             self._layers = {}
 
-    def weights(self, layer: Columns, values: Values, masks: Masks) -> Sequence[Weights] | None:
+    def weights(
+        self, layer: MaskedLinear, values: Values, masks: Masks
+    ) -> Sequence[Weights] | None:
         """The weights of each pass; None where there is no room for them.
 
         They are selected again when the values of the parameters are not what they were.
@@ -226,16 +228,16 @@ def _same(tensors: Weights, others: Weights) -> bool:
     )
 
 
-def find_columns(
+def find_masked_linears(
     sites: Mapping[fx.Node, Site], suffix: Sequence[fx.Node]
-) -> tuple[dict[fx.Node, Columns], set[fx.Node]]:
+) -> tuple[dict[fx.Node, MaskedLinear], set[fx.Node]]:
     """How linear layers around dropout are computed, and the nodes that this makes superfluous.
 
     Args:
         sites: the nodes that draw, in the order of the calls.
         suffix: the nodes that depend on a mask and are needed.
     """
-    found: dict[fx.Node, Columns] = {}
+    found: dict[fx.Node, MaskedLinear] = {}
     absorbed: set[fx.Node] = set()
     alone: dict[fx.Node, int] = {}
     for place, (dropout, site) in enumerate(sites.items()):
@@ -244,7 +246,7 @@ def find_columns(
             continue
         source, rate = _source(dropout), float(dropout.args[1])  # type: ignore[arg-type]
         for linear, between in chains:
-            found[linear] = Columns(linear, source, place, rate)
+            found[linear] = MaskedLinear(linear, source, place, rate)
             absorbed.update(between)
         absorbed.add(dropout)
         if site.rate is not None and all(not between for _, between in chains):
@@ -253,7 +255,7 @@ def find_columns(
         before = _linear_before(dropout, sites, suffix)
         if before is None:
             continue
-        step = found.get(before) or Columns(before, before.all_input_nodes[0], None)
+        step = found.get(before) or MaskedLinear(before, before.all_input_nodes[0], None)
         found[before] = replace(step, outputs=place)
         for user in dropout.users:
             found[user] = replace(found[user], packed=True)

@@ -44,7 +44,7 @@ class RandomOp:
         return self.rate is None or self.rate(*args, **kwargs) > 0
 
     def draws(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-        """Whether its result depends on chance."""
+        """Whether its result depends on call."""
         return self.rate is None or 0 < self.rate(*args, **kwargs) < 1
 
 
