@@ -127,7 +127,7 @@ PUBLIC = {
         UnitDispersion aleatoric confidence direction_of energy epistemic make_metrics
         log_margin margin max_softmax median_residual metric_refused mutual_information
         predictive_entropy recommended_for residual_kurtosis scibilic variance""",
-    "leery.models": """INPUT_OF Logits WHOLE_MODEL assignments_undone
+    "leery.models": """INPUT_OF Logits assignments_undone
         check_layer check_logits check_read check_repeatable content_hashes device_of
         extract_features fast_layout fingerprint forward guest has_fast_layout
         has_linear_head keep_freed_memory last_hidden_layer load_model loaded_object

@@ -19,7 +19,6 @@ from leery._checks import Bounds, clamp
 from leery.errors import InputError
 from leery.mc_dropout import MCDropout, Passes, Plan
 from leery.models import (
-    WHOLE_MODEL,
     device_of,
     forward,
     guest,
@@ -27,6 +26,7 @@ from leery.models import (
     run_model,
     submodules_of_images,
 )
+from leery.tuning import WHOLE_MODEL
 
 __all__ = [
     "EACH",

@@ -180,7 +180,7 @@ def test_the_repeated_share_counts_multiplications_of_kept_columns() -> None:
 def test_the_number_of_threads_does_not_change_a_pass(
     name: str, digits: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_sampler, "WORTH_A_THREAD", 30)
+    monkeypatch.setattr(_sampler, "IMAGES_OF_A_THREAD", 30)
     images = inputs(name, digits[0][:110])
     sampler = MCDropout(build(name), passes=6, batch_size=16)
     alone = sampler.observe(images)
@@ -223,7 +223,7 @@ def test_batches_are_worked_on_side_by_side_where_there_are_enough(
 def test_batches_of_one_image_in_several_threads(
     digits: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_sampler, "WORTH_A_THREAD", 30)
+    monkeypatch.setattr(_sampler, "IMAGES_OF_A_THREAD", 30)
     sampler = MCDropout(perceptron(0.5), passes=3, batch_size=1)
     alone = sampler.sample(digits[0][:65])
     torch.set_num_threads(2)
@@ -244,7 +244,7 @@ def test_threads_share_operations_where_each_would_need_too_much_memory(
     torch.set_num_threads(3)
     try:
         assert sampler._threads(prepared, 384) == 3
-        monkeypatch.setattr(_sampler, "MOST_CHOSEN", 3 * prepared.engine.weight_elements - 1)
+        monkeypatch.setattr(_sampler, "SELECTED_ELEMENTS", 3 * prepared.engine.weight_elements - 1)
         assert sampler._threads(prepared, 384) == 1
     finally:
         torch.set_num_threads(1)

@@ -24,15 +24,9 @@ from leery.mc_dropout._masked_linear import (
 )
 from leery.mc_dropout._masks import Masks, Site
 from leery.mc_dropout._random_ops import RANDOM
+from leery.tuning import FEW_IMAGES, SHARED_ELEMENTS
 
-__all__ = ["FEW_IMAGES", "Engine"]
-
-FEW_IMAGES = 16
-"""Images up to which passes share operations on a processor."""
-
-SHARED_ELEMENTS = {"cpu": 2**22, "cuda": 2**28}
-"""Elements of the widest tensor of the passes that share operations; 16 MiB and 1 GiB in
-float32."""
+__all__ = ["Engine"]
 
 Step = fx.Node | MaskedLinear
 

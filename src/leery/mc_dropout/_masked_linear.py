@@ -15,14 +15,12 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 from leery.mc_dropout._masks import Masks, Site
+from leery.tuning import CACHED_ELEMENTS
 
 __all__ = ["MaskedLinear", "WeightCache", "find_masked_linears", "is_pointwise"]
 
 _ATEN = torch.ops.aten
 _RESHAPES = (_ATEN.flatten.using_ints, _ATEN.reshape.default)
-
-CACHED_ELEMENTS = 2**25
-"""Elements of a weight cache; 128 MiB in float32."""
 
 Values = Mapping[fx.Node, Any]
 

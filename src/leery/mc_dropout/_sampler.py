@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from leery._checks import check_batch_size, check_count, check_images, check_seed
 from leery.errors import InputError, NoDropoutError, UnsupportedModelError
-from leery.mc_dropout._engine import FEW_IMAGES, Engine
+from leery.mc_dropout._engine import Engine
 from leery.mc_dropout._export import NoGraphError, capture
 from leery.mc_dropout._masked_linear import WeightCache
 from leery.mc_dropout._masks import Masks, MaskSource, draw_masks
@@ -27,7 +27,6 @@ from leery.mc_dropout._verify import (
     with_row_order,
 )
 from leery.models import (
-    WHOLE_MODEL,
     check_layer,
     device_of,
     guest,
@@ -37,23 +36,17 @@ from leery.models import (
     two_images,
     unwrapped,
 )
+from leery.tuning import (
+    ELEMENTS_AT_ONCE,
+    FEW_IMAGES,
+    IMAGES_AT_ONCE,
+    IMAGES_OF_A_THREAD,
+    MOST_PREPARED,
+    SELECTED_ELEMENTS,
+    WHOLE_MODEL,
+)
 
 __all__ = ["MCDropout", "Passes"]
-
-MOST_PREPARED = 8
-"""Kinds of input whose graphs and masks are kept."""
-
-WORTH_A_THREAD = 128
-"""Images; with fewer for each, threads share the operations instead."""
-
-IMAGES_AT_ONCE = 512
-"""Images that a thread, or a GPU, is given at once."""
-
-ELEMENTS_AT_ONCE = 2**24
-"""Elements of the widest tensor that a thread holds on a processor; 64 MiB in float32."""
-
-MOST_CHOSEN = 2**27
-"""Total element count of the weights that all threads select from; 512 MiB in float32."""
 
 MOST_PASSES = 10_000
 """A bound that keeps a slip, or a file of a stranger, from asking for all the memory."""
@@ -319,8 +312,8 @@ class MCDropout:
             return 1
         assert prepared.engine is not None, "it is the engine that is shared"
         threads = torch.get_num_threads()
-        fits = threads * prepared.engine.weight_elements <= MOST_CHOSEN
-        return threads if fits and images >= threads * WORTH_A_THREAD else 1
+        fits = threads * prepared.engine.weight_elements <= SELECTED_ELEMENTS
+        return threads if fits and images >= threads * IMAGES_OF_A_THREAD else 1
 
     def _rows(self, prepared: _Prepared) -> int:
         """How many images a thread works on at once."""

@@ -28,7 +28,7 @@ from leery.models._guest import (
     run_model,
     unwrapped,
 )
-from leery.models._layout import WHOLE_MODEL, fast_layout, has_fast_layout, keep_freed_memory
+from leery.models._layout import fast_layout, has_fast_layout, keep_freed_memory
 from leery.models._loading import check_repeatable, load_model, loaded_object, normalized
 from leery.models._outputs import Logits, logits_facts, logits_of_facts, with_logits
 from leery.models._trial import two_images
@@ -36,7 +36,6 @@ from leery.models._twin import python_randomness
 
 __all__ = [
     "INPUT_OF",
-    "WHOLE_MODEL",
     "Logits",
     "assignments_undone",
     "check_layer",

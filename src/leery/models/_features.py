@@ -10,8 +10,8 @@ from torch.utils.hooks import RemovableHandle
 from leery._checks import check_batch_size, check_images
 from leery.errors import InputError, UnknownLayerError
 from leery.models._guest import device_of, guest, run_fast, run_model
-from leery.models._layout import WHOLE_MODEL
 from leery.models._trial import two_images
+from leery.tuning import WHOLE_MODEL
 
 __all__ = [
     "INPUT_OF",

@@ -5,17 +5,9 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-__all__ = ["WHOLE_MODEL", "fast_layout", "has_fast_layout", "keep_freed_memory"]
+from leery.tuning import FREED_BYTES, NARROW_FILTERS
 
-WHOLE_MODEL = 256
-"""Images that a whole model is run on at once, unless other numbers are asked for."""
-
-_LARGEST_TUNED = 2**25 - 2**15
-"""Bytes: a little below the 32 MiB up to which glibc learns from what is freed."""
-
-
-_NARROW = 64
-"""Filters of a convolution up to which channels that come last are no slower."""
+__all__ = ["fast_layout", "has_fast_layout", "keep_freed_memory"]
 
 
 @cache
@@ -29,7 +21,7 @@ def keep_freed_memory() -> None:
     Source:
         mallopt(3), M_MMAP_THRESHOLD, on the dynamic threshold.
     """
-    torch.empty(_LARGEST_TUNED, dtype=torch.uint8, device="cpu")
+    torch.empty(FREED_BYTES, dtype=torch.uint8, device="cpu")
 
 
 def has_fast_layout(model: nn.Module, images: Tensor) -> bool:
@@ -40,7 +32,7 @@ def has_fast_layout(model: nn.Module, images: Tensor) -> bool:
     if images.ndim != 4 or images.device.type != "cpu":  # noqa: PLR2004 - N, C, H, W
         return False
     filters = (len(tensor) for tensor in model.parameters() if tensor.ndim == 4)  # noqa: PLR2004
-    return max(filters, default=0) <= _NARROW
+    return max(filters, default=0) <= NARROW_FILTERS
 
 
 def fast_layout(model: nn.Module, images: Tensor) -> Tensor:

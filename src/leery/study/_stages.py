@@ -1,8 +1,9 @@
 """The work of the study, cut into tasks that worker processes do and leave as files.
 
 A task is a function of a :class:`Workspace` and what it is about; it writes one file, whole or not
-at all. It is done if that file is there, so a run that was cut off resumes where it stopped. Tasks are cut alike for any number of workers, and every worker computes with
-one thread, so that the number of workers does not change a bit of the results.
+at all. It is done if that file is there, so a run that was cut off resumes where it stopped. Tasks
+are cut in the same way for any number of workers, and every worker computes with one thread, so
+that the number of workers does not change a bit of the results.
 """
 
 from collections.abc import Iterator
