@@ -42,8 +42,8 @@ IMAGES_AT_ONCE = 512
 images."""
 
 ELEMENTS_AT_ONCE = 2**24
-"""Elements of the widest tensor that a thread holds on a processor (64 MiB in float32). Row: growth,
-peak memory of scoring."""
+"""Elements of the widest tensor that a thread holds on a processor (64 MiB in float32). Row:
+growth, peak memory of scoring."""
 
 IMAGES_OF_A_THREAD = 128
 """Images from which on a thread has batches of its own; with fewer, threads share the operations.
@@ -64,8 +64,8 @@ NARROW_FILTERS = 64
 versions, PGD and 50 passes of DigitNet and FashionNet."""
 
 FREED_BYTES = 2**25 - 2**15
-"""Size of the block that is freed once, a little below the 32 MiB up to which glibc learns from what
-is freed. Row: versions, 50 passes of ResNet-18, 64 images."""
+"""Size of the block that is freed once, a little below the 32 MiB up to which glibc learns from
+what is freed. Row: versions, 50 passes of ResNet-18, 64 images."""
 
 CLOSENESS_IMAGES = 2048
 """Images whose closeness is computed together: some hundreds per class make fast matrix products.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import prune
 
+from leery import tuning
 from leery.attacks import BIM
 from leery.errors import InputError, NoDropoutError, UnknownLayerError, UnsupportedModelError
 from leery.mc_dropout import MCDropout, _engine, _masked_linear, _sampler, insert_dropout
@@ -70,7 +71,7 @@ def test_passes_that_share_operations_equal_the_plain_loop(
 ) -> None:
     """As on a GPU for any number of images: one pass, some passes or all passes at a time."""
     monkeypatch.setattr(_engine, "FEW_IMAGES", 100)
-    monkeypatch.setitem(_engine.SHARED_ELEMENTS, "cpu", elements)
+    monkeypatch.setitem(tuning.SHARED_ELEMENTS, "cpu", elements)
     images = inputs(name, digits[0][:33])
     sampler = MCDropout(build(name), passes=6, seed=4)
     assert float((sampler.sample(images) - plain_loop(sampler, images)).abs().max()) < 1e-5
