@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
@@ -60,6 +61,16 @@ class Version:
         return json.loads(self._process.stdout.readline())
 
 
+def compared(old: Version, new: Version, only: str, rounds: int) -> Iterator[str]:
+    """A line of a table for each case whose name contains a text."""
+    for name in (name for name in old.cases if only in name):
+        seconds = [(old.seconds(name), new.seconds(name)) for _ in range(rounds)]
+        ratio = spread([before / after for before, after in seconds])
+        before, after = (spread(each)[0] * 1e3 for each in zip(*seconds, strict=True))
+        shown = "{:.2f} ({:.2f} to {:.2f})".format(*ratio)
+        yield f"| {name} | {before:.3g} | {after:.3g} | {shown} |"
+
+
 def source_of(version: str, folder: Path) -> Path:
     """The folder that holds the package of a version."""
     if (Path(version) / "leery").is_dir():
@@ -87,12 +98,8 @@ def main() -> None:
             stack.enter_context(Version(source_of(name, folder / place), options.threads))
             for name, place in ((options.old, "old"), (options.new, "new"))
         )
-        for name in (name for name in old.cases if options.only in name):
-            rounds = [(old.seconds(name), new.seconds(name)) for _ in range(options.rounds)]
-            ratio = spread([before / after for before, after in rounds])
-            before, after = (spread(each)[0] * 1e3 for each in zip(*rounds, strict=True))
-            shown = "{:.2f} ({:.2f} to {:.2f})".format(*ratio)
-            print(f"| {name} | {before:.3g} | {after:.3g} | {shown} |", flush=True)
+        for line in compared(old, new, options.only, options.rounds):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":
