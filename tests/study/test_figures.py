@@ -11,8 +11,16 @@ from matplotlib.patches import Rectangle, StepPatch
 from leery.reporting import figure_style
 from leery.study import StudyResult, load_result
 from leery.study._config import PAPER_SETS
-from leery.study._report import _captions as say
-from leery.study._report import _figures as draw
+from leery.study._report.figures import (
+    _abstention,
+    _attack_success,
+    _kl_trace,
+    _roc,
+    _roc_low,
+    _scores,
+    _uncertainty_trace,
+    _weights,
+)
 
 SAVED = Path(__file__).parents[2] / "docs" / "results"
 
@@ -31,18 +39,21 @@ def drawn(figure: Figure, panel: int, line: int) -> np.ndarray:
 def test_success_is_drawn_against_strength_for_each_attack(study: StudyResult) -> None:
     table = study.tables["attack-success"]
     with figure_style():
-        figure = draw.attack_success_figure(table)
+        figure = _attack_success.attack_success_figure(table)
     for line, attack in enumerate(("FGSM", "BIM", "PGD")):
         rows = table[table["attack"] == attack].sort_values("epsilon")
         assert len(rows) >= 13
         assert drawn(figure, 0, line) == pytest.approx(rows["share"].to_numpy())
-    assert f"PGD changes half of the labels at 0.12 and {1:.0%} at most" in say.success_alt(study)
+    assert (
+        f"PGD changes half of the labels at 0.12 and {1:.0%} at most"
+        in _attack_success.success_alt(study)
+    )
 
 
 def test_the_flip_is_marked_and_the_doubt_around_it_shaded(study: StudyResult) -> None:
     table = study.tables["uncertainty-trace"]
     with figure_style():
-        figure = draw.uncertainty_trace_figure(table)
+        figure = _uncertainty_trace.uncertainty_trace_figure(table)
     image = table[table["shown"] == "image"]
     for panel, metric in enumerate(
         ("variance", "predictive_entropy", "mutual_information", "confidence")
@@ -63,7 +74,7 @@ def test_the_flip_is_marked_and_the_doubt_around_it_shaded(study: StudyResult) -
 def test_each_reading_has_its_row_and_each_class_its_line(study: StudyResult) -> None:
     table = study.tables["kl-trace"]
     with figure_style():
-        figure = draw.kl_trace_figure(table)
+        figure = _kl_trace.kl_trace_figure(table)
     for row, metric in enumerate(("kl_divergence", "kl_divergence_sum")):
         for line, against in enumerate(("source", "target")):
             chosen = table[(table["metric"] == metric) & (table["against"] == against)]
@@ -72,12 +83,12 @@ def test_each_reading_has_its_row_and_each_class_its_line(study: StudyResult) ->
     turning = study.tables["turning-points"]
     rows = turning[(turning["attack"] == "BIM") & turning["flip"].notna()]
     near = ((rows["crossing_kl_divergence_sum"] - rows["flip"]).abs() < 0.015).mean()
-    assert f"{near:.0%} (by sum)" in say.kl_trace_caption(study)
+    assert f"{near:.0%} (by sum)" in _kl_trace.kl_trace_caption(study)
 
 
 def test_roc_panels_hold_the_papers_nine_curves_with_their_areas(study: StudyResult) -> None:
     with figure_style():
-        figure = draw.roc_figure(study.tables["roc"], study.results)
+        figure = _roc.roc_figure(study.tables["roc"], study.results)
     rows = study.results[
         (study.results["protocol"] == "held-out") & (study.results["positives"] == "all")
     ]
@@ -101,8 +112,8 @@ def test_roc_panels_hold_the_papers_nine_curves_with_their_areas(study: StudyRes
 def test_weights_are_means_over_folds_and_risk_ends_at_the_error(study: StudyResult) -> None:
     table = study.tables["weights"]
     with figure_style():
-        weights = draw.weights_figure(table)
-        abstaining = draw.abstention_figure(study.tables["abstention"])
+        weights = _weights.weights_figure(table)
+        abstaining = _abstention.abstention_figure(study.tables["abstention"])
     first = table[(table["attack"] == "FGSM") & (table["epsilon"] == 0.30)]
     means = first.groupby("metric", sort=False)["weight"].mean()
     bars = [patch.get_width() for patch in weights.axes[0].patches if isinstance(patch, Rectangle)]
@@ -115,7 +126,7 @@ def test_weights_are_means_over_folds_and_risk_ends_at_the_error(study: StudyRes
 def test_histograms_are_shares_of_each_kind(study: StudyResult) -> None:
     table = study.tables["scores"]
     with figure_style():
-        figure = draw.scores_figure(table)
+        figure = _scores.scores_figure(table)
     steps = [patch for patch in figure.axes[0].patches if isinstance(patch, StepPatch)]
     heights = [np.asarray(patch.get_data()[0]) for patch in steps]
     assert len(heights) == 8
@@ -131,7 +142,9 @@ def test_captions_quote_the_worst_and_the_best_condition(study: StudyResult) -> 
     ]
     worst = rows.loc[rows["auc"].idxmin()]
     quoted = f"weakest at {worst['attack']} {worst['epsilon']:.2f} ({worst['auc']:.3f})"
-    assert quoted in say.roc_caption(study)
+    assert quoted in _roc.roc_caption(study)
     found = pd.Series(rows["tpr_at_1_fpr"])
-    assert f"{found.min():.0%} of the adversarial images in the worst" in say.roc_low_caption(study)
-    assert f"{found.max():.0%} in the best" in say.roc_low_caption(study)
+    assert f"{found.min():.0%} of the adversarial images in the worst" in _roc_low.roc_low_caption(
+        study
+    )
+    assert f"{found.max():.0%} in the best" in _roc_low.roc_low_caption(study)
