@@ -8,10 +8,10 @@ Every message is one sentence that says what was expected, what was got and what
     │   ├── UnknownLayerError              a layer name the model does not have
     │   └── WrongModelError                a model that a detector was not fitted on
     ├── NotFittedError (sklearn's)         used before it was fitted or calibrated
-    ├── UnsupportedModelError              a model whose graph cannot be had or split
+    ├── UnsupportedModelError              a model that cannot be run pass by pass
     ├── DetectorFileError (ValueError)     a detector file that cannot be read
     ├── StudyFileError (ValueError)        a study's file that is missing or damaged
-    ├── DataError (OSError)                a dataset that cannot be had
+    ├── DataError (OSError)                a dataset that cannot be obtained
     │   └── CorruptDataError               ... or whose bytes are not the published ones
     └── OutputError (OSError)              a folder or file that cannot be written
 

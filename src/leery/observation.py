@@ -156,7 +156,8 @@ class Observation:
         images: ``(N, ...)``.
         logits: float ``(N, classes)``, dropout off.
         layers: the values ``(N, ...)`` of layers by the name that was asked for.
-        pass_layers: the values ``(passes, N, ...)`` of layers in each pass, likewise.
+        pass_layers: the values ``(passes, N, ...)`` of layers in each pass, by the name
+            that was asked for.
         views: what the classifier gives for each view.
         each: the names of the layers that :data:`EACH` stands for, in the order of running.
         classifier: gives the logits ``(N, classes)`` of other images, dropout off; gradients reach

@@ -14,7 +14,7 @@ __all__ = ["gaussian_noise"]
 def gaussian_noise(
     images: Tensor, sigma: float, *, seed: int = 0, bounds: Bounds = (0.0, 1.0)
 ) -> Tensor:
-    """The noisy twin of each image: Gaussian noise on every pixel, clipped to the bounds.
+    """The noisy version of each image: Gaussian noise on every pixel, clipped to the bounds.
 
     Args:
         images: float ``(N, ...)``.

@@ -1,6 +1,6 @@
 """What a norm supplies to the gradient loop: a start, a direction and a projection.
 
-All tensors are batches ``(N, ...)``; the norm is that of each image by itself.
+All tensors are batches ``(N, ...)``; the norm is that of each single image.
 """
 
 from collections.abc import Mapping

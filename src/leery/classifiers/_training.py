@@ -116,7 +116,7 @@ def train(
 
     Raises:
         InputError: when the dataset is unknown or the seed negative.
-        DataError: when its files cannot be had.
+        DataError: when its files cannot be obtained.
     """
     check_seed(seed)
     images, labels = data.load(dataset, "train", root)

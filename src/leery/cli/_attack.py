@@ -1,4 +1,4 @@
-"""``leery attack``: adversarial twins of the user's images."""
+"""``leery attack``: adversarial versions of the user's images."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def attack(
 
 
 def _write(out: Path, model: nn.Module, twins: list[Tensor], labels: Tensor) -> list[float]:
-    """Write the twins; the share of each attack's that is misclassified."""
+    """Write the adversarial versions and return the misclassified share of each attack."""
     import numpy as np
     import torch
 

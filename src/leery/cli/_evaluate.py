@@ -50,7 +50,11 @@ _Data = Annotated[
 ]
 
 _Noise = Annotated[
-    float, typer.Option(help="The standard deviation of noisy twins, which are not adversarial.")
+    float,
+    typer.Option(
+        help="Standard deviation of the noise in noisy versions of the images, which count as not "
+        "adversarial."
+    ),
 ]
 
 
@@ -89,7 +93,7 @@ def evaluate(
     resize: Resize = False,
     as_json: Json = False,
 ) -> None:
-    """Attack clean images and tell how well the detector finds the twins.
+    """Attack clean images and tell how well the detector finds the adversarial versions.
 
     The attacks know the classifier and not the detector: somebody who knows the detector does
     better. Positives are shown all together, then split into those that changed the label and
@@ -155,9 +159,9 @@ def _table(found: pd.DataFrame) -> Table:
     if compared:
         table.add_column("detector", no_wrap=True)
     # Beside the names of other detectors there is no room for intervals.
-    heads = ["twins", "AUC", "95 % interval", "TPR at 1 %", "at 5 %"]
+    heads = ["attacked", "AUC", "95 % interval", "TPR at 1 %", "at 5 %"]
     if compared:
-        heads = ["twins", "AUC", "at 1 %", "at 5 %"]
+        heads = ["attacked", "AUC", "at 1 %", "at 5 %"]
     for head in [*heads, "flagged"] if calibrated else heads:
         table.add_column(head, justify="right")
     words = {"all": "{}", "successful": "  changed", "failed": "  unchanged"}

@@ -21,7 +21,8 @@ def reproduce(
     ],
     *,
     limit: Annotated[
-        int | None, typer.Option(help="Use only the first so many test images.", show_default=False)
+        int | None,
+        typer.Option(help="Use only this many test images, from the first on.", show_default=False),
     ] = None,
     out: Annotated[
         Path | None,
@@ -35,7 +36,7 @@ def reproduce(
     seeds: Annotated[
         int | None,
         typer.Option(
-            help="Train so many classifiers, at --seed and the seeds after it, and show mean and "
+            help="Train this many classifiers, at --seed and the seeds after it, and show mean and "
             "spread.",
             show_default=False,
         ),

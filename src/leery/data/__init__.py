@@ -1,4 +1,4 @@
-"""Named datasets: fetched from where they can be had, verified by SHA-256, parsed.
+"""Named datasets: fetched from their sources, verified by SHA-256, parsed.
 
 >>> from leery.data import load
 >>> images, labels = load("mnist", split="test")

@@ -1,4 +1,4 @@
-"""The datasets leery knows by name, and where each of them can be had."""
+"""The datasets leery knows by name, and where each of them comes from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

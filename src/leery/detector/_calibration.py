@@ -23,7 +23,7 @@ class Calibration:
         promise: "marginal": the rate is at most ``fpr`` on average over sets of calibration
             images; "pac": for this set, with probability ``confidence``.
         confidence: in (0, 1), of the promise "pac".
-        per_class: whether the promise holds for each predicted class by itself.
+        per_class: whether the promise holds within each predicted class.
         scores: float64 ``(n,)``, of the calibration images.
         predicted: int64 ``(n,)``, their predicted classes.
         kinds: what the images are: "clean", and each harmless change. The promise holds among the

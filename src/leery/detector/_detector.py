@@ -293,7 +293,7 @@ class Detector:
         """Teach the combiner how to weigh the metrics; an earlier calibration is discarded.
 
         The logistic combiner learns from adversarial images, given or made here; the conformal
-        one from clean and noisy images alone. :meth:`calibrate` does this by itself for the
+        one from clean and noisy images alone. :meth:`calibrate` does this for the
         conformal one.
 
         Args:

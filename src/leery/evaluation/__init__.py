@@ -1,4 +1,4 @@
-"""Honest evaluation of a detector: pools of twins, protocols, figures with intervals."""
+"""Honest evaluation of a detector: pools of images, protocols, figures with intervals."""
 
 from leery.evaluation._abstention import Abstention, abstention
 from leery.evaluation._detection import (

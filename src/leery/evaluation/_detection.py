@@ -70,7 +70,7 @@ def detection(pool: Pool, scores: np.ndarray, positives: Positives = "all") -> D
     """Judge the scores of a pool.
 
     Args:
-        pool: the measured twins.
+        pool: the measured versions.
         scores: float ``(N,)``, one a row; larger is more adversarial.
         positives: which adversarial images count.
 

@@ -1,4 +1,4 @@
-"""The pool that a detector is judged on: clean images with their noisy and adversarial twins."""
+"""What a detector is judged on: clean images, and noisy and adversarial versions of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ class Pool:
     Attributes:
         table: the metrics of every row.
         source: int64 ``(N,)``, the index of the image that a row was made from.
-        noisy: bool ``(N,)``, rows of noisy twins.
-        adversarial: bool ``(N,)``, rows of adversarial twins: the positives.
+        noisy: bool ``(N,)``, rows of noisy versions.
+        adversarial: bool ``(N,)``, rows of adversarial versions: the positives.
         successful: bool ``(N,)``, adversarial rows that the classifier gets wrong.
     """
 
@@ -38,12 +38,12 @@ class Pool:
         noisy: MetricTable | None,
         labels: np.ndarray,
     ) -> Self:
-        """Pool the twins of the images that the classifier gets right when clean.
+        """Pool the versions of the images that the classifier gets right when clean.
 
         Args:
             clean: row i is image i.
-            adversarial: row i is the adversarial twin of image i.
-            noisy: row i is the noisy twin of image i, if there are noisy twins.
+            adversarial: row i is the adversarial version of image i.
+            noisy: row i is the noisy version of image i, if there are noisy versions.
             labels: int ``(N,)``, the true classes.
 
         Raises:
@@ -57,7 +57,7 @@ class Pool:
         if any(len(table) != len(labels) or table.names != clean.names for table in tables):
             message = (
                 f"expected tables of {len(labels)} rows and equal metrics, got lengths "
-                f"{[len(table) for table in tables]}; measure all twins with one detector"
+                f"{[len(table) for table in tables]}; measure all of them with one detector"
             )
             raise InputError(message)
         right = np.flatnonzero(clean.predicted == labels)

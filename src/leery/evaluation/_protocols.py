@@ -23,7 +23,7 @@ def in_sample_scores(pool: Pool, names: Sequence[str], _seed: int = 0) -> np.nda
     """The paper's protocol: the combiner is fitted and judged on the same rows.
 
     Args:
-        pool: the measured twins.
+        pool: the measured versions.
         names: the metrics to combine.
 
     Returns:
@@ -38,10 +38,10 @@ def held_out_scores(
 ) -> np.ndarray:
     """The honest protocol: every row is scored by a combiner that never saw its source image.
 
-    An image and its twins always stand in the same fold.
+    An image and its versions always stand in the same fold.
 
     Args:
-        pool: the measured twins.
+        pool: the measured versions.
         names: the metrics to combine.
         seed: of the dealing of source images into folds.
         folds: how many there are.
@@ -64,7 +64,7 @@ def cross_fit(
     """The combiners of the honest protocol, each with the rows it has not seen.
 
     Args:
-        pool: the measured twins.
+        pool: the measured versions.
         names: the metrics to combine.
         seed: of the dealing of source images into folds.
         folds: how many there are.

@@ -1,4 +1,4 @@
-"""ROC figures, with an interval that knows that twins belong together."""
+"""ROC figures, with intervals that count versions of one image as one."""
 
 import math
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class _Placements:
 def roc_auc_interval(
     scores: np.ndarray, positive: np.ndarray, cluster: np.ndarray, *, confidence: float = 0.95
 ) -> Interval:
-    """ROC-AUC with an interval for rows that come in clusters, such as an image and its twins.
+    """ROC-AUC with an interval for rows that come in clusters, such as an image and its versions.
 
     The area is the probability that a positive outscores a negative, ties counting half.
     The variance is Obuchowski's; the interval is symmetric on the log-odds scale, so that it

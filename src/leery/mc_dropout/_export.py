@@ -40,7 +40,7 @@ Known = Mapping[fx.Node, Any]
 
 
 class NoGraphError(Exception):
-    """The graph cannot be had, or not be trusted; the text says why in a clause."""
+    """The graph cannot be captured or cannot be trusted; the message is a clause that says why."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def capture(model: nn.Module, names: frozenset[str], example: Tensor) -> ModelGr
         example: at least two inputs; the graph holds for any number of them.
 
     Raises:
-        NoGraphError: when the graph cannot be had or does not take any batch size.
+        NoGraphError: when the graph cannot be captured or does not take any batch size.
     """
     with dropout_on(model, names), _hooks_off(model), _silence(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

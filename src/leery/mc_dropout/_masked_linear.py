@@ -265,7 +265,7 @@ def _linear_before(
 ) -> fx.Node | None:
     """The linear layer of which nothing but what a dropout keeps is asked for.
 
-    Between the two is nothing but functions of each unit by itself.
+    Between the two are only functions of single units.
     """
     node = _source(dropout)
     while node in suffix and len(node.users) == 1:
@@ -278,7 +278,7 @@ def _linear_before(
 
 
 def is_pointwise(node: fx.Node) -> bool:
-    """Whether a node is a function of each number of one tensor by itself."""
+    """Whether a node is an elementwise function of one tensor."""
     return (
         isinstance(node.target, torch._ops.OpOverload)  # noqa: SLF001 - the type of ATen calls
         and torch.Tag.pointwise in node.target.tags

@@ -1,6 +1,6 @@
 """The plain loop: every pass through the whole model, with what it draws held fixed.
 
-It defines what a pass is: the engine must equal it where the graph can be had, and this loop
+It defines what a pass is: the engine must equal it where the graph can be captured, and this loop
 serves where not.
 """
 

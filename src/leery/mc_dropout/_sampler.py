@@ -102,7 +102,7 @@ class _Prepared:
 
     Attributes:
         loop: the definition of a pass.
-        engine: the faster way to the same result, where the graph can be had.
+        engine: the faster way to the same result, where the graph can be captured.
         reason: why there is no engine; "" where there is one.
         shared: whether the engine also gives what the eval mode gives.
         classes: how many the model tells apart.
@@ -230,7 +230,7 @@ class MCDropout:
 
         Raises:
             InputError: when the images do not fit.
-            UnsupportedModelError: when the model's graph cannot be had.
+            UnsupportedModelError: when the model cannot be run pass by pass.
         """
         home = images.device
         return torch.cat([seen.probs.to(home) for seen in self.stream(images)], dim=1)
@@ -243,7 +243,7 @@ class MCDropout:
 
         Raises:
             InputError: when the images do not fit.
-            UnsupportedModelError: when the model's graph cannot be had.
+            UnsupportedModelError: when the model cannot be run pass by pass.
         """
         return Passes.joined([part.to(images.device) for part in self.stream(images)])
 

@@ -25,7 +25,7 @@ __all__ = [
 def with_row_order(loop: PlainLoop, pair: Tensor) -> PlainLoop:
     """The loop, with images and an image's rows told apart where they share a dimension.
 
-    Each such place is tried by itself in either order: with the right one an image gets the same
+    Each such place is tried alone in either order: with the right one an image gets the same
     result beside another image and behind itself.
 
     Raises:
@@ -40,8 +40,8 @@ def with_row_order(loop: PlainLoop, pair: Tensor) -> PlainLoop:
             loop = replace(loop, sites=sites)
     if not _treats_images_independently(loop, pair, probe_masks(loop.sites, pair)):
         message = (
-            "expected a model that treats each image by itself, got one whose result for an image "
-            "depends on the others in its batch; use running statistics for its norms"
+            "expected a model that treats each image independently, got one whose result for an "
+            "image depends on the others in its batch; use running statistics for its norms"
         )
         raise UnsupportedModelError(message)
     return loop

@@ -431,7 +431,7 @@ class ClassKL(Metric):
         return self
 
     def check_classes(self, classes: int) -> None:
-        """Refuse a divergence that does not know each of so many classes."""
+        """Refuse a divergence that lacks the mean of one of the classes."""
         for mean in self.means_.values():
             check_features(mean.unsqueeze(0))
         check_all_classes(self.name, self.means_, classes)

@@ -17,7 +17,7 @@ from leery.study._workspace import Workspace, write_json
 __all__ = ["as_printed", "bim_as_printed"]
 
 IMAGES = 500
-"""Of the test images that the classifier gets right, the first so many are used."""
+"""Number of test images used, from the first one that the classifier gets right on."""
 
 
 def as_printed(workspace: Workspace, condition: Condition) -> None:

@@ -58,7 +58,7 @@ SUCCESS_EPSILONS = (
 """The strengths of figure 2, denser where fashion articles change their label."""
 
 TRACE_STEPS = 30
-"""Figures 4 to 7 go in so many equal steps from 0 to the dataset's larger studied strength."""
+"""Number of equal steps of figures 4 to 7, from 0 to the dataset's larger studied strength."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ class StudyConfig:
         seed: of masks, random starts, noise and folds, and of training where there is any.
         retrain: train the classifier anew instead of using the shipped weights.
         passes: of Monte-Carlo dropout.
-        seeds: repeat the study so many times, from training on, at ``seed``, ``seed + 1`` and so
-            on; None is one study.
+        seeds: number of times the study is repeated, from training on, at ``seed``, ``seed + 1``
+            and so on; None is one study.
         data_dir: a folder with the data files, as for :func:`leery.data.load`.
 
     Raises:

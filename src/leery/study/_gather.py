@@ -29,7 +29,7 @@ __all__ = ["gather"]
 Rows = Iterator[dict[str, Any]]
 
 CURVE_POINTS = 200
-"""Of a risk-coverage curve, at most so many are kept."""
+"""Maximum number of points kept of a risk-coverage curve."""
 
 BAND = (0.1, 0.9)
 """The quantiles between which the band around a mean runs."""

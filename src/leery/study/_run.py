@@ -66,7 +66,7 @@ def reproduce(
 
     Raises:
         InputError: when a setting is outside its range.
-        DataError: when the data cannot be had.
+        DataError: when the data cannot be obtained.
         OutputError: when the folder cannot be written to.
     """
     if any((out / name / MANIFEST).exists() for name in STUDIES):
@@ -97,7 +97,7 @@ def reproduce_all(
 
     Raises:
         InputError: when a setting is outside its range.
-        DataError: when the data cannot be had.
+        DataError: when the data cannot be obtained.
         OutputError: when the folder cannot be written to.
     """
     if (out / MANIFEST).exists():

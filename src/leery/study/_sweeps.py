@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 SUCCESS_IMAGES = 1000
-"""Of the test images that the classifier gets right, the first so many are attacked."""
+"""Number of test images attacked, from the first one that the classifier gets right on."""
 
 TRACE_IMAGES, TRACE_SHARD = 500, 125
 

@@ -55,8 +55,8 @@ def _detection_table(results: pd.DataFrame, *, several: bool) -> Table:
 
 
 def _metrics_table(results: pd.DataFrame) -> Table:
-    """Held out: AUC of each metric by itself."""
-    table = _auc_table("Each metric by itself: ROC-AUC, held out by source image", PAPER_METRICS)
+    """Held out: AUC of each metric alone."""
+    table = _auc_table("Each metric alone: ROC-AUC, held out by source image", PAPER_METRICS)
     for key, rows in _by_condition(results):
         held_out = _areas(rows, "held-out")
         table.add_row(*key, *(_short(held_out.loc[name, "auc"]) for name in PAPER_METRICS))

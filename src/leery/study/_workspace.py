@@ -141,7 +141,7 @@ class Workspace:
         return range(0, len(self.labels()), MEASURED)
 
     def attacked(self, limit: int | None = None) -> np.ndarray:
-        """The first images that the classifier gets right: int64 indices, at most so many."""
+        """The first images that the classifier gets right, at most ``limit``: int64 indices."""
         right = np.flatnonzero(self.table(Twins()).predicted == self.labels())
         return right[:limit]
 

@@ -95,7 +95,8 @@ def pooled(intervals: Sequence[Interval], comparisons: int = 1) -> Interval:
 
     Args:
         intervals: 95% intervals over images, one for each classifier; at least one.
-        comparisons: the interval holds for all of so many at once, by Bonferroni's correction.
+        comparisons: number of comparisons for which the intervals hold at once, by
+            Bonferroni's correction.
 
     Example:
         >>> pooled([Interval(0.5, 0.4, 0.6)])
