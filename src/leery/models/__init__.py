@@ -31,7 +31,7 @@ from leery.models._guest import (
 from leery.models._layout import fast_layout, has_fast_layout, keep_freed_memory
 from leery.models._loading import check_repeatable, load_model, loaded_object, normalized
 from leery.models._outputs import Logits, logits_facts, logits_of_facts, with_logits
-from leery.models._trial import two_images
+from leery.models._shortcut import two_images
 from leery.models._twin import python_randomness
 
 __all__ = [

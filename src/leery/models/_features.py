@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 from leery._checks import check_batch_size, check_images
 from leery.errors import InputError, UnknownLayerError
 from leery.models._guest import device_of, guest, run_fast, run_model
-from leery.models._trial import two_images
+from leery.models._shortcut import two_images
 from leery.tuning import WHOLE_MODEL
 
 __all__ = [

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from leery.errors import InputError, LeeryError, UnsupportedModelError, brief
 from leery.models._layout import fast_layout, has_fast_layout, keep_freed_memory
-from leery.models._trial import Trial
+from leery.models._shortcut import Shortcut
 from leery.models._twin import Twins, python_randomness_kept
 
 __all__ = [
@@ -95,7 +95,7 @@ def run_fast(model: nn.Module, batch: Tensor) -> Tensor:
     Raises:
         InputError, UnsupportedModelError: as :func:`run_model`.
     """
-    if not has_fast_layout(model, batch) or not _LAYOUTS.passed(model, batch):
+    if not has_fast_layout(model, batch) or not _LAYOUTS.gives_the_same(model, batch):
         return run_model(model, batch)
     with refused(batch):
         return check_logits(model(fast_layout(model, batch)), len(batch))
@@ -111,7 +111,7 @@ def _channels_last(model: nn.Module, batch: Tensor) -> Tensor:
     return model(fast_layout(model, batch))  # type: ignore[no-any-return]
 
 
-_LAYOUTS = Trial(_in_order, _channels_last)
+_LAYOUTS = Shortcut(_in_order, _channels_last)
 
 
 @contextmanager

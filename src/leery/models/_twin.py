@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from leery.models._trial import two_images
+from leery.models._shortcut import two_images
 
 __all__ = ["Twins", "python_randomness", "python_randomness_kept"]
 

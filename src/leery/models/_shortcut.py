@@ -1,4 +1,4 @@
-"""Faster ways to run a model, trusted after a trial on two images and not before."""
+"""Faster ways to run a model, used only where two images show that they give the same."""
 
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
@@ -6,21 +6,21 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Run", "Trial", "two_images"]
+__all__ = ["Run", "Shortcut", "two_images"]
 
 Run = Callable[[nn.Module, Tensor], Tensor]
 """What a model gives for a batch."""
 
 _TOLERANCE = 1e-3
-"""Of the length of the difference over the length of the truth: above what rounding does."""
+"""Largest relative difference that counts as rounding, as a ratio of Euclidean norms."""
 
 
-class Trial:
-    """Knows of each model, and each kind of input, whether a faster way gives the same.
+class Shortcut:
+    """A faster way to compute something of a model, and for which models and inputs it is right.
 
     Args:
-        plain: what is true of a model and some images; what it raises is the caller's.
-        fast: what should be the same; where it raises, it is not.
+        plain: the reference; its exceptions are passed on.
+        fast: the faster way; where it raises an exception, it is not used.
     """
 
     def __init__(self, plain: Run, fast: Run) -> None:
@@ -28,8 +28,11 @@ class Trial:
         self._fast = fast
         self._passed: WeakKeyDictionary[nn.Module, dict[object, bool]] = WeakKeyDictionary()
 
-    def passed(self, model: nn.Module, batch: Tensor) -> bool:
-        """Whether the faster way may be taken: tried once a kind, and when modules are new."""
+    def gives_the_same(self, model: nn.Module, batch: Tensor) -> bool:
+        """True if the faster way is right for this model and kind of input.
+
+        It is tried once per kind, and again when the modules of the model have changed.
+        """
         modules = tuple(map(id, model.modules()))
         kind = batch.shape[1:], batch.dtype, batch.device, modules
         passed = self._passed.setdefault(model, {})
