@@ -50,6 +50,21 @@ def test_one_run_gives_all_that_was_needed(digit_net: nn.Module, digits: Batch) 
     assert torch.allclose(seen.classifier(images), logits, atol=1e-4)
 
 
+@pytest.mark.parametrize("passes", [False, True])
+def test_each_batch_has_the_images_that_its_logits_are_of(
+    passes: bool, digit_net: nn.Module, digits: Batch
+) -> None:
+    images = digits[0][:50]
+    observer = Observer(digit_net, Needs(passes=passes, views=(HALF,)), passes=2, batch_size=20)
+    parts = list(observer.stream(images))
+    assert len(parts) == 3
+    assert torch.equal(torch.cat([part.images for part in parts]), images)
+    assert torch.equal(torch.cat([part.views[HALF].images for part in parts]), images / 2)
+    for part in parts:
+        assert torch.allclose(digit_net(part.images), part.logits, atol=1e-5)
+        assert torch.allclose(digit_net(part.images / 2), part.views[HALF].logits, atol=1e-5)
+
+
 @pytest.mark.parametrize("layer", ["hidden", "input of classify.1", "convolutions.2"])
 def test_layers_in_each_pass_are_those_of_the_plain_loop(
     digit_net: nn.Module, digits: Batch, layer: str
