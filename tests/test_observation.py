@@ -269,6 +269,13 @@ def test_whatever_a_metric_gives_or_raises_is_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+def test_a_metric_that_is_not_a_number_is_named(digit_net: nn.Module, digits: Batch) -> None:
+    found = torch.tensor([0.0, torch.nan])
+    guard = Detector(digit_net, metrics=["margin", Odd(found)]).fit(digits[0][:50], digits[1][:50])
+    with pytest.raises(InputError, match="expected numbers from every metric, got NaN from 'odd'"):
+        guard.measure(digits[0][:2])
+
+
 def test_two_metrics_of_one_class_and_their_names_are_saved(
     digit_net: nn.Module, training_digits: Batch, tmp_path: Path
 ) -> None:

@@ -18,7 +18,9 @@ def _stop(*_signal: object) -> NoReturn:
 
 def main() -> NoReturn:
     """Run the command line."""
-    signal.signal(signal.SIGINT, _stop)
+    # Who started this in the background may have it ignore Ctrl-C.
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _stop)
     from leery.cli import run  # noqa: PLC0415 - see above
 
     run()

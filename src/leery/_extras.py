@@ -22,5 +22,8 @@ def imported(module: str, extra: str) -> ModuleType:
     except ImportError as error:
         top = module.partition(".")[0]
         package = _PACKAGES.get(top, top)
-        message = f"expected {package}, which is not installed; pip install 'leery[{extra}]'"
+        message = (
+            f"expected {package}, which is not installed; run pip install '.[{extra}]' in a copy "
+            "of leery's repository"
+        )
         raise InputError(message) from error

@@ -55,6 +55,11 @@ def __getattr__(name: str) -> type[Exception]:
     raise AttributeError(message)
 
 
+def __dir__() -> list[str]:
+    """All names, imported or not."""
+    return sorted({*globals(), *__all__})
+
+
 class LeeryError(Exception):
     """Root of every exception that leery raises on purpose."""
 

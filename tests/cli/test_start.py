@@ -52,15 +52,15 @@ def test_help_and_wrong_arguments_need_no_torch(arguments: list[str], code: int)
 
 
 @pytest.mark.parametrize(
-    ("package", "arguments", "line"),
+    ("package", "arguments", "extra"),
     [
-        ("matplotlib", ["reproduce", "mnist"], "leery[study]"),
-        ("jinja2", ["report", "runs"], "leery[study]"),
-        ("threadpoolctl", ["reproduce", "all"], "leery[study]"),
+        ("matplotlib", ["reproduce", "mnist"], "study"),
+        ("jinja2", ["report", "runs"], "study"),
+        ("threadpoolctl", ["reproduce", "all"], "study"),
     ],
 )
 def test_a_missing_extra_is_one_sentence_with_the_line_that_installs_it(
-    package: str, arguments: list[str], line: str, tmp_path: Path
+    package: str, arguments: list[str], extra: str, tmp_path: Path
 ) -> None:
     done = subprocess.run(
         [sys.executable, "-c", MISSING.format(package=package), *arguments],
@@ -69,7 +69,10 @@ def test_a_missing_extra_is_one_sentence_with_the_line_that_installs_it(
         text=True,
         check=False,
     )
-    message = f"leery: expected {package}, which is not installed; pip install '{line}'\n"
+    message = (
+        f"leery: expected {package}, which is not installed; run pip install '.[{extra}]' in a "
+        "copy of leery's repository\n"
+    )
     assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
     assert list(tmp_path.iterdir()) == []
 
@@ -102,3 +105,33 @@ def test_ctrl_c_while_something_is_imported_is_one_sentence(module: str, tmp_pat
         said = [line for line in process.stderr if not line.startswith("import time:")]
     assert said == ["leery: stopped; nothing was changed\n"]
     assert process.returncode == 130
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_ctrl_c_is_ignored_where_whoever_started_it_wants_that(
+    ignored: bool, tmp_path: Path
+) -> None:
+    code = "import sys\nprint('a classifier', file=sys.stderr, flush=True)\nsys.stdin.readline()\n"
+    (tmp_path / "net.py").write_text(code)
+    (tmp_path / "a.npz").touch()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "leery", *ARGUMENTS],
+            cwd=tmp_path,
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "a classifier\n"
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate("go on\n")
+    if ignored:
+        assert said.startswith("leery: expected a function or class 'make' in net")
+        assert process.returncode == 1
+    else:
+        assert (said, process.returncode) == ("leery: stopped; nothing was changed\n", 130)

@@ -97,6 +97,36 @@ def test_operations_are_not_shared_where_that_fails(
     assert float((found - plain_loop(sampler, digits[0][:5])).abs().max()) < 1e-5
 
 
+class InputDropout(nn.Module):
+    """Dropout on pixels, of which many are 0; or on units that are 0 without being flat there."""
+
+    def __init__(self, *, smooth: bool) -> None:
+        super().__init__()
+        first = [nn.Conv2d(1, 2, 3, bias=False), nn.GELU()] if smooth else []
+        self.net = nn.Sequential(*first, nn.Flatten(), nn.Dropout(0.5), nn.LazyLinear(10))
+        self.net(torch.zeros(1, 1, 28, 28))
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.net(images)
+        return out
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_a_unit_that_is_zero_has_a_derivative(smooth: bool, digits: Batch) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sampler = MCDropout(InputDropout(smooth=smooth).eval(), passes=4)
+    found = []
+    for images in (digits[0][:5], digits[0][:20]):
+        variable = images.clone().requires_grad_()
+        probs = sampler.observe_with_gradient(variable).probs
+        found.append(torch.autograd.grad(probs.square().sum(), variable)[0][:5])
+    black = digits[0][:5] == 0
+    largest = float(found[1][black].abs().max())
+    assert largest > 1e-5
+    assert torch.allclose(found[0], found[1], rtol=1e-3, atol=largest / 1000)
+
+
 @pytest.mark.parametrize("name", ["DigitNet", "FashionNet", "transformer"])
 def test_a_gradient_through_few_images_is_that_through_many(name: str, digits: Batch) -> None:
     sampler = MCDropout(build(name), passes=4)

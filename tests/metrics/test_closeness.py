@@ -339,3 +339,21 @@ def test_half_precision_halves_the_file_and_barely_moves_the_density() -> None:
     )
     with pytest.raises(InputError, match="features within 65504 for float16, got 6.8"):
         KernelDensity(1.0, precision="float16").fit(features * 1e6, labels)
+
+
+def test_loaded_states_and_written_bandwidths_are_seen() -> None:
+    torch.manual_seed(0)
+    points, labels = torch.rand(30, 4), torch.arange(30) % 3
+    wide, narrow = (KernelDensity(b).fit(points, labels) for b in (1.0, 0.2))
+    expected = narrow.score(points, labels)
+    wide.load_state_dict(narrow.state_dict())
+    assert torch.equal(wide.score(points, labels), expected)
+    other = KernelDensity(1.0).fit(points, labels)
+    other.bandwidths.fill_(0.2)
+    assert torch.equal(other.score(points, labels), expected)
+    whole = ClassKL().fit(points, labels)
+    means = whole.means.clone()
+    means[1:] = torch.nan
+    whole.load_state_dict({"means": means})
+    with pytest.raises(InputError, match=r"classes out of \[0\], got \[1, 2\] too"):
+        whole.score(points, labels)

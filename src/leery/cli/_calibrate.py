@@ -44,8 +44,8 @@ _Pac = Annotated[
     bool,
     typer.Option(
         "--pac",
-        help="Promise the rate for this very set of images, with --confidence, and not only on "
-        "average over sets.",
+        help="Promise the rate for this calibration set, with probability --confidence, and not "
+        "only on average over such sets.",
     ),
 ]
 
@@ -81,7 +81,7 @@ def calibrate(
     resize: Resize = False,
     as_json: Json = False,
 ) -> None:
-    """Choose the threshold so that at most a share of clean images is flagged.
+    """Choose the threshold so that at most the given share of clean images is flagged.
 
     Refuses a rate that so few images cannot support, and says how many are needed. A guard that is
     calibrated already is replaced only with --force.

@@ -93,7 +93,7 @@ def evaluate(
     resize: Resize = False,
     as_json: Json = False,
 ) -> None:
-    """Attack clean images and tell how well the detector finds the adversarial versions.
+    """Attack clean images and measure how many of the adversarial versions are detected.
 
     The attacks know the classifier and not the detector: somebody who knows the detector does
     better. Positives are shown all together, then split into those that changed the label and

@@ -76,8 +76,8 @@ _Out = Annotated[Path, typer.Option(help="The file of the detector.")]
 _Noise = Annotated[
     list[float] | None,
     typer.Option(
-        help="Standard deviation of Gaussian noise that must not be flagged either, in units of "
-        "pixel values. Can be repeated.",
+        help="Standard deviation of Gaussian noise that must count as clean, in units of pixel "
+        "values. Can be repeated.",
         show_default=False,
     ),
 ]
@@ -115,8 +115,8 @@ _NoAuxiliary = Annotated[
     bool,
     typer.Option(
         "--no-auxiliary",
-        help="Do not train an auxiliary network. It finds most attacks; training takes seconds "
-        "for a few thousand images and minutes for 60,000 on a CPU.",
+        help="Do not train an auxiliary network. It finds most attacks; training takes about a "
+        "minute on a CPU for up to 40,000 images and longer for more.",
     ),
 ]
 
@@ -147,7 +147,7 @@ _Half = Annotated[
 _TrustOutputs = Annotated[
     bool,
     typer.Option(
-        "--trust-outputs", help="Take outputs for logits even if they look like probabilities."
+        "--trust-outputs", help="Treat outputs as logits even if they look like probabilities."
     ),
 ]
 
@@ -268,7 +268,7 @@ def fit(
     clean images alone (weighted p-values). With --fpr the detector is ready to give verdicts.
 
     Examples:
-      leery fit --model net:make --weights net.pt --train train/ --clean held-out/ --fpr 0.01
+      leery fit --model net:make --train train/ --clean held-out/ --fpr 0.01 --right-only
       leery fit --model net:make --train train.npz --clean held-out.npz --attack pgd:0.1 --noise 0.1
     """
     attacks = parse_attacks(teaching.attack)

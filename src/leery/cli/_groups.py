@@ -33,8 +33,8 @@ class ClassifierOptions:
             "--model",
             metavar="MODULE:FACTORY",
             envvar="LEERY_MODEL",
-            help="A function without arguments, or a class, that gives the classifier. The module "
-            "is looked for in this folder too. Its code is run.",
+            help="A class, or a function without arguments, that returns the classifier. The "
+            "current folder is searched too. The module is executed.",
             show_default=False,
         ),
     ]
@@ -43,7 +43,7 @@ class ClassifierOptions:
         typer.Option(
             envvar="LEERY_WEIGHTS",
             help="The classifier's weights: .safetensors or a torch.save state dict, read without "
-            "unpickling code. Without this option they are what the factory gives.",
+            "unpickling code. By default those that the factory returns.",
             show_default=False,
         ),
     ] = None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.table import Table
@@ -222,14 +224,30 @@ def print_json(facts: Mapping[str, Any]) -> None:
 def stoppable(consequence: str) -> Iterator[None]:
     """Turn Ctrl-C into one sentence and exit code 130.
 
+    What follows the work may have changed files: from then on the sentence promises nothing.
+
     Args:
         consequence: what the user should know now.
     """
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    if not _hears_ctrl_c():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt as interrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         typer.echo(f"leery: stopped; {consequence}", err=True)
         raise typer.Exit(130) from interrupt
-    finally:
-        signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, _stop)
+
+
+def _hears_ctrl_c() -> bool:
+    """Whether Ctrl-C reaches this thread, and was not switched off by whoever started it."""
+    alone = threading.current_thread() is threading.main_thread()
+    return alone and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+
+
+def _stop(*_signal: object) -> NoReturn:
+    os.write(2, b"leery: stopped\n")
+    os._exit(130)

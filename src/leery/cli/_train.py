@@ -47,7 +47,8 @@ def train(
         trained = leery.classifiers.train(
             dataset, recipe=recipe, seed=seed, root=data_dir, progress=True
         )
-    path = leery.classifiers.save_classifier(trained, folder)
+    with stoppable("the weights may be incomplete; run the command again"):
+        path = leery.classifiers.save_classifier(trained, folder)
     typer.echo(
         f"accuracy on the test images: {trained.record['test_accuracy']:.2%}; weights: {path}"
     )

@@ -576,7 +576,8 @@ class Detector:
         """Do now what the first call would otherwise do before it scores an image.
 
         The classifier's graph is captured, which can take seconds. A service calls this before it
-        accepts requests. Each later call takes about as long as any other.
+        accepts requests, and before it uses the detector in several threads. Of masks that are
+        drawn anew at each call, one set is used up.
 
         Args:
             images: the number of images of a typical call; as many made-up ones are scored.

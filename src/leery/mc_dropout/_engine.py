@@ -205,8 +205,9 @@ class Engine:
         """Let passes share operations if that gives the same for these draws."""
         try:
             with warnings.catch_warnings():
-                # An operation that is repeated for each pass after all is warned of.
-                warnings.simplefilter("error")
+                # Torch warns of an operation that it repeats for each pass after all.
+                warnings.simplefilter("ignore")
+                warnings.filterwarnings("error", "There is a performance drop", UserWarning)
                 together = self.all_passes(once, masks)
         except torch.OutOfMemoryError:
             raise

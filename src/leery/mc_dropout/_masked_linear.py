@@ -124,8 +124,8 @@ class MaskedLinear:
             factors = masks.factors(self.inputs, self.rate, rows.dtype)
             differs = rows.ndim > self.source.meta["val"].ndim
             rows = rows.flatten(2 if differs else 1)
-            if not differs and rows.device.type == "cpu":
-                # Behind a ReLU many units are 0 in all of a few images.
+            if not differs and rows.device.type == "cpu" and not rows.requires_grad:
+                # Behind a ReLU many units are 0 in all of a few images. Their derivatives are not.
                 used = rows.any(0).nonzero().squeeze(1)
                 rows, factors, weight = (x.index_select(1, used) for x in (rows, factors, weight))
             rows = rows * factors.unsqueeze(1)

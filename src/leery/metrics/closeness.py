@@ -214,18 +214,17 @@ class KernelDensity(TrainingPoints):
     def _prepare_estimates(self) -> None:
         resident = self.points.numel() <= MOST_RESIDENT
         self._ready = {
-            label: _Estimate(group, float(self.bandwidths[label]), resident=resident)
-            for label, group in self.reference_.items()
+            label: _Estimate(group, resident=resident) for label, group in self.reference_.items()
         }
 
     def _log_density(self, features: Tensor, label: int) -> Tensor:
         """The sum over the references is taken block by block, in logarithms."""
         estimate = self._ready[label]
         queries = features.double() - estimate.centre
-        half = estimate.half
+        half = 1 / (2 * float(self.bandwidths[label]) ** 2)
         chunks = queries.split(QUERIES)
         size = estimate.block_size(len(chunks[0]))
-        heights = estimate.heights.split(size)
+        heights = (estimate.squares * -half).split(size)
         exponents = queries.new_empty(len(chunks[0]) * size)
         followed, parts = _is_followed(queries), []
         for rows, own in zip(estimate.blocks(size), heights, strict=True):
@@ -246,21 +245,15 @@ class _Estimate:
 
     Args:
         points: float ``(n, D)``.
-        bandwidth: b.
         resident: whether they are also held in float64 relative to their mean.
-
-    Attributes:
-        half: ``1 / (2 b^2)``.
-        heights: float64 ``(n,)``, their squared lengths times ``-half``.
     """
 
-    def __init__(self, points: Tensor, bandwidth: float, *, resident: bool) -> None:
+    def __init__(self, points: Tensor, *, resident: bool) -> None:
         self.points = points
-        self.half = 1 / (2 * bandwidth**2)
         self.centre = _mean(points)
         self._resident = points.double() - self.centre if resident else None
         blocks = self.blocks(self.block_size(QUERIES))
-        self.heights = -self.half * torch.cat([_squared_lengths(rows) for rows in blocks])
+        self.squares = torch.cat([_squared_lengths(rows) for rows in blocks])
 
     @property
     def lasts(self) -> bool:
@@ -276,7 +269,7 @@ class _Estimate:
     def follow(self, device: torch.device) -> None:
         """Move what was computed to where the features are; it stays there."""
         if self.centre.device != device:
-            self.centre, self.heights = self.centre.to(device), self.heights.to(device)
+            self.centre, self.squares = self.centre.to(device), self.squares.to(device)
             self._resident = None if self._resident is None else self._resident.to(device)
 
     def blocks(self, size: int) -> Iterator[Tensor]:
@@ -342,7 +335,6 @@ class ClassKL(Metric):
         self.register_buffer("means", None)
         self._sums: dict[int, Tensor] = {}
         self._counts: dict[int, int] = {}
-        self._known: list[int] = []
 
     def fit(self, features: Tensor, labels: Tensor) -> Self:
         """Average the probability vectors of each class.
@@ -376,7 +368,6 @@ class ClassKL(Metric):
             means[label] = total / self._counts[label]
         self.means = means
         self._sums, self._counts = {}, {}
-        self._find_known()
 
     def forward(self, seen: Observation) -> Tensor:
         """The divergence of each image's features from the mean of its predicted class."""
@@ -427,7 +418,6 @@ class ClassKL(Metric):
                 f"{self.means.dtype}; fit again"
             )
             raise InputError(message)
-        self._find_known()
         return self
 
     def check_classes(self, classes: int) -> None:
@@ -436,9 +426,13 @@ class ClassKL(Metric):
             check_features(mean.unsqueeze(0))
         check_all_classes(self.name, self.means_, classes)
 
-    def _find_known(self) -> None:
-        """Find the classes that had training data."""
-        self._known = (~self.means.isnan().all(1)).nonzero().flatten().tolist()
+    @property
+    def _known(self) -> list[int]:
+        """The classes that had training data; none before the fit."""
+        if self.means is None:
+            return []
+        known: list[int] = (~self.means.isnan().all(1)).nonzero().flatten().tolist()
+        return known
 
     def _add(self, features: Tensor, labels: Tensor) -> None:
         check_features(features)

@@ -59,8 +59,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def device_of(model: nn.Module) -> torch.device:
     """The device of the model's first parameter or buffer; the CPU for a model without any."""
-    found = next(own_tensors(model), None)
-    return torch.device("cpu") if found is None else found.device
+    for kind in ("_parameters", "_buffers"):
+        for module in model.modules():
+            tensors: list[Tensor | None] = [*vars(module)[kind].values()]
+            for tensor in tensors:
+                if tensor is not None:
+                    return tensor.device
+    return torch.device("cpu")
 
 
 def own_tensors(model: nn.Module) -> Iterator[Tensor]:
