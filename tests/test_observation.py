@@ -271,7 +271,7 @@ def test_whatever_a_metric_gives_or_raises_is_one_sentence(
 
 def test_a_metric_that_is_not_a_number_is_named(digit_net: nn.Module, digits: Batch) -> None:
     found = torch.tensor([0.0, torch.nan])
-    guard = Detector(digit_net, metrics=["margin", Odd(found)]).fit(digits[0][:50], digits[1][:50])
+    guard = Detector(digit_net, metrics=["margin", Odd(found)]).fit(digits[0][:90], digits[1][:90])
     with pytest.raises(InputError, match="expected numbers from every metric, got NaN from 'odd'"):
         guard.measure(digits[0][:2])
 

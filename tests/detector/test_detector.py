@@ -129,7 +129,8 @@ def test_a_score_does_not_depend_on_the_batch(detector: Detector, digits: Batch,
     images = digits[0][:64]
     whole = detector.score(images)
     cut = np.concatenate([detector.score(part) for part in images.split(size)])
-    assert np.abs(cut - whole).max() <= 1e-6
+    # Few images are computed in another way than many, and rounded in another way.
+    assert np.abs(cut - whole).max() <= 1e-5
 
 
 def test_any_metrics_can_be_chosen(digits: Batch, training_digits: Batch) -> None:
