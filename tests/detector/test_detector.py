@@ -864,3 +864,14 @@ def test_a_warm_detector_has_its_graph_before_its_first_image(
         copy.deepcopy(fitted).measure(digits[0][:3])
     with pytest.raises(NotFittedError, match=r"fit\(images, labels\)"):
         Detector(digit_net).warm_up()
+
+
+def test_a_verdict_before_the_fit_names_the_fit_and_before_calibration_that(
+    digit_net: nn.Module, training_digits: Batch, digits: Batch
+) -> None:
+    detector = Detector(digit_net, metrics=("log_margin",))
+    with pytest.raises(NotFittedError, match=r"after fit\(images, labels\), got one before it"):
+        detector.judge(digits[0][:3])
+    detector.fit(*training_digits)
+    with pytest.raises(NotFittedError, match=r"after calibrate\(clean, fpr=...\), got one before"):
+        detector.judge(digits[0][:3])

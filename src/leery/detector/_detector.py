@@ -54,7 +54,7 @@ __all__ = ["Detector"]
 T = TypeVar("T")
 
 _FIT = "fit(images, labels)"
-_TEACH = "fit_combiner(clean)"
+_TEACH = "fit_combiner(clean, adversarial=...)"
 _CALIBRATE = "calibrate(clean, fpr=...)"
 
 
@@ -387,7 +387,7 @@ class Detector:
         rate, truth = (labels, None) if isinstance(labels, float) else (fpr, labels)
         fitted = self._need(self._fitted, _FIT)
         if self._settings.combiner == "logistic":
-            self._need(self._taught, "fit_combiner(clean, adversarial=...)")
+            self._need(self._taught, _TEACH)
         nothing = np.empty(0)
         promised = Calibration(float(rate), promise, float(confidence), per_class, nothing, nothing)
         self._check_model()
@@ -421,7 +421,7 @@ class Detector:
             WrongModelError: when the classifier has changed since :meth:`fit`.
             InputError: when the images do not fit.
         """
-        taught = self._need(self._taught, _TEACH)
+        taught = self._need_taught()
         parts: list[Verdicts] = []
         moments = Moments()
         for batch in image_batches(images):
@@ -479,7 +479,7 @@ class Detector:
         Raises:
             NotFittedError, WrongModelError, InputError: as :meth:`judge`.
         """
-        taught = self._need(self._taught, _TEACH)
+        taught = self._need_taught()
         verdicts = self.judge(images)
         return Explanation(
             verdicts, percentiles(verdicts.table, taught.clean), taught.combiner.intercept
@@ -498,7 +498,7 @@ class Detector:
             NotFittedError: before there is a combiner.
             InputError: when the combiner has no derivative, or the images do not fit.
         """
-        taught = self._need(self._taught, _TEACH)
+        taught = self._need_taught()
         if not taught.combiner.differentiable:
             message = (
                 f"expected a combiner with a derivative, got the {self._settings.combiner} one; "
@@ -859,6 +859,12 @@ class Detector:
             )
             raise WrongModelError(message)
         self._checked = changes
+
+    def _need_taught(self) -> Taught:
+        """What taught the combiner, after the fit."""
+        self._need(self._fitted, _FIT)
+        conformal = self._settings.combiner == "conformal"
+        return self._need(self._taught, _CALIBRATE if conformal else _TEACH)
 
     def _need(self, part: T | None, call: str) -> T:
         if part is None:
