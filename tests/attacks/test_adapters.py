@@ -114,7 +114,7 @@ def test_a_missing_library_prints_its_install_line(
     monkeypatch: pytest.MonkeyPatch, digit_net: nn.Module, digits: Batch
 ) -> None:
     monkeypatch.setitem(sys.modules, "foolbox", None)
-    with pytest.raises(InputError, match=r"pip install 'leery\[attacks\]'"):
+    with pytest.raises(InputError, match=r"pip install '.\[attacks\]'"):
         AdaptedAttack("ddn")(digit_net, digits[0][:2], digits[1][:2])
 
 
