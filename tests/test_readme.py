@@ -34,8 +34,8 @@ def test_the_example_and_the_picture_show_what_the_detector_does(
     with contextlib.redirect_stdout(shown):
         names = picture.example()
     clean, attacked = (float(share) for share in re.findall(r"([\d.]+)%", shown.getvalue()))
-    # Beyond 2.5 % of those that are classified right in fewer than one of a thousand draws; one in a
-    # hundred is classified wrong, and those may all be flagged.
+    # Beyond 2.5 % of those that are classified right in fewer than one of a thousand draws; one in
+    # a hundred is classified wrong, and those may all be flagged.
     assert clean < 3.5
     assert attacked > 50
     assert (tmp_path / "guard.leery").is_file()

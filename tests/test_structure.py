@@ -132,7 +132,8 @@ PUBLIC = {
         extract_features fast_layout fingerprint forward guest has_fast_layout
         has_linear_head keep_freed_memory last_hidden_layer load_model loaded_object
         logits_facts logits_of_facts normalized own_tensors predict python_randomness reading
-        refused run_fast run_model submodules_of_images two_images unwrapped with_logits""",
+        refused run_fast run_model submodules_of_images two_images unwrapped with_layout
+        with_logits""",
     "leery.observation": "EACH FittableScorer HEAD Needs Observation Observer Scorer View Viewed",
     "leery.reporting": """Cell INK MUTED PALETTE Sheet figure_style new_figure page_environment
         page_resource themed to_svg""",

@@ -105,7 +105,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import what is asked for at its first use: torch alone takes more than a second."""
+    """Import a package or public name at its first use, because torch takes over a second."""
     found: object
     if name in _PACKAGES:
         found = import_module(f"leery.{name}")

@@ -4,13 +4,16 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 
 from leery import names
 from leery.attacks import ADAPTED
 from leery.baselines import BASELINES
+from leery.cli._options import stoppable
 from leery.metrics import make_metrics
 from leery.metrics._registry import _MAKERS
 
@@ -29,6 +32,14 @@ sys.modules["{package}"] = None
 from leery.__main__ import main
 main()
 """
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_heard() -> Iterator[None]:
+    """Also where the tests run in the background and ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(
@@ -135,3 +146,12 @@ def test_ctrl_c_is_ignored_where_whoever_started_it_wants_that(
         assert process.returncode == 1
     else:
         assert (said, process.returncode) == ("leery: stopped; nothing was changed\n", 130)
+
+
+def test_a_command_that_is_called_as_a_function_leaves_ctrl_c_as_it_was() -> None:
+    with stoppable("nothing was written"):
+        pass
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(typer.Exit), stoppable("nothing was written"):
+        raise KeyboardInterrupt
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

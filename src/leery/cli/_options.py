@@ -232,14 +232,19 @@ def stoppable(consequence: str) -> Iterator[None]:
     if not _hears_ctrl_c():
         yield
         return
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Python's own handler is left to programs that call a command as a function.
+    own = before is not signal.default_int_handler
+    after = _stop if own else before
     try:
         yield
     except KeyboardInterrupt as interrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        after = signal.SIG_IGN if own else before
         typer.echo(f"leery: stopped; {consequence}", err=True)
         raise typer.Exit(130) from interrupt
-    signal.signal(signal.SIGINT, _stop)
+    finally:
+        signal.signal(signal.SIGINT, after)
 
 
 def _hears_ctrl_c() -> bool:

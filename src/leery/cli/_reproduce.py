@@ -61,18 +61,18 @@ def reproduce(
     """
     from leery import study
 
-    names = tuple(study.STUDIES) if dataset == "all" else (dataset,)
     config = study.StudyConfig(
-        names[0], limit=limit, seed=seed, retrain=retrain, seeds=seeds, data_dir=data_dir
-    )
-    configs = [replace(config, dataset=name) for name in names]
+        next(iter(study.STUDIES)) if dataset == "all" else dataset,
+        limit=limit, seed=seed, retrain=retrain, seeds=seeds, data_dir=data_dir,
+    )  # fmt: skip
     with stoppable("run the command again, and it goes on where it stopped"):
         if dataset == "all":
             folder = out or Path("runs")
-            results = study.reproduce_all(configs, folder, workers=workers, progress=True)
+            every = [replace(config, dataset=name) for name in study.STUDIES]
+            results = study.reproduce_all(every, folder, workers=workers, progress=True)
         else:
             folder = out or Path("runs") / dataset
-            results = [study.reproduce(configs[0], folder, workers=workers, progress=True)]
+            results = [study.reproduce(config, folder, workers=workers, progress=True)]
     console = Console(highlight=False)
     for part in study.terminal_summary(results, folder / study.PAGE):
         console.print(part)

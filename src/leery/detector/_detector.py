@@ -648,7 +648,7 @@ class Detector:
         metrics: Sequence[Metric] = (),
         logits: Logits = None,
     ) -> Self:
-        """Read a detector for the classifier it was fitted on; no code in the file is run.
+        """Read a detector from a file for the classifier it was fitted on; the file holds no code.
 
         Args:
             path: of a file that :meth:`save` wrote.

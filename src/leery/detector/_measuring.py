@@ -16,7 +16,7 @@ __all__ = ["measured"]
 def measured(
     metrics: Sequence[Metric], observations: Iterable[Observation]
 ) -> Iterator[tuple[Observation, Tensor]]:
-    """Yield observations, each with every metric of its images.
+    """Compute every metric of the images of each observation.
 
     Batches are put together or cut where that is faster; the images stay in their order.
 

@@ -163,7 +163,11 @@ def _reach(
 
 
 def _standard_error(placements: _Placements, positive: np.ndarray, ids: np.ndarray) -> float:
-    """Of an area or a difference of areas (Obuchowski's eq. 4-5), for two clusters or more."""
+    """Standard error of an area or a difference of areas, for at least two clusters.
+
+    Source:
+        Obuchowski (1997), eq. 4-5.
+    """
     clusters = int(ids.max()) + 1
     with_positive, with_negative = _clusters(positive, ids)
     above, below = (

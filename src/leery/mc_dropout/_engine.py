@@ -68,10 +68,10 @@ class Engine:
         self._divide({graph.output, *self._layers.values()})
 
     def _divide(self, lasting: set[fx.Node]) -> None:
-        """Divide the graph into what is computed once and what each pass computes.
+        """Separate the nodes that are computed once per batch from those of each pass.
 
         Args:
-            lasting: what is asked for in the end.
+            lasting: the nodes whose values are results.
         """
         stochastic = _descendants(self._graph, self._active)
         needed = _ancestors(*lasting) - self._constants.keys()

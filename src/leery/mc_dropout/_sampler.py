@@ -35,6 +35,7 @@ from leery.models import (
     refused,
     two_images,
     unwrapped,
+    with_layout,
 )
 from leery.tuning import (
     ELEMENTS_AT_ONCE,
@@ -133,9 +134,7 @@ class _Prepared:
             logits, layers = self.loop.without_dropout(batch)
             found = [self.loop.one_pass_and_layers(batch, masks, t, pass_layers) for t in each]
             return _stacked(logits, layers, found)
-        # Not contiguous(): of one channel it would leave the strides, which do not tell.
-        layout = torch.channels_last if self.channels_last else torch.preserve_format
-        once = self.engine.prefix(batch.clone(memory_format=layout))
+        once = self.engine.prefix(with_layout(batch, channels_last=self.channels_last))
         logits, layers = (
             self.engine.without_dropout(once) if self.shared else self.loop.without_dropout(batch)
         )

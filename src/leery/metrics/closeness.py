@@ -483,12 +483,12 @@ def _log_sum_exp(
 
 
 def _squared_lengths(rows: Tensor) -> Tensor:
-    """Of rows ``(N, D)``, without a copy of them."""
+    """Squared Euclidean length of each row of ``(N, D)``, computed without a copy."""
     return torch.einsum("nd,nd->n", rows, rows)
 
 
 def _mean(points: Tensor) -> Tensor:
-    """Of rows, in float64."""
+    """Mean of the rows, in float64."""
     return torch.stack([block.sum(0) for block in _in_float64(points)]).sum(0) / len(points)
 
 

@@ -28,7 +28,12 @@ from leery.models._guest import (
     run_model,
     unwrapped,
 )
-from leery.models._layout import fast_layout, has_fast_layout, keep_freed_memory
+from leery.models._layout import (
+    fast_layout,
+    has_fast_layout,
+    keep_freed_memory,
+    with_layout,
+)
 from leery.models._loading import check_repeatable, load_model, loaded_object, normalized
 from leery.models._outputs import Logits, logits_facts, logits_of_facts, with_logits
 from leery.models._shortcut import two_images
@@ -68,5 +73,6 @@ __all__ = [
     "submodules_of_images",
     "two_images",
     "unwrapped",
+    "with_layout",
     "with_logits",
 ]

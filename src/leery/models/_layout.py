@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from leery.tuning import FREED_BYTES, NARROW_FILTERS
 
-__all__ = ["fast_layout", "has_fast_layout", "keep_freed_memory"]
+__all__ = ["fast_layout", "has_fast_layout", "keep_freed_memory", "with_layout"]
 
 
 @cache
@@ -35,13 +35,18 @@ def has_fast_layout(model: nn.Module, images: Tensor) -> bool:
     return max(filters, default=0) <= NARROW_FILTERS
 
 
+def with_layout(images: Tensor, *, channels_last: bool) -> Tensor:
+    """A copy of images, with their channels last in memory if asked for."""
+    # Not contiguous(): of one channel it would leave the strides, which do not tell.
+    return images.clone(
+        memory_format=torch.channels_last if channels_last else torch.preserve_format
+    )
+
+
 def fast_layout(model: nn.Module, images: Tensor) -> Tensor:
     """A copy of images in the layout that is fast for a model.
 
     Convolutions and pooling keep the layout; pooling alone is several times as fast with the
     channels last.
     """
-    if not has_fast_layout(model, images):
-        return images.clone()
-    # Not contiguous(): of one channel it would leave the strides, which do not tell.
-    return images.clone(memory_format=torch.channels_last)
+    return with_layout(images, channels_last=has_fast_layout(model, images))

@@ -153,7 +153,7 @@ class StudyConfig:
 
     @property
     def bandwidth(self) -> float:
-        """Of the kernel density."""
+        """Bandwidth of the kernel density."""
         return STUDIES[self.dataset].bandwidth
 
     @property

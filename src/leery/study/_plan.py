@@ -44,7 +44,7 @@ class Task:
 
 
 def plan(workspaces: Sequence[Workspace]) -> dict[str, list[Task]]:
-    """The stages in their order, each with the tasks of all workspaces, the costly ones first."""
+    """Tasks of all workspaces by stage, in the order of the stages, the longest tasks first."""
     makers = {
         "classifier": _classifier,
         "detector": _detector,

@@ -96,27 +96,27 @@ class Workspace:
         return self.folder / "detector.leery"
 
     def table_file(self, twins: Twins, start: int) -> Path:
-        """Of a measuring task."""
+        """The file of the metrics of some images."""
         return self.folder / "measure" / twins.name / f"{start:06d}.npz"
 
     def evaluation_file(self, condition: Condition) -> Path:
-        """Of an evaluating task."""
+        """The file of the evaluation of an attack."""
         return self.folder / "evaluate" / f"{condition.name}.json"
 
     def success_file(self, condition: Condition) -> Path:
-        """Of the success of an attack at a strength of figure 2."""
+        """The file of the success of an attack at one strength of figure 2."""
         return self.folder / "success" / f"{condition.name}.json"
 
     def trace_file(self, attack: AttackName, shard: int) -> Path:
-        """Of the metrics of some images along the strengths of figures 4 to 7."""
+        """The file of the metrics of some images at all strengths of figures 4 to 7."""
         return self.folder / "trace" / attack / f"{shard:03d}.npz"
 
     def picture_file(self, name: str) -> Path:
-        """Of images to be shown."""
+        """The file of images that the report shows."""
         return self.folder / "pictures" / f"{name}.npz"
 
     def reading_file(self, condition: Condition) -> Path:
-        """Of what the paper's equations give as they are printed."""
+        """The file of what the paper's equations give as printed."""
         return self.folder / "as-printed" / f"{condition.name}.json"
 
     def classifier(self) -> Classifier:

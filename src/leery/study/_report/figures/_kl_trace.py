@@ -1,4 +1,4 @@
-"""Figure 6: KL divergence from the true and the target class, under BIM; a row a reading."""
+"""Figure 6: KL divergence from the true and the target class, under BIM."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -20,7 +20,10 @@ __all__ = ["FIGURE", "kl_trace_figure"]
 
 
 def kl_trace_figure(table: pd.DataFrame) -> Figure:
-    """Figure 6: KL divergence from the true and the target class, under BIM; a row a reading."""
+    """Figure 6: KL divergence from the true and the target class, under BIM.
+
+    Each way of turning features into probabilities has a row.
+    """
     figure, panels = kl_panels(table)
     for row, of_reading in zip(panels, by_reading(table), strict=True):
         for against in of_reading["against"].unique():

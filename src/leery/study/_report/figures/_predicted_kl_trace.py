@@ -1,4 +1,4 @@
-"""Figure 7: KL divergence from the predicted class, under BIM and FGSM; a row a reading."""
+"""Figure 7: KL divergence from the predicted class, under BIM and FGSM."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -19,7 +19,10 @@ __all__ = ["FIGURE", "predicted_kl_trace_figure"]
 
 
 def predicted_kl_trace_figure(table: pd.DataFrame) -> Figure:
-    """Figure 7: KL divergence from the predicted class, under BIM and FGSM; a row a reading."""
+    """Figure 7: KL divergence from the predicted class, under BIM and FGSM.
+
+    Each way of turning features into probabilities has a row.
+    """
     figure, panels = kl_panels(table)
     for row, of_reading in zip(panels, by_reading(table), strict=True):
         for attack in of_reading["attack"].unique():
