@@ -1,10 +1,10 @@
 """Every optimisation of mc_dropout and of the attacks, with it and without it.
 
-    python benchmarks/without.py [--rounds 5]
+    python benchmarks/without.py [--rounds 5] [--only WORDS]
 
 An optimisation is taken out of a copy of the package by replacing a few words of its code; the
 copy and the package then work in turn (benchmarks/versions.py). What gains less than 10 % on every
-row is deleted. The table goes to benchmarks/optimisations.md.
+row is deleted. The tables go to benchmarks/optimisations.md, each in place of its last one.
 """
 
 import argparse
@@ -80,22 +80,36 @@ def variant(folder: Path, edits: Sequence[Edit]) -> Path:
     return folder
 
 
+def written(name: str, lines: Sequence[str]) -> None:
+    """The table of one optimisation put into the file, in place of the last one of that name."""
+    path = HERE / "optimisations.md"
+    tables = path.read_text().split("\n\n| ")[1:] if path.exists() else []
+    of_name = {table.split(" | ")[0]: "| " + table.strip() for table in tables}
+    of_name[name] = "\n".join(lines)
+    known = [of_name[each] for each in OPTIMISATIONS if each in of_name]
+    about = "\n".join((__doc__ or "").splitlines()[4:])
+    path.write_text("\n\n".join(["# With and without", about, *known]) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="words in the optimisation's name")
     options = parser.parse_args()
-    lines = ["# With and without", "", *(__doc__ or "").splitlines()[4:], ""]
     for name, (only, threads, edits) in OPTIMISATIONS.items():
-        head = f"| {name} | without, ms | with, ms | without / with (least to most) |"
-        lines += [head, "| --- | --- | --- | --- |"]
+        if options.only not in name:
+            continue
+        lines = [
+            f"| {name} | without, ms | with, ms | without / with (least to most) |",
+            "| --- | --- | --- | --- |",
+        ]
         with tempfile.TemporaryDirectory() as folder:
             without = variant(Path(folder) / "src", edits)
             with Version(without, threads) as old, Version(SOURCE, threads) as new:
                 for line in compared(old, new, only, options.rounds):
                     print(line, flush=True)
                     lines.append(line)
-        lines.append("")
-        (HERE / "optimisations.md").write_text("\n".join(lines))
+        written(name, lines)
 
 
 if __name__ == "__main__":
