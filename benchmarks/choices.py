@@ -4,8 +4,8 @@
 
 The paper's regression is fitted on the first 3,000 test images and judged on the images from 6,000
 on; those in between were looked at once, and are left out. All judged numbers are areas under the
-ROC curve, with clean and noisy images as negatives and the twins of all images that the classifier
-gets right as positives.
+ROC curve. Positives: adversarial versions of all images that the classifier gets right.
+Negatives: those images and their noisy versions.
 """
 
 import argparse
@@ -135,8 +135,8 @@ def scores(combiner: Combiner, values: np.ndarray) -> np.ndarray:
     return found.numpy()
 
 
-def logistic(scene: Scene, six: dict[str, np.ndarray], twins: str, noisy: str) -> Combiner:
-    rows = [six[name][scene.fitted] for name in ("clean", noisy, twins)]
+def logistic(scene: Scene, six: dict[str, np.ndarray], adversarial: str, noisy: str) -> Combiner:
+    rows = [six[name][scene.fitted] for name in ("clean", noisy, adversarial)]
     values = np.concatenate(rows)
     truth = np.arange(len(values)) >= len(values) - len(rows[-1])
     return LogisticCombiner(FACTS).fit(values, np.zeros(len(values), np.int64), adversarial=truth)
@@ -144,9 +144,9 @@ def logistic(scene: Scene, six: dict[str, np.ndarray], twins: str, noisy: str) -
 
 def judged_areas(scene: Scene, six: dict[str, np.ndarray]) -> Iterator[dict[str, object]]:
     """One row a condition: the area of the six by the paper's regression, and of the density."""
-    for attack, epsilon, twins, noisy in scene.conditions():
-        combiner = logistic(scene, six, twins, noisy)
-        rows = [six[name][scene.judged] for name in (twins, "clean", noisy)]
+    for attack, epsilon, adversarial, noisy in scene.conditions():
+        combiner = logistic(scene, six, adversarial, noisy)
+        rows = [six[name][scene.judged] for name in (adversarial, "clean", noisy)]
         density = [-part[:, PAPER_METRICS.index("kernel_density")] for part in rows]
         yield {
             "dataset": scene.dataset,

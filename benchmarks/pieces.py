@@ -467,7 +467,7 @@ def attacks(bench: Bench) -> None:
                 f"{name}, {NETWORKS[dataset]}, {setting.steps} steps, {len(images)} images",
                 {who: partial(craft, setting) for who, craft in crafts.items()},
                 units=(len(images) * setting.steps, "gradients"),
-                agree=partial(_same_twins, model, labels),
+                agree=partial(_same_success, model, labels),
                 floor=Operations(2 * len(images) * setting.steps * operations(model, images)),
                 checked={
                     who: partial(_both_starts, craft, setting) for who, craft in crafts.items()
@@ -476,17 +476,18 @@ def attacks(bench: Bench) -> None:
 
 
 def _both_starts(craft: Callable[[AttackSetting], Tensor], setting: AttackSetting) -> list[Tensor]:
-    """The twins that are made from the images themselves, and those of the setting."""
+    """The adversarial images that are made from the images themselves, and those of the setting."""
     return [craft(replace(setting, random_start=False)), craft(setting)]
 
 
 @torch.no_grad()
-def _same_twins(
+def _same_success(
     model: nn.Module, labels: Tensor, ours: list[Tensor], theirs: list[Tensor]
 ) -> tuple[bool, str]:
     """Pixel by pixel where the start is the same; the success must be the same in any case."""
     success, other = (
-        float((model(twins[1]).argmax(1) != labels).double().mean()) for twins in (ours, theirs)
+        float((model(adversarial[1]).argmax(1) != labels).double().mean())
+        for adversarial in (ours, theirs)
     )
     differing = float(((ours[0] - theirs[0]).abs() > 1e-4).double().mean())
     error = (2 * max(success * (1 - success), 0.01) / len(labels)) ** 0.5

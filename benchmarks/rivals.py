@@ -114,10 +114,10 @@ def baal_caching(model: nn.Module, images: Tensor, passes: int) -> Tensor:
     """baal's caching: layers in front of the first dropout are computed once a batch."""
     caching = part_of("baal.bayesian.caching_utils")
     dropout = part_of("baal.bayesian.dropout")
-    twin = dropout.MCDropoutModule(caching.MCCachingModule(copy.deepcopy(model))).eval()
+    copied = dropout.MCDropoutModule(caching.MCCachingModule(copy.deepcopy(model))).eval()
     with torch.no_grad():
         parts = [
-            torch.stack([twin(batch).softmax(1) for _ in range(passes)])
+            torch.stack([copied(batch).softmax(1) for _ in range(passes)])
             for batch in images.split(256)
         ]
     return torch.cat(parts, 1)
@@ -131,8 +131,8 @@ def baal_caching_last(model: nn.Module, images: Tensor, passes: int) -> Tensor:
 @cache
 def channels_last(model: nn.Module) -> nn.Module:
     """A copy of a model, once, as a user would keep it."""
-    twin: nn.Module = copy.deepcopy(model).requires_grad_(requires_grad=False)
-    return twin.to(memory_format=torch.channels_last)
+    copied: nn.Module = copy.deepcopy(model).requires_grad_(requires_grad=False)
+    return copied.to(memory_format=torch.channels_last)
 
 
 def fast(images: Tensor) -> Tensor:
@@ -143,9 +143,9 @@ def baal_batched(model: nn.Module, images: Tensor, passes: int) -> Tensor:
     """baal's replication in memory: T copies of each image in one batch."""
     dropout = part_of("baal.bayesian.dropout")
     wrapper = part_of("baal.modelwrapper")
-    twin = dropout.MCDropoutModule(copy.deepcopy(model))
+    copied = dropout.MCDropoutModule(copy.deepcopy(model))
     runner = wrapper.ModelWrapper(
-        twin, wrapper.TrainingArgs(replicate_in_memory=True, use_cuda=images.is_cuda)
+        copied, wrapper.TrainingArgs(replicate_in_memory=True, use_cuda=images.is_cuda)
     )
     runner.eval()
     parts = [runner.predict_on_batch(batch, passes).softmax(1) for batch in images.split(32)]

@@ -56,8 +56,8 @@ def main() -> None:
     )
     detector.calibrate(rows[1200:1500], fpr=0.05)
 
-    twins = PGD(0.5, bounds=BOUNDS)(model, rows[1500:1501], labels[1500:1501])
-    shown = detector.explain(twins).to_pandas()
+    adversarial = PGD(0.5, bounds=BOUNDS)(model, rows[1500:1501], labels[1500:1501])
+    shown = detector.explain(adversarial).to_pandas()
     print(shown[["metric", "value", "percentile", "contribution"]].round(3).to_string(index=False))
     print()
     attacks = {name: kind(0.5, bounds=BOUNDS) for name, kind in {"FGSM": FGSM, "PGD": PGD}.items()}

@@ -47,16 +47,16 @@ def test_an_attack_stays_in_its_ball_and_bounds_and_raises_the_loss(
 ) -> None:
     images, labels = (part[:64] for part in digits)
     before = images.clone()
-    twins = attack(digit_net, images, labels, seed=3)
-    assert twins.shape == images.shape
-    assert twins.dtype == images.dtype
-    assert not twins.requires_grad
-    assert float(twins.min()) >= 0.0
-    assert float(twins.max()) <= 1.0
-    assert float(distance(attack, twins - images).max()) <= attack.epsilon * (1 + 1e-6)
-    assert float(loss(digit_net, twins, labels)) > float(loss(digit_net, images, labels))
+    adversarial = attack(digit_net, images, labels, seed=3)
+    assert adversarial.shape == images.shape
+    assert adversarial.dtype == images.dtype
+    assert not adversarial.requires_grad
+    assert float(adversarial.min()) >= 0.0
+    assert float(adversarial.max()) <= 1.0
+    assert float(distance(attack, adversarial - images).max()) <= attack.epsilon * (1 + 1e-6)
+    assert float(loss(digit_net, adversarial, labels)) > float(loss(digit_net, images, labels))
     assert torch.equal(images, before)
-    assert torch.equal(attack(digit_net, images, labels, seed=3), twins)
+    assert torch.equal(attack(digit_net, images, labels, seed=3), adversarial)
 
 
 @pytest.mark.parametrize("attack", [PGD(0.3, steps=2), PGD(2.0, steps=2, norm="l2")], ids=repr)
@@ -159,9 +159,9 @@ def test_images_may_have_any_shape(shape: tuple[int, ...]) -> None:
     width = torch.Size(shape[1:]).numel()
     model = nn.Sequential(nn.Flatten(), nn.Linear(width, 3))
     images = torch.rand(shape, generator=generator)
-    twins = PGD(0.1, steps=3)(model, images, torch.arange(5) % 3)
-    assert twins.shape == shape
-    assert float((twins - images).abs().max()) <= 0.1 + 1e-6
+    adversarial = PGD(0.1, steps=3)(model, images, torch.arange(5) % 3)
+    assert adversarial.shape == shape
+    assert float((adversarial - images).abs().max()) <= 0.1 + 1e-6
 
 
 def test_an_attack_works_inside_no_grad_and_inference_mode(
@@ -191,8 +191,8 @@ def test_tiny_gradients_still_have_length_one() -> None:
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1e-25] * 4, [0.0] * 4]))
     images = torch.full((1, 4), 0.5)
-    twin = BIM(0.1, norm="l2", steps=1, step_size=0.01)(model, images, torch.tensor([0]))
-    assert float((twin - images).norm()) == pytest.approx(0.01, rel=1e-5)
+    adversarial = BIM(0.1, norm="l2", steps=1, step_size=0.01)(model, images, torch.tensor([0]))
+    assert float((adversarial - images).norm()) == pytest.approx(0.01, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -77,15 +77,15 @@ def test_an_attack_s_gradient_is_torch_s_whatever_the_model_does(kind: type[View
     variable = images.clone().requires_grad_()
     loss = functional.cross_entropy(model(variable), labels, reduction="sum")
     (truth,) = torch.autograd.grad(loss, variable)
-    twins = FGSM(1.0, norm="l2", bounds=(-1.0, 2.0))(model, images, labels)
+    adversarial = FGSM(1.0, norm="l2", bounds=(-1.0, 2.0))(model, images, labels)
     lengths = truth.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-    assert torch.allclose(twins - images, truth / lengths, atol=1e-5)
+    assert torch.allclose(adversarial - images, truth / lengths, atol=1e-5)
 
 
 def test_a_model_whose_modules_were_replaced_is_tried_anew() -> None:
     torch.manual_seed(0)
     inner, images, labels = Views(), torch.rand(6, 3, 6, 6), torch.arange(6) % 4
     model = nn.Sequential(nn.Sequential(inner.convolution, nn.Flatten(), inner.head))
-    twins = FGSM(0.1)(model, images, labels)
+    adversarial = FGSM(0.1)(model, images, labels)
     model[0] = inner
-    assert torch.allclose(FGSM(0.1)(model, images, labels), twins, atol=1e-6)
+    assert torch.allclose(FGSM(0.1)(model, images, labels), adversarial, atol=1e-6)

@@ -266,10 +266,10 @@ def test_attack_and_evaluate_agree(place: Place) -> None:
     facts = place.json(
         "attack", "--data", "test.npz", "--attack", "bim:0.3", "--attack", "fgsm:0.1"
     )
-    with np.load(place.folder / "adversarial.npz") as twins:
-        assert twins["images"].shape == (400, 1, 28, 28)
-        assert twins["source"].tolist() == [*range(200)] * 2
-        changed = twins["predicted"][:200] != twins["labels"][:200]
+    with np.load(place.folder / "adversarial.npz") as written:
+        assert written["images"].shape == (400, 1, 28, 28)
+        assert written["source"].tolist() == [*range(200)] * 2
+        changed = written["predicted"][:200] != written["labels"][:200]
     assert facts["success"]["bim:0.3"] == pytest.approx(changed.mean())
     assert changed.mean() > 0.95
     arguments = ["evaluate", "guard.leery", "--data", "test.npz", "--attack", "bim:0.3"]

@@ -306,7 +306,7 @@ def test_the_gradient_of_the_score_equals_finite_differences(digits: Batch) -> N
         assert np.allclose(found, slope, rtol=1e-4, atol=1e-5)
 
 
-def test_attacks_make_the_twins_of_images_that_the_classifier_gets_right(
+def test_attacks_make_versions_of_images_that_the_classifier_gets_right(
     detector: Detector, digits: Batch
 ) -> None:
     images, labels = (part[:120] for part in digits)
@@ -315,13 +315,13 @@ def test_attacks_make_the_twins_of_images_that_the_classifier_gets_right(
     made.fit_combiner(images, labels=labels, attacks=[BIM(0.3), FGSM(0.2)])
     given = Detector.load(save(detector), detector.model)
     right = torch.from_numpy(detector.measure(images).predicted) == labels
-    twins = [
+    adversarial = [
         attack(detector.model, images[right], labels[right]) for attack in (BIM(0.3), FGSM(0.2))
     ]
-    given.fit_combiner(images, adversarial=torch.cat(twins))
+    given.fit_combiner(images, adversarial=torch.cat(adversarial))
     assert np.allclose(made.score(images[:30]), given.score(images[:30]), atol=1e-4)
     both = Detector.load(save(detector), detector.model)
-    both.fit_combiner(images, labels, adversarial=twins[1], attacks=[BIM(0.3)])
+    both.fit_combiner(images, labels, adversarial=adversarial[1], attacks=[BIM(0.3)])
     assert np.allclose(both.score(images[:30]), given.score(images[:30]), atol=1e-4)
     with pytest.raises(InputError, match="labels of the clean images for attacks, got None"):
         made.fit_combiner(images, attacks=[BIM(0.3)])

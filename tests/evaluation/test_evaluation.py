@@ -30,10 +30,10 @@ from leery.evaluation import (
 from leery.evaluation._protocols import scores_of
 
 
-def twins(
+def versions(
     count: int, seed: int, *, gap: float = 1.0, shared: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores, truth and source image of clean, noisy and adversarial twins."""
+    """Scores, truth and source image of clean, noisy and adversarial versions."""
     generator = np.random.default_rng(seed)
     image = shared * generator.normal(size=count)
     scores = [image + generator.normal(size=count) + shift for shift in (0, 0, gap)]
@@ -43,7 +43,7 @@ def twins(
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_the_area_equals_scikit_learns_with_and_without_ties(*, ties: bool) -> None:
-    scores, truth, source = twins(200, 1)
+    scores, truth, source = versions(200, 1)
     scores = scores.round(0) if ties else scores
     expected = sklearn.metrics.roc_auc_score(truth, scores)
     assert roc_auc_interval(scores, truth, source).estimate == pytest.approx(expected)
@@ -51,7 +51,7 @@ def test_the_area_equals_scikit_learns_with_and_without_ties(*, ties: bool) -> N
 
 @pytest.mark.parametrize("shared", [0.0, 1.0, 3.0])
 def test_the_interval_equals_a_bootstrap_over_source_images(shared: float) -> None:
-    scores, truth, source = twins(300, 2, shared=shared)
+    scores, truth, source = versions(300, 2, shared=shared)
     found = roc_auc_interval(scores, truth, source)
     generator = np.random.default_rng(3)
     by_image = np.arange(900).reshape(3, 300)
@@ -64,8 +64,8 @@ def test_the_interval_equals_a_bootstrap_over_source_images(shared: float) -> No
     assert found.high == pytest.approx(high, abs=0.006)
 
 
-def test_twins_of_one_image_make_the_interval_narrower_than_strangers() -> None:
-    scores, truth, source = twins(300, 4, shared=3.0)
+def test_versions_of_one_image_make_the_interval_narrower_than_strangers() -> None:
+    scores, truth, source = versions(300, 4, shared=3.0)
     paired = roc_auc_interval(scores, truth, source)
     strangers = roc_auc_interval(scores, truth, np.arange(900))
     assert paired.high - paired.low < 0.7 * (strangers.high - strangers.low)
@@ -76,7 +76,7 @@ def test_the_interval_covers_the_truth_in_95_percent_of_draws() -> None:
     truth_area = 0.6914625
     hits = []
     for seed in range(400):
-        scores, truth, source = twins(100, seed)
+        scores, truth, source = versions(100, seed)
         interval = roc_auc_interval(scores, truth, source)
         hits.append(interval.low <= truth_area <= interval.high)
     # The standard error of the share is 0.011.
@@ -133,10 +133,10 @@ def small_pool() -> Pool:
     clean = table([0, 1, 9, 3], 0.0)
     noisy = table([0, 1, 2, 9], 100.0)
     adversarial = table([5, 1, 2, 8], 200.0)
-    return Pool.of_twins(clean, adversarial, noisy, labels)
+    return Pool.of_versions(clean, adversarial, noisy, labels)
 
 
-def test_a_pool_holds_the_twins_of_correctly_classified_images() -> None:
+def test_a_pool_holds_the_versions_of_correctly_classified_images() -> None:
     pool = small_pool()
     assert pool.source.tolist() == [0, 1, 3] * 3
     assert pool.table.column("a").tolist() == [0, 1, 3, 100, 101, 103, 200, 201, 203]
@@ -146,8 +146,8 @@ def test_a_pool_holds_the_twins_of_correctly_classified_images() -> None:
     assert pool.attack_success == pytest.approx(2 / 3)
 
 
-def test_a_pool_may_lack_noisy_twins() -> None:
-    pool = Pool.of_twins(table([0, 1], 0), table([1, 1], 5), None, np.array([0, 1]))
+def test_a_pool_may_lack_noisy_versions() -> None:
+    pool = Pool.of_versions(table([0, 1], 0), table([1, 1], 5), None, np.array([0, 1]))
     assert pool.noisy.sum() == 0
     assert pool.adversarial.tolist() == [False, False, True, True]
     assert pool.successful.tolist() == [False, False, True, False]
@@ -176,9 +176,9 @@ def test_a_detection_counts_and_measures_what_is_selected() -> None:
 
 def test_tables_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(InputError, match=r"tables of 2 rows and equal metrics, got .*\[2, 3\]"):
-        Pool.of_twins(table([0, 1], 0), table([1, 1, 1], 5), None, np.array([0, 1]))
+        Pool.of_versions(table([0, 1], 0), table([1, 1, 1], 5), None, np.array([0, 1]))
     with pytest.raises(InputError, match="correctly classified image, got none"):
-        Pool.of_twins(table([0, 1], 0), table([1, 1], 5), None, np.array([5, 5]))
+        Pool.of_versions(table([0, 1], 0), table([1, 1], 5), None, np.array([5, 5]))
 
 
 def noise_pool(count: int, seed: int) -> Pool:
@@ -189,7 +189,7 @@ def noise_pool(count: int, seed: int) -> Pool:
         MetricTable(names, generator.normal(size=(count, 40)), np.zeros(count, int))
         for _ in range(3)
     ]
-    return Pool.of_twins(tables[0], tables[1], tables[2], np.zeros(count, int))
+    return Pool.of_versions(tables[0], tables[1], tables[2], np.zeros(count, int))
 
 
 def test_in_sample_is_optimistic_about_noise_and_held_out_is_not() -> None:
@@ -205,7 +205,7 @@ def test_held_out_scores_come_from_combiners_that_never_saw_the_image() -> None:
     pool = noise_pool(30, 1)
     names = pool.table.names[:3]
     scores = held_out_scores(pool, names)
-    # Changing one image's twins must leave its own combiner, and so the others in its fold, alone.
+    # Changing one image's versions must leave the combiner of its own fold alone.
     values = pool.table.values.copy()
     rows = pool.source == 4
     values[rows] += 1000.0
@@ -267,7 +267,7 @@ def test_the_combiner_refuses_what_it_cannot_learn_from() -> None:
 
 
 def test_the_difference_of_areas_equals_a_bootstrap_over_source_images() -> None:
-    first, truth, source = twins(300, 5, shared=2.0)
+    first, truth, source = versions(300, 5, shared=2.0)
     second = first + np.random.default_rng(6).normal(size=900)
     found = roc_auc_difference(first, second, truth, source)
     generator = np.random.default_rng(7)
@@ -287,7 +287,7 @@ def test_the_difference_of_areas_equals_a_bootstrap_over_source_images() -> None
 
 
 def test_the_interval_of_the_difference_is_the_paired_one() -> None:
-    first, truth, source = twins(300, 8)
+    first, truth, source = versions(300, 8)
     second = first + 0.1 * np.random.default_rng(9).normal(size=900)
     paired = roc_auc_difference(first, second, truth, source)
     alone = roc_auc_interval(first, truth, source)
@@ -295,7 +295,7 @@ def test_the_interval_of_the_difference_is_the_paired_one() -> None:
 
 
 def test_limits_of_the_difference() -> None:
-    scores, truth, source = twins(50, 10)
+    scores, truth, source = versions(50, 10)
     same = roc_auc_difference(scores, scores, truth, source)
     assert (same.estimate, same.low, same.high) == (0, 0, 0)
     turned = roc_auc_difference(-scores, scores, truth, source)

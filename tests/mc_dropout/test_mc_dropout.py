@@ -353,8 +353,8 @@ def test_a_change_that_the_first_pass_drops_is_seen_by_the_others(name: str, dig
 def test_copies_of_a_used_sampler_give_what_it_gives(digits: Batch) -> None:
     sampler = MCDropout(build("DigitNet"), passes=3)
     probs = sampler.sample(digits[0][:20])
-    for twin in (copy.deepcopy(sampler), pickle.loads(pickle.dumps(sampler))):  # noqa: S301 - our own
-        assert torch.equal(twin.sample(digits[0][:20]), probs)
+    for replica in (copy.deepcopy(sampler), pickle.loads(pickle.dumps(sampler))):  # noqa: S301 - our own
+        assert torch.equal(replica.sample(digits[0][:20]), probs)
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.5])
@@ -447,12 +447,12 @@ def test_fixed_and_fresh_masks_agree_in_auc_on_2000_digits(
     digit_net: nn.Module, digits: Batch
 ) -> None:
     images, labels = (part[:2000] for part in digits)
-    twins = BIM(0.12)(digit_net, images, labels)
+    adversarial = BIM(0.12)(digit_net, images, labels)
     truth = torch.arange(4000).numpy() >= 2000
     areas: dict[str, dict[str, float]] = {}
     for masks in ("fixed", "fresh"):
         sampler = MCDropout(digit_net, passes=50, masks=masks)
-        probs = sampler.sample(torch.cat([images, twins]))
+        probs = sampler.sample(torch.cat([images, adversarial]))
         areas[masks] = {
             metric.__name__: roc_auc_score(truth, metric(probs).numpy())
             for metric in (uncertainty.variance, predictive_entropy, mutual_information)
@@ -860,19 +860,19 @@ def test_inserted_dropout_leaves_the_model_alone_and_shares_its_weights(
 ) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 40), nn.Sequential(nn.Linear(40, 10)))
     before = str(model)
-    twin = insert_dropout(model, before="2" if kind is nn.Sequential else "2.0", p=0.3)
+    replica = insert_dropout(model, before="2" if kind is nn.Sequential else "2.0", p=0.3)
     assert str(model) == before
-    assert list(twin.state_dict()) == list(model.state_dict())
-    for one, other in zip(twin.parameters(), model.parameters(), strict=True):
+    assert list(replica.state_dict()) == list(model.state_dict())
+    for one, other in zip(replica.parameters(), model.parameters(), strict=True):
         assert one is other
     images = digits[0][:9]
     with torch.no_grad():
-        assert torch.equal(twin.eval()(images), model(images))
-        assert not torch.equal(twin.train()(images), model(images))
-    plan = MCDropout(twin, passes=2).explain_plan(images)
+        assert torch.equal(replica.eval()(images), model(images))
+        assert not torch.equal(replica.train()(images), model(images))
+    plan = MCDropout(replica, passes=2).explain_plan(images)
     assert [layer.name for layer in plan.stochastic] == ["2.0.leery_dropout"]
-    copied = pickle.loads(pickle.dumps(twin))  # noqa: S301 - our own
-    assert str(copied) == str(twin)
+    copied = pickle.loads(pickle.dumps(replica))  # noqa: S301 - our own
+    assert str(copied) == str(replica)
 
 
 def test_where_dropout_cannot_be_inserted_it_is_said() -> None:

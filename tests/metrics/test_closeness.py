@@ -52,8 +52,10 @@ def test_the_density_equals_scikit_learns_on_the_last_hidden_layer_of_digits(
 ) -> None:
     images, labels = training_digits
     features, _ = extract_features(digit_net, images, "hidden")
-    twins = FGSM(0.3)(digit_net, digits[0][:60], digits[1][:60])
-    queries, logits = extract_features(digit_net, torch.cat([digits[0][:60], twins]), "hidden")
+    adversarial = FGSM(0.3)(digit_net, digits[0][:60], digits[1][:60])
+    queries, logits = extract_features(
+        digit_net, torch.cat([digits[0][:60], adversarial]), "hidden"
+    )
     classes = logits.argmax(1)
     found = KernelDensity(1.7).fit(features, labels).score(queries, classes)
     for label in classes.unique().tolist():

@@ -15,7 +15,7 @@ from leery.study._pictures import example, gallery
 from leery.study._plan import plan
 from leery.study._stages import evaluate, fit_detector, make_classifier, measure
 from leery.study._sweeps import TRACED, Trace, first_flipped, load_trace, success, trace
-from leery.study._workspace import Twins, Workspace, read_arrays, read_json
+from leery.study._workspace import Version, Workspace, read_arrays, read_json
 
 BIM_12 = Condition("BIM", 0.12)
 
@@ -26,8 +26,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     made = Workspace(StudyConfig("mnist", limit=12), tmp_path_factory.mktemp("workspace"))
     make_classifier(made)
     fit_detector(made)
-    for twins in (Twins(), Twins(sigma=0.12), Twins(condition=BIM_12)):
-        measure(made, twins, 0)
+    for version in (Version(), Version(sigma=0.12), Version(condition=BIM_12)):
+        measure(made, version, 0)
     return made
 
 
@@ -211,4 +211,4 @@ def test_the_plan_names_a_file_a_task_and_gathering_misses_the_first_by_name(
     attack = PGD(0.3)(
         workspace.detector().model, *workspace.test_set(), seed=workspace.seed("PGD-0.30")
     )
-    assert torch.equal(workspace.craft(Twins(condition=Condition("PGD", 0.30)), 0), attack)
+    assert torch.equal(workspace.craft(Version(condition=Condition("PGD", 0.30)), 0), attack)

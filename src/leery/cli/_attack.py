@@ -57,7 +57,7 @@ def attack(
     each was made of); the images of the first attack come first.
 
     Examples:
-      leery attack --model net:make --data held.npz --attack pgd:0.1 --out twins.npz
+      leery attack --model net:make --data held.npz --attack pgd:0.1 --out adversarial.npz
       leery attack --model net:make --data held/ --attack fgsm:0.03 --attack bim:0.03
     """
     limits = parse_bounds(bounds)
@@ -75,8 +75,8 @@ def attack(
     with stoppable("nothing was written"):
         form = with_classes(model, data, reading.format())
         images, labels = leery.inputs.load_labelled(data, form)
-        twins = [found(model, images, labels, seed=seed) for found in chosen.values()]
-        facts = _write(out, model, twins, labels)
+        adversarial = [found(model, images, labels, seed=seed) for found in chosen.values()]
+        facts = _write(out, model, adversarial, labels)
     if as_json:
         print_json({"out": str(out), "success": dict(zip(chosen, facts, strict=True))})
         return
@@ -86,19 +86,19 @@ def attack(
     Console(highlight=False).print(facts_table(str(out), shown))
 
 
-def _write(out: Path, model: nn.Module, twins: list[Tensor], labels: Tensor) -> list[float]:
+def _write(out: Path, model: nn.Module, adversarial: list[Tensor], labels: Tensor) -> list[float]:
     """Write the adversarial versions and return the misclassified share of each attack."""
     import numpy as np
     import torch
 
-    predicted = [leery.models.predict(model, part) for part in twins]
+    predicted = [leery.models.predict(model, part) for part in adversarial]
     content = io.BytesIO()
     np.savez(
         content,
-        images=torch.cat(twins).numpy(),
-        labels=labels.repeat(len(twins)).numpy(),
+        images=torch.cat(adversarial).numpy(),
+        labels=labels.repeat(len(adversarial)).numpy(),
         predicted=torch.cat(predicted).numpy(),
-        source=np.tile(np.arange(len(labels)), len(twins)),
+        source=np.tile(np.arange(len(labels)), len(adversarial)),
     )
     write_atomically(out, content.getvalue())
     return [float((part != labels).double().mean()) for part in predicted]

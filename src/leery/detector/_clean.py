@@ -158,8 +158,8 @@ def measure_clean(
             assert fitted.inputs.bounds is not None
             tables[name].append(measure(_changed(name, change, batch, seed + number, fitted)))
         if attack is not None:
-            for place, twins in enumerate(_attacked(attack, attacks, batch, truth, table)):
-                attacked[place].append(measure(twins))
+            for place, adversarial in enumerate(_attacked(attack, attacks, batch, truth, table)):
+                attacked[place].append(measure(adversarial))
     found = torch.cat(hashes)
     fitted.inputs.compare(moments, len(found), "clean images")
     known = [truth for truth in truths if truth is not None]

@@ -76,7 +76,7 @@ def evaluate(
             )
             assert clean is not None
             assert attacked is not None
-            pool = Pool.of_twins(clean, attacked, noisy, classes)
+            pool = Pool.of_versions(clean, attacked, noisy, classes)
             rows += [{"detector": detector, **row} for row in _rows(pool, name)]
     return pd.DataFrame(rows)
 

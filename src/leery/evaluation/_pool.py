@@ -31,7 +31,7 @@ class Pool:
     successful: np.ndarray
 
     @classmethod
-    def of_twins(
+    def of_versions(
         cls,
         clean: MetricTable,
         adversarial: MetricTable,

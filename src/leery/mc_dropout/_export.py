@@ -1,7 +1,7 @@
 """A model's graph with its random operations kept, to be split and run piece by piece.
 
 ``torch.export`` writes the forward pass down as ATen calls. Here in-place calls are replaced by
-their functional twins, so that any value can be computed once and used in every pass.
+their functional forms, so that any value can be computed once and used in every pass.
 """
 
 import contextlib
@@ -217,7 +217,7 @@ def _make_functional(module: fx.GraphModule) -> None:
             node.update_arg(_BATCH_NORM_TRAINING, arg=False)
         if not isinstance(overload, torch._ops.OpOverload) or not overload._schema.is_mutable:  # noqa: SLF001
             continue
-        node.target = _functional_twin(overload)
+        node.target = _functional_overload(overload)
         place = order[node]
         earlier = {other for other in memory[node] - {node.args[0]} if order[other] < place}
         if any(order[user] > place for other in earlier for user in other.users):
@@ -228,21 +228,21 @@ def _make_functional(module: fx.GraphModule) -> None:
         )
 
 
-def _functional_twin(overload: Any) -> Any:  # noqa: ANN401 - ATen calls have no public type
+def _functional_overload(overload: Any) -> Any:  # noqa: ANN401 - ATen calls have no public type
     """The call that returns what an in-place call writes."""
     if overload in IN_PLACE:
         return IN_PLACE[overload]
     name = overload._schema.name.removeprefix("aten::")  # noqa: SLF001
     packet = getattr(_ATEN, name.removesuffix("_"), None)
-    twin = getattr(packet, overload._overloadname, None)  # noqa: SLF001
-    if twin is None or not name.endswith("_"):
+    functional = getattr(packet, overload._overloadname, None)  # noqa: SLF001
+    if functional is None or not name.endswith("_"):
         message = f"{overload} has no form without side effects"
         raise NoGraphError(message)
-    return twin
+    return functional
 
 
 def _shared_memory(module: fx.GraphModule) -> dict[fx.Node, set[fx.Node]]:
-    """For each node those that may lie in the same memory: its views, bases and in-place twins."""
+    """For each node those that may lie in the same memory: its views, bases and in-place forms."""
     groups: dict[fx.Node, set[fx.Node]] = {}
     for node in module.graph.nodes:
         groups[node] = {node}

@@ -38,8 +38,8 @@ def insert_dropout(model: nn.Module, *, before: str, p: float = 0.5) -> nn.Modul
         message = f"expected a dropout rate between 0 and 1, got {p}; correct it"
         raise InputError(message)
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    twin = copy.deepcopy(model, shared)
-    layers = dict(twin.named_modules())
+    copied = copy.deepcopy(model, shared)
+    layers = dict(copied.named_modules())
     layer = layers.get(before) if before else None
     while isinstance(layer, nn.Sequential) and len(layer):
         layer = layer[0]
@@ -71,7 +71,7 @@ def insert_dropout(model: nn.Module, *, before: str, p: float = 0.5) -> nn.Modul
         raise InputError(message)
     layer.add_module(_ATTRIBUTE, nn.Dropout(p))
     layer.register_forward_pre_hook(_drop, with_kwargs=True)
-    return twin
+    return copied
 
 
 def _drop(

@@ -36,8 +36,8 @@ from leery.models._layout import (
 )
 from leery.models._loading import check_repeatable, load_model, loaded_object, normalized
 from leery.models._outputs import Logits, logits_facts, logits_of_facts, with_logits
+from leery.models._replica import python_randomness
 from leery.models._shortcut import two_images
-from leery.models._twin import python_randomness
 
 __all__ = [
     "INPUT_OF",

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from leery.errors import InputError, LeeryError, UnsupportedModelError, brief
 from leery.models._layout import fast_layout, has_fast_layout, keep_freed_memory
+from leery.models._replica import Replicas, python_randomness_kept
 from leery.models._shortcut import Shortcut
-from leery.models._twin import Twins, python_randomness_kept
 
 __all__ = [
     "assignments_undone",
@@ -184,7 +184,7 @@ def _named(output: object) -> str:
 def guest(model: nn.Module, images: Tensor | None = None) -> Iterator[nn.Module]:
     """The model in eval mode for a while, as a module to run; afterwards it is as it was.
 
-    With images it is a twin that shares parameters and buffers, where that was seen to give the
+    With images it is a replica that shares parameters and buffers, where that was seen to give the
     same; threads then do not wait for each other. Otherwise it is the model itself: its modes are
     set directly, not through ``model.eval()``, which models may override with side effects; what is
     assigned in it meanwhile is undone; random numbers that it draws from the global generators of
@@ -201,13 +201,13 @@ def guest(model: nn.Module, images: Tensor | None = None) -> Iterator[nn.Module]
         with _in_place(model):
             yield model
         return
-    with _TWINS.lent(model, images, _ONE_AT_A_TIME) as twin:
-        if twin is None:
+    with _REPLICAS.lent(model, images, _ONE_AT_A_TIME) as replica:
+        if replica is None:
             with _in_place(model):
                 yield model
         else:
             with torch.autocast(device_of(model).type, enabled=False):
-                yield twin
+                yield replica
 
 
 @contextmanager
@@ -232,7 +232,7 @@ def _plainly(model: nn.Module, images: Tensor) -> Tensor:
         return run_model(model, images)
 
 
-_TWINS = Twins(_plainly, run_model)
+_REPLICAS = Replicas(_plainly, run_model)
 
 
 @contextmanager

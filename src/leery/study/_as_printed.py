@@ -26,16 +26,16 @@ def as_printed(workspace: Workspace, condition: Condition) -> None:
     rows = workspace.attacked(IMAGES)
     images, labels = (part[rows] for part in workspace.test_set())
     seed = workspace.seed(f"as-printed-{condition.name}")
-    twins = condition.make()(detector.model, images, labels, seed=seed)
+    adversarial = condition.make()(detector.model, images, labels, seed=seed)
     noisy = gaussian_noise(images, condition.epsilon, seed=workspace.seed("as-printed-noise"))
-    versions = [images, noisy, twins]
+    versions = [images, noisy, adversarial]
     content: dict[str, Any] = {
         "images": len(rows),
         "kernels": _kernels(detector, versions, workspace.config.bandwidth),
     }
     if condition.attack == "BIM":
         printed = bim_as_printed(detector.model, images, labels, condition.epsilon)
-        for name, version in (("changed", twins), ("changed_as_printed", printed)):
+        for name, version in (("changed", adversarial), ("changed_as_printed", printed)):
             content[name] = int((predicted_classes(detector, version) != labels).sum())
     write_json(workspace.reading_file(condition), content)
 

@@ -22,7 +22,7 @@ from leery.study._sweeps import (
     load_trace,
 )
 from leery.study._tables import KL_READINGS, PIXELS, TABLES
-from leery.study._workspace import Twins, Workspace, read_arrays, read_json
+from leery.study._workspace import Version, Workspace, read_arrays, read_json
 
 __all__ = ["gather"]
 
@@ -140,7 +140,7 @@ def _pixels(image: np.ndarray) -> dict[str, float]:
 
 def _uncertainty(workspace: Workspace) -> Rows:
     """The mean of each metric over wrong and over right predictions (the paper's tables 3, 4)."""
-    clean = workspace.table(Twins())
+    clean = workspace.table(Version())
     right = clean.predicted == workspace.labels()
     for metric in clean.names:
         values = clean.column(metric)
@@ -186,7 +186,7 @@ def _attack_success(workspace: Workspace) -> Rows:
 
 def _abstention(workspace: Workspace) -> Rows:
     """Risk-coverage curves; doubt is a metric in its more doubtful direction."""
-    clean = workspace.table(Twins())
+    clean = workspace.table(Version())
     wrong = clean.predicted != workspace.labels()
     for metric in clean.names:
         curve = abstention(wrong, direction_of(metric) * clean.column(metric))

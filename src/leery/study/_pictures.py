@@ -5,7 +5,7 @@ import torch
 
 from leery.study._config import Condition
 from leery.study._sweeps import TRACED, first_flipped, load_trace
-from leery.study._workspace import SHARD, Twins, Workspace, read_json, write_arrays
+from leery.study._workspace import SHARD, Version, Workspace, read_json, write_arrays
 
 __all__ = ["EXAMPLE_ATTACK", "example", "gallery"]
 
@@ -14,7 +14,7 @@ EXAMPLE_ATTACK = TRACED[0]
 
 
 def example(workspace: Workspace) -> None:
-    """Leave figure 1: an image and its adversarial twin, at the weakest strength that will do.
+    """Leave figure 1: an image and its adversarial version, at the weakest strength that will do.
 
     The file holds ``pixels`` ``(2, 28, 28)``, clean and adversarial, ``predicted`` ``(2,)``,
     ``confidence`` ``(2,)``, ``source``, ``label`` and ``epsilon``; nothing where no image flips.
@@ -29,8 +29,8 @@ def example(workspace: Workspace) -> None:
     source = int(trace.source[place])
     images, labels = (part[source : source + 1] for part in workspace.test_set())
     detector = workspace.detector()
-    twin = Condition(EXAMPLE_ATTACK, epsilon).make()(detector.model, images, labels)
-    both = torch.cat([images, twin])
+    adversarial = Condition(EXAMPLE_ATTACK, epsilon).make()(detector.model, images, labels)
+    both = torch.cat([images, adversarial])
     table = detector.measure(both)
     write_arrays(
         workspace.picture_file("example"),
@@ -50,9 +50,9 @@ def gallery(workspace: Workspace, condition: Condition) -> None:
     """
     worst = read_json(workspace.evaluation_file(condition))["worst"]
     versions = {
-        "miss": Twins(condition=condition),
-        "false alarm, clean": Twins(),
-        "false alarm, noisy": Twins(sigma=condition.epsilon),
+        "miss": Version(condition=condition),
+        "false alarm, clean": Version(),
+        "false alarm, noisy": Version(sigma=condition.epsilon),
     }
     pixels = []
     for entry in worst:

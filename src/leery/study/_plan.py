@@ -16,7 +16,7 @@ from leery.study._sweeps import (
     trace,
     trace_shards,
 )
-from leery.study._workspace import MEASURED, SHARD, Workspace, all_twins
+from leery.study._workspace import MEASURED, SHARD, Workspace, all_versions
 
 __all__ = ["Task", "plan"]
 
@@ -75,10 +75,12 @@ def _detector(workspace: Workspace) -> Iterator[Task]:
 
 def _measure(workspace: Workspace) -> Iterator[Task]:
     images = min(MEASURED, len(workspace.labels()))
-    for twins in all_twins(workspace.config):
-        cost = images * (0.0004 + 0.00016 * twins.gradients) / _speed(workspace)
+    for version in all_versions(workspace.config):
+        cost = images * (0.0004 + 0.00016 * version.gradients) / _speed(workspace)
         for start in workspace.measured():
-            yield Task(workspace.table_file(twins, start), measure, (workspace, twins, start), cost)
+            yield Task(
+                workspace.table_file(version, start), measure, (workspace, version, start), cost
+            )
 
 
 def _evaluate(workspace: Workspace) -> Iterator[Task]:

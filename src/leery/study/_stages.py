@@ -28,7 +28,7 @@ from leery.evaluation import (
 )
 from leery.metrics import PAPER_METRICS
 from leery.study._config import METRIC_SETS, STUDIED_METRICS, Condition
-from leery.study._workspace import MEASURED, SHARD, Twins, Workspace, write_arrays, write_json
+from leery.study._workspace import MEASURED, SHARD, Version, Workspace, write_arrays, write_json
 
 __all__ = ["FPR_GRID", "evaluate", "fit_detector", "make_classifier", "measure"]
 
@@ -68,20 +68,22 @@ def fit_detector(workspace: Workspace) -> None:
     detector.fit(images, labels).save(workspace.detector_file)
 
 
-def measure(workspace: Workspace, twins: Twins, start: int) -> None:
+def measure(workspace: Workspace, version: Version, start: int) -> None:
     """Make some shards of a version of the test images, measure them and leave the table."""
     stop = min(start + MEASURED, len(workspace.labels()))
-    shards = [workspace.craft(twins, first) for first in range(start, stop, SHARD)]
+    shards = [workspace.craft(version, first) for first in range(start, stop, SHARD)]
     table = workspace.detector().measure(torch.cat(shards))
-    write_arrays(workspace.table_file(twins, start), values=table.values, predicted=table.predicted)
+    write_arrays(
+        workspace.table_file(version, start), values=table.values, predicted=table.predicted
+    )
 
 
 def evaluate(workspace: Workspace, condition: Condition) -> None:
     """Judge every set of metrics on one condition and leave all that is shown of it."""
-    pool = Pool.of_twins(
-        clean=workspace.table(Twins()),
-        adversarial=workspace.table(Twins(condition=condition)),
-        noisy=workspace.table(Twins(sigma=condition.epsilon)),
+    pool = Pool.of_versions(
+        clean=workspace.table(Version()),
+        adversarial=workspace.table(Version(condition=condition)),
+        noisy=workspace.table(Version(sigma=condition.epsilon)),
         labels=workspace.labels(),
     )
     scores = {

@@ -18,7 +18,7 @@ from leery.study._config import (
     Condition,
 )
 from leery.study._workspace import (
-    Twins,
+    Version,
     Workspace,
     read_arrays,
     read_json,
@@ -61,16 +61,16 @@ def success_conditions() -> tuple[Condition, ...]:
 def success(workspace: Workspace, condition: Condition) -> None:
     """Count the images whose label an attack changes, of those that were right.
 
-    Where the attack was measured at this strength, its twins are not made again.
+    Where the attack was measured at this strength, its images are not made again.
     """
     rows = workspace.attacked(SUCCESS_IMAGES)
     images, labels = (part[rows] for part in workspace.test_set())
     if condition in workspace.config.conditions:
-        predicted = torch.from_numpy(workspace.table(Twins(condition=condition)).predicted[rows])
+        predicted = torch.from_numpy(workspace.table(Version(condition=condition)).predicted[rows])
     else:
         seed = workspace.seed(f"success-{condition.name}")
-        twins = condition.make()(workspace.detector().model, images, labels, seed=seed)
-        predicted = predicted_classes(workspace.detector(), twins)
+        adversarial = condition.make()(workspace.detector().model, images, labels, seed=seed)
+        predicted = predicted_classes(workspace.detector(), adversarial)
     changed = predicted != labels
     write_json(
         workspace.success_file(condition), {"images": len(rows), "changed": int(changed.sum())}

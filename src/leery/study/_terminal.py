@@ -96,8 +96,8 @@ def _of_study(result: StudyResult) -> list[Table | str]:
         f"{result.dataset}: accuracy on the {classifier['n_test'].iloc[0]:,} test images: "
         f"{accuracy}" + (f"; means over {len(result.seeds)} classifiers follow" if several else ""),
         _uncertainty_table(result.tables["uncertainty"]),
-        f"Attacked: the {images:,} images it gets right; positives are their adversarial twins, "
-        "negatives they themselves and their noisy twins.",
+        f"Attacked: the {images:,} images it gets right. Positives: their adversarial versions; "
+        "negatives: those images and their noisy versions.",
         _metrics_table(result.results),
         _detection_table(result.results, several=several),
         f"All conditions, protocols and positives: {result.folder / 'results.csv'}",

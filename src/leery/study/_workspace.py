@@ -22,9 +22,9 @@ from leery.study._config import STUDIED_METRICS, AttackName, Condition, StudyCon
 __all__ = [
     "MEASURED",
     "SHARD",
-    "Twins",
+    "Version",
     "Workspace",
-    "all_twins",
+    "all_versions",
     "read_arrays",
     "read_json",
     "write_arrays",
@@ -39,7 +39,7 @@ MEASURED = 4 * SHARD
 
 
 @dataclass(frozen=True)
-class Twins:
+class Version:
     """Which version of the test images is measured: clean, noisy or attacked.
 
     Attributes:
@@ -52,7 +52,7 @@ class Twins:
 
     @property
     def name(self) -> str:
-        """What the twins are called in files."""
+        """The folder and seed name of the version."""
         if self.condition is not None:
             return self.condition.name
         return "clean" if self.sigma is None else f"noise-{self.sigma:.2f}"
@@ -63,14 +63,14 @@ class Twins:
         return 0 if self.condition is None else self.condition.make().steps
 
 
-def all_twins(config: StudyConfig) -> list[Twins]:
+def all_versions(config: StudyConfig) -> list[Version]:
     """Every version of the test images that the study measures, the costly ones first."""
-    twins = [
-        Twins(),
-        *(Twins(sigma=epsilon) for epsilon in config.epsilons),
-        *(Twins(condition=condition) for condition in config.conditions),
+    versions = [
+        Version(),
+        *(Version(sigma=epsilon) for epsilon in config.epsilons),
+        *(Version(condition=condition) for condition in config.conditions),
     ]
-    return sorted(twins, key=lambda twin: -twin.gradients)
+    return sorted(versions, key=lambda version: -version.gradients)
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ class Workspace:
         """The fitted detector's file."""
         return self.folder / "detector.leery"
 
-    def table_file(self, twins: Twins, start: int) -> Path:
+    def table_file(self, version: Version, start: int) -> Path:
         """The file of the metrics of some images."""
-        return self.folder / "measure" / twins.name / f"{start:06d}.npz"
+        return self.folder / "measure" / version.name / f"{start:06d}.npz"
 
     def evaluation_file(self, condition: Condition) -> Path:
         """The file of the evaluation of an attack."""
@@ -142,7 +142,7 @@ class Workspace:
 
     def attacked(self, limit: int | None = None) -> np.ndarray:
         """The first images that the classifier gets right, at most ``limit``: int64 indices."""
-        right = np.flatnonzero(self.table(Twins()).predicted == self.labels())
+        right = np.flatnonzero(self.table(Version()).predicted == self.labels())
         return right[:limit]
 
     def seed(self, name: str, start: int = 0) -> int:
@@ -150,19 +150,19 @@ class Workspace:
         sequence = np.random.SeedSequence([self.config.seed, zlib.crc32(name.encode()), start])
         return int(sequence.generate_state(1)[0])
 
-    def craft(self, twins: Twins, start: int) -> Tensor:
+    def craft(self, version: Version, start: int) -> Tensor:
         """One shard of a version of the images, always the same."""
         images, labels = (part[start : start + SHARD] for part in self.test_set())
-        seed = self.seed(twins.name, start)
-        if twins.condition is not None:
-            return twins.condition.make()(self.detector().model, images, labels, seed=seed)
-        if twins.sigma is not None:
-            return gaussian_noise(images, twins.sigma, seed=seed)
+        seed = self.seed(version.name, start)
+        if version.condition is not None:
+            return version.condition.make()(self.detector().model, images, labels, seed=seed)
+        if version.sigma is not None:
+            return gaussian_noise(images, version.sigma, seed=seed)
         return images
 
-    def table(self, twins: Twins) -> MetricTable:
+    def table(self, version: Version) -> MetricTable:
         """The measured metrics of a version of all images, in their order."""
-        parts = [read_arrays(self.table_file(twins, start)) for start in self.measured()]
+        parts = [read_arrays(self.table_file(version, start)) for start in self.measured()]
         values, predicted = (
             np.concatenate([part[name] for part in parts]) for name in ("values", "predicted")
         )

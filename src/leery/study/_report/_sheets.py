@@ -101,7 +101,7 @@ def all_six_sheet(study: StudyResult) -> Sheet:
             *("ROC-AUC, changed labels only", "ROC-AUC in-sample (paper)"),
         ),
         rows,
-        "Held out by source image; positives are all adversarial twins, negatives the clean and "
+        "Held out by source image; positives are all adversarial versions, negatives the clean and "
         "the noisy images." + _spread_note(study),
     )
 

@@ -49,7 +49,7 @@ def roc_caption(study: StudyResult) -> str:
     worst = areas["all"].idxmin()
     winners = areas[list(PAPER_METRICS)].idxmax(axis=1).map(METRIC_NAMES.get).unique()
     return (
-        "Held out by source image; positives are all adversarial twins, negatives the clean and "
+        "Held out by source image; positives are all adversarial versions, negatives the clean and "
         f"the noisy images. Best single metrics of the six conditions: {', '.join(winners)}. All "
         f"six together are weakest at {worst[0]} {worst[1]:.2f} ({areas['all'].min():.3f})."
     )

@@ -1,7 +1,7 @@
-"""A twin of a classifier: other modules in eval mode, the same parameters and buffers.
+"""A replica of a classifier: other modules in eval mode, the same parameters and buffers.
 
-Running the twin leaves the modes and attributes of the classifier alone, so that nothing has to be
-undone and threads need not wait for each other.
+Running the replica leaves the modes and attributes of the classifier alone, so that nothing has to
+be undone and threads need not wait for each other.
 """
 
 import functools
@@ -21,7 +21,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from leery.models._shortcut import two_images
 
-__all__ = ["Twins", "python_randomness", "python_randomness_kept"]
+__all__ = ["Replicas", "python_randomness", "python_randomness_kept"]
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 
@@ -35,16 +35,16 @@ Run = Callable[[nn.Module, Tensor], Tensor]
 
 
 class _ReachedBackError(Exception):
-    """The twin ran a module of the classifier itself."""
+    """The replica ran a module of the classifier itself."""
 
 
 @dataclass
-class _Twins:
-    """The twins of a classifier, and what they were made from.
+class _Replicas:
+    """The replicas of a classifier, and what they were made from.
 
     Attributes:
         state: of the classifier when they were made.
-        idle: twins that nobody uses; a thread has one for itself.
+        idle: replicas that nobody uses; a thread has one for itself.
         trusted: by the kind of images.
     """
 
@@ -53,77 +53,83 @@ class _Twins:
     trusted: dict[object, bool] = field(default_factory=dict)
 
 
-class Twins:
-    """The twins of classifiers, trusted after a trial on two images and not before.
+class Replicas:
+    """The replicas of classifiers, trusted after a trial on two images and not before.
 
-    A twin must give what the classifier gives in eval mode, and run none of its modules. A
-    classifier gets no twin if one of its attributes or hooks refers to one of its modules in a way
-    that a twin cannot follow, if it has hooks of a user's, or if its forward pass assigns
+    A replica must give what the classifier gives in eval mode, and run none of its modules. A
+    classifier gets no replica if one of its attributes or hooks refers to one of its modules in
+    a way that a replica cannot follow, if it has hooks of a user's, or if its forward pass assigns
     attributes, writes into parameters or buffers, or draws random numbers.
 
     Args:
-        plain: gives the logits of the classifier itself, as the caller would run it without a twin.
+        plain: gives the logits of the classifier itself, run without a replica.
         run: gives the logits of a module as it is.
     """
 
     def __init__(self, plain: Run, run: Run) -> None:
         self._plain = plain
         self._run = run
-        self._twins: weakref.WeakKeyDictionary[nn.Module, _Twins] = weakref.WeakKeyDictionary()
+        self._replicas: weakref.WeakKeyDictionary[nn.Module, _Replicas] = (
+            weakref.WeakKeyDictionary()
+        )
 
     @contextmanager
     def lent(
         self, model: nn.Module, images: Tensor, lock: AbstractContextManager[object]
     ) -> Iterator[nn.Module | None]:
-        """A twin of a classifier as it is now, for this thread; None where there is none.
+        """A replica of a classifier as it is now, for this thread; None where there is none.
 
         Args:
             model: the classifier.
             images: ``(N, ...)``, to tell the kind of images, and for the trial.
-            lock: held while a twin is looked for.
+            lock: held while a replica is looked for.
         """
         with lock:
-            twins, twin = self._found(model, images)
+            replicas, replica = self._found(model, images)
         try:
-            yield twin
+            yield replica
         finally:
-            if twin is not None:
-                twins.idle.append(twin)
+            if replica is not None:
+                replicas.idle.append(replica)
 
-    def _found(self, model: nn.Module, images: Tensor) -> tuple[_Twins, nn.Module | None]:
+    def _found(self, model: nn.Module, images: Tensor) -> tuple[_Replicas, nn.Module | None]:
         state = _state(model)
-        twins = self._twins.get(model)
-        if twins is None or twins.state != state:
-            twins = self._twins[model] = _Twins(state)
+        replicas = self._replicas.get(model)
+        if replicas is None or replicas.state != state:
+            replicas = self._replicas[model] = _Replicas(state)
         kind = images.shape[1:], images.dtype, images.device
-        if twins.trusted.get(kind) is False:
-            return twins, None
-        twin = twins.idle.pop() if twins.idle else _made(model)
-        if kind not in twins.trusted:
-            own = twin if twin is None else self._passes(model, twin, two_images(images.detach()))
-            twins.trusted[kind] = bool(own)
-        return twins, twin if twins.trusted[kind] else None
+        if replicas.trusted.get(kind) is False:
+            return replicas, None
+        replica = replicas.idle.pop() if replicas.idle else _made(model)
+        if kind not in replicas.trusted:
+            own = (
+                replica
+                if replica is None
+                else self._passes(model, replica, two_images(images.detach()))
+            )
+            replicas.trusted[kind] = bool(own)
+        return replicas, replica if replicas.trusted[kind] else None
 
-    def _passes(self, model: nn.Module, twin: nn.Module, pair: Tensor) -> bool:
-        """Whether the twin gives what the classifier gives, and does nothing else."""
+    def _passes(self, model: nn.Module, replica: nn.Module, pair: Tensor) -> bool:
+        """Whether the replica gives what the classifier gives, and does nothing else."""
         try:
-            shown = pair.to(next(twin.parameters(), pair).device)
+            shown = pair.to(next(replica.parameters(), pair).device)
             truth = self._plain(model, shown)
-            before, drawn, written = _state(twin), _random_states(), _written(twin)
+            before, drawn, written = _state(replica), _random_states(), _written(replica)
             with (
                 _not_run(model),
                 torch.no_grad(),
                 torch.random.fork_rng(devices=_devices(shown)),
                 python_randomness_kept(),
             ):
-                found = self._run(twin, shown)
-                same = _random_states() == drawn and _state(twin) == before
+                found = self._run(replica, shown)
+                same = _random_states() == drawn and _state(replica) == before
         except torch.OutOfMemoryError:
             raise
         # A model's own code raises whatever it likes; the classifier itself is then run instead.
         except Exception:
             return False
-        if not same or _written(twin) != written or found.shape != truth.shape:
+        if not same or _written(replica) != written or found.shape != truth.shape:
             return False
         return bool((found - truth).norm() <= _TOLERANCE * truth.norm())
 
@@ -185,24 +191,24 @@ def _made(model: nn.Module) -> nn.Module | None:
     None if an attribute refers to a module of the model in a way that cannot be followed, or if
     there are hooks of a user's, which may keep what they see.
     """
-    twins = {id(module): object.__new__(type(module)) for module in model.modules()}
+    replicas = {id(module): object.__new__(type(module)) for module in model.modules()}
     try:
         for module in model.modules():
-            twin = twins[id(module)]
+            replica = replicas[id(module)]
             if any(not _is_known(hook) for name in _HOOKS for hook in vars(module)[name].values()):
                 return None
-            attributes = {name: _rebound(value, twins) for name, value in vars(module).items()}
+            attributes = {name: _rebound(value, replicas) for name, value in vars(module).items()}
             attributes["training"] = False
             for name in _REGISTRIES:
                 attributes[name] = {
-                    key: twins.get(id(value), value) for key, value in vars(module)[name].items()
+                    key: replicas.get(id(value), value) for key, value in vars(module)[name].items()
                 }
-            if any(_reaches(value, twins) for value in attributes.values()):
+            if any(_reaches(value, replicas) for value in attributes.values()):
                 return None
-            vars(twin).update(attributes)
+            vars(replica).update(attributes)
     except (TypeError, KeyError, RecursionError):
         return None
-    return twins[id(model)]
+    return replicas[id(model)]
 
 
 def _is_known(hook: object) -> bool:
@@ -211,21 +217,23 @@ def _is_known(hook: object) -> bool:
     return str(owner.__module__).startswith(("torch.", "leery."))
 
 
-def _rebound(value: Any, twins: Mapping[int, nn.Module]) -> Any:  # noqa: ANN401 - any attribute
-    """An attribute with every module of the classifier in it replaced by its twin."""
+def _rebound(value: Any, replicas: Mapping[int, nn.Module]) -> Any:  # noqa: ANN401 - any attribute
+    """An attribute with every module of the classifier in it replaced by its replica."""
     if isinstance(value, nn.Module):
-        return twins.get(id(value), value)
+        return replicas.get(id(value), value)
     if isinstance(value, types.MethodType):
-        return types.MethodType(value.__func__, _rebound(value.__self__, twins))
+        return types.MethodType(value.__func__, _rebound(value.__self__, replicas))
     if isinstance(value, functools.partial):
-        words = {name: _rebound(word, twins) for name, word in value.keywords.items()}
-        return functools.partial(_rebound(value.func, twins), *_rebound(value.args, twins), **words)
+        words = {name: _rebound(word, replicas) for name, word in value.keywords.items()}
+        return functools.partial(
+            _rebound(value.func, replicas), *_rebound(value.args, replicas), **words
+        )
     if type(value) in (list, tuple, set):
-        return type(value)(_rebound(entry, twins) for entry in value)
+        return type(value)(_rebound(entry, replicas) for entry in value)
     if isinstance(value, dict):
-        # A copy of the same type: hooks that are added to the twin are not the classifier's.
+        # A copy of the same type: hooks that are added to the replica are not the classifier's.
         copied = value.copy()
-        copied.update((key, _rebound(entry, twins)) for key, entry in value.items())
+        copied.update((key, _rebound(entry, replicas)) for key, entry in value.items())
         return copied
     return value
 
@@ -263,7 +271,7 @@ def _referred(value: Any) -> Iterator[Any]:  # noqa: ANN401 - any attribute
 def _state(model: nn.Module) -> object:
     """Equal as long as no attribute, parameter, submodule or hook was replaced.
 
-    Identities suffice: a twin holds what the classifier held when it was made.
+    Identities suffice: a replica holds what the classifier held when it was made.
     """
     return [
         (

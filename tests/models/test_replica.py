@@ -1,4 +1,4 @@
-"""The twin of a classifier: what is trusted, what is not, and threads that do not wait."""
+"""The replica of a classifier: what is trusted, what is not, and threads that do not wait."""
 
 import functools
 import gc
@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from leery import PAPER_METRICS, Detector
 from leery.models import extract_features, guest, normalized, predict
-from leery.models._guest import _TWINS
+from leery.models._guest import _REPLICAS
 from tests.conftest import Batch
 
 
@@ -58,7 +58,7 @@ class InList(Base):
 
 
 class Closure(Base):
-    """A function that remembers the module itself: a twin cannot replace it."""
+    """A function that remembers the module itself: a replica cannot replace it."""
 
     def prepare(self) -> None:
         def tail(rows: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ def in_eval_mode(make: Callable[[], nn.Module]) -> Tensor:
 
 
 @pytest.mark.parametrize("name", TRUSTED)
-def test_a_twin_shares_parameters_and_nothing_else(name: str) -> None:
+def test_a_replica_shares_parameters_and_nothing_else(name: str) -> None:
     model = TRUSTED[name]()
     state = random.getstate(), torch.get_rng_state()
     with guest(model, IMAGES) as still:
@@ -152,7 +152,7 @@ def test_a_twin_shares_parameters_and_nothing_else(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NOT_TRUSTED)
-def test_a_classifier_that_a_twin_would_get_wrong_is_run_itself(name: str) -> None:
+def test_a_classifier_that_a_replica_would_get_wrong_is_run_itself(name: str) -> None:
     model, expected = NOT_TRUSTED[name](), in_eval_mode(NOT_TRUSTED[name])
     state, seen = random.getstate(), vars(model).get("calls")
     for _ in range(2):
@@ -166,7 +166,7 @@ def test_a_classifier_that_a_twin_would_get_wrong_is_run_itself(name: str) -> No
     assert int(model.norm.num_batches_tracked) == 0  # type: ignore[union-attr, arg-type]
 
 
-def test_a_twin_follows_changes_of_its_classifier() -> None:
+def test_a_replica_follows_changes_of_its_classifier() -> None:
     model = Base()
     before = predict(model, IMAGES)
     with torch.no_grad():
@@ -193,7 +193,7 @@ class Nested(Base):
         return found
 
 
-def test_a_twin_follows_changes_deep_in_a_container() -> None:
+def test_a_replica_follows_changes_deep_in_a_container() -> None:
     model = Nested()
     before = extract_features(model, IMAGES, "out")[1]
     model.settings["factors"][1][0] = -2.0
@@ -203,14 +203,14 @@ def test_a_twin_follows_changes_deep_in_a_container() -> None:
 @pytest.mark.parametrize("make", [Base, Closure, InList])
 def test_no_classifier_is_kept_alive(make: Callable[[], nn.Module]) -> None:
     gc.collect()
-    before = len(_TWINS._twins)
+    before = len(_REPLICAS._replicas)
     for _ in range(5):
         model = make()
         model.register_forward_hook(lambda *_, own=model: own and None)
         predict(model, IMAGES)
     del model
     gc.collect()
-    assert len(_TWINS._twins) <= before
+    assert len(_REPLICAS._replicas) <= before
 
 
 class Meeting(Base):
@@ -324,7 +324,7 @@ def test_a_thread_of_the_user_s_is_not_disturbed_by_a_trial() -> None:
     try:
         for size in range(40):
             # A new type of images each time needs a new trial.
-            _TWINS._twins.pop(model, None)
+            _REPLICAS._replicas.pop(model, None)
             predict(model, IMAGES[:, :, :, :] + size)
     finally:
         done.set()
