@@ -584,13 +584,13 @@ def adaptive(bench: Bench) -> None:
 
 def two_detectors(bench: Bench) -> None:
     """Two detectors of two classifiers in two threads, against one after the other."""
-    guards = []
+    detectors = []
     train, classes = (part[:6000] for part in data.load("mnist", "train"))
     for _ in range(2):
-        guard = Detector(default_layout("mnist"), metrics=PAPER_METRICS, bandwidth=1.7).fit(
+        detector = Detector(default_layout("mnist"), metrics=PAPER_METRICS, bandwidth=1.7).fit(
             train, classes
         )
-        guards.append(guard.fit_combiner(data.load("mnist", "test")[0][:500]))
+        detectors.append(detector.fit_combiner(data.load("mnist", "test")[0][:500]))
     images = data.load("mnist", "test")[0][: bench.images(10_000)]
     threads = torch.get_num_threads()
 
@@ -598,14 +598,14 @@ def two_detectors(bench: Bench) -> None:
         torch.set_num_threads(1)
         try:
             with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                return list(pool.map(lambda guard: guard.score(images), guards))
+                return list(pool.map(lambda detector: detector.score(images), detectors))
         finally:
             torch.set_num_threads(threads)
 
     def in_a_row() -> list[np.ndarray]:
         torch.set_num_threads(1)
         try:
-            return [guard.score(images) for guard in guards]
+            return [detector.score(images) for detector in detectors]
         finally:
             torch.set_num_threads(threads)
 
@@ -615,7 +615,7 @@ def two_detectors(bench: Bench) -> None:
         {"leery": together, "one after the other": in_a_row},
         units=(2 * len(images), "images"),
         agree=lambda ours, theirs: (all(map(np.array_equal, ours, theirs)), "the same scores"),
-        floor=Operations(2 * len(images) * operations(guards[0].model, images)),
+        floor=Operations(2 * len(images) * operations(detectors[0].model, images)),
     )
 
 
@@ -631,12 +631,12 @@ def default_detector(bench: Bench) -> None:
             "the auxiliary network and the margin": (("auxiliary_agreement", "log_margin"), 2),
         }
         for name, (metrics, limit) in every.items():
-            guard = Detector(model, metrics=metrics).fit(*train).calibrate(held[-500:], fpr=0.05)
+            detector = Detector(model, metrics=metrics).fit(*train).calibrate(held[-500:], fpr=0.05)
             bench.compare(
                 "the default's cost",
                 f"{name}, {NETWORKS[dataset]}, {len(images):,} images",
                 {
-                    "leery": partial(guard.judge, images),
+                    "leery": partial(detector.judge, images),
                     f"{limit} plain forward passes": partial(_plain_passes, model, images, limit),
                 },
                 units=(len(images), "images"),

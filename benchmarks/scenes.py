@@ -239,10 +239,10 @@ def coloured_digits(out: Path) -> Scene:
     torch.manual_seed(0)
     model = Residual()
     mean, std = (train[0].mean((0, 2, 3)).tolist(), train[0].std((0, 2, 3)).tolist())
-    guarded = fitted_classifier(
+    defended = fitted_classifier(
         normalized(model, mean, std), train, out / "coloured-digits.safetensors", 4
     )
-    return Scene(guarded, train, test, test, cells_of_strangers((0.02, 0.05, 0.1)))
+    return Scene(defended, train, test, test, cells_of_strangers((0.02, 0.05, 0.1)))
 
 
 class Residual(nn.Module):
@@ -278,10 +278,10 @@ def coloured_for_choosing(out: Path) -> Scene:
     for before, after in ((3, 16), (16, 32), (32, 48)):
         layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(768, 64), nn.ReLU(), nn.Linear(64, 10))
-    guarded = fitted_classifier(
+    defended = fitted_classifier(
         normalized(model, [0.5] * 3, [0.25] * 3), train, out / "coloured-dev.safetensors", 5
     )
-    return Scene(guarded, train, test, test, cells_of_strangers((0.01, 0.02, 0.05)))
+    return Scene(defended, train, test, test, cells_of_strangers((0.01, 0.02, 0.05)))
 
 
 def few_digits_for_choosing(out: Path) -> Scene:

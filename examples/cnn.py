@@ -1,4 +1,4 @@
-"""A convolutional network with batch norm and functional dropout, guarded with adversarial images.
+"""A convolutional network with batch norm and functional dropout, defended with adversarial images.
 
 python examples/cnn.py
 """

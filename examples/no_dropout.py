@@ -1,4 +1,4 @@
-"""A classifier that was made and trained without dropout: three ways to guard it, compared.
+"""A classifier that was made and trained without dropout: three detectors for it, compared.
 
 python examples/no_dropout.py
 """
@@ -28,7 +28,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, *, epochs: int = 3) 
 
 
 def main(count: int = 10_000) -> None:
-    """Train, then guard with the recommended metrics, by closeness, and with dropout put in.
+    """Train, then detect with the recommended metrics, by closeness, and with dropout put in.
 
     Args:
         count: of training images.

@@ -97,8 +97,8 @@ def check_tutorial(shown: str, folder: Path) -> None:
 def test_the_way_to_a_verdict_takes_fewer_than_25_lines() -> None:
     page = (ROOT / "docs" / "tutorial.md").read_text()
     install = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)[0]
-    guard = page.split("## The guard, in Python")[1].split("Each verdict can be asked")[0]
-    code = "\n".join(part for _, _, part in BLOCK.findall(guard))
+    detector = page.split("## The detector, in Python")[1].split("Each verdict can be asked")[0]
+    code = "\n".join(part for _, _, part in BLOCK.findall(detector))
     lines = [line for line in (install + code).splitlines() if line.strip()]
     assert "detector.calibrate(" in code
     assert "detector.judge(" in code

@@ -173,8 +173,8 @@ class Shift(Metric):
         return own.double().abs().sum(1) + spread
 
 
-def total(guard: Detector) -> Tensor:
-    metric = guard.metrics_["shift"]
+def total(detector: Detector) -> Tensor:
+    metric = detector.metrics_["shift"]
     assert isinstance(metric, Shift)
     return metric.total.clone()
 
@@ -184,25 +184,25 @@ def test_a_metric_of_a_user_s_own_is_fitted_fused_saved_and_loaded(
     combiner: str, digit_net: nn.Module, digits: Batch, training_digits: Batch, tmp_path: object
 ) -> None:
     metric = Shift()
-    guard = Detector(
+    detector = Detector(
         digit_net,
         passes=3,
         metrics=["confidence", metric],
         combiner=combiner,  # type: ignore[arg-type]
     )
-    guard.fit(training_digits[0][:500], training_digits[1][:500])
+    detector.fit(training_digits[0][:500], training_digits[1][:500])
     # The fit works on a copy, and a second one starts from nothing.
     assert float(metric.total.abs().sum()) == 0
-    before = total(guard)
-    guard.fit(training_digits[0][:500], training_digits[1][:500])
-    assert torch.equal(total(guard), before)
+    before = total(detector)
+    detector.fit(training_digits[0][:500], training_digits[1][:500])
+    assert torch.equal(total(detector), before)
     clean = digits[0][:200]
     extra = {"adversarial": 1 - clean} if combiner == "logistic" else {}
-    guard.fit_combiner(clean, **extra).calibrate(digits[0][200:400])  # type: ignore[arg-type]
+    detector.fit_combiner(clean, **extra).calibrate(digits[0][200:400])  # type: ignore[arg-type]
     path = f"{tmp_path}/own.leery"
-    guard.save(path)
+    detector.save(path)
     loaded = Detector.load(path, digit_net, metrics=[Shift()])
-    found, expected = loaded.judge(digits[0][400:420]), guard.judge(digits[0][400:420])
+    found, expected = loaded.judge(digits[0][400:420]), detector.judge(digits[0][400:420])
     assert found.names == ("confidence", "shift")
     assert np.array_equal(found.score, expected.score)
     assert np.array_equal(found.metrics, expected.metrics)
@@ -218,9 +218,9 @@ class Wrong(Metric):
 
 
 def test_a_metric_of_the_wrong_shape_is_named(digit_net: nn.Module, training_digits: Batch) -> None:
-    guard = Detector(digit_net, metrics=[Wrong()]).fit(*training_digits)
+    detector = Detector(digit_net, metrics=[Wrong()]).fit(*training_digits)
     with pytest.raises(InputError, match=r"metric 'wrong' to give float \(5,\), got \(\)"):
-        guard.measure(training_digits[0][:5])
+        detector.measure(training_digits[0][:5])
 
 
 def test_names_of_metrics_are_distinct(digit_net: nn.Module) -> None:
@@ -263,17 +263,19 @@ def test_a_metric_that_cannot_be_used_is_refused_at_once(
 def test_whatever_a_metric_gives_or_raises_is_one_sentence(
     found: object, digit_net: nn.Module, training_digits: Batch
 ) -> None:
-    guard = Detector(digit_net, metrics=[Odd(found)]).fit(*training_digits)
+    detector = Detector(digit_net, metrics=[Odd(found)]).fit(*training_digits)
     with pytest.raises(InputError, match="metric 'odd' to (give float|be computed)") as caught:
-        guard.measure(training_digits[0][:5])
+        detector.measure(training_digits[0][:5])
     assert "\n" not in str(caught.value)
 
 
 def test_a_metric_that_is_not_a_number_is_named(digit_net: nn.Module, digits: Batch) -> None:
     found = torch.tensor([0.0, torch.nan])
-    guard = Detector(digit_net, metrics=["margin", Odd(found)]).fit(digits[0][:90], digits[1][:90])
+    detector = Detector(digit_net, metrics=["margin", Odd(found)]).fit(
+        digits[0][:90], digits[1][:90]
+    )
     with pytest.raises(InputError, match="expected numbers from every metric, got NaN from 'odd'"):
-        guard.measure(digits[0][:2])
+        detector.measure(digits[0][:2])
 
 
 def test_two_metrics_of_one_class_and_their_names_are_saved(
@@ -281,12 +283,12 @@ def test_two_metrics_of_one_class_and_their_names_are_saved(
 ) -> None:
     early = KernelDensity(layer="hidden.0")
     early.name = "density before the ReLU"
-    guard = Detector(digit_net, metrics=["kernel_density", early]).fit(*training_digits)
-    guard.save(tmp_path / "d")
+    detector = Detector(digit_net, metrics=["kernel_density", early]).fit(*training_digits)
+    detector.save(tmp_path / "d")
     loaded = Detector.load(tmp_path / "d", digit_net)
     new = training_digits[0][:5] * 0.9
     assert loaded.measure(new).names == ("kernel_density", "density before the ReLU")
-    assert np.array_equal(loaded.measure(new).values, guard.measure(new).values)
+    assert np.array_equal(loaded.measure(new).values, detector.measure(new).values)
 
 
 class Trained(Metric):
@@ -315,13 +317,13 @@ def test_a_metric_that_trains_reads_the_data_first(
     digit_net: nn.Module, training_digits: Batch, tmp_path: Path
 ) -> None:
     images, labels = (part[:200] for part in training_digits)
-    guard = Detector(digit_net, metrics=[Trained()]).fit(images, labels)
-    metric = guard.metrics_["trained"]
+    detector = Detector(digit_net, metrics=[Trained()]).fit(images, labels)
+    metric = detector.metrics_["trained"]
     assert isinstance(metric, Trained)
     assert metric.seen == [200, 10, (0.0, 1.0), "cpu"]
-    guard.save(tmp_path / "d")
+    detector.save(tmp_path / "d")
     loaded = Detector.load(tmp_path / "d", digit_net, metrics=[Trained()])
-    assert np.array_equal(loaded.measure(images).values, guard.measure(images).values)
+    assert np.array_equal(loaded.measure(images).values, detector.measure(images).values)
     with pytest.raises(InputError, match="can be read twice, which trained needs, got an iterator"):
         Detector(digit_net, metrics=[Trained()]).fit(iter([(images, labels)]))
 
@@ -346,10 +348,10 @@ class Seen(Metric):
 def test_a_view_is_the_same_at_the_fit_when_scoring_and_under_other_masks(
     digit_net: nn.Module, training_digits: Batch
 ) -> None:
-    guard = Detector(digit_net, metrics=[Seen()]).fit(*training_digits)
-    assert float(guard.metrics_["seen"].largest) == 1.0  # type: ignore[arg-type]
+    detector = Detector(digit_net, metrics=[Seen()]).fit(*training_digits)
+    assert float(detector.metrics_["seen"].largest) == 1.0  # type: ignore[arg-type]
     new = training_digits[0][:5]
-    assert np.array_equal(guard.with_masks(7).measure(new).values, guard.measure(new).values)
+    assert np.array_equal(detector.with_masks(7).measure(new).values, detector.measure(new).values)
 
 
 def test_each_layer_looks_into_wrappers_and_lists(digit_net: nn.Module, digits: Batch) -> None:

@@ -38,7 +38,7 @@ def test_the_example_and_the_picture_show_what_the_detector_does(
     # a hundred is classified wrong, and those may all be flagged.
     assert clean < 3.5
     assert attacked > 50
-    assert (tmp_path / "guard.leery").is_file()
+    assert (tmp_path / "detector.leery").is_file()
     found = picture.facts(names)
     drawn = json.loads((DOCS / "images" / "verdict.json").read_text())
     assert found["clean"]["predicted"] == found["truth"] == drawn["truth"]

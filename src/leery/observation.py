@@ -434,7 +434,7 @@ class Scorer(Protocol):
     """Any detector, as evaluation and attackers see it.
 
     Attributes:
-        model: the classifier that is guarded.
+        model: the classifier that is defended.
         differentiable: True if :meth:`differentiable_score` is exact, False if it uses stand-ins.
     """
 

@@ -288,19 +288,21 @@ def test_the_gradient_of_the_score_equals_finite_differences(digits: Batch) -> N
     """In float64, where differences are exact to many digits."""
     model = pretrained("mnist").model.double()
     train, labels = digits[0][:600].double(), digits[1][:600]
-    guard = Detector(model, metrics=PAPER_METRICS, passes=7, combiner="logistic").fit(train, labels)
+    detector = Detector(model, metrics=PAPER_METRICS, passes=7, combiner="logistic").fit(
+        train, labels
+    )
     clean = digits[0][2000:2100].double()
-    guard.fit_combiner(clean, digits[1][2000:2100], attacks=[BIM(0.3)])
+    detector.fit_combiner(clean, digits[1][2000:2100], attacks=[BIM(0.3)])
     generator = torch.Generator().manual_seed(0)
     # On an even background pooling has ties, where there is no derivative.
     images = 0.9 * digits[0][5000:5003].double()
     images = images + 0.1 * torch.rand(images.shape, generator=generator, dtype=torch.float64)
     variable = images.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(guard.differentiable_score(variable).sum(), variable)
+    (gradient,) = torch.autograd.grad(detector.differentiable_score(variable).sum(), variable)
     step = 1e-6
     for _ in range(5):
         along = torch.randn(images.shape, generator=generator, dtype=torch.float64)
-        ahead, behind = (guard.score(images + sign * step * along) for sign in (1, -1))
+        ahead, behind = (detector.score(images + sign * step * along) for sign in (1, -1))
         slope = (ahead - behind) / (2 * step)
         found = (gradient * along).flatten(1).sum(1).numpy()
         assert np.allclose(found, slope, rtol=1e-4, atol=1e-5)
@@ -434,28 +436,30 @@ def test_a_classifier_changed_since_the_fit_gets_no_scores(
     digit_net: nn.Module, digits: Batch
 ) -> None:
     model = copy.deepcopy(digit_net)
-    guard = Detector(
+    detector = Detector(
         model, feature_layer="hidden", metrics=["kernel_density"], combiner="conformal"
     )
     images, labels = digits
-    guard.fit(images[1000:], labels[1000:]).fit_combiner(images[:100])
-    before = guard.score(digits[0][:5])
+    detector.fit(images[1000:], labels[1000:]).fit_combiner(images[:100])
+    before = detector.score(digits[0][:5])
     with torch.no_grad():
         model.get_parameter("classify.1.bias")[0] += 1
     with pytest.raises(WrongModelError, match="as it was at the fit, got changed layers or"):
-        guard.score(digits[0][:5])
+        detector.score(digits[0][:5])
     with torch.no_grad():
         model.get_parameter("classify.1.bias").copy_(digit_net.get_parameter("classify.1.bias"))
-    assert np.array_equal(guard.score(digits[0][:5]), before)
+    assert np.array_equal(detector.score(digits[0][:5]), before)
 
 
 def test_a_detector_of_tokens_out_of_a_file_has_a_plan() -> None:
     model = build("text")
     tokens = torch.randint(1, 50, (120, 15), generator=torch.Generator().manual_seed(0))
-    guard = Detector(model, metrics=PAPER_METRICS, passes=2).fit(tokens[:60], torch.arange(60) % 4)
-    loaded = Detector.load(save(guard.fit_combiner(tokens[60:])), model)
-    assert loaded.explain_plan().way == guard.explain_plan().way
-    assert np.array_equal(loaded.score(tokens[:5]), guard.score(tokens[:5]))
+    detector = Detector(model, metrics=PAPER_METRICS, passes=2).fit(
+        tokens[:60], torch.arange(60) % 4
+    )
+    loaded = Detector.load(save(detector.fit_combiner(tokens[60:])), model)
+    assert loaded.explain_plan().way == detector.explain_plan().way
+    assert np.array_equal(loaded.score(tokens[:5]), detector.score(tokens[:5]))
 
 
 def test_a_model_that_returns_probabilities_is_refused(digits: Batch) -> None:
@@ -465,18 +469,18 @@ def test_a_model_that_returns_probabilities_is_refused(digits: Batch) -> None:
 
 
 def test_it_says_what_it_guards_and_how_right_that_is(digit_net: nn.Module, digits: Batch) -> None:
-    guard = Detector(
+    detector = Detector(
         digit_net, feature_layer="hidden", metrics=["kernel_density"], combiner="conformal"
     )
-    assert repr(guard) == "Detector(DigitNet: not fitted)"
+    assert repr(detector) == "Detector(DigitNet: not fitted)"
     images, labels = (part[1000:] for part in digits)
-    guard.fit(images, labels)
+    detector.fit(images, labels)
     right = digit_net(images).argmax(1) == labels
-    assert guard.accuracy_ == float(right.double().mean())
+    assert detector.accuracy_ == float(right.double().mean())
     known = "inputs (1, 28, 28) of float32, bounds (0.0, 1.0), training range 0..1"
-    assert repr(guard) == f"Detector(DigitNet: fitted, {known}, features 'hidden')"
-    guard.fit_combiner(digits[0][:100]).calibrate(digits[0][100:200])
-    assert repr(guard).endswith("'hidden', conformal combiner, false-alarm rate 0.05)")
+    assert repr(detector) == f"Detector(DigitNet: fitted, {known}, features 'hidden')"
+    detector.fit_combiner(digits[0][:100]).calibrate(digits[0][100:200])
+    assert repr(detector).endswith("'hidden', conformal combiner, false-alarm rate 0.05)")
 
 
 def test_the_plan_can_be_asked_of_a_loaded_detector(detector: Detector) -> None:
@@ -612,7 +616,7 @@ def _folder(tmp_path: Path) -> None:
 
 
 def save(detector: Detector) -> Path:
-    path = _FILES[0] / "guard.leery"
+    path = _FILES[0] / "detector.leery"
     detector.save(path)
     return path
 
@@ -842,8 +846,8 @@ def test_a_truncated_foreign_or_missing_file_is_refused(detector: Detector, tmp_
 def test_a_file_that_cannot_be_written_leaves_the_old_one(
     detector: Detector, tmp_path: Path
 ) -> None:
-    with pytest.raises(OutputError, match=r"cannot write .*/none/guard.leery"):
-        detector.save(tmp_path / "none" / "guard.leery")
+    with pytest.raises(OutputError, match=r"cannot write .*/none/detector.leery"):
+        detector.save(tmp_path / "none" / "detector.leery")
     assert list(tmp_path.iterdir()) == []
 
 

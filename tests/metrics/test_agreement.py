@@ -72,8 +72,8 @@ def test_a_network_is_trained_and_finds_what_moves_the_classifier(
 def test_a_trained_network_is_part_of_the_file(
     trained: Detector, digits: Batch, tmp_path: Path
 ) -> None:
-    trained.save(tmp_path / "guard.leery")
-    loaded = Detector.load(tmp_path / "guard.leery", trained.model)
+    trained.save(tmp_path / "detector.leery")
+    loaded = Detector.load(tmp_path / "detector.leery", trained.model)
     images = digits[0][:30]
     assert np.array_equal(loaded.measure(images).values, trained.measure(images).values)
     metric = loaded.metrics_["auxiliary_agreement"]
@@ -85,14 +85,14 @@ def test_of_a_given_network_the_file_holds_weights_and_it_is_given_again(
     digit_net: nn.Module, digits: Batch, training_digits: Batch, tmp_path: Path
 ) -> None:
     detector = Detector(digit_net, metrics=[AuxiliaryAgreement(Other())])
-    detector.fit(*(part[:200] for part in training_digits)).save(tmp_path / "guard.leery")
+    detector.fit(*(part[:200] for part in training_digits)).save(tmp_path / "detector.leery")
     loaded = Detector.load(
-        tmp_path / "guard.leery", digit_net, metrics=[AuxiliaryAgreement(Other())]
+        tmp_path / "detector.leery", digit_net, metrics=[AuxiliaryAgreement(Other())]
     )
     images = digits[0][:30]
     assert np.array_equal(loaded.measure(images).values, detector.measure(images).values)
     with pytest.raises(DetectorFileError, match="auxiliary network .* to be given"):
-        Detector.load(tmp_path / "guard.leery", digit_net)
+        Detector.load(tmp_path / "detector.leery", digit_net)
 
 
 def test_the_score_has_a_gradient_through_both_networks(trained: Detector, digits: Batch) -> None:
@@ -133,17 +133,17 @@ def small_net() -> nn.Module:
 def test_bounds_per_channel_come_back_from_the_file(tmp_path: Path) -> None:
     (images, labels), model = colours(), small_net()
     bounds = ((0.0, 1.0), (0.0, 2.0), (-1.0, 1.0))
-    guard = Detector(model, metrics=[AuxiliaryAgreement(recipe=TINY)], bounds=bounds)
-    guard.fit(images, labels).save(tmp_path / "guard.leery")
-    loaded = Detector.load(tmp_path / "guard.leery", model)
-    assert np.array_equal(loaded.measure(images).values, guard.measure(images).values)
+    detector = Detector(model, metrics=[AuxiliaryAgreement(recipe=TINY)], bounds=bounds)
+    detector.fit(images, labels).save(tmp_path / "detector.leery")
+    loaded = Detector.load(tmp_path / "detector.leery", model)
+    assert np.array_equal(loaded.measure(images).values, detector.measure(images).values)
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
 def test_classifiers_of_other_types_are_guarded_too(kind: torch.dtype) -> None:
     images, labels = colours()
-    guard = Detector(small_net().to(kind), metrics=[AuxiliaryAgreement(recipe=TINY)])
-    found = guard.fit(images.to(kind), labels).measure(images[:9].to(kind))
+    detector = Detector(small_net().to(kind), metrics=[AuxiliaryAgreement(recipe=TINY)])
+    found = detector.fit(images.to(kind), labels).measure(images[:9].to(kind))
     assert np.isfinite(found.values).all()
 
 
@@ -190,8 +190,8 @@ def fitted(
     seed: int = 0,
     recipe: AuxiliaryRecipe = TINY,
 ) -> dict[str, Tensor]:
-    guard = Detector(small_net(), metrics=[Own(recipe=recipe)], seed=seed)
-    metric = guard.fit(images, labels, parts=parts).metrics_["auxiliary_agreement"]
+    detector = Detector(small_net(), metrics=[Own(recipe=recipe)], seed=seed)
+    metric = detector.fit(images, labels, parts=parts).metrics_["auxiliary_agreement"]
     return metric.state_dict()
 
 
@@ -311,6 +311,6 @@ class Another(Own):
 def test_every_trained_metric_of_a_fit_has_a_part_of_its_own(tmp_path: Path) -> None:
     images, labels = colours()
     for resume in (False, True):
-        guard = Detector(small_net(), metrics=[Own(recipe=TINY), Another(recipe=TINY)])
-        guard.fit(images, labels, parts=FitParts(tmp_path / "parts", resume=resume))
+        detector = Detector(small_net(), metrics=[Own(recipe=TINY), Another(recipe=TINY)])
+        detector.fit(images, labels, parts=FitParts(tmp_path / "parts", resume=resume))
         assert len(list((tmp_path / "parts").rglob("*.safetensors"))) == 2

@@ -201,6 +201,6 @@ def test_tables_and_tokens_are_refused_where_a_view_means_nothing() -> None:
     tokens = torch.randint(0, 9, (30, 5))
     words = nn.Sequential(nn.Embedding(9, 3), nn.Flatten(), nn.Linear(15, 2)).eval()
     for name in ("noise_consistency", "squeezing_1bit_logits"):
-        guard = Detector(words, metrics=[name]).fit(tokens, labels)
+        detector = Detector(words, metrics=[name]).fit(tokens, labels)
         with pytest.raises(InputError, match="floating-point inputs for metrics of consistency"):
-            guard.measure(tokens)
+            detector.measure(tokens)

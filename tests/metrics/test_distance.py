@@ -134,16 +134,16 @@ def test_the_pixels_can_stand_for_a_layer_and_both_come_back_from_a_file(
     metrics: list[str | Metric] = [NearestNeighbours(3, layer=IMAGE), "mahalanobis"]
     metrics.append("relative_mahalanobis")
     train, labels = (part[:500] for part in training_digits)
-    guard = Detector(digit_net, metrics=metrics).fit(train, labels)
+    detector = Detector(digit_net, metrics=metrics).fit(train, labels)
     images = digits[0][:20]
-    table = guard.measure(images)
+    table = detector.measure(images)
     assert table.names[0] == "nearest_neighbours_image"
     distances = cdist(images.flatten(1).double(), train.flatten(1).double())
     distances[table.predicted[:, None] != labels.numpy()] = np.inf
     expected = np.sort(distances, axis=1)[:, :3].mean(1)
     assert np.allclose(table.values[:, 0], expected, rtol=1e-5)
-    guard.save(f"{tmp_path}/guard.leery")
-    loaded = Detector.load(f"{tmp_path}/guard.leery", digit_net)
+    detector.save(f"{tmp_path}/detector.leery")
+    loaded = Detector.load(f"{tmp_path}/detector.leery", digit_net)
     assert np.array_equal(loaded.measure(images).values, table.values)
 
 

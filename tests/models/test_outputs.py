@@ -153,10 +153,10 @@ def test_a_normalised_classifier_takes_plain_images() -> None:
 def test_wrappers_of_parallel_training_are_taken_off(tmp_path: object) -> None:
     wrapped = nn.DataParallel(PLAIN)
     assert unwrapped(wrapped) is PLAIN
-    guard = fitted(wrapped)
-    guard.save(f"{tmp_path}/d")
+    detector = fitted(wrapped)
+    detector.save(f"{tmp_path}/d")
     bare = Detector.load(f"{tmp_path}/d", PLAIN)
-    assert np.array_equal(bare.measure(pictures(3)).values, guard.measure(pictures(3)).values)
+    assert np.array_equal(bare.measure(pictures(3)).values, detector.measure(pictures(3)).values)
 
 
 RAISED = [ValueError("size 8 is not 16"), KeyError("x"), ZeroDivisionError(), AttributeError("n")]

@@ -372,16 +372,16 @@ def test_two_detectors_in_two_threads_give_what_they_give_alone(
             )
             for width in (40, 50)
         ]
-    guards = [
+    detectors = [
         Detector(model, metrics=PAPER_METRICS, passes=5).fit(images, labels) for model in models
     ]
-    for guard in guards:
-        guard.fit_combiner(digits[0][:100])
-    expected = [guard.score(digits[0][100:400]) for guard in guards]
+    for detector in detectors:
+        detector.fit_combiner(digits[0][:100])
+    expected = [detector.score(digits[0][100:400]) for detector in detectors]
     state = torch.get_rng_state()
     with ThreadPoolExecutor(2) as pool:
         for _ in range(10):
-            found = list(pool.map(lambda guard: guard.score(digits[0][100:400]), guards))
+            found = list(pool.map(lambda detector: detector.score(digits[0][100:400]), detectors))
             assert all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(module.training for model in models for module in model.modules())

@@ -132,9 +132,9 @@ class AdaptedAttack:
         unit = ((images.detach().to(device, copy=True) - low) / (high - low)).clamp(0, 1)
         truth = labels.to(device, torch.int64)
         with guest(model, unit) as still, _seeded(seed, device), torch.inference_mode(mode=False):
-            guarded = _OnUnitPixels(still, low, high, unit.dtype)
+            wrapped = _OnUnitPixels(still, low, high, unit.dtype)
             found = [
-                preset.run(guarded, *batch, own, norm)
+                preset.run(wrapped, *batch, own, norm)
                 for batch in zip(
                     unit.split(self.batch_size), truth.split(self.batch_size), strict=True
                 )
@@ -197,11 +197,11 @@ def _foolbox(attack: str, **options: Any) -> Callable[..., Tensor]:  # noqa: ANN
 
     def run(model: nn.Module, images: Tensor, labels: Tensor, *_: object) -> Tensor:
         foolbox: Any = imported("foolbox", "attacks")
-        guarded = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device=images.device)
+        wrapped = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device=images.device)
         made = getattr(foolbox.attacks, attack)(**options)
         if attack == "SpatialAttack":
-            return made(guarded, images, foolbox.criteria.Misclassification(labels))[0]  # type: ignore[no-any-return]
-        return made(guarded, images, labels, epsilons=None)[0]  # type: ignore[no-any-return]
+            return made(wrapped, images, foolbox.criteria.Misclassification(labels))[0]  # type: ignore[no-any-return]
+        return made(wrapped, images, labels, epsilons=None)[0]  # type: ignore[no-any-return]
 
     return run
 

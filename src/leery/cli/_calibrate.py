@@ -14,8 +14,8 @@ from leery._files import check_output
 from leery.cli._describe import described, print_description
 from leery.cli._groups import ClassifierOptions, InputOptions, own_metrics, with_groups
 from leery.cli._options import (
+    DetectorFile,
     Force,
-    Guard,
     Json,
     NoHarmless,
     OwnMetrics,
@@ -64,7 +64,7 @@ _Out = Annotated[
 
 @with_groups
 def calibrate(
-    guard: Guard,
+    file: DetectorFile,
     classifier: ClassifierOptions,
     reading: InputOptions,
     clean: _Clean,
@@ -83,19 +83,19 @@ def calibrate(
 ) -> None:
     """Choose the threshold so that at most the given share of clean images is flagged.
 
-    Refuses a rate that so few images cannot support, and says how many are needed. A guard that is
-    calibrated already is replaced only with --force.
+    Refuses a rate that so few images cannot support, and says how many are needed. A detector
+    that is calibrated already is replaced only with --force.
 
     Examples:
-      leery calibrate guard.leery --model net:make --clean other/ --fpr 0.01 --out new.leery
-      leery calibrate guard.leery --model net:make --clean other.npz --pac --per-class --force
+      leery calibrate detector.leery --model net:make --clean other/ --fpr 0.01 --out new.leery
+      leery calibrate detector.leery --model net:make --clean other.npz --pac --per-class --force
     """
-    target = out or guard
-    if out is not None or "calibration" in leery.detector.describe(guard):
+    target = out or file
+    if out is not None or "calibration" in leery.detector.describe(file):
         check_replaceable(target, force=force)
     check_output(target)
     metrics = own_metrics(metric)
-    detector = leery.Detector.load(guard, classifier.load(), metrics=metrics)
+    detector = leery.Detector.load(file, classifier.load(), metrics=metrics)
     known = detector.inputs_
     form = reading.format(shape=known.shape, dtype=known.dtype, resize=resize)
     promise: Promise = "pac" if pac else "marginal"

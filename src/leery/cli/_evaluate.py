@@ -15,7 +15,7 @@ from leery.cli._groups import ClassifierOptions, InputOptions, own_metrics, with
 from leery.cli._options import (
     Attacks,
     BoundsOption,
-    Guard,
+    DetectorFile,
     Json,
     OwnMetrics,
     Resize,
@@ -78,7 +78,7 @@ _Train = Annotated[
 
 @with_groups
 def evaluate(
-    guard: Guard,
+    file: DetectorFile,
     classifier: ClassifierOptions,
     reading: InputOptions,
     data: _Data,
@@ -100,10 +100,10 @@ def evaluate(
     those that did not.
 
     Examples:
-      leery evaluate guard.leery --model net:make --data test.npz --attack pgd:0.1 --noise 0.1
-      leery evaluate guard.leery --model net:make --data test/ --attack cw --baselines --train tr/
+      leery evaluate detector.leery --model net:make --data test.npz --attack pgd:0.1 --noise 0.1
+      leery evaluate detector.leery --model net:make --data test/ --attack cw --baselines --train t/
     """
-    detector = leery.Detector.load(guard, classifier.load(), metrics=own_metrics(metric))
+    detector = leery.Detector.load(file, classifier.load(), metrics=own_metrics(metric))
     known = detector.inputs_
     form = reading.format(
         shape=known.shape, dtype=known.dtype, resize=resize, classes=detector.classes_
@@ -120,7 +120,7 @@ def evaluate(
     with stoppable("nothing was written"), progress_bars() as bars:
         bars.add_task("attacking and measuring", total=None)
         images, labels = leery.inputs.load_labelled(data, form)
-        rivals = _fitted_baselines(detector, guard, train, form) if baselines else {}
+        rivals = _fitted_baselines(detector, file, train, form) if baselines else {}
         found = leery.evaluation.evaluate(
             detector,
             images,
@@ -138,14 +138,14 @@ def evaluate(
 
 
 def _fitted_baselines(
-    detector: Detector, guard: Path, train: list[Path] | None, form: Format
+    detector: Detector, file: Path, train: list[Path] | None, form: Format
 ) -> dict[str, SingleMetric]:
-    """The baselines, with the settings of the guard, fitted to training images."""
+    """The baselines, with the settings of the detector, fitted to training images."""
     data = leery.inputs.load_labelled(train or [], form)
     settings = {
         "feature_layer": detector.feature_layer_,
         "bounds": detector.inputs_.bounds,
-        "trust_outputs": leery.detector.describe(guard)["settings"]["trust_outputs"],
+        "trust_outputs": leery.detector.describe(file)["settings"]["trust_outputs"],
     }
     makers = leery.baselines.BASELINES
     return {name: makers[name](detector.model, **settings).fit(data) for name in BASELINES}

@@ -257,7 +257,7 @@ def fit(
     train: _Train,
     clean: _Clean,
     *,
-    out: _Out = Path("guard.leery"),
+    out: _Out = Path("detector.leery"),
     force: Force = False,
     resume: _Resume = False,
     as_json: Json = False,

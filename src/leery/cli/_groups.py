@@ -87,7 +87,7 @@ class ClassifierOptions:
             "--insert-dropout",
             metavar="LAYER:P",
             help="Put dropout of probability P before a layer of a classifier that has none, for "
-            "metrics of uncertainty. Give the same to every command for the guard.",
+            "metrics of uncertainty. Give the same to every command that uses the detector.",
             show_default=False,
         ),
     ] = None

@@ -11,7 +11,7 @@ from rich.console import Console
 import leery
 from leery.cli._describe import described, print_description
 from leery.cli._groups import ClassifierOptions, own_metrics, with_groups
-from leery.cli._options import Guard, Json, OwnMetrics, print_json
+from leery.cli._options import DetectorFile, Json, OwnMetrics, print_json
 
 __all__ = ["inspect"]
 
@@ -33,7 +33,7 @@ class _Classifier(ClassifierOptions):
 
 @with_groups
 def inspect(
-    guard: Guard,
+    file: DetectorFile,
     classifier: _Classifier,
     *,
     metric: OwnMetrics = None,
@@ -42,19 +42,19 @@ def inspect(
     """Show what a detector file holds; nothing in it is run, and no classifier is needed.
 
     Examples:
-      leery inspect guard.leery
-      leery inspect guard.leery --model net:make --weights net.safetensors
+      leery inspect detector.leery
+      leery inspect detector.leery --model net:make --weights net.safetensors
     """
-    facts = described(guard)
+    facts = described(file)
     plan = None
     if classifier.model:
-        detector = leery.Detector.load(guard, classifier.load(), metrics=own_metrics(metric))
+        detector = leery.Detector.load(file, classifier.load(), metrics=own_metrics(metric))
         plan = detector.explain_plan()
         facts["plan"] = str(plan).splitlines()
     if as_json:
         print_json(facts)
         return
     console = Console(highlight=False)
-    print_description(console, guard, facts)
+    print_description(console, file, facts)
     if plan is not None:
         console.print(str(plan), markup=False)

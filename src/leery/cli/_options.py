@@ -28,8 +28,8 @@ __all__ = [
     "BoundsOption",
     "DataDir",
     "Dataset",
+    "DetectorFile",
     "Force",
-    "Guard",
     "Json",
     "NoHarmless",
     "OwnMetrics",
@@ -60,9 +60,9 @@ DataDir = Annotated[
 
 Seed = Annotated[int, typer.Option(help="Random seed.")]
 
-Guard = Annotated[
+DetectorFile = Annotated[
     Path,
-    typer.Argument(metavar="GUARD", help="A file that leery fit wrote.", show_default=False),
+    typer.Argument(metavar="DETECTOR", help="A file that leery fit wrote.", show_default=False),
 ]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]

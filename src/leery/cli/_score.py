@@ -14,7 +14,7 @@ import leery
 from leery._progress import progress_bars
 from leery.cli._groups import ClassifierOptions, InputOptions, own_metrics, with_groups
 from leery.cli._options import (
-    Guard,
+    DetectorFile,
     Json,
     OwnMetrics,
     Resize,
@@ -48,7 +48,7 @@ _Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that w
 
 @with_groups
 def score(
-    guard: Guard,
+    file: DetectorFile,
     sources: _Inputs,
     classifier: ClassifierOptions,
     reading: InputOptions,
@@ -65,18 +65,18 @@ def score(
     the exit code is then 3.
 
     Examples:
-      leery score guard.leery incoming/ --model net:make --out scores.csv
-      leery score guard.leery day1.parquet day2.parquet --model net:make --resume
+      leery score detector.leery incoming/ --model net:make --out scores.csv
+      leery score detector.leery day1.parquet day2.parquet --model net:make --resume
     """
     twice = [str(path) for path in sources if sources.count(path) > 1]
     if twice:
         message = f"expected each input once, got {twice[0]} twice; leave one out"
         raise InputError(message)
-    detector = leery.Detector.load(guard, classifier.load(), metrics=own_metrics(metric))
+    detector = leery.Detector.load(file, classifier.load(), metrics=own_metrics(metric))
     form = reading.format(shape=detector.inputs_.shape, resize=resize)
     form = replace(form, labels_key=None)
     own = {out.resolve(), leery.tasks.parts_folder(out).resolve()}
-    identity = hashlib.sha256(guard.read_bytes()).hexdigest()
+    identity = hashlib.sha256(file.read_bytes()).hexdigest()
     with stoppable("run again with --resume to go on"), progress_bars() as bars:
         task = bars.add_task(
             "scoring",

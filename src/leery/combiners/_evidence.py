@@ -24,7 +24,7 @@ def check_reference(reference: Tensor, least: int) -> None:
     if len(reference) < least or not bool((reference.diff(dim=0) >= 0).all()):
         message = (
             f"expected a sorted reference of at least {least} images in the combiner, got another; "
-            "fit the guard again"
+            "fit the detector again"
         )
         raise InputError(message)
 

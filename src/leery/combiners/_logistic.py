@@ -203,7 +203,9 @@ class MonotoneLogisticCombiner(Combiner):
             message = f"expected a reference and a weight for each of {count} metrics; fit again"
             raise InputError(message)
         if not bool((self.weights >= 0).all()):
-            message = "expected weights of at least 0 in a logistic combiner; fit the guard again"
+            message = (
+                "expected weights of at least 0 in a logistic combiner; fit the detector again"
+            )
             raise InputError(message)
         check_reference(self.reference, self.least)
         self._prepare()

@@ -93,7 +93,7 @@ class Detector:
         batch_size: the largest number of images that a thread works on at once.
 
     Attributes:
-        model: the classifier that is guarded.
+        model: the classifier that is defended.
 
     Raises:
         UnknownLayerError: when the model has no such layer.
@@ -143,7 +143,7 @@ class Detector:
         self._checked: object = None
 
     def __repr__(self) -> str:
-        """What it guards, and how far it is."""
+        """The class of the classifier, and how far the detector is."""
         state = "not fitted"
         if self._fitted is not None:
             state = f"fitted, inputs {self._fitted.inputs}"
@@ -662,12 +662,12 @@ class Detector:
         """
         tensors, facts = read_file(path)
         where = logits_of_facts(facts["settings"]["logits"], logits)
-        guarded = with_logits(model, where)
-        _check_same(path, facts, guarded)
+        wrapped = with_logits(model, where)
+        _check_same(path, facts, wrapped)
         try:
             record = Record.of(tensors, facts, metrics)
             detector = cls(
-                guarded,
+                wrapped,
                 feature_layer=record.fitted.head,
                 passes=facts["settings"]["passes"],
                 seed=facts["settings"]["seed"],

@@ -90,8 +90,8 @@ def _parts(
     seed: int,
 ) -> tuple[dict[tuple[str, str], list[MetricTable]], np.ndarray]:
     """What each detector says of each version of the images, and their true classes."""
-    guarded = scorers["detector"]
-    known = bounds or _bounds_of(guarded)
+    detector = scorers["detector"]
+    known = bounds or _bounds_of(detector)
     parts: dict[tuple[str, str], list[MetricTable]] = {}
     truths: list[np.ndarray] = []
     for number, (batch, truth) in enumerate(batches):
@@ -103,10 +103,10 @@ def _parts(
             versions["noisy"] = gaussian_noise(batch, noise, seed=own, bounds=limits)
         for name, attack in attacks.items():
             run, seeded = placed(attack, known), {"seed": own} if own else {}
-            versions[f"attack {name}"] = run(guarded.model, batch, truth, **seeded)
+            versions[f"attack {name}"] = run(detector.model, batch, truth, **seeded)
         for version, shown in versions.items():
-            for detector, judge in scorers.items():
-                parts.setdefault((detector, version), []).append(_judged(judge, shown))
+            for name, judge in scorers.items():
+                parts.setdefault((name, version), []).append(_judged(judge, shown))
     return parts, np.concatenate(truths)
 
 

@@ -1,4 +1,4 @@
-"""Whether a second classifier agrees with the guarded one.
+"""Whether a second classifier agrees with the defended one.
 
 An attack on one network seldom moves another, which was trained apart and on noisier images, to the
 same wrong class. Against an attacker who also knows the second network it adds little.
@@ -25,7 +25,7 @@ class AuxiliaryAgreement(Metric):
 
     .. math:: \log \sum_{j \ne c} e^{a_j(x)} - a_c(x), \qquad c = \arg\max_j z_j(x)
 
-    with logits a of the auxiliary network and z of the guarded classifier.
+    with logits a of the auxiliary network and z of the defended classifier.
 
     Args:
         network: a module that returns logits of the same classes for the same inputs, such as a

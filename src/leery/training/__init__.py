@@ -1,4 +1,4 @@
-"""Recipes by which leery trains networks of its own beside the guarded classifier.
+"""Recipes by which leery trains networks of its own beside the defended classifier.
 
 So far one: the auxiliary network, whose disagreement with the classifier is evidence of an attack.
 Recipes see labelled clean images and nothing of metrics or detectors.
