@@ -5,11 +5,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help reproduce results choices bench docs fuzz test test-browser check format clean
+.PHONY: help reproduce results choices bench docs fuzz test test-slow test-browser check format clean
 
 help:
 	@echo "make reproduce   the paper's digit study on all 10,000 test images: runs/mnist/"
-	@echo "make test        the test suite, but for the browser's"
+	@echo "make test        the tests that every change needs"
+	@echo "make test-slow   killed runs, whole studies, and the README's example at its full size"
 	@echo "make test-browser  the report in headless Chromium"
 	@echo "make results     the study of both datasets into docs/results, and the README's tables"
 	@echo "make choices     what bandwidth, references and precision cost, into docs/results/choices"
@@ -76,6 +77,10 @@ fuzz: .venv/fuzz
 # Parallel by processes of one thread each; a file's tests stay together and share what they set up.
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --ignore tests/browser
+
+# Killed runs, whole studies, and the README's example at its full size.
+test-slow: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n auto --dist loadfile --ignore tests/browser
 
 .venv/browser: .venv/dev
 	$(INSTALL) --editable '.[browser]'

@@ -1,6 +1,8 @@
 """What the tests share: real data, the shipped classifiers, the committed results, one thread."""
 
 import shutil
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,7 +12,6 @@ from torch import Tensor, nn
 
 from leery.classifiers import pretrained
 from leery.data import load
-from leery.study import report
 
 torch.set_num_threads(1)
 
@@ -43,8 +44,14 @@ def digit_net() -> nn.Module:
 
 @pytest.fixture(scope="session")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the committed results of both datasets, with their reports."""
+    """A copy of the committed results of both datasets, with their reports.
+
+    The command line makes them; what it printed stands beside them, in a file ``stdout``.
+    """
     copy = tmp_path_factory.mktemp("reports") / "runs"
     shutil.copytree(RESULTS, copy, ignore=shutil.ignore_patterns("stages", "*.svg", "*.html"))
-    report(copy)
+    command = [sys.executable, "-m", "leery", "report", str(copy)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (copy.parent / "stdout").write_text(done.stdout)
     return copy

@@ -1,15 +1,6 @@
 """leery makes an image classifier leery of its inputs: it detects adversarial examples.
 
->>> import leery
->>> from leery.classifiers import pretrained
->>> from leery.data import load
->>> model = pretrained("mnist").model
->>> images, labels = load("mnist", "train")
->>> held_out, _ = load("mnist", "test")
->>> detector = leery.Detector(model).fit(images[:6000], labels[:6000])
->>> verdicts = detector.calibrate(held_out[:400], fpr=0.05).judge(held_out[400:500])
->>> verdicts.adversarial.shape
-(100,)
+The README has an example; the documentation begins with :class:`leery.Detector`.
 """
 
 from importlib import import_module

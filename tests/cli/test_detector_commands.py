@@ -196,6 +196,7 @@ def read_rows(path: Path) -> pd.DataFrame:
     return pd.DataFrame([json.loads(line) for line in path.read_text().splitlines()])
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_has_every_row_once(place: Place) -> None:
     place.run("score", "detector.leery", "many.parquet", "--out", "whole.parquet")
     parts = place.folder / "cut.parquet.parts"
@@ -229,6 +230,7 @@ def _mtime(path: Path) -> int | None:
     return path.stat().st_mtime_ns if path.exists() else None
 
 
+@pytest.mark.slow
 def test_a_run_is_not_resumed_with_other_inputs(place: Place) -> None:
     process = place.start("score", "detector.leery", "many.parquet", "--out", "b.csv")
     while process.poll() is None and not finished(place.folder / "b.csv.parts"):
@@ -507,6 +509,7 @@ def test_a_table_classifier_without_dropout_needs_no_option_of_its_own(place: Pl
     assert "--insert-dropout LAYER:P" in facts["left_out"]
 
 
+@pytest.mark.slow
 def test_a_killed_fit_goes_on_with_the_network_that_it_had_trained(place: Place) -> None:
     arguments = ("fit", "--train", "train.npz", "--clean", "held.npz", "--fpr", "0.05")
     out = ("--out", "cut.leery")

@@ -67,6 +67,7 @@ def test_folders_that_cannot_serve_are_refused(tmp_path: Path) -> None:
         reproduce(StudyConfig("mnist", limit=5), tmp_path / "above")
 
 
+@pytest.mark.slow
 def test_several_seeds_make_one_table_with_the_spread_of_each_cell(tmp_path: Path) -> None:
     config = StudyConfig("mnist", limit=10, seed=3, seeds=2)
     assert [(run.seed, run.retrain) for run in config.runs] == [(3, True), (4, True)]

@@ -117,6 +117,7 @@ def test_the_terminal_shows_the_tables(undisturbed: Path) -> None:
     assert "…" not in shown
 
 
+@pytest.mark.slow
 def test_one_worker_gives_what_two_give(undisturbed: Path, tmp_path: Path) -> None:
     assert run("--out", str(tmp_path), "--workers", "1").returncode == 0
     written = [path for path in undisturbed.rglob("*.csv") if "stages" not in path.parts]
@@ -175,6 +176,7 @@ def assert_stopped(process: "subprocess.Popen[str]") -> None:
     assert gone(process.pid)
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_resumes_to_the_same_results(
     undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -201,6 +203,7 @@ def test_ctrl_c_ends_it_with_one_sentence_and_no_process_left(tmp_path: Path) ->
     assert not list(tmp_path.rglob(".*.npz.*"))
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_the_workers_start_ends_it_just_so(tmp_path: Path) -> None:
     process = started(tmp_path, lambda: bool(workers_of(tmp_path)))
     time.sleep(0.6)  # the new process is importing torch
@@ -223,6 +226,7 @@ def workers_of(out: Path) -> list[int]:
     return [pid for pid in members if any(b"spawn_main" in word for word in command_line(pid))]
 
 
+@pytest.mark.slow
 def test_another_configuration_does_not_reuse_the_stages(undisturbed: Path, tmp_path: Path) -> None:
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     config = StudyConfig("mnist", limit=LIMIT)

@@ -4,6 +4,7 @@ Every function here yields figures of which the claim says that they are above a
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -68,21 +69,22 @@ def ahead(
             if not chosen(study, attack, epsilon):
                 continue
             where = f"{study.dataset}, {attack} {epsilon:.2f}"
+            differences = _differences(rows)
             for first in better:
                 for second in worse:
-                    found = _differences(rows, first, second)
+                    found = differences.get((first, second), [])
                     what = f"AUC({first}) - AUC({second})"
                     yield evidence(where, what, found, comparisons=comparisons)
 
 
-def _differences(rows: pd.DataFrame, first: str, second: str) -> list[Interval]:
-    """AUC of the first set minus AUC of the second, one interval a classifier."""
-    found = []
-    for one, two, turn in ((first, second, False), (second, first, True)):
-        pairs = rows[(rows["first"] == one) & (rows["second"] == two)]
-        for row in pairs[["difference", "low", "high"]].itertuples(index=False):
-            interval = Interval(*map(float, row))
-            found.append(negated(interval) if turn else interval)
+def _differences(rows: pd.DataFrame) -> Mapping[tuple[str, str], list[Interval]]:
+    """AUC of the first set minus AUC of the second, by pair: an interval for each classifier."""
+    found = defaultdict(list)
+    columns = ["first", "second", "difference", "low", "high"]
+    for first, second, *numbers in rows[columns].itertuples(index=False):
+        interval = Interval(*map(float, numbers))
+        found[first, second].append(interval)
+        found[second, first].append(negated(interval))
     return found
 
 
