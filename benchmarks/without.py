@@ -9,8 +9,12 @@ row is deleted. The tables go to benchmarks/optimisations.md, each in place of i
 
 import argparse
 import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from versions import Version, compared
@@ -18,66 +22,83 @@ from versions import Version, compared
 HERE = Path(__file__).parent
 SOURCE = HERE.parent / "src"
 
-Edit = tuple[str, str, str]
-"""A file of the package, what is replaced in it, and by what."""
-
 ENGINE, SAMPLER = "mc_dropout/_engine.py", "mc_dropout/_sampler.py"
 LINEAR, LAYOUT = "mc_dropout/_masked_linear.py", "models/_layout.py"
 
-OPTIMISATIONS: dict[str, tuple[str, int, Sequence[Edit]]] = {
-    "linear layers multiply kept units only": (
-        "50 passes",
-        1,
-        [(ENGINE, "find_masked_linears(self._sites, drawn)", "({}, set())")],
+
+@dataclass(frozen=True)
+class Optimisation:
+    """What is left out and on which rows that is measured.
+
+    Attributes:
+        only: words in the names of the rows.
+        file: of the package.
+        old: what is replaced in the file.
+        new: what it is replaced by.
+        threads: of torch.
+        busy: the number of other processes that keep a core busy meanwhile.
+    """
+
+    only: str
+    file: str
+    old: str
+    new: str
+    threads: int = 1
+    busy: int = 0
+
+
+OWN_BATCHES = Optimisation(
+    "50 passes", "tuning.py", "IMAGES_OF_A_THREAD = 128", "IMAGES_OF_A_THREAD = 2**40", threads=2
+)
+
+OPTIMISATIONS = {
+    "linear layers multiply kept units only": Optimisation(
+        "50 passes", ENGINE, "find_masked_linears(self._sites, drawn)", "({}, set())"
     ),
-    "weights of fixed masks are cached": (
-        "50 passes",
-        1,
-        [(SAMPLER, "        return prepared.cache\n", "        return None\n")],
+    "weights of fixed masks are cached": Optimisation(
+        "50 passes", SAMPLER, "        return prepared.cache\n", "        return None\n"
     ),
-    "few images share operations": (
-        "50 passes",
-        1,
-        [("tuning.py", "FEW_IMAGES = 16", "FEW_IMAGES = 0")],
+    "few images share operations": Optimisation(
+        "50 passes", "tuning.py", "FEW_IMAGES = 16", "FEW_IMAGES = 0"
     ),
-    "... without vmap where a pass is linear layers": (
-        "50 passes",
-        1,
-        [(ENGINE, "if self._is_flat and", "if False and")],
+    "... without vmap where a pass is linear layers": Optimisation(
+        "50 passes", ENGINE, "if self._is_flat and", "if False and"
     ),
-    "... units that are 0 in all of them are left out": (
-        "50 passes",
-        1,
-        [(LINEAR, "if not differs and rows", "if False and rows")],
+    "... units that are 0 in all of them are left out": Optimisation(
+        "50 passes", LINEAR, "if not differs and rows", "if False and rows"
     ),
-    "channels last": (
-        "images",
-        1,
-        [(LAYOUT, "if images.ndim != 4 or", "if True or images.ndim != 4 or")],
+    "channels last": Optimisation(
+        "images", LAYOUT, "if images.ndim != 4 or", "if True or images.ndim != 4 or"
     ),
-    "freed memory stays": (
-        "ResNet-18",
-        1,
-        [(LAYOUT, "torch.empty(FREED_BYTES,", "torch.empty(1,")],
+    "freed memory stays": Optimisation(
+        "ResNet-18", LAYOUT, "torch.empty(FREED_BYTES,", "torch.empty(1,"
     ),
-    "a thread has batches of its own": (
-        "50 passes",
-        2,
-        [("tuning.py", "IMAGES_OF_A_THREAD = 128", "IMAGES_OF_A_THREAD = 2**40")],
-    ),
+    "a thread has batches of its own": OWN_BATCHES,
+    "a thread has batches of its own, beside a busy process": replace(OWN_BATCHES, busy=1),
 }  # fmt: skip
-"""What is left out: the rows that it is measured on, the threads, and the edits."""
 
 
-def variant(folder: Path, edits: Sequence[Edit]) -> Path:
-    """A copy of the package with these edits."""
+def variant(folder: Path, left_out: Optimisation) -> Path:
+    """A copy of the package without an optimisation."""
     shutil.copytree(SOURCE, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name, old, new in edits:
-        path = folder / "leery" / name
-        text = path.read_text()
-        assert text.count(old) == 1, f"{old!r} is {text.count(old)} times in {name}"
-        path.write_text(text.replace(old, new))
+    path = folder / "leery" / left_out.file
+    text = path.read_text()
+    assert text.count(left_out.old) == 1, f"{left_out.old!r} is not once in {path.name}"
+    path.write_text(text.replace(left_out.old, left_out.new))
     return folder
+
+
+@contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """So many cores are kept busy by other processes."""
+    spin = [sys.executable, "-c", "while True: pass"]
+    running = [subprocess.Popen(spin) for _ in range(processes)]  # noqa: S603 - our own interpreter
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
 
 
 def written(name: str, lines: Sequence[str]) -> None:
@@ -96,7 +117,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="words in the optimisation's name")
     options = parser.parse_args()
-    for name, (only, threads, edits) in OPTIMISATIONS.items():
+    for name, left_out in OPTIMISATIONS.items():
         if options.only not in name:
             continue
         lines = [
@@ -104,9 +125,14 @@ def main() -> None:
             "| --- | --- | --- | --- |",
         ]
         with tempfile.TemporaryDirectory() as folder:
-            without = variant(Path(folder) / "src", edits)
-            with Version(without, threads) as old, Version(SOURCE, threads) as new:
-                for line in compared(old, new, only, options.rounds):
+            without = variant(Path(folder) / "src", left_out)
+            threads = left_out.threads
+            with (
+                busy(left_out.busy),
+                Version(without, threads) as old,
+                Version(SOURCE, threads) as new,
+            ):
+                for line in compared(old, new, left_out.only, options.rounds):
                     print(line, flush=True)
                     lines.append(line)
         written(name, lines)

@@ -1,7 +1,8 @@
 """Sizes that only decide speed or memory: their units, and the rows of the bench that justify them.
 
-The rows are those of benchmarks/results.md and, for "versions", of benchmarks/versions.py. None of
-these sizes changes a result by more than rounding.
+The rows are those of benchmarks/results.md; "versions" are those of benchmarks/versions.py, and
+"optimisations" those of benchmarks/optimisations.md. None of these sizes changes a result by more
+than rounding.
 """
 
 __all__ = [
@@ -47,7 +48,7 @@ growth, peak memory of scoring."""
 
 IMAGES_OF_A_THREAD = 128
 """Images from which on a thread has batches of its own; with fewer, threads share the operations.
-Row: versions with two threads, 50 passes of DigitNet, 256 images."""
+Row: optimisations, beside a busy process, 50 passes of FashionNet, 256 images."""
 
 SELECTED_ELEMENTS = 2**27
 """Total element count of the weights that all threads select from (512 MiB in float32); with more,
