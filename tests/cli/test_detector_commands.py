@@ -282,7 +282,9 @@ def test_attack_and_evaluate_agree(place: Place) -> None:
     assert rows[0]["false_alarms"] < 0.15
     shown = place.run(*arguments)
     assert "The attacker knows the classifier and not the detector." in shown
-    assert re.search(r"Flagged of the \d+ clean images that the classifier gets right", shown)
+    assert re.search(
+        r"False alarms among the \d+ clean images that the classifier gets right", shown
+    )
 
 
 def test_noise_is_measured_where_it_is_asked_for(place: Place) -> None:

@@ -30,7 +30,7 @@ __all__ = ["app", "run"]
 
 app = typer.Typer(
     name="leery",
-    help="Makes an image classifier leery of its inputs: detects adversarial examples.\n\n"
+    help="Detect adversarial examples for a PyTorch image classifier.\n\n"
     "Exit codes: 0 done; 1 refused, with the reason; 2 wrong command line; 3 done, but some inputs "
     "could not be read; 130 stopped with Ctrl-C.",
     no_args_is_help=True,
@@ -51,7 +51,7 @@ app.command(name="train")(_train.train)
 @app.callback(invoke_without_command=True)
 def _root(
     *,
-    show_version: bool = typer.Option(False, "--version", help="Print the version and stop."),
+    show_version: bool = typer.Option(False, "--version", help="Print the version and exit."),
 ) -> None:
     if show_version:
         typer.echo(leery.__version__)

@@ -33,10 +33,10 @@ __all__ = ["attack"]
 
 _Data = Annotated[
     list[Path],
-    typer.Option(help="Clean images with labels. Can be repeated.", show_default=False),
+    typer.Option(help="Labelled clean images. Can be repeated.", show_default=False),
 ]
 
-_Out = Annotated[Path, typer.Option(help="An .npz file.")]
+_Out = Annotated[Path, typer.Option(help="Output .npz file.")]
 
 
 @with_groups
@@ -53,8 +53,8 @@ def attack(
 ) -> None:
     """Make adversarial versions of labelled images and write them to an .npz file.
 
-    It holds images, labels (the true classes), predicted, and source (the index of the image that
-    each was made of); the images of the first attack come first.
+    The file has the arrays images, labels (true classes), predicted (predicted classes) and source
+    (the index of the original image), attack by attack.
 
     Examples:
       leery attack --model net:make --data held.npz --attack pgd:0.1 --out adversarial.npz

@@ -34,7 +34,7 @@ __all__ = ["calibrate"]
 _Clean = Annotated[
     list[Path],
     typer.Option(
-        help="Clean images that neither the fit nor the combiner has seen; those that they have "
+        help="Clean calibration images; those that were used to fit the metrics or the combiner "
         "are left out. Can be repeated.",
         show_default=False,
     ),
@@ -44,7 +44,7 @@ _Pac = Annotated[
     bool,
     typer.Option(
         "--pac",
-        help="Promise the rate for this calibration set, with probability --confidence, and not "
+        help="Promise the rate for this calibration set, with probability --confidence, instead of "
         "only on average over such sets.",
     ),
 ]
@@ -53,12 +53,12 @@ _Confidence = Annotated[float, typer.Option(help="The confidence of --pac, in (0
 
 _PerClass = Annotated[
     bool,
-    typer.Option("--per-class", help="Promise the rate among the images of each predicted class."),
+    typer.Option("--per-class", help="Promise the rate within each predicted class."),
 ]
 
 _Out = Annotated[
     Path | None,
-    typer.Option(help="Another file; by default the detector's own.", show_default=False),
+    typer.Option(help="Output file; by default the detector file itself.", show_default=False),
 ]
 
 
@@ -83,7 +83,7 @@ def calibrate(
 ) -> None:
     """Choose the threshold so that at most the given share of clean images is flagged.
 
-    Refuses a rate that so few images cannot support, and says how many are needed. A detector
+    Too few images for the rate are refused, with the number that is needed. A detector
     that is calibrated already is replaced only with --force.
 
     Examples:

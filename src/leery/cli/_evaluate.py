@@ -44,7 +44,7 @@ _LOG_WIDTH = 140
 _Data = Annotated[
     list[Path],
     typer.Option(
-        help="Clean images with labels that no part of the detector has seen. Can be repeated.",
+        help="Labelled clean images that the detector has not seen. Can be repeated.",
         show_default=False,
     ),
 ]
@@ -52,7 +52,7 @@ _Data = Annotated[
 _Noise = Annotated[
     float,
     typer.Option(
-        help="Standard deviation of the noise in noisy versions of the images, which count as not "
+        help="Standard deviation of Gaussian noise, 0 for none. Noisy images count as not "
         "adversarial."
     ),
 ]
@@ -62,7 +62,7 @@ _Baselines = Annotated[
     bool,
     typer.Option(
         "--baselines",
-        help=f"Show other detectors beside this one, on the same images: {', '.join(BASELINES)}. "
+        help=f"Compare with other detectors on the same images: {', '.join(BASELINES)}. "
         "Needs --train.",
     ),
 ]
@@ -70,7 +70,7 @@ _Baselines = Annotated[
 _Train = Annotated[
     list[Path] | None,
     typer.Option(
-        help="The labelled training images that the baselines learn from. Can be repeated.",
+        help="Labelled training images for the baselines. Can be repeated.",
         show_default=False,
     ),
 ]
@@ -95,9 +95,9 @@ def evaluate(
 ) -> None:
     """Attack clean images and measure how many of the adversarial versions are detected.
 
-    The attacks know the classifier and not the detector: somebody who knows the detector does
-    better. Positives are shown all together, then split into those that changed the label and
-    those that did not.
+    The attacks know the classifier but not the detector; an attacker who knows both does better.
+    Results are shown for all adversarial images, then separately for those whose prediction changed
+    and those whose prediction did not.
 
     Examples:
       leery evaluate detector.leery --model net:make --data test.npz --attack pgd:0.1 --noise 0.1
@@ -190,9 +190,13 @@ def _false_alarms(found: pd.DataFrame) -> str:
     if "found" not in found:
         return "Not calibrated: no verdicts."
     row = found.iloc[0]
-    noisy = f", of noisy ones {row.false_alarms_noisy:.2%}" if "false_alarms_noisy" in row else ""
+    noisy = (
+        f"; among noisy versions: {row.false_alarms_noisy:.2%}"
+        if "false_alarms_noisy" in row
+        else ""
+    )
     return (
-        f"Flagged of the {row.n_clean:,} clean images that the classifier gets right "
+        f"False alarms among the {row.n_clean:,} clean images that the classifier gets right: "
         f"{row.false_alarms:.2%}{noisy}."
     )
 

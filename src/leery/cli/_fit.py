@@ -56,7 +56,7 @@ __all__ = ["fit"]
 _Train = Annotated[
     list[Path],
     typer.Option(
-        help="Clean training images with labels: a folder with a folder for each class, .npz or "
+        help="Labelled clean training images: a folder with one subfolder per class, .npz or "
         ".parquet. Can be repeated.",
         show_default=False,
     ),
@@ -65,18 +65,18 @@ _Train = Annotated[
 _Clean = Annotated[
     list[Path],
     typer.Option(
-        help="Clean images that the classifier was not trained on, labelled for --attack and "
-        "--right-only. They teach the combiner and with --fpr set the threshold. Can be repeated.",
+        help="Clean images that the classifier was not trained on, with labels for --attack and "
+        "--right-only. They fit the combiner and, with --fpr, set the threshold. Can be repeated.",
         show_default=False,
     ),
 ]
 
-_Out = Annotated[Path, typer.Option(help="The file of the detector.")]
+_Out = Annotated[Path, typer.Option(help="Output file for the detector.")]
 
 _Noise = Annotated[
     list[float] | None,
     typer.Option(
-        help="Standard deviation of Gaussian noise that must count as clean, in units of pixel "
+        help="Standard deviation of Gaussian noise that counts as harmless, in units of pixel "
         "values. Can be repeated.",
         show_default=False,
     ),
@@ -85,8 +85,8 @@ _Noise = Annotated[
 _Fpr = Annotated[
     float | None,
     typer.Option(
-        help="Calibrate to this false-alarm rate with one half of the clean images; the other "
-        "half teaches the combiner.",
+        help="Calibrate for this false-alarm rate with one half of the clean images; the other "
+        "half fits the combiner.",
         show_default=False,
     ),
 ]
@@ -94,19 +94,19 @@ _Fpr = Annotated[
 _Layer = Annotated[
     str | None,
     typer.Option(
-        help="The last hidden layer: a submodule, or 'input of SUBMODULE'; by default the input "
-        "of the last linear layer.",
+        help="Feature layer: SUBMODULE (its output) or 'input of SUBMODULE'; by default the input "
+        "of the linear layer that gives the logits.",
         show_default=False,
     ),
 ]
 
-_Passes = Annotated[int, typer.Option(help="Monte-Carlo dropout passes.")]
+_Passes = Annotated[int, typer.Option(help="Number of Monte-Carlo dropout passes.")]
 
 _Metrics = Annotated[
     str | None,
     typer.Option(
-        help=f"Metrics, comma-separated, out of {', '.join(METRICS)}; paper stands for the paper's "
-        f"six. For images the default is {', '.join(RECOMMENDED_METRICS)}.",
+        help=f"Metrics, comma-separated, out of {', '.join(METRICS)}; 'paper' is the six of "
+        f"arXiv:2012.06390. For images the default is {', '.join(RECOMMENDED_METRICS)}.",
         show_default=False,
     ),
 ]
@@ -115,7 +115,7 @@ _NoAuxiliary = Annotated[
     bool,
     typer.Option(
         "--no-auxiliary",
-        help="Do not train an auxiliary network. It finds most attacks; training takes about a "
+        help="Do not train the auxiliary network, which finds most attacks; training takes about a "
         "minute on a CPU for up to 40,000 images and longer for more.",
     ),
 ]
@@ -129,19 +129,21 @@ _Bandwidth = Annotated[
 
 _References = Annotated[
     int | None,
-    typer.Option(help="Maximum number of training images kept per class.", show_default=False),
+    typer.Option(
+        help="Maximum number of training images kept per class; by default all.", show_default=False
+    ),
 ]
 
 _Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Resume a fit that was cut off; networks that it had already trained are reused.",
+        help="Resume an interrupted fit; networks that it has already trained are reused.",
     ),
 ]
 
 _Half = Annotated[
-    bool, typer.Option("--half", help="Keep the training features in half precision.")
+    bool, typer.Option("--half", help="Store the kept training features in half precision.")
 ]
 
 _TrustOutputs = Annotated[
@@ -265,7 +267,8 @@ def fit(
     """Fit a detector to a classifier and its clean training images, and write it to a file.
 
     With --attack the combiner learns from adversarial images (logistic regression); without, from
-    clean images alone (weighted p-values). With --fpr the detector is ready to give verdicts.
+    clean images alone (weighted p-values). With --fpr the detector is calibrated too, so that it
+    can give verdicts.
 
     Examples:
       leery fit --model net:make --train train/ --clean held-out/ --fpr 0.01 --right-only

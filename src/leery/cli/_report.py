@@ -17,15 +17,15 @@ def report(
         Path,
         typer.Argument(
             metavar="DIR",
-            help="What leery reproduce wrote: runs/mnist, or runs for all.",
+            help="Output folder of leery reproduce: runs/mnist, or runs for all.",
             show_default=False,
         ),
     ],
 ) -> None:
-    """Draw figures, judge claims and write the page again, from the saved tables alone.
+    """Make a study's figures, verdicts and report again from its saved tables alone.
 
-    Nothing is measured. A table that is missing or was changed is refused by name, with the
-    command that makes it.
+    Nothing is measured again. A missing or changed table is refused by name, with the command that
+    makes it.
 
     Examples:
       leery report runs/mnist

@@ -17,41 +17,50 @@ __all__ = ["reproduce"]
 def reproduce(
     dataset: Annotated[
         str,
-        typer.Argument(metavar="DATASET", help="mnist, fashion-mnist or all", show_default=False),
+        typer.Argument(
+            metavar="DATASET", help="Dataset: mnist, fashion-mnist or all.", show_default=False
+        ),
     ],
     *,
     limit: Annotated[
         int | None,
-        typer.Option(help="Use only this many test images, from the first on.", show_default=False),
+        typer.Option(
+            help="Use only the first LIMIT test images; by default all.", show_default=False
+        ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The folder of the files; by default runs/DATASET, for all: runs.",
+            help="Output folder; by default runs/DATASET, or runs for all.",
             show_default=False,
         ),
     ] = None,
-    retrain: Annotated[bool, typer.Option("--retrain", help="Train the classifier anew.")] = False,
+    retrain: Annotated[
+        bool,
+        typer.Option(
+            "--retrain", help="Train the classifier instead of using the shipped weights."
+        ),
+    ] = False,
     seed: Seed = 0,
     seeds: Annotated[
         int | None,
         typer.Option(
-            help="Train this many classifiers, at --seed and the seeds after it, and show mean and "
-            "spread.",
+            help="Train this many classifiers, with --seed and the seeds after it; show mean and "
+            "standard deviation.",
             show_default=False,
         ),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(help="Processes; by default one a processor.", show_default=False),
+        typer.Option(help="Number of processes; by default one per processor.", show_default=False),
     ] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Run the paper's study: tables on the terminal, tables, figures and a report in a folder.
+    """Repeat the study of arXiv:2012.06390; write tables, figures and a report to a folder.
 
-    FGSM, BIM and PGD at the paper's two strengths; each of the six metrics, the two groups and
-    all six together; in-sample as in the paper, and held out by source image; every figure, and
-    a verdict on every claim. A run that was cut off goes on where it stopped.
+    The study covers FGSM, BIM and PGD at the paper's two strengths; each of the six metrics, the
+    two groups and all six together; in-sample as in the paper, and cross-validated by source image;
+    every figure, and a verdict on every claim. An interrupted run resumes where it stopped.
 
     Examples:
       leery reproduce mnist

@@ -36,14 +36,14 @@ _Inputs = Annotated[
     list[Path],
     typer.Argument(
         metavar="INPUTS...",
-        help="Folders of pictures, pictures, .npy, .npz, .parquet with bytes of pictures.",
+        help="Pictures, folders of pictures, .npy, .npz, or .parquet with encoded pictures.",
         show_default=False,
     ),
 ]
 
-_Out = Annotated[Path, typer.Option(help="The file of the scores: .parquet, .csv or .jsonl.")]
+_Out = Annotated[Path, typer.Option(help="Output file: .parquet, .csv or .jsonl.")]
 
-_Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut off.")]
+_Resume = Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")]
 
 
 @with_groups
@@ -59,10 +59,10 @@ def score(
     resize: Resize = False,
     as_json: Json = False,
 ) -> None:
-    """Score every input: predicted class, score, p-value, verdict, each metric; one row each.
+    """Write a row for each input: predicted class, score, p-value, verdict, every metric.
 
-    Memory does not grow with the inputs. An input that cannot be read has a row with the reason;
-    the exit code is then 3.
+    Memory does not grow with the number of inputs. An input that cannot be read gets a row with the
+    reason; the exit code is then 3.
 
     Examples:
       leery score detector.leery incoming/ --model net:make --out scores.csv

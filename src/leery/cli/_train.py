@@ -21,18 +21,20 @@ def train(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The folder of the weights; by default runs/DATASET/classifier.",
+            help="Output folder; by default runs/DATASET/classifier.",
             show_default=False,
         ),
     ] = None,
     seed: Seed = 0,
     dropout: Annotated[
         float | None,
-        typer.Option(help="By default that of the shipped weights.", show_default=False),
+        typer.Option(
+            help="Dropout probability; by default that of the shipped weights.", show_default=False
+        ),
     ] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Train the dataset's classifier with the paper's settings and write weights and record.
+    """Train the dataset's classifier with the paper's settings; write weights and a record.
 
     Examples:
       leery train mnist
