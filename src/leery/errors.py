@@ -21,7 +21,9 @@ Each also subclasses the usual Python (or scikit-learn) type, so code that never
 can catch it.
 """
 
+import sys
 import textwrap
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -66,6 +68,14 @@ class LeeryError(Exception):
 
 class LeeryWarning(UserWarning):
     """Something that leery does as asked, but that is likely to be a mistake."""
+
+
+def warn(message: str) -> None:
+    """Give a :class:`LeeryWarning` that points at the caller's line outside leery."""
+    level, frame = 1, sys._getframe()  # noqa: SLF001 - warnings finds frames in the same way
+    while frame.f_back is not None and f"{frame.f_globals.get('__name__')}.".startswith("leery."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, LeeryWarning, stacklevel=level)
 
 
 class InputError(LeeryError, ValueError):

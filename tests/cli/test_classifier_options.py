@@ -176,7 +176,7 @@ def test_a_guard_is_replaced_only_where_that_is_asked_for(run: Run) -> None:
 def test_too_few_clean_images_are_refused_before_the_fit(run: Run) -> None:
     few = ("fit", "--train", "train.npz", "--clean", "new.npz", "--fpr", "0.01")
     error = run(*few, code=1)
-    assert "at least 99 clean images for a false-alarm rate of 0.01, got 30; add" in error
+    assert "for a false-alarm rate of 0.01 and as many for the combiner, got 60; add" in error
     assert "reading" not in error
 
 

@@ -335,8 +335,9 @@ def test_weights_are_read_without_running_code(place: Place) -> None:
     expected = {
         "whole.pt": "in whole.pt that can be read without running code, got a pickle of more than",
         "other.pt": "got a file without convolutions.0.weight, convolutions.0.bias, ",
+        "held.npz": "weights in held.npz, as safetensors or a state dict of torch.save, got",
         "none.pt": "expected weights at none.pt, got no file; correct the path",
-        "net.py": "weights in net.py that can be read without running code, got",
+        "net.py": "in net.py that can be read without running code, got a pickle of more than",
     }
     for name, text in expected.items():
         arguments = ["inspect", "detector.leery", "--model", "net:make", "--weights", name]
@@ -455,8 +456,10 @@ REFUSALS = {
     ("fit", "--train", "train.npz", "--clean", "held.npz"): "got one that would be replaced; name",
     ("calibrate", "detector.leery", "--clean", "test.npz"): "got one that would be replaced; name",
     ("attack", "--data", "test.npz"): "at least one attack, got none; add --attack pgd:0.1",
-    ("attack", "--data", "test.npz", "--attack", "x:1"): "such as pgd:0.3 out of fgsm, bim, pgd",
-    ("attack", "--data", "test.npz", "--attack", "pgd:a"): "out of fgsm, bim, pgd, cw, ",
+    ("attack", "--data", "test.npz", "--attack", "x:1"): "an attack out of fgsm, bim, pgd, cw, ",
+    ("attack", "--data", "test.npz", "--attack", "pgd:a"): "a number as the strength of an",
+    ("attack", "--data", "test.npz", "--attack", "pgd"): "its strength, such as pgd:0.3, got",
+    ("evaluate", "detector.leery", "--data", "train.npz", "--attack", "fgsm:0.1"): "learned from",
     ("attack", "--data", "incoming/00.png", "--attack", "pgd:1"): "expected labelled images, got",
     (
         "fit",

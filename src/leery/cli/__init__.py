@@ -51,7 +51,9 @@ app.command(name="train")(_train.train)
 @app.callback(invoke_without_command=True)
 def _root(
     *,
-    show_version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+    show_version: bool = typer.Option(
+        False, "--version", metavar="", help="Print the version and exit."
+    ),
 ) -> None:
     if show_version:
         typer.echo(leery.__version__)

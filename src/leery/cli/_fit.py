@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 from rich.console import Console
@@ -158,6 +158,8 @@ _TrustOutputs = Annotated[
 class _MetricOptions:
     """What is measured, and how."""
 
+    title: ClassVar[str] = "Metrics"
+
     layer: _Layer = None
     passes: _Passes = 50
     metrics: _Metrics = None
@@ -224,7 +226,9 @@ class _MetricOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class _TeachingOptions:
-    """How the combiner is taught and the threshold is set."""
+    """How the combiner is fitted and the threshold is set."""
+
+    title: ClassVar[str] = "Combiner and threshold"
 
     attack: Attacks = None
     noise: _Noise = None
@@ -282,7 +286,7 @@ def fit(
     detector, left_out = measuring.detector(classifier.load(), combiner, example)
     classifier.check_repeatable(detector.model)
     with (
-        stoppable("no detector was written; --resume reuses networks that finished training"),
+        stoppable("no detector was written; --resume skips training that has finished"),
         leery.detector.FitParts(leery.tasks.parts_folder(out), resume=resume) as parts,
     ):
         form = with_classes(detector.model, train, form)
@@ -329,7 +333,7 @@ def _check_first(
 
         nothing = np.empty(0)
         promised = leery.detector.Calibration(fpr, "marginal", 0.95, False, nothing, nothing)
-        promised.check_count(count // 2)
+        promised.check_count(count, halved=True)
     if labelled and next(iter(leery.inputs.read(clean, form))).label is None:
         message = (
             "expected labelled clean images for --attack and --right-only, got some without; use "

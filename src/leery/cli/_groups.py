@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_type_hints
 
 import typer
+from typer.models import OptionInfo
 
 import leery
 from leery.errors import InputError, brief
@@ -26,6 +29,8 @@ __all__ = ["ClassifierOptions", "InputOptions", "own_metrics", "with_groups"]
 @dataclass(frozen=True, kw_only=True)
 class ClassifierOptions:
     """Which classifier, and how it is run."""
+
+    title: ClassVar[str] = "Classifier"
 
     model: Annotated[
         str,
@@ -124,6 +129,8 @@ class ClassifierOptions:
 class InputOptions:
     """How stored images are read."""
 
+    title: ClassVar[str] = "Inputs"
+
     channels: Annotated[
         str,
         typer.Option("--channels", help="Position of the channels in arrays: first, last or none."),
@@ -204,7 +211,10 @@ def own_metrics(names: list[str] | None) -> list[Metric]:
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose parameters of these dataclasses are options of its own."""
+    """A command whose parameters of these dataclasses are options of its own.
+
+    The help shows the options of a dataclass under its ``title``, and names their values.
+    """
     signature = inspect.signature(command)
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
@@ -212,7 +222,7 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     for name, parameter in signature.parameters.items():
         group = groups.get(name)
         own = [parameter.replace(annotation=hints[name])] if group is None else _parameters(group)
-        expanded += own
+        expanded += [_shown(each, getattr(group, "title", None)) for each in own]
 
     @functools.wraps(command)
     def run(**options: Any) -> None:  # noqa: ANN401 - whatever the command takes
@@ -241,6 +251,22 @@ def _parameters(group: type) -> list[inspect.Parameter]:
         )
         for field in fields(group)
     ]
+
+
+_VALUES = {"bool": "", "Path": "PATH", "int": "N", "float": "X", "str": "TEXT"}
+"""What the help shows for a value, by the first of these types in the annotation."""
+
+
+def _shown(parameter: inspect.Parameter, title: str | None) -> inspect.Parameter:
+    """A parameter of a command with the name of its value and the title above it in the help."""
+    kind, info = get_args(parameter.annotation)
+    shown = copy.copy(info)
+    if isinstance(shown, OptionInfo):
+        names = re.findall(r"\w+", str(kind))
+        named = next(_VALUES[name] for name in names if name in _VALUES)
+        shown.metavar = named if shown.metavar is None else shown.metavar
+        shown.rich_help_panel = title
+    return parameter.replace(annotation=Annotated[kind, shown])
 
 
 def _with_dropout(model: nn.Module, text: str) -> nn.Module:

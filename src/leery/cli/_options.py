@@ -161,13 +161,17 @@ def _attack(text: str) -> BoundedAttack:
     options: dict[str, Any] = {"norm": norm} if norm else {}
     try:
         strength = float(given) if given else None
-    except ValueError:
-        name = ""
+    except ValueError as error:
+        message = f"expected a number as the strength of an attack, got {text!r}; correct it"
+        raise InputError(message) from error
     if name in ATTACKS_OF_LIBRARIES:
         return leery.attacks.AdaptedAttack(name, strength, **options)
-    if name not in ATTACKS or strength is None:
+    if name not in ATTACKS:
         names = ", ".join((*ATTACKS, *ATTACKS_OF_LIBRARIES))
-        message = f"expected an attack such as pgd:0.3 out of {names}, got {text!r}; correct it"
+        message = f"expected an attack out of {names}, got {text!r}; correct the name"
+        raise InputError(message)
+    if strength is None:
+        message = f"expected an attack and its strength, such as {name}:0.3, got {text!r}; add it"
         raise InputError(message)
     kinds: dict[str, type[GradientAttack]] = {
         "fgsm": leery.attacks.FGSM,

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from leery.cli._groups import with_groups
 from leery.cli._options import stoppable
 
 __all__ = ["report"]
 
 
+@with_groups
 def report(
     folder: Annotated[
         Path,

@@ -9,51 +9,61 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from leery.cli._groups import with_groups
 from leery.cli._options import DataDir, Seed, stoppable
 
 __all__ = ["reproduce"]
 
+_Dataset = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATASET", help="Dataset: mnist, fashion-mnist or all.", show_default=False
+    ),
+]
 
+_Limit = Annotated[
+    int | None,
+    typer.Option(help="Use only the first LIMIT test images; by default all.", show_default=False),
+]
+
+_Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Output folder; by default runs/DATASET, or runs for all.",
+        show_default=False,
+    ),
+]
+
+_Retrain = Annotated[
+    bool,
+    typer.Option("--retrain", help="Train the classifier instead of using the shipped weights."),
+]
+
+_Seeds = Annotated[
+    int | None,
+    typer.Option(
+        help="Train this many classifiers, with --seed and the seeds after it; show mean and "
+        "standard deviation.",
+        show_default=False,
+    ),
+]
+
+_Workers = Annotated[
+    int | None,
+    typer.Option(help="Number of processes; by default one per processor.", show_default=False),
+]
+
+
+@with_groups
 def reproduce(
-    dataset: Annotated[
-        str,
-        typer.Argument(
-            metavar="DATASET", help="Dataset: mnist, fashion-mnist or all.", show_default=False
-        ),
-    ],
+    dataset: _Dataset,
     *,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            help="Use only the first LIMIT test images; by default all.", show_default=False
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Output folder; by default runs/DATASET, or runs for all.",
-            show_default=False,
-        ),
-    ] = None,
-    retrain: Annotated[
-        bool,
-        typer.Option(
-            "--retrain", help="Train the classifier instead of using the shipped weights."
-        ),
-    ] = False,
+    limit: _Limit = None,
+    out: _Out = None,
+    retrain: _Retrain = False,
     seed: Seed = 0,
-    seeds: Annotated[
-        int | None,
-        typer.Option(
-            help="Train this many classifiers, with --seed and the seeds after it; show mean and "
-            "standard deviation.",
-            show_default=False,
-        ),
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(help="Number of processes; by default one per processor.", show_default=False),
-    ] = None,
+    seeds: _Seeds = None,
+    workers: _Workers = None,
     data_dir: DataDir = None,
 ) -> None:
     """Repeat the study of arXiv:2012.06390; write tables, figures and a report to a folder.

@@ -10,11 +10,13 @@ import typer
 
 import leery
 from leery._files import make_folder
+from leery.cli._groups import with_groups
 from leery.cli._options import DataDir, Dataset, Seed, stoppable
 
 __all__ = ["train"]
 
 
+@with_groups
 def train(
     dataset: Dataset,
     *,

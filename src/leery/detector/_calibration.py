@@ -75,19 +75,21 @@ class Calibration:
             return math.ceil(1 / self.fpr - 1e-9) - 1
         return math.ceil(math.log(1 - self.confidence) / math.log(1 - self.fpr) - 1e-9)
 
-    def check_count(self, count: int, classes: int = 1) -> None:
+    def check_count(self, count: int, classes: int = 1, *, halved: bool = False) -> None:
         """Refuse a number of images that is too small for the promise.
 
         Args:
             count: the number of images.
             classes: the number of classes, among which they are divided for a promise per class.
+            halved: whether one half of the images fits the combiner.
 
         Raises:
             InputError: then, with the number that is needed.
         """
-        if count < self.needed * (classes if self.per_class else 1):
+        if count < self.needed * (classes if self.per_class else 1) * (2 if halved else 1):
             each = f" in each of {classes} predicted classes" if self.per_class else ""
-            message = f"{self._expected()}{each}, got {count}; add images or raise the rate"
+            more = " and as many for the combiner" if halved else ""
+            message = f"{self._expected()}{each}{more}, got {count}; add images or raise the rate"
             raise InputError(message)
 
     def checked(self, classes: int) -> Self:

@@ -1,6 +1,5 @@
 """Clean images, measured: with their hashes, their labels and their harmless versions."""
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -12,7 +11,7 @@ from torch import Tensor
 from leery.attacks import Attack, Harmless
 from leery.detector._state import Fitted, Taught, image_hashes
 from leery.detector._table import MetricTable
-from leery.errors import InputError, LeeryError, LeeryWarning, brief
+from leery.errors import InputError, LeeryError, brief, warn
 from leery.inputs import Images, Moments, labelled_batches
 
 __all__ = ["CleanImages", "Measure", "check_unseen", "measure_clean", "no_labels"]
@@ -90,7 +89,7 @@ class CleanImages:
             }
             said = ", ".join(f"{count} {what}" for what, count in reasons.items() if count)
             message = f"{int((~kept).sum())} of {len(self)} clean images were left out: {said}"
-            warnings.warn(message, LeeryWarning, stacklevel=4)
+            warn(message)
         return self.rows(np.flatnonzero(kept))
 
 

@@ -149,6 +149,8 @@ class Detector:
             state = f"fitted, inputs {self._fitted.inputs}"
             if self._fitted.head is not None:
                 state += f", features {self._fitted.head!r}"
+        if self.agreement_ is not None:
+            state += f", auxiliary network agrees on {self.agreement_:.1%} of the clean images"
         if self._taught is not None:
             state += f", {self._settings.combiner} combiner"
         if self._calibration is not None:
@@ -397,7 +399,7 @@ class Detector:
         count = known_count(clean)
         parts = 1 if self._taught is not None else 2
         if count is not None:
-            promised.check_count(count // parts, fitted.classes)
+            promised.check_count(count, fitted.classes, halved=parts == 2)  # noqa: PLR2004
             self._check_least([clean] if parts == 2 else [], share=parts)  # noqa: PLR2004
         found = measure_clean(
             self.measure, fitted, clean, truth, harmless=changes, seed=self._settings.seed
@@ -590,6 +592,24 @@ class Detector:
         count = check_count(images, "images")
         self.measure(_example(self.inputs_).repeat_interleave(-(-count // 2), 0)[:count])
         return self
+
+    def has_seen(self, images: Tensor) -> np.ndarray:
+        """Which images the fit or the combiner has learned from.
+
+        Args:
+            images: ``(N, ...)``.
+
+        Returns:
+            bool ``(N,)``; all False where images of the training data recur anyway.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+        """
+        fitted = self._need(self._fitted, _FIT)
+        if not len(fitted.seen):
+            return np.zeros(len(images), dtype=bool)
+        learned = [fitted.seen, *([] if self._taught is None else [self._taught.seen])]
+        return torch.isin(image_hashes(images, fitted.grid), torch.cat(learned)).numpy()
 
     def with_masks(self, masks: int | Literal["fresh"]) -> Self:
         """The same detector with other dropout masks; its threshold is that of this one.

@@ -220,7 +220,7 @@ def _prepare(
         return
     holding = nullcontext() if parts is None or parts.held else parts
     with holding, progress_bars() as bars:
-        task = bars.add_task("training", total=1.0)
+        task = bars.add_task("training", total=100)
         context = FitContext(
             batches=batches,
             seed=settings.seed,
@@ -228,7 +228,9 @@ def _prepare(
             classes=run.classes,
             bounds=run.bounds,
             pixels=run.pixels,
-            progress=lambda text, share: bars.update(task, description=text, completed=share),
+            progress=lambda text, share: bars.update(
+                task, description=f"{text}, %", completed=round(100 * share)
+            ),
             **({} if parts is None else {"part": parts}),
         )
         for metric in training:

@@ -36,7 +36,7 @@ class Verdict:
     contributions: dict[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdicts:
     """All answers about a batch of inputs, one row per input.
 
@@ -64,6 +64,11 @@ class Verdicts:
     def __len__(self) -> int:
         """The number of inputs."""
         return len(self.score)
+
+    def __repr__(self) -> str:
+        """How many inputs were judged adversarial, and the table, cut as pandas cuts it."""
+        found = "" if self.adversarial is None else f", {int(self.adversarial.sum())} adversarial"
+        return f"Verdicts({len(self)} inputs{found})\n{self.to_pandas()}"
 
     def __getitem__(self, row: int) -> Verdict:
         """All answers about one input."""

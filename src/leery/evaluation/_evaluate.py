@@ -22,6 +22,9 @@ __all__ = ["evaluate"]
 
 _SCORE, _FLAGGED = "score", "flagged"
 
+_A_FEW = 3
+"""Most images of a batch that the detector may have learned from; 1 % if that is more."""
+
 
 def evaluate(
     scorer: Scorer,
@@ -60,7 +63,8 @@ def evaluate(
 
     Raises:
         NotFittedError: when the detector has no combiner.
-        InputError: when images and labels do not fit, or there is no attack.
+        InputError: when images and labels do not fit, there is no attack, or the detector has
+            learned from more than a few of the images.
     """
     if not attacks:
         message = "expected at least one attack, got none; pass some"
@@ -97,6 +101,7 @@ def _parts(
     for number, (batch, truth) in enumerate(batches):
         own = seed + number
         truths.append(truth.cpu().numpy())
+        _check_unseen(detector, batch)
         versions = {"clean": batch}
         if noise:
             limits = known or (0.0, 1.0)
@@ -116,6 +121,21 @@ def _labelled(images: Images, labels: Tensor | None) -> Iterator[tuple[Tensor, T
             message = "expected the labels of the images, got None; pass them"
             raise InputError(message)
         yield batch, truth
+
+
+def _check_unseen(scorer: Scorer, images: Tensor) -> None:
+    """Refuse a batch of which the detector has learned from more than a few images.
+
+    Raises:
+        InputError: then.
+    """
+    learned = int(scorer.has_seen(images).sum()) if isinstance(scorer, Detector) else 0
+    if learned > max(_A_FEW, len(images) // 100):
+        message = (
+            f"expected images that the detector has not learned from, got {learned} of "
+            f"{len(images)} that the fit or the combiner has seen; evaluate on others"
+        )
+        raise InputError(message)
 
 
 def _bounds_of(scorer: Scorer) -> Bounds | None:

@@ -1,6 +1,5 @@
 """Every kind of source behind one call."""
 
-import warnings
 from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from leery.errors import InputError, LeeryWarning, listed
+from leery.errors import InputError, listed, warn
 from leery.inputs._arrays import array_length, read_array
 from leery.inputs._format import Format, UnreadableError
 from leery.inputs._item import Item, printable
@@ -182,7 +181,7 @@ def _without_strangers(items: Iterator[Item]) -> Iterator[Item]:
         message = (
             f"{len(strangers)} files that are no pictures were passed over, such as {strangers[0]}"
         )
-        warnings.warn(message, LeeryWarning, stacklevel=4)
+        warn(message)
 
 
 def _length(path: Path, form: Format, without: Collection[Path]) -> int:

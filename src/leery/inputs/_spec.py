@@ -1,7 +1,6 @@
 """What a detector knows of its inputs: shape, type, bounds, range and moments of the pixels."""
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from leery._checks import Bounds, check_bound_values, check_images
-from leery.errors import InputError, LeeryWarning
+from leery.errors import InputError, warn
 
 __all__ = ["InputSpec", "Moments", "bounds_seen"]
 
@@ -160,7 +159,7 @@ class InputSpec:
                 f"deviation {moments.std:.3g}, against {self.low:g}..{self.high:g}, "
                 f"{self.mean:.3g} and {self.std:.3g}; check that both are normalised alike"
             )
-            warnings.warn(message, LeeryWarning, stacklevel=3)
+            warn(message)
 
     def facts(self) -> dict[str, Any]:
         """The spec in types that JSON has."""

@@ -4,13 +4,18 @@ It defines what a pass is: the engine must equal it where the graph can be captu
 serves where not.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.module_tracker import ModuleTracker
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 
 from leery.errors import UnsupportedModelError, brief
 from leery.mc_dropout._masks import Masks, Site
@@ -139,6 +144,50 @@ class _Call:
     shape: tuple[int, ...]
 
 
+class _RunningModules:
+    """Which submodules of a model this thread is running.
+
+    torch's hooks of all modules belong to the process, and other threads run other modules.
+
+    Attributes:
+        innermost: the name of the submodule that was called last and has not returned; "" for the
+            model itself.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names = {module: name for name, module in model.named_modules()}
+        self._thread = threading.get_ident()
+        self._entered: list[str] = []
+
+    @property
+    def innermost(self) -> str:
+        return self._entered[-1] if self._entered else ""
+
+    def __enter__(self) -> Self:
+        self._hooks = (
+            register_module_forward_pre_hook(lambda module, _inputs: self._enter(module)),
+            register_module_forward_hook(
+                lambda module, _inputs, _output: self._leave(module), always_call=True
+            ),
+        )
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _is_followed(self, module: nn.Module) -> bool:
+        return module in self._names and threading.get_ident() == self._thread
+
+    def _enter(self, module: nn.Module) -> None:
+        if self._is_followed(module):
+            self._entered.append(self._names[module])
+
+    def _leave(self, module: nn.Module) -> None:
+        if self._is_followed(module):
+            self._entered.pop()
+
+
 def _calls(model: nn.Module, batch: Tensor, names: frozenset[str]) -> list[_Call]:
     """The random operations of a forward pass with those submodules in train mode.
 
@@ -163,16 +212,14 @@ def _recorded_calls(
 ) -> tuple[list[_Call], object]:
     """The random operations of a forward pass, and whatever it returns."""
     found: list[_Call] = []
-    tracker = ModuleTracker()
+    running = _RunningModules(model)
 
     def decide(call: RandomCall) -> object:
-        innermost = max(tracker.parents - {"Global"}, key=len)
-        _, _, name = innermost.partition(".")
-        found.append(_Call((name, call.operation.kind, call.rate), call.shape))
+        found.append(_Call((running.innermost, call.operation.kind, call.rate), call.shape))
         value = call.without_dropping()
         return call.with_draw(_ones(call, batch)) if value is None else value
 
-    with dropout_on(model, names), tracker, RandomOpMode(decide):
+    with dropout_on(model, names), running, RandomOpMode(decide):
         output = run_model(model, batch) if not names else model(batch.clone())
     return found, output
 

@@ -170,9 +170,10 @@ def loaded_object(name: str, what: str) -> Any:  # noqa: ANN401 - whatever the m
     finally:
         sys.path.remove(here)
     if not callable(found):
+        got = "none" if found is None else type(found).__name__
         message = (
-            f"expected a function or class {attribute!r} in {module_name}, got "
-            f"{type(found).__name__}; correct the name"
+            f"expected a function or class {attribute!r} in {module_name}, got {got}; correct the "
+            "name"
         )
         raise InputError(message)
     return found
@@ -226,8 +227,8 @@ def _state(path: Path) -> dict[str, Any]:
     # torch.load raises what its parts raise: pickle, zip, struct, key and runtime errors.
     except Exception as error:
         message = (
-            f"expected weights in {path} that can be read without running code, got "
-            f"{brief(error)}; save model.state_dict() with safetensors.torch.save_file"
+            f"expected weights in {path}, as safetensors or a state dict of torch.save, got a "
+            "file that cannot be read as either; save model.state_dict() with torch.save"
         )
         raise InputError(message) from error
     for key in ("state_dict", "model_state_dict", "model"):
