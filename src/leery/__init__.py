@@ -1,4 +1,4 @@
-"""leery makes an image classifier leery of its inputs: it detects adversarial examples.
+"""Detect adversarial examples that are given to a PyTorch image classifier.
 
 The README has an example; the documentation begins with :class:`leery.Detector`.
 """
@@ -92,11 +92,11 @@ _HOMES = {
     "MetricTable": "detector",
     "Verdicts": "detector",
 }
-"""Where public names are defined that are not errors."""
+"""Submodule that defines each public name that is not an error."""
 
 
 def __getattr__(name: str) -> object:
-    """Import a package or public name at its first use, because torch takes over a second."""
+    """Import a submodule or name on first use, because importing torch takes over a second."""
     found: object
     if name in _PACKAGES:
         found = import_module(f"leery.{name}")

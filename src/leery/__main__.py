@@ -1,7 +1,7 @@
-"""The ``leery`` command, which is also ``python -m leery``.
+"""Entry point of the ``leery`` command and of ``python -m leery``.
 
-Nothing is imported before Ctrl-C has its meaning: one sentence, at any moment. Where work would be
-lost or can be resumed, the command says so itself.
+The Ctrl-C handler is installed before the slow imports, so that an interrupt prints one sentence
+and never a traceback. A command whose work would be lost or can be resumed prints its own message.
 """
 
 import os
@@ -17,8 +17,8 @@ def _stop(*_signal: object) -> NoReturn:
 
 
 def main() -> NoReturn:
-    """Run the command line."""
-    # Who started this in the background may have it ignore Ctrl-C.
+    """Run the command-line interface."""
+    # A shell that starts this in the background may have set SIGINT to be ignored; keep that.
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _stop)
     from leery.cli import run  # noqa: PLC0415 - see above

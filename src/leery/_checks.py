@@ -1,4 +1,4 @@
-"""Checks of what users pass: expected, got, what to do."""
+"""Validation of user input; each error says what was expected, what came and what to do."""
 
 import math
 from numbers import Integral
@@ -25,14 +25,14 @@ __all__ = [
 
 
 def check_images(images: Tensor, *, floating: bool = False) -> None:
-    """Refuse what cannot be a batch of inputs.
+    """Raise unless the argument is a valid batch of inputs.
 
     Args:
-        images: a batch; the first dimension counts the inputs.
-        floating: whether integers (token ids) are refused too.
+        images: batch ``(N, ...)`` of N inputs.
+        floating: True to reject integer tensors (token ids) too.
 
     Raises:
-        InputError: when it is no tensor, has no batch dimension, is empty or not finite.
+        InputError: when it is not a tensor, has no batch dimension, is empty or not finite.
     """
     if not isinstance(images, Tensor):
         message = f"expected images as a torch.Tensor, got {type(images).__name__}; convert them"
@@ -59,19 +59,19 @@ def check_images(images: Tensor, *, floating: bool = False) -> None:
 
 
 def all_finite(values: Tensor) -> bool:
-    """Whether there is no NaN and no infinity, told in one pass over memory and without a copy."""
+    """True if no element is NaN or infinite; reads memory once and makes no copy."""
     if not values.is_floating_point() or values.numel() == 0:
         return bool(torch.isfinite(values).all())
     return all(math.isfinite(extreme.item()) for extreme in torch.aminmax(values.detach()))
 
 
 def check_labels(labels: Tensor, count: int, classes: int | None = None) -> None:
-    """Refuse what cannot be the labels of ``count`` images.
+    """Raise unless the argument is a valid label tensor for ``count`` images.
 
     Args:
         labels: int ``(count,)``.
         count: the number of images.
-        classes: the number of classes, where it is known.
+        classes: number of classes; None if it is unknown.
 
     Raises:
         InputError: when the shape, the type or the range is wrong.
@@ -82,23 +82,23 @@ def check_labels(labels: Tensor, count: int, classes: int | None = None) -> None
         raise InputError(message)
     if labels.shape != (count,):
         message = (
-            f"expected one label an image, shape ({count},), got {tuple(labels.shape)}; "
+            f"expected one label per image, shape ({count},), got {tuple(labels.shape)}; "
             "pass images and labels of the same length"
         )
         raise InputError(message)
-    # Some unsigned types have no extremes.
+    # torch.aminmax is not implemented for some unsigned types.
     low, high = (int(extreme) for extreme in torch.aminmax(labels.to(torch.int64)))
     if low < 0 or (classes is not None and high >= classes):
         limit = "0 or more" if classes is None else f"0..{classes - 1}"
-        message = f"expected labels in {limit}, got {low}..{high}; correct the labels"
+        message = f"expected labels to be {limit}, got {low}..{high}; correct the labels"
         raise InputError(message)
 
 
 def check_batch_size(batch_size: int) -> None:
-    """Refuse a batch size below one.
+    """Raise if the batch size is below one.
 
     Raises:
-        InputError: when it is.
+        InputError: when it is below one.
     """
     if batch_size < 1:
         message = f"expected a batch size of at least 1, got {batch_size}; pass a larger one"
@@ -106,10 +106,10 @@ def check_batch_size(batch_size: int) -> None:
 
 
 def check_seed(seed: int) -> None:
-    """Refuse a negative seed.
+    """Raise if the seed is negative.
 
     Raises:
-        InputError: when it is.
+        InputError: when it is negative.
     """
     if seed < 0:
         message = f"expected a seed of at least 0, got {seed}; pass another one"
@@ -117,14 +117,14 @@ def check_seed(seed: int) -> None:
 
 
 Bounds = tuple[float, float] | tuple[tuple[float, float], ...]
-"""The lowest and the highest pixel value: two numbers, or a pair per channel."""
+"""Lowest and highest pixel value: one (low, high) pair, or one such pair per channel."""
 
 
 def bounds_like(bounds: Bounds, images: Tensor) -> tuple[Tensor, Tensor]:
     """The lowest and highest values, shaped to broadcast over images ``(N, channels, ...)``.
 
     Raises:
-        InputError: when the images have another number of channels.
+        InputError: when the number of pairs is not the number of channels.
     """
     pairs = images.new_tensor(bounds)
     if pairs.ndim == 1:
@@ -140,7 +140,7 @@ def bounds_like(bounds: Bounds, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def clamp(images: Tensor, bounds: Bounds) -> Tensor:
-    """Images ``(N, ...)`` cut to the bounds."""
+    """Images ``(N, ...)`` clipped to the bounds."""
     low, high = bounds_like(bounds, images)
     return images.clamp(low, high)
 
@@ -168,10 +168,10 @@ def check_bound_values(bounds: object) -> Bounds:
 
 
 def check_bounds(images: Tensor, bounds: Bounds) -> None:
-    """Refuse images outside the pixel range.
+    """Raise if a pixel is outside the bounds.
 
     Raises:
-        InputError: then.
+        InputError: when a pixel is outside the bounds.
     """
     low, high = bounds_like(bounds, images)
     if bool((images < low).any()) or bool((images > high).any()):
@@ -184,10 +184,10 @@ def check_bounds(images: Tensor, bounds: Bounds) -> None:
 
 
 def check_count(value: object, what: str, least: int = 1) -> int:
-    """A whole number, refused when it is anything else or too small.
+    """Return the argument as an int; raise unless it is a whole number of at least ``least``.
 
     Raises:
-        InputError: then.
+        InputError: when it is not a whole number or is below ``least``.
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         message = (

@@ -1,4 +1,4 @@
-"""Imports of libraries that only some users install."""
+"""Import of optional dependencies."""
 
 import importlib
 from types import ModuleType
@@ -8,14 +8,14 @@ from leery.errors import InputError
 __all__ = ["imported"]
 
 _PACKAGES = {"art": "adversarial-robustness-toolbox"}
-"""Packages that are called otherwise than their module."""
+"""Package name of each module whose package has a different name."""
 
 
 def imported(module: str, extra: str) -> ModuleType:
-    """Import a module of an extra.
+    """Import a module that an optional extra installs.
 
     Raises:
-        InputError: when it is not installed.
+        InputError: when the module is not installed.
     """
     try:
         return importlib.import_module(module)
@@ -23,7 +23,7 @@ def imported(module: str, extra: str) -> ModuleType:
         top = module.partition(".")[0]
         package = _PACKAGES.get(top, top)
         message = (
-            f"expected {package}, which is not installed; run pip install '.[{extra}]' in a copy "
+            f"expected {package} to be installed; run pip install '.[{extra}]' in a clone "
             "of leery's repository"
         )
         raise InputError(message) from error

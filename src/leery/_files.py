@@ -1,4 +1,4 @@
-"""Files that survive: whatever is written is written beside its name, flushed and renamed."""
+"""Atomic file writes: a temporary file next to the target is flushed and then renamed."""
 
 import contextlib
 import os
@@ -15,10 +15,10 @@ __all__ = ["atomic_stream", "check_output", "make_folder", "write_atomically"]
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a whole file or nothing: a temporary file beside it, flushed to disk, then renamed.
+    """Write a file completely or not at all, through a temporary file that is then renamed.
 
     Args:
-        path: where the file goes; its folder must exist.
+        path: path of the file; its folder must exist.
         content: the bytes, or text that is encoded as UTF-8.
 
     Raises:
@@ -30,10 +30,10 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def atomic_stream(path: Path) -> Iterator[BinaryIO]:
-    """A stream whose content becomes the file when the block ends well, and is lost when not.
+    """Open a stream whose content becomes the file unless the block raises.
 
     Args:
-        path: where the file goes; its folder must exist.
+        path: path of the file; its folder must exist.
 
     Raises:
         OutputError: when the folder or the file cannot be written; an older file is untouched.
@@ -48,7 +48,7 @@ def atomic_stream(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         message = (
             f"cannot write {path}: {error.strerror or error}; "
-            "name a folder that you may write to and that has room"
+            "choose a writable folder with enough free space"
         )
         raise OutputError(message) from error
     finally:
@@ -57,19 +57,19 @@ def atomic_stream(path: Path) -> Iterator[BinaryIO]:
 
 
 def check_output(path: Path) -> None:
-    """Create the folder of a file that is to be written, and prove that it can be.
+    """Create the folder of an output file and check that it is writable.
 
     Raises:
-        OutputError: when it cannot.
+        OutputError: when the folder is not writable or the path is itself a folder.
     """
     make_folder(path.parent)
     if path.is_dir():
-        message = f"expected a file to write at {path}, got a folder; name another one"
+        message = f"expected {path} to be a file, got a folder; choose another path"
         raise OutputError(message)
 
 
 def make_folder(path: Path) -> Path:
-    """Create a folder (and its parents) and prove that a file can be written into it.
+    """Create a folder and its parents, and check that a file can be written into it.
 
     Raises:
         OutputError: when it cannot be created or written to.
@@ -80,8 +80,8 @@ def make_folder(path: Path) -> Path:
             pass
     except OSError as error:
         message = (
-            f"expected a folder that can be written at {path}, got: {error.strerror or error}; "
-            "name another one"
+            f"expected {path} to be a writable folder, got: {error.strerror or error}; "
+            "choose another one"
         )
         raise OutputError(message) from error
     return path

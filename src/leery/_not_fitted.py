@@ -1,4 +1,4 @@
-"""The one error that needs scikit-learn, which takes a second to import."""
+"""NotFittedError, in a module of its own because importing scikit-learn takes a second."""
 
 from sklearn.exceptions import NotFittedError as _SklearnNotFittedError
 
@@ -8,7 +8,7 @@ __all__ = ["NotFittedError"]
 
 
 class NotFittedError(LeeryError, _SklearnNotFittedError):  # type: ignore[misc]  # untyped
-    """Something was used before it was fitted or calibrated."""
+    """An object was used before it was fitted or calibrated."""
 
 
 NotFittedError.__module__ = "leery.errors"

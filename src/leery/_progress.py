@@ -1,4 +1,4 @@
-"""Progress bars on standard error, silent where nobody watches."""
+"""Progress bars on standard error, hidden unless it is a terminal."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,11 +19,11 @@ __all__ = ["progress_bars"]
 
 @contextmanager
 def progress_bars(*, enabled: bool = True, in_bytes: bool = False) -> Iterator[Progress]:
-    """A set of bars (rich's ``Progress``) on standard error; invisible where that is no terminal.
+    """Progress bars (rich's ``Progress``) on standard error; hidden unless it is a terminal.
 
     Args:
-        enabled: False keeps even a terminal quiet.
-        in_bytes: whether what is counted are bytes.
+        enabled: False hides the bars on a terminal too.
+        in_bytes: True if progress is counted in bytes.
     """
     console = Console(stderr=True)
     columns = (

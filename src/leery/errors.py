@@ -1,6 +1,6 @@
-"""The exceptions that leery raises on purpose, all under one root.
+"""Exceptions and warnings that leery raises on purpose.
 
-Every message is one sentence that says what was expected, what was got and what to do::
+Every message says in one sentence what was expected, what was given and what to do. The tree::
 
     LeeryError
     ├── InputError (ValueError)            an argument of a call
@@ -8,16 +8,16 @@ Every message is one sentence that says what was expected, what was got and what
     │   ├── UnknownLayerError              a layer name the model does not have
     │   └── WrongModelError                a model that a detector was not fitted on
     ├── NotFittedError (sklearn's)         used before it was fitted or calibrated
-    ├── UnsupportedModelError              a model that cannot be run pass by pass
+    ├── UnsupportedModelError              a model that leery cannot run
     ├── DetectorFileError (ValueError)     a detector file that cannot be read
     ├── StudyFileError (ValueError)        a study's file that is missing or damaged
     ├── DataError (OSError)                a dataset that cannot be obtained
     │   └── CorruptDataError               ... or whose bytes are not the published ones
     └── OutputError (OSError)              a folder or file that cannot be written
 
-A LeeryWarning (UserWarning) says what is done as asked, but is likely to be a mistake.
+A LeeryWarning (UserWarning) reports a request that is carried out but is likely to be a mistake.
 
-Each also subclasses the usual Python (or scikit-learn) type, so code that never heard of leery
+Each also subclasses the usual Python (or scikit-learn) type, so that code that does not know leery
 can catch it.
 """
 
@@ -58,7 +58,7 @@ def __getattr__(name: str) -> type[Exception]:
 
 
 def __dir__() -> list[str]:
-    """All names, imported or not."""
+    """All public names, including those that are not imported yet."""
     return sorted({*globals(), *__all__})
 
 
@@ -67,7 +67,7 @@ class LeeryError(Exception):
 
 
 class LeeryWarning(UserWarning):
-    """Something that leery does as asked, but that is likely to be a mistake."""
+    """A request is carried out but is likely to be a mistake."""
 
 
 def warn(message: str) -> None:
@@ -83,7 +83,7 @@ class InputError(LeeryError, ValueError):
 
 
 class NoDropoutError(InputError):
-    """Monte-Carlo dropout was asked of a model that has no active dropout layer."""
+    """Monte-Carlo dropout was requested for a model without an active dropout layer."""
 
 
 class UnknownLayerError(InputError):
@@ -99,7 +99,7 @@ class UnsupportedModelError(LeeryError, RuntimeError):
 
 
 class DetectorFileError(LeeryError, ValueError):
-    """A detector file is damaged, foreign or from a newer leery."""
+    """A detector file is missing, damaged, of another format version or not a detector file."""
 
 
 class StudyFileError(LeeryError, ValueError):
@@ -115,7 +115,7 @@ class CorruptDataError(DataError):
 
 
 class OutputError(LeeryError, OSError):
-    """A result cannot be written where it should go."""
+    """An output file or folder cannot be written."""
 
 
 def brief(error: BaseException) -> str:
@@ -127,6 +127,6 @@ def brief(error: BaseException) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names out of a stranger's file, for one line of text."""
+    """Names from an untrusted file as one printable line."""
     shown = ", ".join(name if name.isprintable() else ascii(name) for name in names)
     return textwrap.shorten(shown, 200, placeholder=" ...") or "none"

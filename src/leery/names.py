@@ -1,6 +1,6 @@
-"""The names of metrics, baselines and attacks: all that the command line's help must know of them.
+"""Names of metrics, baselines and attacks, for the help texts of the command line.
 
-Nothing is imported here, so that help and refusals of the command line need no torch.
+This module imports nothing, so that help and usage errors need no torch.
 """
 
 __all__ = [
@@ -15,10 +15,10 @@ __all__ = [
 ]
 
 UNCERTAINTY_METRICS = ("variance", "predictive_entropy", "mutual_information", "confidence")
-"""The paper's metrics of uncertainty."""
+"""The paper's uncertainty metrics."""
 
 CLOSENESS_METRICS = ("kernel_density", "kl_divergence")
-"""The paper's metrics of closeness to the training data."""
+"""The paper's closeness metrics."""
 
 PAPER_METRICS = UNCERTAINTY_METRICS + CLOSENESS_METRICS
 """The six metrics of the paper, in the order of its table 5."""
@@ -29,7 +29,7 @@ RECOMMENDED_METRICS = (
     "squeezing_1bit_logits",
     "log_margin",
 )
-"""The metrics of a detector for images, unless others are named; docs/choosing.md shows why."""
+"""Default metrics of a detector for images; docs/choosing.md gives the reasons."""
 
 METRICS = (
     "auxiliary_agreement",
@@ -60,7 +60,7 @@ METRICS = (
     "median_residual",
     "residual_kurtosis",
 )
-"""The names that ``Detector(metrics=[...])`` knows.
+"""The names that ``Detector(metrics=[...])`` accepts.
 
 The two KL divergences differ in how features become probabilities, which the paper leaves open.
 """
@@ -87,4 +87,4 @@ ATTACKS_OF_LIBRARIES = (
     "spatial",
     "sparse",
 )
-"""The attacks of other libraries, for which the extra "attacks" is needed."""
+"""Attacks of other libraries, which require the extra "attacks"."""

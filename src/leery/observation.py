@@ -1,8 +1,8 @@
-"""What metrics ask of a classifier, and the one run over the images that answers all of them.
+"""Observations of a classifier, computed in one run for all metrics.
 
-A metric states its :class:`Needs`. An :class:`Observer` runs the classifier once for the union of
-all needs and hands each metric the :class:`Observation`. The protocols of detectors stand here too,
-because attacks and evaluation ask no more of a detector than they say.
+A metric declares its :class:`Needs`. An :class:`Observer` runs the classifier once for the union of
+all needs and passes the :class:`Observation` to each metric. The detector protocols on which
+attacks and evaluation rely are also defined here.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,21 +41,21 @@ __all__ = [
 ]
 
 HEAD = "<last hidden layer>"
-"""Stands for the layer whose values the classifier's head turns into logits."""
+"""Placeholder for the last hidden layer, from which the classifier's head computes the logits."""
 
 EACH = "<each layer>"
-"""Stands for every layer that :func:`leery.models.submodules_of_images` finds."""
+"""Placeholder for every layer that :func:`leery.models.submodules_of_images` finds."""
 
 
 @dataclass(frozen=True)
 class View:
-    """Another version of the images, on which the classifier is run too.
+    """A transformation of the images, on whose result the classifier is also run.
 
     Attributes:
-        name: in error messages; together with the seed it decides what is drawn.
-        make: takes images ``(N, ...)``, a generator, and the lowest and highest pixel value (the
-            bounds, or where they are unknown the range of the training images); returns images of
-            the same shape. What it draws must not depend on N, so that every image gets the same.
+        name: name for error messages; with the seed, it determines the random draws.
+        make: function of images ``(N, ...)``, a generator and the pixel range (the bounds or, if
+            unknown, the range of the training images); returns images of the same shape. Its random
+            draws must not depend on N, so that they are the same for every image.
     """
 
     name: str
@@ -69,7 +69,7 @@ class View:
         bounds: Bounds | None,
         pixels: Bounds = (0.0, 1.0),
     ) -> Tensor:
-        """The version of these images, cut to the bounds where there are any."""
+        """Transform images and clip them to the bounds, if there are any."""
         sequence = np.random.SeedSequence([seed, crc32(self.name.encode())])
         state = int(sequence.generate_state(1, np.uint64)[0]) >> 1
         generator = torch.Generator().manual_seed(state)
@@ -79,12 +79,12 @@ class View:
 
 @dataclass(frozen=True)
 class Viewed:
-    """What the classifier gives for a view.
+    """Logits of the classifier for a view.
 
     Attributes:
         logits: float ``(N, classes)``, dropout off.
-        source: ``(N, ...)``, the images of which the view is a version.
-        make: makes the version of such images.
+        source: ``(N, ...)``, the original images.
+        make: function that transforms the images.
     """
 
     logits: Tensor
@@ -93,20 +93,20 @@ class Viewed:
 
     @property
     def images(self) -> Tensor:
-        """The version, ``(N, ...)``, made anew: many views would not fit into memory together."""
+        """The transformed images, ``(N, ...)``, recomputed at each access to save memory."""
         return self.make(self.source)
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a metric must see of a batch of images.
+    """Parts of an observation that a metric needs.
 
     Attributes:
-        passes: class probabilities of each Monte-Carlo dropout pass.
-        layers: names of submodules, whose outputs are meant, with dropout off; "input of " and a
-            name for an input; :data:`HEAD` or :data:`EACH`, which the fit resolves.
-        pass_layers: the same, for their values in each pass.
-        views: other versions of the images.
+        passes: True for the class probabilities of each Monte-Carlo dropout pass.
+        layers: submodules whose outputs are needed, with dropout off; "input of " before a name
+            selects its input; :data:`HEAD` and :data:`EACH` are resolved by the fit.
+        pass_layers: submodules whose outputs in each pass are needed, named in the same way.
+        views: transformations of the images.
         gradients: True if the metric runs the classifier itself with autograd on.
     """
 
@@ -117,7 +117,7 @@ class Needs:
     gradients: bool = False
 
     def __or__(self, other: "Needs") -> "Needs":
-        """The needs of both."""
+        """Union of two needs."""
         return Needs(
             self.passes or other.passes,
             tuple(dict.fromkeys((*self.layers, *other.layers))),
@@ -128,12 +128,12 @@ class Needs:
 
     @property
     def draws(self) -> bool:
-        """Whether dropout passes are needed at all."""
+        """True if dropout passes are needed."""
         return self.passes or bool(self.pass_layers)
 
 
 class _ByName(dict[Any, Any]):
-    """A mapping whose missing entries are an error that says what to add to the needs."""
+    """A mapping that raises, for a missing key, an error that says what to add to Needs."""
 
     def __init__(self, what: str, entries: Mapping[Any, Any]) -> None:
         super().__init__(entries)
@@ -142,27 +142,27 @@ class _ByName(dict[Any, Any]):
     def __missing__(self, key: object) -> object:
         name = key.name if isinstance(key, View) else key
         message = (
-            f"expected a metric that states what it reads, got one that reads {name!r} without "
-            f"stating it; add it to its Needs({self._what}=...)"
+            f"expected a metric that declares what it reads, got one that reads {name!r} without "
+            f"declaring it; add it to its Needs({self._what}=...)"
         )
         raise InputError(message)
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What one run over a batch of images yields: only what was needed.
+    """Results of one run over a batch of images, limited to what was needed.
 
     Attributes:
         images: ``(N, ...)``.
         logits: float ``(N, classes)``, dropout off.
-        layers: the values ``(N, ...)`` of layers by the name that was asked for.
-        pass_layers: the values ``(passes, N, ...)`` of layers in each pass, by the name
-            that was asked for.
-        views: what the classifier gives for each view.
-        each: the names of the layers that :data:`EACH` stands for, in the order of running.
-        classifier: gives the logits ``(N, classes)`` of other images, dropout off; gradients reach
-            them where autograd is on.
-        pass_probs: float ``(passes, N, classes)``, or None; read it as :attr:`probs`.
+        layers: layer outputs ``(N, ...)`` by the name used in :class:`Needs`.
+        pass_layers: layer outputs in each pass, ``(passes, N, ...)``, by the name used in
+            :class:`Needs`.
+        views: results of the classifier for each view.
+        each: names of the layers that :data:`EACH` stands for, in execution order.
+        classifier: function that returns the logits ``(N, classes)`` of any images with dropout
+            off; it is differentiable if autograd is on.
+        pass_probs: float ``(passes, N, classes)``, or None; use :attr:`probs` to read it.
     """
 
     images: Tensor
@@ -180,7 +180,7 @@ class Observation:
 
     @cached_property
     def predicted(self) -> Tensor:
-        """The class of each image with dropout off, int64 ``(N,)``."""
+        """The predicted class of each image with dropout off, int64 ``(N,)``."""
         return self.logits.argmax(1)
 
     @property
@@ -188,32 +188,32 @@ class Observation:
         """Class probabilities of each dropout pass, float ``(passes, N, classes)``.
 
         Raises:
-            InputError: when no metric stated that it needs passes.
+            InputError: when no metric declared that it needs passes.
         """
         if self.pass_probs is None:
             message = (
-                "expected a metric that states what it reads, got one that reads passes without "
-                "stating it; add Needs(passes=True)"
+                "expected a metric that declares what it reads, got one that reads passes without "
+                "declaring it; add Needs(passes=True)"
             )
             raise InputError(message)
         return self.pass_probs
 
     def rows(self, start: int, stop: int) -> Self:
-        """The observation of some of the images."""
+        """The observation of images ``start`` to ``stop - 1``."""
         cut = slice(start, stop)
         return self.changed(lambda value, dim: value[cut] if dim == 0 else value[:, cut])
 
     def doubled(self) -> Self:
-        """The same with float64 probabilities, in which metrics of uncertainty compute."""
+        """A copy with float64 probabilities, in which uncertainty metrics are computed."""
         probs = None if self.pass_probs is None else self.pass_probs.double()
         return type(self)(**{**vars_of(self), "pass_probs": probs})
 
     def without_passes(self) -> Self:
-        """The same without what each pass gave, which takes most of the memory."""
+        """A copy without the results of single passes, which take most of the memory."""
         return type(self)(**{**vars_of(self), "pass_probs": None, "pass_layers": {}})
 
     def changed(self, change: Callable[[Tensor, int], Tensor]) -> Self:
-        """The observation with each tensor replaced by ``change(tensor, image_dimension)``."""
+        """A copy with each tensor replaced by ``change(tensor, batch_dimension)``."""
         probs = self.pass_probs
         return type(self)(
             images=change(self.images, 0),
@@ -234,7 +234,7 @@ class Observation:
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """Batches one after the other."""
+        """Concatenate the observations of several batches."""
         if len(parts) == 1:
             return parts[0]
         tensors: list[list[Tensor]] = []
@@ -247,7 +247,7 @@ class Observation:
 
 
 def vars_of(seen: Observation) -> dict[str, Any]:
-    """The fields of an observation, without what it caches."""
+    """The fields of an observation, without its cached properties."""
     return {name: getattr(seen, name) for name in seen.__dataclass_fields__}
 
 
@@ -259,21 +259,21 @@ def _changed(
 
 
 class Observer:
-    """Runs a classifier once for everything that was stated as needed.
+    """Runs a classifier once for all declared needs.
 
     Args:
         model: returns logits ``(N, classes)``.
-        needs: of all metrics together.
-        head: the layer that :data:`HEAD` stands for, None if nothing reads it; the user's choice or
-            found on example images by :meth:`find`.
-        each: the layers that :data:`EACH` stands for; also found by :meth:`find`.
+        needs: union of the needs of all metrics.
+        head: layer that :data:`HEAD` stands for, chosen by the user or found by :meth:`find`; None
+            if no metric reads it.
+        each: layers that :data:`EACH` stands for, found by :meth:`find`.
         passes: the number of Monte-Carlo dropout passes.
-        seed: of the dropout masks.
-        view_seed: of what views draw; by default that of the masks.
-        fresh: True if each call draws masks of its own.
-        bounds: of the pixels, to which views are cut; None where they have none.
-        pixels: the range of the training images, which views use where there are no bounds.
-        batch_size: the largest number of images that a thread works on at once.
+        seed: random seed of the dropout masks.
+        view_seed: random seed of views; by default ``seed``.
+        fresh: True to draw new masks at each call.
+        bounds: pixel bounds to which views are clipped; None for no clipping.
+        pixels: range of the training images, which views use if there are no bounds.
+        batch_size: maximum number of images that a thread processes at once.
     """
 
     def __init__(
@@ -315,13 +315,13 @@ class Observer:
 
     @staticmethod
     def find(model: nn.Module, needs: Needs, images: Tensor, head: str | None) -> dict[str, Any]:
-        """What :data:`HEAD` and :data:`EACH` stand for, as keyword arguments of an observer.
+        """Find the layers of :data:`HEAD` and :data:`EACH`, as keyword arguments of an observer.
 
         Args:
             model: returns logits ``(N, classes)``.
-            needs: only what is needed is looked for.
-            images: ``(N, ...)``; the first two are shown to the model.
-            head: as the user named it, or None.
+            needs: needs of the metrics; only needed layers are searched for.
+            images: ``(N, ...)``, of which the model is run on the first few.
+            head: the last hidden layer as the user named it, or None.
 
         Raises:
             UnknownLayerError: when there is no such layer.
@@ -357,7 +357,7 @@ class Observer:
             return self._observation(batch, logits, layers)
 
     def observe_with_gradient(self, images: Tensor) -> Observation:
-        """The observation of one batch, through which gradients reach the images.
+        """The observation of one batch, with gradients to the images.
 
         Args:
             images: float ``(N, ...)``, on the model's device.
@@ -373,15 +373,15 @@ class Observer:
         return self._observation(images, logits, layers)
 
     def classes(self, images: Tensor) -> int:
-        """The number of classes, as the logits of the first two images show it."""
+        """The number of classes, from the logits of the first two images."""
         with torch.no_grad():
             return self._classify(images[:2]).shape[1]
 
     def explain_plan(self, images: Tensor) -> Plan:
-        """How images of this kind are run; the first two are shown to the model.
+        """How passes over such images are computed, found by a run on the first two.
 
         Raises:
-            NoDropoutError, UnsupportedModelError, InputError: as :class:`MCDropout` says.
+            NoDropoutError, UnsupportedModelError, InputError: as :meth:`MCDropout.explain_plan`.
         """
         if self._sampler is not None:
             return self._sampler.explain_plan(images)
@@ -408,7 +408,7 @@ class Observer:
         )
 
     def _named(self, asked: Sequence[str], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The values under the names that metrics use."""
+        """Layer outputs by the names that metrics use."""
         plain = {name: value for name, value in found.items() if name in asked or EACH in asked}
         return plain | ({HEAD: found[self.head]} if HEAD in asked and self.head else {})
 
@@ -431,28 +431,28 @@ def _resolved(asked: Sequence[str], names: Mapping[str, Sequence[str]]) -> tuple
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Any detector, as evaluation and attackers see it.
+    """Interface of a detector for evaluation and attacks.
 
     Attributes:
-        model: the classifier that is defended.
-        differentiable: True if :meth:`differentiable_score` is exact, False if it uses stand-ins.
+        model: the classifier.
+        differentiable: True if :meth:`differentiable_score` is exact, False if it uses surrogates.
     """
 
     model: nn.Module
 
     @property
     def differentiable(self) -> bool:
-        """Whether the differentiable score is exact."""
+        """True if :meth:`differentiable_score` is exact, False if it uses surrogates."""
 
     def score(self, images: Tensor) -> np.ndarray:
-        """float64 ``(N,)``; larger is more adversarial."""
+        """The score of each image, float64 ``(N,)``; larger is more suspicious."""
 
     def differentiable_score(self, images: Tensor) -> Tensor:
-        """Float ``(N,)``, through which gradients reach the images."""
+        """The score of each image, float ``(N,)``, with gradients to the images."""
 
 
 class FittableScorer(Scorer, Protocol):
-    """A detector that learns from clean images, and some also from attacks."""
+    """Interface of a detector that can be fitted to clean images and, possibly, attacks."""
 
     def fit(
         self,
@@ -460,4 +460,4 @@ class FittableScorer(Scorer, Protocol):
         clean: tuple[Tensor, Tensor],
         attacks: Sequence[Callable[..., Tensor]] = (),
     ) -> Self:
-        """Learn from labelled training images and labelled clean ones held out of them."""
+        """Fit on labelled training images and on labelled clean images held out from them."""

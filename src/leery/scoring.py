@@ -1,7 +1,7 @@
-"""Scores of any number of inputs into one file, in flat memory, to be taken up where it was cut.
+"""Resumable scoring of any number of inputs into one file, in constant memory.
 
-Finished parts lie beside the file in a folder of its name and ``.parts`` until all are there; then
-they become the file.
+Finished parts are stored in a folder next to the file, with its name and ``.parts``, and are merged
+into the file when all are complete.
 """
 
 import hashlib
@@ -29,21 +29,21 @@ from leery.tasks import discard_parts, identity_of, open_parts, part_name, parts
 __all__ = ["Summary", "score_to_file"]
 
 _PART_ROWS = 256, 1024
-"""Of a part, at least and at most."""
+"""Minimum and maximum number of rows of a part."""
 
 _PART_NUMBERS = 2**20
-"""Of the images of a part, within these bounds: small ones are measured faster many at a time."""
+"""Target number of elements of a part's images; small images form parts with more rows."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a file of scores holds.
+    """Counts of a score file.
 
     Attributes:
-        rows: inputs in all.
-        unreadable: those that could not be read or measured.
-        flagged: those that the verdict calls adversarial; None before calibration.
-        reason: why the first of the unreadable could not be read; None when all could.
+        rows: number of inputs.
+        unreadable: number of inputs that could not be read or measured.
+        flagged: number of inputs flagged as adversarial; None before calibration.
+        reason: error of the first unreadable input; None if all could be read.
     """
 
     rows: int
@@ -62,25 +62,25 @@ def score_to_file(
     resume: bool = False,
     advance: Callable[[int], object] = lambda _rows: None,
 ) -> Summary:
-    """Score every input of the sources and write one row each, in their order.
+    """Score every input of the sources and write one row per input, in order.
 
-    The columns: name, predicted, score, p_value, adversarial, each metric, error. An input that
-    cannot be read has its reason as error and nothing else.
+    The columns are name, predicted, score, p_value, adversarial, each metric, error. For an input
+    that cannot be read, error holds the reason and all other columns but name are empty.
 
     Args:
-        detector: with a combiner; without calibration p_value and adversarial stay empty.
-        identity: of the detector, such as its file's SHA-256; a run that was cut off goes on only
-            with the same.
-        paths: of the sources, as :func:`leery.inputs.read` takes them.
-        form: how they become what the model takes; the shape is that of the detector's fit.
-        out: a .parquet, .csv or .jsonl file; an older one is replaced when all is done.
-        resume: whether to go on with a run that was cut off; else its parts are done again.
-        advance: is told the number of rows whenever some are done.
+        detector: detector with a combiner; without calibration p_value and adversarial are empty.
+        identity: identity of the detector, such as the SHA-256 of its file; an interrupted run can
+            be resumed only with the same identity.
+        paths: paths of the sources, as for :func:`leery.inputs.read`.
+        form: conversion of the sources to model inputs; shape and dtype are those of the fit.
+        out: a .parquet, .csv or .jsonl file; an older one is replaced at the end.
+        resume: True to resume an interrupted run; False to discard its parts.
+        advance: function that is called with the number of newly finished rows.
 
     Raises:
         NotFittedError: when the detector has no combiner.
-        InputError: when the sources, the form or the kind of output are wrong, or a run to resume
-            was of other inputs.
+        InputError: when the sources, the form or the type of output are invalid, or the run to
+            resume had other inputs.
         OutputError: when the file cannot be written.
     """
     write = _writer(out)
@@ -89,7 +89,7 @@ def score_to_file(
         raise NotFittedError(message)
     known = detector.inputs_
     form = replace(form, shape=known.shape, dtype=known.dtype)
-    # What is wrong with the detector or the classifier is found before the first input is blamed.
+    # Raises on a faulty detector or classifier before the error is attributed to an input.
     detector.explain_plan()
     check_output(out)
     folder = parts_folder(out)
@@ -122,7 +122,7 @@ def _score_parts(
     size: int,
     advance: Callable[[int], object],
 ) -> None:
-    """Score items part by part; each part is added once its file is whole."""
+    """Score items part by part; a part is added once its file is complete."""
     schema = _schema(detector)
     while chunk := list(islice(items, size)):
         part = folder / part_name(len(parts))
@@ -135,10 +135,10 @@ def _score_parts(
 def _put_together(
     write: "_Write", out: Path, parts: Sequence[Path], schema: pa.Schema, total: int
 ) -> "_Counter":
-    """Make the output of its parts.
+    """Merge the parts into the output.
 
     Raises:
-        InputError: when inputs came or went meanwhile.
+        InputError: when inputs were added or removed meanwhile.
     """
     with atomic_stream(out) as stream:
         counter = write(stream, parts, schema)
@@ -149,7 +149,7 @@ def _put_together(
 
 
 def _modules(detector: Detector) -> set[str]:
-    """The modules whose code decides about a score: leery's, the classifier's, the metrics'."""
+    """Names of the modules whose code determines a score: leery, classifier and metrics."""
     parts = [*detector.model.modules(), *detector.metrics_.values()]
     return {__name__, *(type(part).__module__ for part in parts)}
 
@@ -176,7 +176,7 @@ def _schema(detector: Detector) -> pa.Schema:
 
 
 def _scored(detector: Detector, items: Sequence[Item], schema: pa.Schema) -> pa.Table:
-    """A row for each item."""
+    """Score items and return a table with one row per item."""
     errors = [item.error or None for item in items]
     readable = np.flatnonzero([item.image is not None for item in items])
     places: list[np.ndarray] = []
@@ -189,7 +189,7 @@ def _scored(detector: Detector, items: Sequence[Item], schema: pa.Schema) -> pa.
             tables.append(found.to_arrow())
     own = [field for field in schema if field.name not in ("name", "error")]
     verdicts = pa.concat_tables([pa.schema(own).empty_table(), *tables])
-    # A row without verdict takes a place that does not exist, which is null.
+    # A row without a verdict has a masked index, which gives nulls.
     order = np.full(len(items), -1)
     order[np.concatenate([*places, np.empty(0, int)])] = np.arange(len(verdicts))
     taken = verdicts.take(pa.array(order, mask=order < 0))
@@ -203,7 +203,7 @@ def _scored(detector: Detector, items: Sequence[Item], schema: pa.Schema) -> pa.
 def _judged(
     detector: Detector, rows: np.ndarray, images: Sequence[Tensor | None]
 ) -> Iterator[tuple[np.ndarray, Verdicts | str]]:
-    """The verdicts on those rows, or why there is none; one bad image does not spoil the others."""
+    """Verdicts on rows, or the reason why there is none; a bad image does not affect others."""
     if not len(rows):
         return
     reason = "a metric is not finite"
@@ -239,7 +239,7 @@ _Write = Callable[[BinaryIO, Sequence[Path], pa.Schema], "_Counter"]
 def _writer(out: Path) -> _Write:
     writers = {".parquet": _write_parquet, ".csv": _write_csv, ".jsonl": _write_jsonl}
     if out.suffix.lower() not in writers:
-        message = f"expected an output of {', '.join(writers)}, got {out}; name one of these"
+        message = f"expected an output file ({', '.join(writers)}), got {out}; rename it"
         raise InputError(message)
     return writers[out.suffix.lower()]
 
@@ -268,7 +268,7 @@ def _write_jsonl(stream: BinaryIO, parts: Sequence[Path], _schema: pa.Schema) ->
 
 
 class _Counter:
-    """Counts rows on their way into the file."""
+    """Counts rows while they are written to the file."""
 
     def __init__(self) -> None:
         self._rows = self._unreadable = self._flagged = 0
@@ -276,11 +276,11 @@ class _Counter:
 
     @property
     def rows(self) -> int:
-        """How many there were."""
+        """Number of rows written."""
         return self._rows
 
     def tables(self, parts: Sequence[Path]) -> Iterator[pa.Table]:
-        """The parts' tables, one after the other."""
+        """Iterate over the tables of the parts."""
         for part in parts:
             table = pq.read_table(part)
             errors = table.column("error")
@@ -293,6 +293,6 @@ class _Counter:
             yield table
 
     def summary(self, *, judged: bool) -> Summary:
-        """What was counted; whether there were verdicts is the caller's to say."""
+        """Summary of the counts; ``judged`` states whether there were verdicts."""
         flagged = self._flagged if judged else None
         return Summary(self._rows, self._unreadable, flagged, self._reason)

@@ -1,4 +1,4 @@
-"""Attacks on a classifier: one gradient loop, of which FGSM, BIM and PGD are settings; noise.
+"""Attacks on a classifier (gradient attacks, adapters for other libraries), corruptions, noise.
 
 >>> from leery.attacks import BIM
 >>> from leery.classifiers import pretrained

@@ -1,4 +1,4 @@
-"""Attacks of foolbox and the Adversarial Robustness Toolbox, with settings that reach a budget."""
+"""Adapters for attacks of foolbox and the Adversarial Robustness Toolbox."""
 
 import math
 import random
@@ -22,18 +22,18 @@ __all__ = ["ADAPTED", "AdaptedAttack", "Preset"]
 
 @dataclass(frozen=True)
 class Preset:
-    """How another library's attack is run.
+    """Settings with which an attack of another library is run.
 
     Attributes:
         library: "foolbox" or "art" (the Adversarial Robustness Toolbox).
-        source: the attack in words, with its source.
-        strength: what the strength of the attack means; None for an attack that has none.
-        default: the strength that is used if none is given; None where it must be given.
-        settings: the settings that differ from the library's defaults, and why.
-        run: makes the adversarial images; called with the classifier, images in [0, 1], labels,
-            the strength (a distance is in the units of [0, 1]) and the norm.
+        source: publication and variant of the attack.
+        strength: meaning of the strength parameter; None for an attack without one.
+        default: default strength; None if there is no strength or the caller must give it.
+        settings: description of the settings that matter, and of departures from the library's.
+        run: function that returns the adversarial images; its arguments are the classifier, images
+            in [0, 1], labels, the strength (distances for pixels in [0, 1]) and the norm.
         distance: True if the strength is a distance in pixels.
-        norms: the norms that the attack can have.
+        norms: norms that the attack supports.
     """
 
     library: str
@@ -48,23 +48,23 @@ class Preset:
 
 @dataclass(frozen=True)
 class AdaptedAttack:
-    """An attack of another library, by the name of its preset.
+    """An attack of another library, selected by the name of its preset.
 
     Args:
         name: a key of :data:`ADAPTED`.
-        strength: as the preset says; by default the preset's.
-        norm: "linf" or "l2", for attacks that have both; by default the preset's first.
+        strength: strength of the attack, with the meaning and the default that the preset states.
+        norm: "linf" or "l2", for attacks that support both; by default the preset's first norm.
         bounds: lowest and highest pixel value; by default (0, 1), or those of the detector where
             an evaluation runs the attack.
-        batch_size: the number of images that are worked on at once.
+        batch_size: number of images attacked at once.
 
     Raises:
         InputError: when there is no such attack, or a setting is outside its range.
 
     Notes:
-        Pixels are mapped to [0, 1] for the library and back. The classifier is left as it was, and
-        so are the global random states. Where an attack finds nothing, the clean image or the last
-        attempt is returned.
+        Pixels are mapped to [0, 1] for the library and back afterwards. The state of the classifier
+        and the global random states are restored. Where an attack fails, the clean image or the
+        last attempt is returned.
     """
 
     name: str
@@ -74,10 +74,10 @@ class AdaptedAttack:
     batch_size: int = 256
 
     def __post_init__(self) -> None:
-        """Refuse settings that the attack cannot have."""
+        """Raise if the attack does not support a setting."""
         preset = ADAPTED.get(self.name)
         if preset is None:
-            message = f"expected an attack out of {', '.join(ADAPTED)}, got {self.name!r}; name one"
+            message = f"expected one of {', '.join(ADAPTED)} as attack, got {self.name!r}; pick one"
         elif self.norm is not None and self.norm not in preset.norms:
             names = " or ".join(preset.norms)
             message = f"expected the norm {names} for {self.name}, got {self.norm!r}; leave it out"
@@ -87,7 +87,7 @@ class AdaptedAttack:
                 f"smallest change, got {self.strength:g}; leave it out"
             )
         elif self.strength is None and preset.default is None and preset.strength is not None:
-            message = f"expected {preset.strength} for {self.name}, got none; name it"
+            message = f"expected {preset.strength} for {self.name}, got no strength; pass one"
         elif self.strength is not None and not (
             math.isfinite(self.strength) and self.strength >= 0
         ):
@@ -99,7 +99,7 @@ class AdaptedAttack:
         raise InputError(message)
 
     def within(self, bounds: Bounds | None) -> Self:
-        """The same attack within these bounds, unless it was given bounds of its own."""
+        """Return a copy with these bounds, or self if it has bounds or none are given."""
         return self if bounds is None or self.bounds is not None else replace(self, bounds=bounds)
 
     def __call__(
@@ -139,7 +139,7 @@ class AdaptedAttack:
                     unit.split(self.batch_size), truth.split(self.batch_size), strict=True
                 )
             ]
-        # What a search could not find is NaN in some libraries.
+        # Some libraries return NaN where the search fails.
         made = torch.where(torch.cat(found).isnan(), unit, torch.cat(found)).clamp(0, 1)
         return (low + made * (high - low)).clamp(low, high).to(images)
 
@@ -147,7 +147,7 @@ class AdaptedAttack:
         """The lowest and highest pixel value.
 
         Raises:
-            InputError: when channels differ: a distance has then no unit in common.
+            InputError: when the bounds differ by channel, because distances then share no unit.
         """
         bounds = np.asarray(self.bounds or (0.0, 1.0), dtype=np.float64).reshape(-1, 2)
         low, high = bounds.min(0)[0], bounds.max(0)[1]
@@ -161,7 +161,7 @@ class AdaptedAttack:
 
 
 class _OnUnitPixels(nn.Module):
-    """A classifier of images in [0, 1]."""
+    """A classifier wrapped so that it takes images in [0, 1]."""
 
     def __init__(self, model: nn.Module, low: float, high: float, dtype: torch.dtype) -> None:
         super().__init__()
@@ -169,31 +169,31 @@ class _OnUnitPixels(nn.Module):
         self.low, self.high, self.dtype = low, high, dtype
 
     def forward(self, images: Tensor) -> Tensor:
-        # ART works in float32 whatever the classifier does.
+        # ART works in float32 whatever the classifier's dtype.
         own = images.to(self.dtype)
         return run_model(self.model, self.low + own * (self.high - self.low)).to(images.dtype)
 
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """The global random states that the libraries draw from, seeded for a while."""
-    before = random.getstate(), np.random.get_state()  # noqa: NPY002 - which the libraries use
+    """Temporarily seed the global random states that the libraries draw from."""
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002 - used by the libraries
     gpus = [device.index or 0] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus):
         torch.default_generator.manual_seed(seed)
         for gpu in gpus:
             torch.cuda.default_generators[gpu].manual_seed(seed)
         random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002 - likewise
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - used by the libraries
         try:
             yield
         finally:
             random.setstate(before[0])
-            np.random.set_state(before[1])  # noqa: NPY002 - likewise
+            np.random.set_state(before[1])  # noqa: NPY002 - used by the libraries
 
 
 def _foolbox(attack: str, **options: Any) -> Callable[..., Tensor]:  # noqa: ANN401 - the library's
-    """Runs an attack of foolbox that has no budget."""
+    """Make a function that runs an attack of foolbox without a perturbation budget."""
 
     def run(model: nn.Module, images: Tensor, labels: Tensor, *_: object) -> Tensor:
         foolbox: Any = imported("foolbox", "attacks")
@@ -211,7 +211,7 @@ def _carlini_wagner(
 ) -> Tensor:
     run = _foolbox("L2CarliniWagnerAttack", steps=1000, confidence=confidence)
     made = run(model, images, labels)
-    # foolbox returns zeros where it finds nothing.
+    # foolbox returns zeros where the attack fails.
     nothing = (made == 0).flatten(1).all(1)
     return torch.where(nothing.view(-1, 1, 1, 1), images, made)
 
@@ -225,7 +225,7 @@ def _spatial(
 
 
 def _hop_skip_jump(model: nn.Module, images: Tensor, labels: Tensor, *unused: object) -> Tensor:
-    """HopSkipJump; an image for which it finds no start stays as it is."""
+    """Run HopSkipJump; images without a starting point are returned unchanged."""
     run = _foolbox("HopSkipJumpAttack", steps=32, max_gradient_eval_steps=1000)
     try:
         return run(model, images, labels)
@@ -316,7 +316,7 @@ ADAPTED: Mapping[str, Preset] = {
         "Croce and Hein (2020), cross-entropy",
         "epsilon",
         None,
-        "100 steps, first step 2 epsilon as in the paper (the library's is 0.1 whatever epsilon), "
+        "100 steps, first step 2 epsilon as in the paper (the library's is 0.1 for any epsilon), "
         "one random start (of 5)",
         _apgd,
         distance=True,
@@ -324,17 +324,17 @@ ADAPTED: Mapping[str, Preset] = {
     ),
     "square": Preset(
         "art",
-        "Andriushchenko et al. (2020), without gradients",
+        "Andriushchenko et al. (2020), score-based",
         "epsilon",
         None,
-        "1,000 queries (the library's 100 leave most images unharmed)",
+        "1,000 queries (with the library's 100 the attack fails on most images)",
         _square,
         distance=True,
         norms=("linf", "l2"),
     ),
     "hopskipjump": Preset(
         "foolbox",
-        "Chen, Jordan, Wainwright (2020), by decisions alone, L2",
+        "Chen, Jordan, Wainwright (2020), decision-based, L2",
         None,
         None,
         "32 steps (of 64), at most 1,000 queries for a gradient (of 10,000)",
@@ -357,4 +357,4 @@ ADAPTED: Mapping[str, Preset] = {
         _foolbox("L0FMNAttack"),
     ),
 }
-"""The attacks of other libraries by name."""
+"""Presets of the attacks of other libraries, by name."""

@@ -1,4 +1,4 @@
-"""Attacks that take the bounds of the pixels from whoever runs them."""
+"""Attacks whose pixel bounds can be set by the code that runs them."""
 
 from typing import Protocol, Self, runtime_checkable
 
@@ -10,12 +10,12 @@ __all__ = ["BoundedAttack", "placed"]
 
 @runtime_checkable
 class BoundedAttack(Attack, Protocol):
-    """An attack that can be given bounds."""
+    """An attack whose pixel bounds can be set."""
 
     def within(self, bounds: Bounds | None) -> Self:
-        """The same attack within these bounds, unless it was given bounds of its own."""
+        """Return a copy with these bounds, or self if it has bounds or none are given."""
 
 
 def placed(attack: Attack, bounds: Bounds | None) -> Attack:
-    """The attack within these bounds if it can be given any, else as it is."""
+    """Return the attack with these bounds if it supports bounds, else unchanged."""
     return attack.within(bounds) if isinstance(attack, BoundedAttack) else attack

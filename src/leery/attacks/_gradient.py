@@ -1,4 +1,4 @@
-"""The one loop of every gradient attack, and the settings that make FGSM, BIM and PGD of it."""
+"""The loop shared by all gradient attacks, with FGSM, BIM and PGD as settings of it."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -26,7 +26,7 @@ __all__ = ["BIM", "FGSM", "PGD", "Attack", "GradientAttack"]
 
 
 class Attack(Protocol):
-    """Makes adversarial versions of images."""
+    """Interface of an attack, which makes adversarial versions of images."""
 
     def __call__(
         self, model: nn.Module, images: Tensor, labels: Tensor, /, *, seed: int = 0
@@ -34,7 +34,7 @@ class Attack(Protocol):
         """The adversarial version of each image.
 
         Args:
-            model: the classifier, which is left as it was.
+            model: the classifier; its state is restored afterwards.
             images: ``(N, ...)``.
             labels: int ``(N,)``, the true classes.
             seed: random seed.
@@ -43,7 +43,7 @@ class Attack(Protocol):
 
 @dataclass(frozen=True)
 class GradientAttack:
-    r"""Climb an objective inside a ball around each image.
+    r"""Projected gradient ascent on an objective inside a ball around each image.
 
     .. math::
         x_{k+1} = \mathrm{clip}_{bounds}\bigl(x_0 +
@@ -52,13 +52,13 @@ class GradientAttack:
     Args:
         epsilon: the radius of the ball, in the units of the images (pixels in [0, 1]).
         steps: the number of gradient steps.
-        step_size: alpha, in the same units; by default a fixed share of epsilon.
-        random_start: whether to start at a uniform draw from the ball.
-        norm: "linf" (d = sign) or "l2" (d = gradient of length one).
+        step_size: alpha, in the same units; by default a fixed fraction of epsilon.
+        random_start: True to start at a uniform draw from the ball instead of the clean image.
+        norm: "linf" (d = sign) or "l2" (d = gradient scaled to length one).
         bounds: lowest and highest pixel value, or a pair per channel; by default (0, 1), or those
             of the detector where an evaluation runs the attack.
-        objective: makes what is climbed for the classifier; by default the cross-entropy of the
-            true class.
+        objective: makes the objective to maximize from the classifier; by default the cross-entropy
+            of the true class.
 
     Raises:
         InputError: when a setting is outside its range.
@@ -73,10 +73,10 @@ class GradientAttack:
     objective: ObjectiveOf = field(default=CrossEntropy, kw_only=True)
 
     relative_step: ClassVar[float] = 0.1
-    """The default step size as a share of epsilon."""
+    """Default step size as a fraction of epsilon."""
 
     def __post_init__(self) -> None:
-        """Refuse settings that no attack can have."""
+        """Raise if a setting is outside its range."""
         check_count(self.steps, "steps")
         if self.bounds is not None:
             object.__setattr__(self, "bounds", check_bound_values(self.bounds))
@@ -85,7 +85,7 @@ class GradientAttack:
         elif self.step_size is not None and not self.step_size > 0:
             message = f"expected a step size above 0, got {self.step_size}; correct it"
         elif self.norm not in NORMS:
-            message = f"expected a norm of {', '.join(NORMS)}, got {self.norm!r}; name one"
+            message = f"expected one of the norms {', '.join(NORMS)}, got {self.norm!r}; choose one"
         else:
             return
         raise InputError(message)
@@ -96,7 +96,7 @@ class GradientAttack:
         return self.relative_step * self.epsilon if self.step_size is None else self.step_size
 
     def within(self, bounds: Bounds | None) -> Self:
-        """The same attack within these bounds, unless it was given bounds of its own."""
+        """Return a copy with these bounds, or self if it has bounds or none are given."""
         return self if bounds is None or self.bounds is not None else replace(self, bounds=bounds)
 
     def __call__(
@@ -110,17 +110,17 @@ class GradientAttack:
     ) -> Tensor:
         """The adversarial version of each image, crafted against the model in eval mode.
 
-        The model and the images are left as they were.
+        The state of the model is restored, and the images are not modified.
 
         Args:
             model: returns logits ``(N, classes)``.
             images: float ``(N, ...)`` within the bounds, on any device.
             labels: int ``(N,)``, the true classes.
-            seed: of the random start; the batch size does not change what it draws.
-            batch_size: how many images are worked on at once.
+            seed: random seed of the random start, which does not depend on the batch size.
+            batch_size: number of images attacked at once.
 
         Returns:
-            Like ``images``: inside the ball around each and inside the bounds.
+            Tensor like ``images``, inside the ball around each image and inside the bounds.
 
         Raises:
             InputError: when images or labels do not fit.
@@ -179,10 +179,10 @@ class GradientAttack:
 
 
 class _BestIterate:
-    """The iterate of each image that the objective prefers.
+    """Keeps, for each image, the iterate that the objective prefers.
 
     Args:
-        objective: that says which is better.
+        objective: decides which of two iterates is better.
         start: the first iterate.
     """
 
@@ -192,7 +192,7 @@ class _BestIterate:
         self.images = start
 
     def offer(self, iterate: Tensor, values: Tensor) -> None:
-        """Keep those images of an iterate that are better."""
+        """Replace the images for which a new iterate is better."""
         if not self._objective.chooses:
             return
         if self._values is None:
@@ -204,7 +204,7 @@ class _BestIterate:
         self._values = torch.where(better, values, self._values)
 
     def last(self, iterate: Tensor, labels: Tensor) -> None:
-        """Offer the iterate behind the last step, whose value is computed only if it counts."""
+        """Offer the iterate after the last step; compute its objective only if needed."""
         if not self._objective.chooses:
             self.images = iterate
             return
@@ -225,16 +225,16 @@ def _gradients(objective: Objective, images: Tensor, labels: Tensor) -> tuple[Te
 
 
 def _stacked(values: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """The values of an objective, ``(N,)`` or ``(K, N)``, without their graph."""
+    """The objective, ``(N,)`` or ``(K, N)``, detached from the autograd graph."""
     return (torch.stack(values) if isinstance(values, tuple) else values).detach()
 
 
 @dataclass(frozen=True)
 class FGSM(GradientAttack):
-    """The fast gradient sign method: one step, by default of size epsilon and from the image.
+    """The fast gradient sign method: one step, by default of epsilon from the clean image.
 
     Source:
-        Goodfellow, Shlens, Szegedy (2015), arXiv:1412.6572; the paper's eq. 1.
+        Goodfellow, Shlens, Szegedy (2015), arXiv:1412.6572; Tuna, Catak, Eskil (2020), eq. 1.
     """
 
     steps: int = field(default=1, init=False)
@@ -244,11 +244,11 @@ class FGSM(GradientAttack):
 
 @dataclass(frozen=True)
 class BIM(GradientAttack):
-    """The basic iterative method: small steps, by default of 0.2 epsilon and from the image.
+    """The basic iterative method: by default ten steps of 0.2 epsilon from the clean image.
 
     Source:
-        Kurakin, Goodfellow, Bengio (2017), arXiv:1607.02533; the paper's eq. 2, whose print
-        lacks the iterate inside the clip.
+        Kurakin, Goodfellow, Bengio (2017), arXiv:1607.02533; Tuna, Catak, Eskil (2020), eq. 2,
+        which as printed lacks the iterate inside the clip.
     """
 
     steps: int = field(default=10, kw_only=True)
@@ -258,10 +258,10 @@ class BIM(GradientAttack):
 
 @dataclass(frozen=True)
 class PGD(GradientAttack):
-    """Projected gradient descent: by default a random start in the ball and steps of epsilon / 30.
+    """Projected gradient descent: by default a random start and 40 steps of epsilon / 30.
 
     Source:
-        Madry et al. (2018), arXiv:1706.06083; the paper's eq. 3.
+        Madry et al. (2018), arXiv:1706.06083; Tuna, Catak, Eskil (2020), eq. 3.
     """
 
     steps: int = field(default=40, kw_only=True)

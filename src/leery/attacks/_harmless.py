@@ -1,4 +1,4 @@
-"""Harmless changes of images, which a detector must not confuse with an attack."""
+"""Benign corruptions of images, which a detector must not mistake for an attack."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -16,16 +16,16 @@ from leery.errors import InputError
 __all__ = ["CORRUPTIONS", "HARMLESS", "Corruption", "Harmless"]
 
 Harmless = Callable[[Tensor, int, Bounds], Tensor]
-"""Takes images ``(N, C, H, W)``, a seed and the bounds; returns images of the same shape."""
+"""Function of images ``(N, C, H, W)``, a seed and bounds that returns images of the same shape."""
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """A common corruption of images, by its published parameters.
+    """A common image corruption with its published parameters.
 
     Args:
         name: a key of :data:`CORRUPTIONS`.
-        severity: 1 (mild) to 5.
+        severity: from 1 (mild) to 5 (severe).
 
     Raises:
         InputError: when there is no such corruption or severity.
@@ -33,20 +33,20 @@ class Corruption:
     Source:
         Hendrycks and Dietterich (2019), arXiv:1903.12261, with the parameters of CIFAR-10-C: noise,
         blur, brightness, contrast. Mu and Gilmer (2019), arXiv:1906.02337, MNIST-C: offset (there
-        brightness), rotation, translation, scale. Departures: sizes in pixels of 28 are shares of
-        the width, what comes in from outside repeats the border, and the blur is cut off at three
-        standard deviations.
+        brightness), rotation, translation, scale. Departures: lengths in pixels of a 28-pixel image
+        are scaled to the width, pixels from outside the image repeat its border, and the blur
+        kernel is truncated at three standard deviations.
     """
 
     name: str
     severity: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse an unknown corruption or severity."""
+        """Raise if the corruption or the severity is unknown."""
         if self.name not in _MAKERS or self.severity not in range(1, 6):
             message = (
-                f"expected a corruption out of {', '.join(_MAKERS)} of severity 1 to 5, got "
-                f"{self.name!r} of {self.severity!r}; correct it"
+                f"expected one of the corruptions {', '.join(_MAKERS)}, severity 1 to 5, got "
+                f"{self.name!r}, severity {self.severity!r}; correct it"
             )
             raise InputError(message)
 
@@ -55,7 +55,7 @@ class Corruption:
 
         Args:
             images: float ``(N, channels, height, width)`` within the bounds.
-            seed: of what is drawn.
+            seed: random seed.
             bounds: lowest and highest pixel value, or a pair per channel.
 
         Returns:
@@ -107,7 +107,7 @@ def _blur(images: Tensor, _generator: torch.Generator, sigma: float) -> Tensor:
 
 
 def _brightness(images: Tensor, _generator: torch.Generator, more: float) -> Tensor:
-    """The value of each pixel's colour, its largest channel, is raised; hue and saturation stay."""
+    """Raise the HSV value (largest channel) of each pixel; keep hue and saturation."""
     value = images.amax(1, keepdim=True)
     raised = (value + more).clamp_max(1)
     colour = torch.where(value > 0, images / value.clamp_min(1e-6), torch.ones_like(images))
@@ -170,13 +170,13 @@ _MAKERS: Mapping[str, tuple[Callable[[Tensor, torch.Generator, float], Tensor], 
 CORRUPTIONS: Mapping[str, Callable[[int], Corruption]] = {
     name: partial(Corruption, name) for name in _MAKERS
 }
-"""The corruptions by name, each a function of the severity, 1 (mild) to 5."""
+"""Corruptions by name, each a function of the severity, from 1 (mild) to 5 (severe)."""
 
 HARMLESS: Mapping[str, Harmless] = {
     name: Corruption(name) for name in ("gaussian_noise", "impulse_noise", "offset", "translation")
 }
-"""The changes on which calibration keeps the false-alarm rate too, unless others are named. They
-are the mild corruptions that a detector is most likely to take for an attack. On one development
-scene, for example, a detector with Mahalanobis distance flags over 40 % of images with impulse
-noise if it is not calibrated on them. The false alarms of the other six corruptions stay near the
-promised rate when these four are included (docs/choosing.md)."""
+"""The corruptions on which calibration also limits the false-alarm rate, unless others are given:
+those that a detector is most likely to mistake for an attack. In one development task, for
+example, a detector with Mahalanobis distance flags over 40 % of images with impulse noise if it
+is not calibrated on them. With these four included, the false-alarm rate on the other six
+corruptions stays near the requested one (docs/choosing.md)."""

@@ -1,4 +1,4 @@
-"""Noise: the control that a detector of attacks must not confuse with one."""
+"""Gaussian noise: the control that a detector must not mistake for an attack."""
 
 import math
 
@@ -19,7 +19,7 @@ def gaussian_noise(
     Args:
         images: float ``(N, ...)``.
         sigma: the standard deviation before clipping, in the units of the images.
-        seed: of the noise.
+        seed: random seed.
         bounds: lowest and highest pixel value, or a pair per channel.
 
     Returns:
@@ -29,7 +29,8 @@ def gaussian_noise(
         InputError: when sigma is negative or not finite, or the images do not fit.
 
     Source:
-        Tuna, Catak, Eskil (2020), section 5.3, with sigma = epsilon of the attack compared with.
+        Tuna, Catak, Eskil (2020), section 5.3, with sigma equal to the epsilon of the attack under
+        comparison.
     """
     check_images(images, floating=True)
     bounds = check_bound_values(bounds)

@@ -1,6 +1,6 @@
-"""What a norm supplies to the gradient loop: a start, a direction and a projection.
+"""Norms for the gradient loop: each supplies a random start, a direction and a projection.
 
-All tensors are batches ``(N, ...)``; the norm is that of each single image.
+All tensors are batches ``(N, ...)``; the norm is taken per image.
 """
 
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ NormName = Literal["linf", "l2"]
 
 
 class Norm(Protocol):
-    """The geometry of the ball an attack may move in."""
+    """Geometry of the ball to which perturbations are confined."""
 
     def start(self, images: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
         """A uniform draw from the ball of radius epsilon, in the images' shape, on the CPU."""
 
     def direction(self, gradient: Tensor) -> Tensor:
-        """The steepest ascent of norm one; zero where the gradient is zero."""
+        """The direction of steepest ascent, of norm one; zero where the gradient is zero."""
 
     def project(self, delta: Tensor, epsilon: float) -> Tensor:
         """The nearest perturbation inside the ball."""
@@ -48,7 +48,7 @@ class _L2:
         return self.direction(direction) * _per_image(radius, images)
 
     def direction(self, gradient: Tensor) -> Tensor:
-        # In float64: the square of a small float32 is zero long before the number is.
+        # In float64, because squares of small float32 elements underflow to zero.
         length = gradient.double().flatten(1).norm(dim=1).to(gradient.dtype)
         return gradient / _per_image(length.clamp_min(torch.finfo(length.dtype).tiny), gradient)
 
@@ -63,4 +63,4 @@ def _per_image(values: Tensor, like: Tensor) -> Tensor:
 
 
 NORMS: Mapping[str, Norm] = {"linf": _Linf(), "l2": _L2()}
-"""The norms by name."""
+"""Norms by name."""

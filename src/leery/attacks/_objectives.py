@@ -1,4 +1,4 @@
-"""What a gradient attack climbs."""
+"""Objectives that a gradient attack maximizes."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -13,41 +13,41 @@ __all__ = ["CrossEntropy", "Objective", "ObjectiveOf"]
 
 
 class Objective(Protocol):
-    """What the one loop of gradient attacks climbs, for one classifier.
+    """Interface of an objective that a gradient attack maximizes for one classifier.
 
     Attributes:
-        chooses: True if :meth:`better` says which iterate is kept; False if it is the last one.
+        chooses: True to return the best iterate by :meth:`better`, False to return the last.
     """
 
     chooses: bool
 
     def value(self, images: Tensor, labels: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """What is climbed, of each image.
+        """The objective of each image.
 
         Args:
-            images: float ``(N, ...)``, of which the loop takes gradients.
+            images: float ``(N, ...)``, with respect to which the loop differentiates.
             labels: int64 ``(N,)``, the true classes.
 
         Returns:
-            float ``(N,)``, or a tuple of K such terms, whose gradients :meth:`direction` mixes.
+            float ``(N,)``, or a tuple of K such terms, whose gradients :meth:`direction` combines.
         """
 
     def direction(self, gradients: Tensor) -> Tensor:
-        """Where to step, ``(N, ...)``, from the gradients of the terms, ``(K, N, ...)``."""
+        """The step direction, ``(N, ...)``, from the gradients of the terms, ``(K, N, ...)``."""
 
     def better(self, new: Tensor, old: Tensor) -> Tensor:
-        """Which new iterates replace the kept ones, bool ``(N,)``, by the values of both.
+        """Mask of the new iterates that replace the best so far, bool ``(N,)``.
 
-        Values are ``(N,)``, or ``(K, N)`` for K terms.
+        Both arguments are objectives, ``(N,)``, or ``(K, N)`` for K terms.
         """
 
 
 ObjectiveOf = Callable[[nn.Module], Objective]
-"""Makes the objective for a classifier in eval mode."""
+"""Function that makes the objective for a classifier in eval mode."""
 
 
 class CrossEntropy:
-    """The cross-entropy of the true class; the last iterate is kept.
+    """The cross-entropy of the true class; the attack returns the last iterate.
 
     Args:
         model: the classifier, in eval mode.
@@ -65,9 +65,9 @@ class CrossEntropy:
         return functional.cross_entropy(logits, labels, reduction="none")
 
     def direction(self, gradients: Tensor) -> Tensor:
-        """The gradient itself."""
+        """The gradient of the cross-entropy, ``(N, ...)``."""
         return gradients[0]
 
     def better(self, new: Tensor, old: Tensor) -> Tensor:
-        """Where the cross-entropy is higher."""
+        """Mask of the images whose cross-entropy is higher, bool ``(N,)``."""
         return new > old

@@ -1,7 +1,7 @@
 """Published detectors for comparison, each a single score.
 
-They stand beside a detector in evaluations, on the same images and at the same false-alarm rate.
-Each is one of leery's metrics, whose docstring lists the departures from the paper.
+Evaluations compare them with a detector on the same images and at the same false-alarm rate. Each
+is one of leery's metrics, whose docstring lists the departures from the paper.
 """
 
 from leery.baselines._single import BASELINES, SingleMetric

@@ -1,4 +1,4 @@
-"""Detectors that are one metric."""
+"""Detectors that use a single metric."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,12 +16,12 @@ __all__ = ["BASELINES", "SingleMetric"]
 
 
 class SingleMetric:
-    """A detector whose score is one metric, turned so that larger is more suspicious.
+    """A detector whose score is one metric, with its sign set so that larger is suspicious.
 
     Args:
         model: the classifier.
-        metric: a name out of :data:`leery.METRICS`, or an instance.
-        settings: of :class:`leery.Detector`, such as ``feature_layer``.
+        metric: a name from :data:`leery.METRICS`, or an instance.
+        settings: keyword arguments of :class:`leery.Detector`, such as ``feature_layer``.
 
     Attributes:
         model: the classifier.
@@ -44,14 +44,14 @@ class SingleMetric:
         clean: tuple[Tensor, Tensor] | None = None,
         attacks: Sequence[Callable[..., Tensor]] = (),
     ) -> Self:
-        """Learn from labelled training images; clean ones and attacks are not used."""
+        """Fit on labelled training images; ``clean`` and ``attacks`` are ignored."""
         del clean, attacks
         self._detector.fit(*train)
         return self
 
     @property
     def differentiable(self) -> bool:
-        """Whether the differentiable score is exact."""
+        """True if :meth:`differentiable_score` is exact, False if it is a surrogate."""
         return self._metric.differentiable
 
     def score(self, images: Tensor) -> np.ndarray:
@@ -64,7 +64,7 @@ class SingleMetric:
         return found
 
     def differentiable_score(self, images: Tensor) -> Tensor:
-        """The metric, or its stand-in, through which gradients reach the images.
+        """The metric or its differentiable surrogate, with gradients to the images.
 
         Raises:
             NotFittedError: before :meth:`fit`.

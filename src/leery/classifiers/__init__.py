@@ -1,4 +1,4 @@
-"""The paper's classifiers: DigitNet and FashionNet, their training, and trained weights."""
+"""The classifiers of Tuna, Catak, Eskil (2020), their training and trained weights."""
 
 from leery.classifiers._networks import DigitNet, FashionNet
 from leery.classifiers._training import RECIPES, Classifier, Recipe, accuracy, build, train

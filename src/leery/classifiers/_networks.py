@@ -1,4 +1,4 @@
-"""The paper's two convolutional networks (its table 1, as the authors' notebooks give it)."""
+"""The convolutional networks of Tuna, Catak, Eskil (2020), table 1, as in their notebooks."""
 
 from torch import Tensor, nn
 

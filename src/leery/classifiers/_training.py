@@ -1,4 +1,4 @@
-"""Training a classifier with the paper's settings (its table 2), from a seed."""
+"""Seeded training of a classifier with the settings of Tuna, Catak, Eskil (2020), table 2."""
 
 import os
 import platform
@@ -27,10 +27,10 @@ NETWORKS: Mapping[str, Callable[[float], nn.Module]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a classifier is trained: Adam on the cross-entropy, no augmentation, no schedule.
+    """Training settings: Adam on the cross-entropy, no augmentation, no learning-rate schedule.
 
     Raises:
-        InputError: when a value is outside its range.
+        InputError: when a setting is outside its range.
 
     Source:
         Tuna, Catak, Eskil (2020), table 2.
@@ -42,7 +42,7 @@ class Recipe:
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
-        """Refuse what no training can have."""
+        """Raise if a setting is outside its range."""
         check_batch_size(self.batch_size)
         if self.epochs < 1:
             message = f"expected at least 1 epoch, got {self.epochs}; pass a larger number"
@@ -51,12 +51,12 @@ class Recipe:
             message = f"expected a learning rate above 0, got {self.learning_rate}; correct it"
             raise InputError(message)
         if not 0 <= self.dropout < 1:
-            message = f"expected a dropout in [0, 1), got {self.dropout}; correct it"
+            message = f"expected a dropout probability in [0, 1), got {self.dropout}; correct it"
             raise InputError(message)
 
 
 RECIPES: Mapping[str, Recipe] = {"mnist": Recipe(), "fashion-mnist": Recipe(dropout=0.25)}
-"""The recipe of each dataset's shipped weights.
+"""Training settings of the shipped weights, by dataset.
 
 FashionNet falls short of the paper's accuracy with the paper's dropout of 0.5 and reaches it with
 the 0.25 of the authors' later notebooks.
@@ -65,10 +65,10 @@ the 0.25 of the authors' later notebooks.
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained classifier and the record of how it came about.
+    """A trained classifier and the record of its training.
 
     Attributes:
-        model: in eval mode.
+        model: the classifier, in eval mode.
         record: dataset, network, recipe, seed, test accuracy in [0, 1], command, versions.
     """
 
@@ -79,7 +79,7 @@ class Classifier:
 def build(dataset: str, *, dropout: float | None = None) -> nn.Module:
     """The dataset's network with fresh weights, in eval mode, in channels-last layout.
 
-    Channels-last only changes how the convolutions lie in memory: the same numbers, faster.
+    Channels-last changes only the memory layout of the convolutions: same results, faster.
 
     Args:
         dataset: "mnist" or "fashion-mnist".
@@ -102,15 +102,15 @@ def train(
     root: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Classifier:
-    """Train the dataset's network from scratch; the last epoch is what is returned.
+    """Train the dataset's network from scratch and return it after the last epoch.
 
-    No epoch, seed or setting is chosen on test images: they only measure the final accuracy.
-    The global random state is left as it was.
+    No epoch, seed or setting is chosen on test images: they only measure the final accuracy. The
+    global random state is restored.
 
     Args:
         dataset: "mnist" or "fashion-mnist".
-        recipe: by default that of the shipped weights.
-        seed: of the initial weights, the order of the images and the dropout masks.
+        recipe: training settings; by default those of the shipped weights.
+        seed: random seed of the initial weights, the order of the images and the dropout masks.
         root: a folder with the data files, as for :func:`leery.data.load`.
         progress: show a bar on standard error.
 
@@ -122,7 +122,7 @@ def train(
     images, labels = data.load(dataset, "train", root)
     recipe = recipe or RECIPES[dataset]
     with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would also seed every GPU for good.
+        # Not torch.manual_seed, which would also seed every GPU without restoring its state.
         torch.default_generator.manual_seed(seed)
         model = build(dataset, dropout=recipe.dropout)
         _run_epochs(model, images, labels, recipe, f"training {dataset}", progress=progress)
@@ -142,9 +142,9 @@ def train(
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 250) -> float:
-    """The share of images whose largest logit is at the label, in [0, 1].
+    """Fraction of images whose largest logit is that of the label, in [0, 1].
 
-    The model runs in eval mode and is left as it was.
+    The model runs in eval mode; its own mode is restored.
 
     Raises:
         InputError: when images or labels do not fit.

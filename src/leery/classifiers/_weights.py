@@ -1,4 +1,4 @@
-"""Trained weights on disk: a safetensors file and beside it the record of how they came about."""
+"""Trained weights on disk: a safetensors file and a JSON record of the training."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ def pretrained(dataset: str) -> Classifier:
 
 
 def save_classifier(classifier: Classifier, folder: Path) -> Path:
-    """Write ``<dataset>.safetensors`` and ``<dataset>.json`` into a folder, which is created.
+    """Write ``<dataset>.safetensors`` and ``<dataset>.json`` into a folder, created if missing.
 
     The record gains the SHA-256 of the weights file.
 
@@ -60,10 +60,10 @@ def save_classifier(classifier: Classifier, folder: Path) -> Path:
 
 
 def load_classifier(folder: Path, dataset: str) -> Classifier:
-    """Read what :func:`save_classifier` wrote; nothing in it is executed.
+    """Read a classifier written by :func:`save_classifier`, without executing any stored code.
 
     Raises:
-        DataError: when a file is missing, damaged or does not belong to the other.
+        DataError: when a file is missing or damaged, or the two files do not match.
     """
     path = folder / f"{dataset}.safetensors"
     try:
@@ -72,7 +72,7 @@ def load_classifier(folder: Path, dataset: str) -> Classifier:
         found = hashlib.sha256(weights).hexdigest()
         if found != record["weights_sha256"]:
             message = f"weights have SHA-256 {found}, the record says {record['weights_sha256']}"
-            raise ValueError(message)  # noqa: TRY301 - one sentence for all that can be wrong
+            raise ValueError(message)  # noqa: TRY301 - one message for all failures
         model = build(dataset, dropout=record["recipe"]["dropout"])
         model.load_state_dict(from_bytes(weights))
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:

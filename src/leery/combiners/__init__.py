@@ -1,8 +1,8 @@
-"""Combiners fuse the metrics of an input into one score; larger scores are more adversarial.
+"""Combiners fuse the metrics of an input into one score; larger scores are more suspicious.
 
 The logistic one learns from adversarial images, the conformal one from clean images alone. A
-combiner knows each metric's name, family and direction and nothing of images; thresholds are not
-chosen here.
+combiner knows the name, family and direction of each metric but never sees images, and it sets no
+threshold.
 """
 
 from leery.combiners._base import Combiner, Facts

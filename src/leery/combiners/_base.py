@@ -1,4 +1,4 @@
-"""What a combiner is."""
+"""Base class of combiners."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ __all__ = ["Combiner", "Facts", "check_finite"]
 
 @dataclass(frozen=True)
 class Facts:
-    """What a combiner is told about a metric.
+    """Description of a metric for a combiner.
 
     Attributes:
-        name: of the metric.
-        family: of metrics that say much the same.
-        direction: which values are suspicious.
-        by_class: True if what is usual depends on the predicted class.
+        name: name of the metric.
+        family: family of the metric; metrics of one family are largely redundant.
+        direction: which side is suspicious: larger, smaller or both.
+        by_class: True if the distribution on clean images depends on the predicted class.
     """
 
     name: str
@@ -32,18 +32,18 @@ class Facts:
 
     @classmethod
     def of(cls, metric: Metric) -> Self:
-        """The facts of a metric."""
+        """Description of the given metric."""
         return cls(metric.name, metric.family, metric.direction, metric.by_class)
 
 
 class Combiner(nn.Module):
-    """Fuses metrics; larger scores are more adversarial.
+    """Base class that fuses metrics into one score; larger scores are more suspicious.
 
     Fitted state is held in buffers, None before the fit. The score is the intercept plus the sum
     of the contributions.
 
     Args:
-        facts: of each metric, in column order.
+        facts: description of each metric, in column order.
 
     Attributes:
         learns_from_attacks: True if :meth:`fit` needs to know which rows are adversarial.
@@ -54,7 +54,7 @@ class Combiner(nn.Module):
     learns_from_attacks: ClassVar[bool]
     differentiable: ClassVar[bool]
     least: ClassVar[int] = 1
-    """The smallest number of rows that :meth:`fit` takes."""
+    """Smallest number of rows that :meth:`fit` accepts."""
 
     def __init__(self, facts: Sequence[Facts]) -> None:
         super().__init__()
@@ -73,20 +73,20 @@ class Combiner(nn.Module):
     def fit(
         self, values: np.ndarray, predicted: np.ndarray, *, adversarial: np.ndarray | None = None
     ) -> Self:
-        """Learn from measured images.
+        """Fit on the metrics of images.
 
         Args:
             values: float64 ``(N, M)``, finite.
             predicted: int64 ``(N,)``, the predicted classes.
-            adversarial: bool ``(N,)``; None where all are clean or harmless.
+            adversarial: bool ``(N,)``; None if no row is adversarial.
 
         Raises:
-            InputError: when the rows are not what the combiner learns from.
+            InputError: when the combiner cannot be fitted on these rows.
         """
         raise NotImplementedError
 
     def contributions(self, values: Tensor, predicted: Tensor) -> Tensor:
-        """What each metric adds to the score.
+        """Contribution of each metric to the score.
 
         Args:
             values: float64 ``(N, M)``, finite.
@@ -102,64 +102,64 @@ class Combiner(nn.Module):
         raise NotImplementedError
 
     def forward(self, values: Tensor, predicted: Tensor) -> Tensor:
-        """The score of each row, float64 ``(N,)``; arguments as of :meth:`contributions`."""
+        """The score of each row, float64 ``(N,)``; arguments as in :meth:`contributions`."""
         return self.total(self.contributions(values, predicted))
 
     def total(self, contributions: Tensor) -> Tensor:
         """The score of rows whose contributions are known, float64 ``(N,)``."""
         columns = contributions.unbind(1)
-        # One after the other: a row's sum must not depend on how many rows there are.
+        # Added one column at a time, so that a row's sum does not depend on the number of rows.
         total = columns[0]
         for column in columns[1:]:
             total = total + column
         return total + self.intercept
 
     def restore(self, state: Mapping[str, Tensor]) -> Self:
-        """Take over the tensors of ``state_dict()`` of a fitted combiner.
+        """Load the ``state_dict()`` of a fitted combiner.
 
         Raises:
-            InputError: when they are not for these metrics.
+            InputError: when the tensors do not match these metrics.
         """
         names = [name for name, _ in self._fitted()]
         if sorted(state) != sorted(names):
-            message = f"expected {', '.join(names)} of the combiner, got {', '.join(state)}"
+            message = f"expected tensors {', '.join(names)}, got {', '.join(state)}; fit again"
             raise InputError(message)
         for name, tensor in state.items():
             if tensor.dtype != torch.float64 or not bool(tensor.isfinite().all()):
-                message = f"expected {name} of the combiner as finite float64, got {tensor.dtype}"
+                message = f"expected {name} as float64 without NaN or infinity, got {tensor.dtype}"
                 raise InputError(message)
             self._buffers[name] = tensor
         self.check()
         return self
 
     def check(self) -> None:
-        """Refuse a fitted state that is not for these metrics.
+        """Raise if the fitted state does not match these metrics.
 
         Raises:
-            InputError: then.
+            InputError: when it does not match.
         """
 
     def _fitted(self) -> list[tuple[str, Tensor | None]]:
         return list(self._buffers.items())
 
     def _check_values(self, values: Tensor) -> None:
-        """Refuse values of another width or that are not finite, and any before the fit."""
+        """Raise before the fit, on a wrong number of columns, or on NaN or infinity."""
         if any(buffer is None for _, buffer in self._fitted()):
             message = (
-                f"expected a fitted {type(self).__name__}, got one that is not; call fit first"
+                f"expected a fitted {type(self).__name__}, got an unfitted one; call fit first"
             )
             raise NotFittedError(message)
         if values.ndim != 2 or values.shape[1] != len(self.facts):  # noqa: PLR2004
-            message = f"expected {len(self.facts)} metrics, got values {tuple(values.shape)}"
+            message = f"expected {len(self.facts)} metrics, got shape {tuple(values.shape)}"
             raise InputError(message)
         check_finite(values)
 
 
 def check_finite(values: Tensor) -> None:
-    """Refuse rows with NaN or infinity.
+    """Raise if a row contains NaN or infinity.
 
     Raises:
-        InputError: then.
+        InputError: when a row contains NaN or infinity.
     """
     bad = ~values.isfinite()
     if bool(bad.any()):

@@ -1,4 +1,4 @@
-"""The combiner that needs no adversarial image: a weighted mean of the families' p-values."""
+"""Conformal combiner, fitted on clean images only: a weighted mean of per-family p-values."""
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
@@ -15,16 +15,16 @@ from leery.errors import InputError
 __all__ = ["FAMILY_WEIGHTS", "ConformalCombiner"]
 
 FAMILY_WEIGHTS: Mapping[str, float] = {"agreement": 0.8, "consistency": 0.15}
-"""Relative weights of families; of others :data:`OTHER_WEIGHT`. They were chosen on the
-development scenes of benchmarks/scenes.py, where 0.7 to 0.9 for agreement do about the same."""
+"""Relative weight of each family; families not listed get :data:`OTHER_WEIGHT`. Chosen on the
+development scenes of benchmarks/scenes.py, where 0.7 to 0.9 for agreement perform equally well."""
 
 OTHER_WEIGHT = 0.05
 
 _MOST = 1e300
-"""Evidence beyond this counts as this, so that a sum stays finite."""
+"""Upper limit of the evidence, which keeps sums finite."""
 
 _SHRINK = 10
-"""Reference images of a class at which its median counts as much as that of all classes."""
+"""Number of reference images of a class at which its median and the overall one weigh the same."""
 
 
 class ConformalCombiner(Combiner):
@@ -32,28 +32,29 @@ class ConformalCombiner(Combiner):
 
     .. math:: s(x) = \log \sum_f \frac{w_f}{p_f(x)}, \qquad \sum_f w_f = 1
 
-    A metric's p-value is the share of reference images that are at least as suspicious by it; of
-    values that depend on the class, the median of the predicted class is subtracted first. The
-    smallest p-value of a family's metrics is compared with that of the reference images in turn, so
-    that a family of many metrics does not alarm more often than one of few. The smallest p-value
-    decides nearly alone, and families that agree add a little; a sum of logs would drown one that
-    is alone.
+    A metric's p-value is the fraction of reference images that are at least as suspicious by that
+    metric. For metrics that depend on the class, the median of the predicted class is subtracted
+    first. The smallest p-value within a family is itself ranked among those of the reference
+    images, so that a family of many metrics raises no more alarms than one of few. The family with
+    the smallest p-value nearly determines the score, and further suspicious families add a little;
+    in a sum of logs, a single suspicious family would be lost among the others.
 
     Args:
-        facts: of each metric, in column order.
+        facts: description of each metric, in column order.
 
     Attributes:
-        centres: float64 ``(rows, M)``, the median subtracted for each predicted class, 0 for
-            metrics that do not depend on the class; the last row serves all classes above the
-            largest one predicted in the reference.
+        centres: float64 ``(rows, M)``, the medians subtracted for each predicted class, 0 for
+            metrics that do not depend on the class; the last row is for all classes above the
+            largest predicted class of the reference.
         metric_reference: float64 ``(N, M)``, each column sorted, larger is more suspicious.
-        weights: float64 ``(F,)``, of the families, in the order of their first metrics; sum 1.
+        weights: float64 ``(F,)``, one per family in order of first appearance; they sum to 1.
         family_reference: float64 ``(N, F)``, each column sorted, the largest evidence per family.
 
     Notes:
         Between reference values the evidence is interpolated. Among the largest 5 % it follows an
-        exponential tail fitted to their mean excess, so it has a derivative, and images beyond all
-        references still differ. The score is not calibrated: a threshold comes from other images.
+        exponential tail fitted to their mean excess, so that it is differentiable and still
+        separates images beyond the whole reference. The score is not calibrated: the threshold must
+        come from other images.
 
     Source:
         p-values: Vovk, Gammerman, Shafer (2005). Their mean: Wilson (2019), "The harmonic mean
@@ -63,7 +64,7 @@ class ConformalCombiner(Combiner):
     learns_from_attacks = False
     differentiable = True
     least = 40
-    """The smallest number of reference images."""
+    """Smallest number of reference images."""
 
     weights: Tensor
     centres: Tensor
@@ -86,12 +87,12 @@ class ConformalCombiner(Combiner):
     def fit(
         self, values: np.ndarray, predicted: np.ndarray, *, adversarial: np.ndarray | None = None
     ) -> Self:
-        """Take the rows as the reference.
+        """Store the rows as the reference.
 
         Args:
             values: float64 ``(N, M)``, finite, of images that are not adversarial.
             predicted: int64 ``(N,)``, their predicted classes.
-            adversarial: None.
+            adversarial: None, or all False.
 
         Raises:
             InputError: when rows are adversarial, too few or not finite.
@@ -117,10 +118,10 @@ class ConformalCombiner(Combiner):
         return self
 
     def check(self) -> None:
-        """Refuse a reference that is too small, of other metrics, or not finite.
+        """Raise if the reference is too small, does not match the metrics or is not finite.
 
         Raises:
-            InputError: then.
+            InputError: when the reference is invalid.
         """
         self._check_reference(self.metric_reference)
         count = len(self.metric_reference)
@@ -141,9 +142,9 @@ class ConformalCombiner(Combiner):
         self._of_families = self._evidence(self.family_reference, ["larger"] * len(self._columns))
 
     def contributions(self, values: Tensor, predicted: Tensor) -> Tensor:
-        """The score, divided among the families by what each adds to the sum over them.
+        """The score, split among the families in proportion to their terms in the sum.
 
-        A family's part stands at its most suspicious metric.
+        The part of a family is credited to its most suspicious metric.
 
         Returns:
             float64 ``(N, M)``, nats, at least 0.
@@ -153,7 +154,7 @@ class ConformalCombiner(Combiner):
         terms = self._terms(each)
         largest = terms.detach().amax(1)
         shares = (terms - largest.unsqueeze(1)).exp()
-        # One after the other: a row's sum must not depend on how many rows there are.
+        # Added one column at a time, so that a row's sum does not depend on the number of rows.
         total = reduce(torch.add, shares.unbind(1))
         score = (largest + total.log()).clamp_min(0)
         parts = shares * (score / total).unsqueeze(1)
@@ -165,7 +166,7 @@ class ConformalCombiner(Combiner):
         return found
 
     def _terms(self, each: Tensor) -> Tensor:
-        """The log of each family's weight over its p-value, float64 ``(N, F)``."""
+        """The log of weight / p-value of each family, float64 ``(N, F)``."""
         loudest = self._loudest(each).unbind(1)
         found = [
             evidence(column) if len(columns) > 1 else column
@@ -188,13 +189,13 @@ class ConformalCombiner(Combiner):
         return torch.stack([each[:, columns].amax(1) for columns in self._columns], 1)
 
     def _suspicious(self, values: Tensor, predicted: Tensor) -> Tensor:
-        """Values less the centres of their classes, larger is more suspicious."""
+        """Values minus the centres of their classes, signed so that larger is suspicious."""
         rows = predicted.clamp_max(len(self.centres) - 1)
         signs = [-1.0 if fact.direction == "smaller" else 1.0 for fact in self.facts]
         return (values - self.centres.to(values.device)[rows]) * values.new_tensor(signs)
 
     def _medians(self, values: Tensor, classes: Tensor) -> Tensor:
-        """The centres: medians of each class, drawn to that of all where images are few."""
+        """Per-class medians, shrunk towards the overall median for classes with few images."""
         overall = values.median(0).values
         rows = []
         for label in range(int(classes.max()) + 1):

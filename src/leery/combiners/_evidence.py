@@ -1,4 +1,4 @@
-"""How surprising a value is among reference values: minus the log of a smoothed p-value."""
+"""Evidence of a metric against a reference sample: minus the log of a smoothed p-value."""
 
 import math
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from leery.errors import InputError
 __all__ = ["TAIL", "Evidence", "check_reference"]
 
 TAIL = 0.05
-"""The share of reference values, the largest ones, where p-values follow an exponential."""
+"""Fraction of largest reference values over which p-values follow a fitted exponential tail."""
 
 
 def check_reference(reference: Tensor, least: int) -> None:
-    """Refuse a reference ``(N, M)`` that is too small or whose columns are not sorted.
+    """Raise if a reference ``(N, M)`` is too small or its columns are not sorted.
 
     Raises:
-        InputError: then.
+        InputError: when it is too small or not sorted.
     """
     if len(reference) < least or not bool((reference.diff(dim=0) >= 0).all()):
         message = (
-            f"expected a sorted reference of at least {least} images in the combiner, got another; "
+            f"expected a sorted reference of {least} images or more, got a short or unsorted one; "
             "fit the detector again"
         )
         raise InputError(message)
@@ -31,12 +31,12 @@ def check_reference(reference: Tensor, least: int) -> None:
 
 @dataclass(frozen=True)
 class _Curve:
-    """Minus the log of the share of reference values that are at least as large, interpolated.
+    """Minus the log of the fraction of reference values at least as large, interpolated.
 
     Attributes:
         knots: float64 ``(K,)``, distinct reference values in ascending order.
-        heights: float64 ``(K,)``, the evidence there.
-        slope: of the last part.
+        heights: float64 ``(K,)``, the evidence at the knots.
+        slope: slope of the evidence beyond the last knot.
     """
 
     knots: Tensor
@@ -45,7 +45,7 @@ class _Curve:
 
     @classmethod
     def of(cls, ordered: Tensor) -> Self:
-        """The curve of sorted reference values."""
+        """Fit the curve to sorted reference values."""
         count = len(ordered)
         tail = max(2, math.ceil(TAIL * count))
         start = ordered[-tail - 1]
@@ -56,7 +56,7 @@ class _Curve:
         if excess > 0:
             below = knots <= start
             return cls(knots[below], heights[below], 1 / excess)
-        # The largest values are equal: whatever lies clearly beyond them is beyond all.
+        # No tail to fit: what clearly exceeds the equal largest values exceeds the whole reference.
         spread = float(knots[-1] - knots[0]) or max(1.0, float(knots[-1].abs()))
         beyond = knots[-1:] + spread / 100
         highest = heights.new_tensor([math.log(count + 1)])
@@ -77,14 +77,14 @@ class _Curve:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The evidence of a metric: of large values, or of large and of small ones."""
+    """One-sided or two-sided evidence of a metric."""
 
     above: _Curve
     below: _Curve | None
 
     @classmethod
     def of(cls, ordered: Tensor, *, two_sided: bool) -> Self:
-        """The evidence by sorted reference values."""
+        """Fit the evidence to sorted reference values."""
         return cls(_Curve.of(ordered), _Curve.of(-ordered.flip(0)) if two_sided else None)
 
     def __call__(self, values: Tensor) -> Tensor:

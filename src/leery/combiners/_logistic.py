@@ -1,4 +1,4 @@
-"""Logistic regression on the metrics: the paper's, and one that never rewards suspicion."""
+"""Logistic regression on the metrics: unconstrained, as in the paper, and monotone."""
 
 import math
 from collections.abc import Sequence
@@ -19,25 +19,25 @@ from leery.errors import InputError
 __all__ = ["LogisticCombiner", "MonotoneLogisticCombiner"]
 
 _USUAL = math.log(10)
-"""The evidence, in nats, up to which a metric says nothing against an input."""
+"""Evidence in nats up to which a metric does not count (a p-value of 0.1)."""
 
 _UNDONE = ("consistency",)
-"""Families whose metrics weak attacks make smaller than on clean images."""
+"""Families whose metrics are smaller on weak attacks than on clean images."""
 
 _ORDER = 0.01
-"""The weight of the mean evidence, which orders inputs that are suspicious by no metric."""
+"""Weight of the mean evidence, which ranks inputs that no metric finds suspicious."""
 
 
 class LogisticCombiner(Combiner):
-    """Standardisation and logistic regression: a score is the log odds of being adversarial.
+    """Standardisation and logistic regression; the score is the log odds of being adversarial.
 
     Args:
-        facts: of each metric, in column order.
+        facts: description of each metric, in column order.
 
     Attributes:
-        mean: float64 ``(M,)``, of each metric in the fit set.
-        scale: float64 ``(M,)``, its standard deviation there; 1 where that is 0.
-        weights: float64 ``(M,)``, of the standardised metrics.
+        mean: float64 ``(M,)``, mean of each metric in the fit set.
+        scale: float64 ``(M,)``, standard deviation of each metric in the fit set; 1 where it is 0.
+        weights: float64 ``(M,)``, coefficients of the standardised metrics.
         bias: float64 ``(1,)``, the intercept of the log odds.
 
     Source:
@@ -65,7 +65,7 @@ class LogisticCombiner(Combiner):
     def fit(
         self, values: np.ndarray, predicted: np.ndarray, *, adversarial: np.ndarray | None = None
     ) -> Self:
-        """Learn from rows whose truth is known; both truths must occur.
+        """Fit on rows known to be adversarial or not; both kinds must occur.
 
         Args:
             values: float64 ``(N, M)``, finite.
@@ -73,7 +73,7 @@ class LogisticCombiner(Combiner):
             adversarial: bool ``(N,)``.
 
         Raises:
-            InputError: when the values are not finite or only one truth occurs.
+            InputError: when the values are not finite or one kind of row is missing.
         """
         del predicted
         _check_both(values, adversarial)
@@ -85,27 +85,27 @@ class LogisticCombiner(Combiner):
         return self
 
     def contributions(self, values: Tensor, predicted: Tensor) -> Tensor:
-        """What each metric adds to the log odds; 0 at the metric's mean in the fit set."""
+        """Contribution of each metric to the log odds; 0 at the metric's mean in the fit set."""
         del predicted
         self._check_values(values)
-        # The buffers follow values to another device.
+        # The buffers stay on the CPU; copies go to the device of the values.
         mean, scale, weights = (
             part.to(values.device) for part in (self.mean, self.scale, self.weights)
         )
         return (values - mean) / scale * weights
 
     def check(self) -> None:
-        """Refuse a state of other metrics.
+        """Raise if the fitted state does not match the metrics.
 
         Raises:
-            InputError: then.
+            InputError: when it does not match.
         """
         shapes = {tuple(part.shape) for part in (self.mean, self.scale, self.weights)}
         whole = shapes == {(len(self.facts),)} and self.bias.shape == (1,)
         if not whole or not bool((self.scale > 0).all()):
             message = (
                 f"expected a mean, a scale above 0 and a weight for each of {len(self.facts)} "
-                "metrics, got others; fit again"
+                "metrics, got other tensors; fit again"
             )
             raise InputError(message)
 
@@ -115,20 +115,20 @@ class MonotoneLogisticCombiner(Combiner):
 
     .. math:: b + \sum_k w_k \max(0, e_k - \log 10) + 0.01\, \bar e, \qquad w_k \ge 0
 
-    where e is the evidence of each metric, minus the log of its p-value among the rows that are not
-    adversarial. A metric counts only where a value is more suspicious than 90 % of those rows; the
-    mean evidence, of all metrics but those of consistency, only orders rows in which no metric is:
-    noise and squeezing undo weak attacks, which makes these metrics smaller than on clean images.
-    The paper's regression has no such bounds:
-    taught with a strong attack, it rates blank images and weak attacks as cleaner than clean ones.
+    where e is the evidence of each metric: minus the log of its p-value among the rows that are not
+    adversarial. A metric counts only where it is more suspicious than in 90 % of those rows. The
+    mean evidence only ranks rows in which no metric counts. It leaves out the consistency metrics:
+    noise and squeezing undo weak attacks, so these metrics are smaller there than on clean images.
+    The paper's regression is unconstrained: trained on a strong attack, it scores blank images and
+    weak attacks lower than clean images.
 
     Args:
-        facts: of each metric, in column order.
+        facts: description of each metric, in column order.
 
     Attributes:
         reference: float64 ``(N, M)``, each column sorted, larger is more suspicious.
         weights: float64 ``(M,)``, at least 0.
-        bias: float64 ``(1,)``, the log odds of an input that is suspicious by no metric.
+        bias: float64 ``(1,)``, the log odds of an input that no metric finds suspicious.
 
     Source:
         The penalised likelihood is that of scikit-learn's ``LogisticRegression`` with C = 1.
@@ -137,7 +137,7 @@ class MonotoneLogisticCombiner(Combiner):
     learns_from_attacks = True
     differentiable = True
     least = 3
-    """The smallest number of rows that are not adversarial."""
+    """Smallest number of rows that are not adversarial."""
 
     reference: Tensor
     weights: Tensor
@@ -157,7 +157,7 @@ class MonotoneLogisticCombiner(Combiner):
     def fit(
         self, values: np.ndarray, predicted: np.ndarray, *, adversarial: np.ndarray | None = None
     ) -> Self:
-        """Learn from rows whose truth is known; both truths must occur.
+        """Fit on rows known to be adversarial or not; both kinds must occur.
 
         Args:
             values: float64 ``(N, M)``, finite.
@@ -165,7 +165,7 @@ class MonotoneLogisticCombiner(Combiner):
             adversarial: bool ``(N,)``.
 
         Raises:
-            InputError: when the values are not finite or only one truth occurs.
+            InputError: when the values are not finite or one kind of row is missing.
         """
         del predicted
         truth = _check_both(values, adversarial)
@@ -184,7 +184,7 @@ class MonotoneLogisticCombiner(Combiner):
         return self
 
     def contributions(self, values: Tensor, predicted: Tensor) -> Tensor:
-        """What each metric adds to the log odds, at least 0."""
+        """Contribution of each metric to the log odds, at least 0."""
         del predicted
         self._check_values(values)
         evidence = self._each(values)
@@ -192,10 +192,10 @@ class MonotoneLogisticCombiner(Combiner):
         return beyond * self.weights.to(values.device) + evidence * self._order().to(values.device)
 
     def check(self) -> None:
-        """Refuse a state of other metrics, or with weights below 0.
+        """Raise if the fitted state does not match the metrics or has negative weights.
 
         Raises:
-            InputError: then.
+            InputError: when the state is invalid.
         """
         count = len(self.facts)
         whole = self.weights.shape == (count,) and self.bias.shape == (1,)
@@ -217,7 +217,7 @@ class MonotoneLogisticCombiner(Combiner):
         ]
 
     def _order(self) -> Tensor:
-        """What a nat of each metric's evidence counts where none is suspicious."""
+        """Weight of each metric's evidence in the mean-evidence term."""
         counted = [float(fact.family not in _UNDONE) for fact in self.facts]
         share = torch.tensor(counted if any(counted) else [1.0] * len(counted))
         return (_ORDER * share / share.sum()).double()
@@ -235,7 +235,7 @@ class MonotoneLogisticCombiner(Combiner):
 
 
 def bounded_regression(rows: np.ndarray, truth: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Weights of at least 0, and the bias, of a logistic regression with a ridge of 1."""
+    """Non-negative weights and the bias of an L2-regularised logistic regression (C = 1)."""
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         odds = rows @ parameters[:-1] + parameters[-1]
@@ -250,12 +250,12 @@ def bounded_regression(rows: np.ndarray, truth: np.ndarray) -> tuple[Tensor, Ten
 
 
 def _check_both(values: np.ndarray, adversarial: np.ndarray | None) -> np.ndarray:
-    """Which rows are adversarial; refused unless some are and some are not."""
+    """Mask of the adversarial rows; raises unless both kinds of rows occur."""
     check_finite(torch.from_numpy(values))
     if adversarial is None or len(np.unique(adversarial)) != 2:  # noqa: PLR2004 - both
-        only = "adversarial" if adversarial is not None and adversarial.all() else "other"
+        only = "adversarial" if adversarial is not None and adversarial.all() else "non-adversarial"
         message = (
-            f"expected adversarial and other rows to learn from, got only {only} ones; "
+            f"expected adversarial and non-adversarial rows, got only {only} ones; "
             "add the missing kind"
         )
         raise InputError(message)

@@ -1,4 +1,4 @@
-"""The combiners that a detector knows by name."""
+"""Combiners that can be selected by name."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -16,17 +16,17 @@ COMBINERS: Mapping[str, type[Combiner]] = {
     "conformal": ConformalCombiner,
     "logistic": MonotoneLogisticCombiner,
 }
-"""The combiners of a detector by name. The study has the paper's regression, without bounds."""
+"""Combiners by name. The paper's unconstrained regression is used only by the study."""
 
 
 def make_combiner(name: str, facts: Sequence[Facts]) -> Combiner:
-    """A combiner, not yet fitted.
+    """Make an unfitted combiner.
 
     Raises:
         InputError: when the name is unknown.
     """
     if name not in COMBINERS:
         choices = " or ".join(f'"{known}"' for known in COMBINERS)
-        message = f"expected combiner {choices}, got {name!r}; name one"
+        message = f"expected combiner {choices}, got {name!r}; choose one"
         raise InputError(message)
     return COMBINERS[name](facts)

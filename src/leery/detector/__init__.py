@@ -1,7 +1,7 @@
-"""The detector: measure inputs, combine the metrics, calibrate, give verdicts; and its file.
+"""The detector, which measures inputs, combines the metrics, is calibrated and gives verdicts.
 
-:class:`Detector` is the facade; what it learned is held in frozen records. Metrics, combiners and
-the run over the images stand in packages of their own.
+:class:`Detector` is the facade; its fitted state is held in frozen dataclasses. Metrics, combiners
+and the observation of the classifier are separate packages.
 """
 
 from leery.detector._calibration import Calibration, Promise

@@ -1,4 +1,4 @@
-"""Thresholds that keep a promise about false alarms, and p-values, from scores of clean images."""
+"""Thresholds with a guaranteed false-alarm rate, and p-values, from scores of clean images."""
 
 import math
 from dataclasses import dataclass, field
@@ -19,18 +19,18 @@ class Calibration:
     """A threshold for scores, and p-values, from the scores of clean images.
 
     Attributes:
-        fpr: the false-alarm rate that is promised, in (0, 1).
+        fpr: promised false-alarm rate, in (0, 1).
         promise: "marginal": the rate is at most ``fpr`` on average over sets of calibration
             images; "pac": for this set, with probability ``confidence``.
-        confidence: in (0, 1), of the promise "pac".
-        per_class: whether the promise holds within each predicted class.
-        scores: float64 ``(n,)``, of the calibration images.
+        confidence: confidence level of the promise "pac", in (0, 1).
+        per_class: True if the promise holds within each predicted class.
+        scores: float64 ``(n,)``, scores of the calibration images.
         predicted: int64 ``(n,)``, their predicted classes.
-        kinds: what the images are: "clean", and each harmless change. The promise holds among the
-            images of each kind.
+        kinds: names of the kinds of images: "clean" and each harmless change. The promise holds
+            within each kind.
         kind: int64 ``(n,)``, the index of each image's kind.
-        right_only: True if it is about images that the classifier gets right; the others were left
-            out.
+        right_only: True if misclassified images were left out, so that the promise covers only
+            correctly classified ones.
 
     Source:
         Split conformal prediction: Vovk, Gammerman, Shafer (2005); "pac": Vovk (2012),
@@ -48,13 +48,13 @@ class Calibration:
     right_only: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse settings that no calibration can have."""
+        """Raise if a setting is outside its range."""
         if len(self.kinds) == 1 and len(self.kind) != len(self.scores):
             object.__setattr__(self, "kind", np.zeros(len(self.scores), dtype=np.int64))
         if not 0 < self.fpr < 1:
             message = f"expected a false-alarm rate between 0 and 1, got {self.fpr}; correct it"
         elif self.promise not in get_args(Promise):
-            message = f'expected promise "marginal" or "pac", got {self.promise!r}; name one'
+            message = f'expected promise "marginal" or "pac", got {self.promise!r}; choose one'
         elif not 0 < self.confidence < 1:
             message = f"expected a confidence between 0 and 1, got {self.confidence}; correct it"
         elif len(self.scores) != len(self.predicted) or not np.isfinite(self.scores).all():
@@ -70,21 +70,21 @@ class Calibration:
 
     @property
     def needed(self) -> int:
-        """The least number of images, of each kind and perhaps class, that gives a threshold."""
+        """Least number of images per kind, and per class if requested, that allows a threshold."""
         if self.promise == "marginal":
             return math.ceil(1 / self.fpr - 1e-9) - 1
         return math.ceil(math.log(1 - self.confidence) / math.log(1 - self.fpr) - 1e-9)
 
     def check_count(self, count: int, classes: int = 1, *, halved: bool = False) -> None:
-        """Refuse a number of images that is too small for the promise.
+        """Raise if there are too few images for the promise.
 
         Args:
             count: the number of images.
-            classes: the number of classes, among which they are divided for a promise per class.
-            halved: whether one half of the images fits the combiner.
+            classes: the number of classes, used only with ``per_class``.
+            halved: True if one half of the images fits the combiner.
 
         Raises:
-            InputError: then, with the number that is needed.
+            InputError: when there are too few; the message states the number needed.
         """
         if count < self.needed * (classes if self.per_class else 1) * (2 if halved else 1):
             each = f" in each of {classes} predicted classes" if self.per_class else ""
@@ -93,13 +93,13 @@ class Calibration:
             raise InputError(message)
 
     def checked(self, classes: int) -> Self:
-        """Itself, refused when the images are too few for the promise or of other classes.
+        """Return self; raise if there are too few images or a class is out of range.
 
         Args:
             classes: the number of classes of the classifier.
 
         Raises:
-            InputError: then, with the number that is needed.
+            InputError: when there are too few; the message states the number needed.
         """
         if self.predicted.min(initial=0) < 0 or self.predicted.max(initial=0) >= classes:
             message = f"expected predicted classes below {classes}, got others; calibrate again"
@@ -114,7 +114,7 @@ class Calibration:
             if len(few):
                 message = (
                     f"{self._expected()} in each predicted class, got "
-                    f"{listed(map(str, counts[few]))} in {listed(map(str, few))}; add images, "
+                    f"{listed(map(str, counts[few]))} in class {listed(map(str, few))}; add some, "
                     "raise the rate or leave out per_class"
                 )
                 raise InputError(message)
@@ -129,7 +129,7 @@ class Calibration:
         )
 
     def flagged(self, scores: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-        """The verdicts, bool ``(N,)``; True is adversarial.
+        """The verdicts, bool ``(N,)``, True for flagged images.
 
         Args:
             scores: float64 ``(N,)``.
@@ -141,16 +141,17 @@ class Calibration:
         return verdicts
 
     def p_values(self, scores: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-        """The share of clean images whose score is as large, the image itself counted.
+        """Fraction of clean images whose score is at least as large, the image itself included.
 
-        With several kinds of images it is the largest of their shares.
+        With several kinds of calibration images, the largest such fraction of any kind.
 
         Args:
             scores: float64 ``(N,)``.
             predicted: int64 ``(N,)``, the predicted classes.
 
         Returns:
-            float64 ``(N,)``, in [1 / (n + 1), 1]; uniform for clean images, small for others.
+            float64 ``(N,)``, in [1 / (n + 1), 1]; uniform for clean images, small for suspicious
+            ones.
         """
         found = np.zeros(len(scores))
         for rows, own in self._groups(predicted):
@@ -172,7 +173,7 @@ class Calibration:
         return groups
 
     def _rank(self, count: int) -> int:
-        """Which score of ``count`` is the threshold, from the largest on; 0 when none is."""
+        """Rank of the threshold among ``count`` scores, 1 for the largest; 0 if there is none."""
         if self.promise == "marginal":
             # The tolerance keeps, say, 0.05 * 20 from falling below 1 by rounding.
             return min(math.floor(self.fpr * (count + 1) + 1e-9), count)

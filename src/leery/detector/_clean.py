@@ -1,4 +1,4 @@
-"""Clean images, measured: with their hashes, their labels and their harmless versions."""
+"""Metrics of clean images and of their modified versions, with hashes and labels."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,21 +17,21 @@ from leery.inputs import Images, Moments, labelled_batches
 __all__ = ["CleanImages", "Measure", "check_unseen", "measure_clean", "no_labels"]
 
 Measure = Callable[[Tensor], MetricTable]
-"""Gives the metrics of images."""
+"""Function that returns the metrics of images."""
 
 _A_FEW = 3
-"""Most training images among clean ones that are left out, not refused; 1 % if that is more."""
+"""Most training images among clean ones that are dropped with a warning; 1 % if that is more."""
 
 
 @dataclass(frozen=True)
 class CleanImages:
-    """Clean images, measured.
+    """Metrics of clean images, with hashes and labels.
 
     Attributes:
-        tables: their metrics, under "clean", and those of their harmless versions by name.
-        hashes: int64 ``(N,)``, of the images.
-        labels: int64 ``(N,)``, the true classes; None where they are not known.
-        attacked: the metrics of adversarial versions, of the images that are classified right.
+        tables: metrics of the images, under "clean", and of each harmless change by its name.
+        hashes: int64 ``(N,)``, hashes of the images.
+        labels: int64 ``(N,)``, the true classes; None if unknown.
+        attacked: per attack, metrics of the adversarial versions of correctly classified images.
     """
 
     tables: Mapping[str, MetricTable]
@@ -44,7 +44,7 @@ class CleanImages:
         return len(self.hashes)
 
     def rows(self, chosen: np.ndarray) -> Self:
-        """Some of the images."""
+        """The subset of images with these row indices."""
         return replace(
             self,
             tables={name: table.rows(chosen) for name, table in self.tables.items()},
@@ -53,19 +53,19 @@ class CleanImages:
         )
 
     def halves(self, seed: int) -> tuple[Self, Self]:
-        """Two halves at random: the order of test sets is often not exchangeable."""
+        """Two random halves, because the order of a test set is often not exchangeable."""
         order = np.random.default_rng(seed).permutation(len(self))
         first, second = np.array_split(order, 2)
         return self.rows(np.sort(first)), self.rows(np.sort(second))
 
     def judged_right(self, table: MetricTable) -> np.ndarray:
-        """The rows of a table that the classifier gets right; all where labels are not known."""
+        """Indices of the correctly classified rows of a table; all if labels are unknown."""
         if self.labels is None:
             return np.arange(len(table))
         return np.flatnonzero(table.predicted == self.labels)
 
     def unseen(self, fitted: Fitted, taught: Taught | None) -> Self:
-        """The images that no part of the detector has seen, each once.
+        """The distinct images that were used neither in the fit nor for the combiner.
 
         Raises:
             InputError: when more than a few are training images.
@@ -94,16 +94,16 @@ class CleanImages:
 
 
 def check_unseen(hashes: Tensor, fitted: Fitted) -> Tensor:
-    """Which images are training images, bool ``(N,)``.
+    """Mask of the images that are training images, bool ``(N,)``.
 
     Raises:
-        InputError: when more than a few are.
+        InputError: when more than a few are training images.
     """
     trained = torch.isin(hashes, fitted.seen)
     if int(trained.sum()) > max(_A_FEW, len(hashes) // 100):
         message = (
             "expected clean images that are not among the training images, got "
-            f"{int(trained.sum())} of {len(hashes)} that are; name images held out of the "
+            f"{int(trained.sum())} of {len(hashes)} that are; pass images held out of the "
             "training, or the promised rate will not be kept"
         )
         raise InputError(message)
@@ -111,7 +111,7 @@ def check_unseen(hashes: Tensor, fitted: Fitted) -> Tensor:
 
 
 def no_labels() -> InputError:
-    """What is said where attacks lack the true classes."""
+    """Error for attacks on images without labels."""
     return InputError("expected the labels of the clean images for attacks, got None; pass them")
 
 
@@ -126,17 +126,17 @@ def measure_clean(
     attacks: Sequence[Attack] = (),
     seed: int = 0,
 ) -> CleanImages:
-    """Measure clean images batch by batch, with the versions that are asked for.
+    """Measure clean images batch by batch, with their harmless and adversarial versions.
 
     Args:
-        measure: gives the metrics of images.
-        fitted: whose inputs they must be like.
+        measure: returns the metrics of images.
+        fitted: fitted state, whose input specification the images must match.
         images: clean, as :func:`leery.inputs.labelled_batches` takes them.
-        labels: beside a tensor of images; None where they are not known.
-        harmless: changes of the images by name.
+        labels: the true classes, for a tensor of images; None if unknown.
+        harmless: harmless changes of the images, by name.
         attack: runs an attack on images and labels.
-        attacks: to run on those images that the classifier gets right.
-        seed: of the harmless changes.
+        attacks: attacks to run on the correctly classified images.
+        seed: random seed of the harmless changes.
 
     Raises:
         InputError: when images or labels do not fit.
@@ -174,24 +174,24 @@ def _changed(name: str, change: Harmless, images: Tensor, seed: int, fitted: Fit
     """The images after a harmless change.
 
     Raises:
-        InputError: when it fails, or gives anything but images of the same shape.
+        InputError: when the change fails or does not return images of the same shape.
     """
     assert fitted.inputs.bounds is not None
     try:
         found = change(images, seed, fitted.inputs.bounds)
-    # A change may be somebody's code, and raises whatever it likes.
+    # The change may be user code, which can raise any exception.
     except (LeeryError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
         message = (
             f"expected the harmless change {name!r} as a function of images, seed and bounds, got "
-            f"one that fails ({brief(error)}); correct it, as in CORRUPTIONS['rotation'](1)"
+            f"one that fails ({brief(error)}); correct it, see CORRUPTIONS['rotation'](1)"
         )
         raise InputError(message) from error
     if not isinstance(found, Tensor) or found.shape != images.shape:
         shown = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         message = (
-            f"expected {tuple(images.shape)} of the harmless change {name!r}, got {shown}; "
+            f"expected shape {tuple(images.shape)} from the harmless change {name!r}, got {shown}; "
             "correct it"
         )
         raise InputError(message)
@@ -205,12 +205,12 @@ def _attacked(
     labels: Tensor | None,
     table: MetricTable,
 ) -> Iterator[Tensor]:
-    """The adversarial versions, by each attack, of the images that the classifier gets right."""
+    """For each attack, the adversarial versions of the correctly classified images."""
     if labels is None:
         raise no_labels()
     right = torch.from_numpy(table.predicted).to(labels.device) == labels
     if not bool(right.any()):
-        message = "expected clean images that the classifier gets right, got none; check labels"
+        message = "expected clean images that the classifier gets right, got none; check the labels"
         raise InputError(message)
     for chosen in attacks:
         yield attack(chosen, images[right.to(images.device)], labels[right])

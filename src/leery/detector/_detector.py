@@ -1,4 +1,4 @@
-"""The detector as users see it."""
+"""The public Detector class."""
 
 import copy
 import os
@@ -59,41 +59,41 @@ _CALIBRATE = "calibrate(clean, fpr=...)"
 
 
 class Detector:
-    """Tells adversarial inputs of a classifier from others.
+    """Detects adversarial inputs of a classifier.
 
     The short path is ``Detector(model).fit(train).calibrate(held_out, fpr=0.01).judge(images)``.
-    Wherever images are taken, they are a tensor ``(N, ...)`` or an iterable of batches, such as a
-    ``DataLoader``. The classifier is left as it was by every call, and the score of an image does
-    not depend on what else is in the batch.
+    All methods accept images as a tensor ``(N, ...)``; most also accept an iterable of batches,
+    such as a ``DataLoader``. Every call restores the state of the classifier, and the score of an
+    image does not depend on the other images in the batch.
 
     Args:
         model: the classifier; returns logits ``(N, classes)``, as a tensor or in a field
             ``logits``.
-        feature_layer: the submodule whose output is the last hidden layer, or "input of " and a
-            submodule; by default the input of the linear layer that gives the logits.
+        feature_layer: the submodule whose output is the last hidden layer, or "input of " followed
+            by a submodule; by default the input of the linear layer that returns the logits.
         passes: number of Monte-Carlo dropout passes.
-        seed: random seed: of the dropout masks, which belong to the detector, of the references
-            that are kept, and of harmless changes.
-        metrics: names out of :data:`leery.METRICS` and instances of
-            :class:`leery.metrics.Metric`. The fit works on copies of instances. By default those
-            that are recommended for the inputs: for images :data:`leery.RECOMMENDED_METRICS`, for
-            which the fit trains a small auxiliary network (minutes on a processor).
+        seed: random seed of the dropout masks, which belong to the detector, of the selection of
+            references, and of harmless changes.
+        metrics: names from :data:`leery.METRICS` and instances of :class:`leery.metrics.Metric`,
+            which are copied before the fit. By default those recommended for the type of input: for
+            images :data:`leery.RECOMMENDED_METRICS`, for which the fit trains a small auxiliary
+            network (minutes on a CPU).
         bandwidth: bandwidth of the kernel density, in the units of the features; or "likelihood",
-            the one under which training features that are left out are most likely, or
-            "likelihood-per-class", one such bandwidth per class. The paper has 1.7 for digits.
+            which maximizes the leave-one-out likelihood of the training features, or
+            "likelihood-per-class", which does so per class. The paper uses 1.7 for digits.
         references: maximum number of training images kept per class; by default all.
-        precision: "float16" halves the size of the kept features in a file.
-        combiner: "conformal", which needs no adversarial image, or "logistic", the paper's, which
-            learns from adversarial images.
+        precision: "float16" halves the size of the stored features in the detector file.
+        combiner: "conformal", which needs no adversarial image, or "logistic", a monotone variant
+            of the paper's, which learns from adversarial images.
         bounds: lowest and highest pixel value, as two numbers or one pair per channel; by default
-            (0, 1) if the training images lie in it, else unknown.
-        logits: where the logits are in what the model returns: a field name, an index, or a
-            function of the output.
-        trust_outputs: True if outputs that look like probabilities are logits.
-        batch_size: the largest number of images that a thread works on at once.
+            (0, 1) if the training images lie within it, else unknown.
+        logits: how to get the logits from the model's output: a field name, an index, or a function
+            of the output.
+        trust_outputs: True to accept outputs that look like probabilities as logits.
+        batch_size: maximum number of images that a thread processes at once.
 
     Attributes:
-        model: the classifier that is defended.
+        model: the classifier.
 
     Raises:
         UnknownLayerError: when the model has no such layer.
@@ -143,7 +143,7 @@ class Detector:
         self._checked: object = None
 
     def __repr__(self) -> str:
-        """The class of the classifier, and how far the detector is."""
+        """Class of the classifier, and what has been fitted and calibrated."""
         state = "not fitted"
         if self._fitted is not None:
             state = f"fitted, inputs {self._fitted.inputs}"
@@ -157,7 +157,7 @@ class Detector:
             state += f", false-alarm rate {self._calibration.fpr:g}"
         return f"Detector({type(self.model).__name__}: {state})"
 
-    # ---- what is known ---------------------------------------------------------------------------
+    # ---- properties ------------------------------------------------------------------------------
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -166,7 +166,7 @@ class Detector:
 
     @property
     def left_out_(self) -> str | None:
-        """What the recommended metrics lack for the inputs of the fit, and how to add it."""
+        """Recommended metrics that the fit left out, why, and how to add them; None if none."""
         return self._settings.left_out
 
     @property
@@ -190,12 +190,12 @@ class Detector:
 
     @property
     def combiner_(self) -> nn.Module | None:
-        """The fitted combiner; None before there is one."""
+        """The fitted combiner; None if it is not fitted yet."""
         return None if self._taught is None else self._taught.combiner
 
     @property
     def calibration_(self) -> Calibration | None:
-        """What clean images taught about false alarms; None before :meth:`calibrate`."""
+        """The calibration scores and the promise; None before :meth:`calibrate`."""
         return self._calibration
 
     @property
@@ -209,7 +209,7 @@ class Detector:
 
     @property
     def accuracy_(self) -> float | None:
-        """The share of the training images that the classifier gets right, in [0, 1].
+        """Accuracy of the classifier on the training images, in [0, 1].
 
         None in a detector that was loaded from a file.
 
@@ -220,10 +220,11 @@ class Detector:
 
     @property
     def agreement_(self) -> float | None:
-        """The share of clean images on which the auxiliary network favours the classifier's class.
+        """Fraction of clean images on which the auxiliary network agrees with the classifier.
 
-        In [0, 1], of the images that taught the combiner; there it gives that class more than half
-        of the probability. None without an auxiliary network or a combiner.
+        In [0, 1], over the clean images on which the combiner was fitted. The two agree where the
+        auxiliary network gives the predicted class a probability above one half. None without an
+        auxiliary network or a combiner.
         """
         name = AuxiliaryAgreement.name
         if self._taught is None or name not in self.metrics:
@@ -251,7 +252,7 @@ class Detector:
 
     @property
     def differentiable(self) -> bool:
-        """True if :meth:`differentiable_score` is exact, False if it uses stand-ins."""
+        """True if :meth:`differentiable_score` is exact, False if it uses surrogates."""
         combiner = COMBINERS[self._settings.combiner]
         exact = all(metric.differentiable for metric in self._settings.metrics)
         return combiner.differentiable and exact
@@ -261,19 +262,19 @@ class Detector:
     def fit(
         self, images: Images, labels: Tensor | None = None, *, parts: FitParts | None = None
     ) -> Self:
-        """Learn what clean data looks like to the classifier.
+        """Fit the metrics to clean training data.
 
-        A combiner and a calibration from before are forgotten. A fit that fails leaves the detector
-        as it was.
+        An earlier combiner and calibration are discarded. If the fit fails, the detector is
+        unchanged.
 
         Args:
             images: clean training images ``(N, ...)``; or batches ``(images, labels)``.
             labels: int ``(N,)``, their true classes; every class must occur. None with batches.
-            parts: a folder that keeps what was trained, such as the auxiliary network, so that a
-                fit which is cut off can be resumed; by default nothing is kept.
+            parts: storage of trained parts, such as the auxiliary network, from which an
+                interrupted fit can be resumed; by default nothing is stored.
 
         Raises:
-            NoDropoutError: when a metric of uncertainty was asked for and the model has no dropout.
+            NoDropoutError: when an uncertainty metric was requested and the model has no dropout.
             UnknownLayerError: when no feature layer was named and none was found.
             UnsupportedModelError: when the model does not return logits.
             InputError: when images or labels do not fit.
@@ -292,26 +293,26 @@ class Detector:
         noisy: Images | None = None,
         attacks: Sequence[Attack] = (),
     ) -> Self:
-        """Teach the combiner how to weigh the metrics; an earlier calibration is discarded.
+        """Fit the combiner of the metrics; an earlier calibration is discarded.
 
-        The logistic combiner learns from adversarial images, given or made here; the conformal
-        one from clean and noisy images alone. :meth:`calibrate` does this for the
-        conformal one.
+        The logistic combiner learns from adversarial images, passed or made by ``attacks``; the
+        conformal one learns from clean and noisy images only. An unfitted conformal combiner is
+        fitted by :meth:`calibrate`.
 
         Args:
             clean: images that are not adversarial and were not in the fit.
             labels: int ``(N,)``, their true classes; needed for attacks.
-            adversarial: adversarial images, of any number.
-            noisy: images with harmless noise, which count as not adversarial; without them a
-                detector takes noise for an attack.
-            attacks: such as ``[PGD(0.3)]``; each attacks the clean images that the classifier gets
-                right.
+            adversarial: any number of adversarial images.
+            noisy: images with harmless noise, treated as not adversarial; without them a detector
+                mistakes noise for an attack.
+            attacks: attacks such as ``[PGD(0.3)]``, each run on the correctly classified clean
+                images.
 
         Raises:
             NotFittedError: before :meth:`fit`.
             WrongModelError: when the classifier has changed since :meth:`fit`.
-            InputError: when the images do not fit, are training images, or are not what the
-                combiner learns from.
+            InputError: when the images do not fit, are training images, or are of a kind that the
+                combiner does not use.
         """
         fitted = self._need(self._fitted, _FIT)
         self._check_model()
@@ -355,25 +356,25 @@ class Detector:
         per_class: bool = False,
         harmless: Mapping[str, Harmless] | None = None,
     ) -> Self:
-        """Choose the threshold so that at most a share ``fpr`` of clean images is flagged.
+        """Set the threshold so that at most a fraction ``fpr`` of clean images is flagged.
 
-        The promise holds for clean images that are exchangeable with these. Images that the fit
-        or the combiner has seen are left out, and so are repeated ones. If the conformal combiner
-        has not been taught yet, one half of the images teaches it and the other half sets the
-        threshold. Calibrating again needs no new fit.
+        The promise holds for clean images that are exchangeable with these. Images that were used
+        in the fit or for the combiner are left out, and so are duplicates. If the conformal
+        combiner is not fitted yet, one half of the images fits it and the other half sets the
+        threshold. A new calibration needs no new fit.
 
         Args:
             clean: images that are not adversarial.
-            labels: int ``(N,)``, their true classes. With them or labelled batches, images that the
-                classifier gets wrong are then left out, and the promise is about the others. A
-                number is taken for ``fpr``.
-            fpr: the false-alarm rate, in (0, 1).
+            labels: int ``(N,)``, their true classes. With labels or labelled batches, misclassified
+                images are left out, and the promise covers only correctly classified ones. A float
+                is taken as ``fpr``.
+            fpr: promised false-alarm rate, in (0, 1).
             promise: "marginal": the rate is kept on average over sets of calibration images;
                 "pac": it is kept with this set, with probability ``confidence`` over such sets.
-            confidence: of the promise "pac", in (0, 1).
-            per_class: True if the promise is kept among the images of each predicted class.
-            harmless: changes of the images by name, among whose results the promise is kept too;
-                by default :data:`leery.attacks.HARMLESS` for images with known bounds and none for
+            confidence: confidence level of the promise "pac", in (0, 1).
+            per_class: True to keep the promise within each predicted class.
+            harmless: harmless changes by name; the promise is kept on the changed images too. By
+                default :data:`leery.attacks.HARMLESS` for images with known bounds and none for
                 other inputs; ``{}`` for none.
 
         Raises:
@@ -394,7 +395,7 @@ class Detector:
         promised = Calibration(float(rate), promise, float(confidence), per_class, nothing, nothing)
         self._check_model()
         changes = self._changes(harmless)
-        # Settings and numbers are refused before images are measured.
+        # Settings and image counts are checked before any image is measured.
         self._check_unseen(clean)
         count = known_count(clean)
         parts = 1 if self._taught is not None else 2
@@ -416,10 +417,10 @@ class Detector:
     # ---- judging ---------------------------------------------------------------------------------
 
     def judge(self, images: Images) -> Verdicts:
-        """All answers about images, from one run: class, score, p-value, verdict, metrics.
+        """Class, score, p-value, verdict and metrics of each image, computed in one run.
 
         Raises:
-            NotFittedError: before there is a combiner.
+            NotFittedError: before the combiner is fitted.
             WrongModelError: when the classifier has changed since :meth:`fit`.
             InputError: when the images do not fit.
         """
@@ -436,11 +437,11 @@ class Detector:
         return found
 
     def score(self, images: Images) -> np.ndarray:
-        """How adversarial each image looks: the combiner's score.
+        """The combiner's score of each image.
 
         Returns:
-            float64 ``(N,)``; larger is more adversarial. Log odds of the logistic combiner, minus
-            the log of a weighted mean of p-values, in nats, of the conformal one.
+            float64 ``(N,)``; larger is more suspicious. The log odds of the logistic combiner; for
+            the conformal one, the negative log of a weighted harmonic mean of p-values, in nats.
 
         Raises:
             NotFittedError, WrongModelError, InputError: as :meth:`judge`.
@@ -448,7 +449,7 @@ class Detector:
         return self.judge(images).score
 
     def flag(self, images: Images) -> np.ndarray:
-        """The verdict on each image, bool ``(N,)``; True is adversarial.
+        """The verdict on each image, bool ``(N,)``, True for flagged images.
 
         Raises:
             NotFittedError: before :meth:`calibrate`.
@@ -460,11 +461,11 @@ class Detector:
         return flagged
 
     def p_value(self, images: Images) -> np.ndarray:
-        """How usual each image's score would be for a clean image.
+        """p-value of each image's score under the hypothesis that the image is clean.
 
         Returns:
-            float64 ``(N,)``, in [1 / (n + 1), 1] for n calibration images. Flagging where it is at
-            most alpha keeps the false-alarm rate at alpha, on average over calibration sets.
+            float64 ``(N,)``, in [1 / (n + 1), 1] for n calibration images. Flagging images with p
+            <= alpha keeps the false-alarm rate at or below alpha, on average over calibration sets.
 
         Raises:
             NotFittedError: before :meth:`calibrate`.
@@ -488,7 +489,7 @@ class Detector:
         )
 
     def differentiable_score(self, images: Tensor) -> Tensor:
-        """:meth:`score` as a function through which gradients reach the images.
+        """Differentiable version of :meth:`score`, with gradients to the images.
 
         Args:
             images: float ``(N, ...)``, on the classifier's device.
@@ -497,13 +498,13 @@ class Detector:
             float64 ``(N,)``, equal to :meth:`score` to rounding where :attr:`differentiable`.
 
         Raises:
-            NotFittedError: before there is a combiner.
-            InputError: when the combiner has no derivative, or the images do not fit.
+            NotFittedError: before the combiner is fitted.
+            InputError: when the combiner is not differentiable, or the images do not fit.
         """
         taught = self._need_taught()
         if not taught.combiner.differentiable:
             message = (
-                f"expected a combiner with a derivative, got the {self._settings.combiner} one; "
+                f"expected a differentiable combiner, got the {self._settings.combiner} one; "
                 'use combiner="logistic"'
             )
             raise InputError(message)
@@ -511,7 +512,7 @@ class Detector:
         return score
 
     def measure_with_gradient(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Every metric, or its stand-in, as a function through which gradients reach the images.
+        """Every metric, or its differentiable surrogate, with gradients to the images.
 
         Args:
             images: float ``(N, ...)``, on the classifier's device.
@@ -566,7 +567,7 @@ class Detector:
         return extract_features(self.model, images, head)
 
     def explain_plan(self) -> Plan:
-        """How images are run: which way, what is random, what is repeated in each pass.
+        """How passes are computed: the method, the random modules, what each pass repeats.
 
         Raises:
             NotFittedError: before :meth:`fit`.
@@ -575,14 +576,14 @@ class Detector:
         return observer.explain_plan(_example(self.inputs_))
 
     def warm_up(self, images: int = 1) -> Self:
-        """Do now what the first call would otherwise do before it scores an image.
+        """Do the one-time work that otherwise delays the first call.
 
-        The classifier's graph is captured, which can take seconds. A service calls this before it
-        accepts requests, and before it uses the detector in several threads. Of masks that are
-        drawn anew at each call, one set is used up.
+        The classifier's graph is captured, which can take seconds. A service should call this
+        before it accepts requests and before it uses the detector in several threads. With masks
+        that are drawn anew at each call, one set of masks is consumed.
 
         Args:
-            images: the number of images of a typical call; as many made-up ones are scored.
+            images: number of images in a typical call; that many synthetic images are scored.
 
         Raises:
             NotFittedError: before :meth:`fit`.
@@ -612,17 +613,17 @@ class Detector:
         return torch.isin(image_hashes(images, fitted.grid), torch.cat(learned)).numpy()
 
     def with_masks(self, masks: int | Literal["fresh"]) -> Self:
-        """The same detector with other dropout masks; its threshold is that of this one.
+        """A copy of the detector with other dropout masks and the same threshold.
 
         Args:
-            masks: a seed, or "fresh" for others at each call.
+            masks: random seed of the masks, or "fresh" to draw new ones at each call.
 
         Raises:
             InputError: when the seed is negative.
         """
         if masks != "fresh":
             check_seed(masks)
-        return copy.copy(self)._with(replace(self._settings, masks=masks))  # noqa: SLF001 - another of its kind
+        return copy.copy(self)._with(replace(self._settings, masks=masks))  # noqa: SLF001 - same class
 
     # ---- the file --------------------------------------------------------------------------------
 
@@ -630,7 +631,7 @@ class Detector:
         """Write the detector, without its classifier, as one safetensors file.
 
         Args:
-            path: of the file; an older one is replaced only when the new one is complete.
+            path: path of the file; an older file is replaced only when the new one is complete.
 
         Raises:
             NotFittedError: before :meth:`fit`.
@@ -671,13 +672,14 @@ class Detector:
         """Read a detector from a file for the classifier it was fitted on; the file holds no code.
 
         Args:
-            path: of a file that :meth:`save` wrote.
+            path: path of a file written by :meth:`save`.
             model: the classifier, in the state it had then.
-            metrics: an instance of each metric that is not one of leery's own.
-            logits: as given to the detector, where that was a function.
+            metrics: an instance of each custom metric of the detector.
+            logits: the function that the detector was given as ``logits``, if it was one.
 
         Raises:
-            DetectorFileError: when the file is missing, damaged, foreign or of another format.
+            DetectorFileError: when the file is missing, damaged, of another format or not a
+                detector.
             WrongModelError: when it belongs to another classifier.
         """
         tensors, facts = read_file(path)
@@ -708,29 +710,29 @@ class Detector:
             RuntimeError,
         ) as error:
             message = (
-                f"expected a whole detector file at {path}, got one with missing or wrong parts "
+                f"expected a valid detector file at {path}, got one with missing or wrong parts "
                 f"({brief(error)}); save the detector again"
             )
             raise DetectorFileError(message) from error
-        return detector._restored(where, record)  # noqa: SLF001 - another of its kind
+        return detector._restored(where, record)  # noqa: SLF001 - same class
 
-    # ---- inside ----------------------------------------------------------------------------------
+    # ---- internals -------------------------------------------------------------------------------
 
     def _with(self, settings: Settings) -> Self:
-        """Itself under other settings."""
+        """Apply other settings and return self."""
         self._settings = settings
         if self._fitted is not None:
             self._take(self._fitted, self._taught, self._calibration)
         return self
 
     def _restored(self, where: Logits, record: Record) -> Self:
-        """Itself with what a file holds."""
+        """Restore the contents of a file and return self."""
         self._logits = where
         self._take(record.fitted, record.taught, record.calibration)
         return self
 
     def _take(self, fitted: Fitted, taught: Taught | None, calibration: Calibration | None) -> None:
-        """Replace all that was learned."""
+        """Replace the whole fitted state."""
         settings = self._settings
         fresh = settings.masks == "fresh"
         observer = Observer(
@@ -750,7 +752,7 @@ class Detector:
         self._observer, self._checked = observer, None
 
     def _ready(self, images: Tensor) -> tuple[Fitted, Observer]:
-        """What the fit left, after checks of the images and of the classifier."""
+        """The fitted state and the observer, after checks of the images and the classifier."""
         fitted = self._need(self._fitted, _FIT)
         fitted.inputs.check(images)
         self._check_model()
@@ -783,7 +785,7 @@ class Detector:
         positives: Sequence[MetricTable],
         seen: Tensor,
     ) -> Taught:
-        """A combiner taught with measured images."""
+        """Fit a combiner on measured images."""
         fitted = self._need(self._fitted, _FIT)
         combiner = make_combiner(
             self._settings.combiner, [Facts.of(metric) for metric in fitted.metrics]
@@ -796,7 +798,7 @@ class Detector:
         return Taught(combiner, clean.tables["clean"], seen.unique())
 
     def _promised(self, promised: Calibration, found: CleanImages, taught: Taught) -> Calibration:
-        """The calibration by measured images, those of each kind that count."""
+        """The calibration from the relevant measured images of each kind."""
         kinds = [table.rows(found.judged_right(table)) for table in found.tables.values()]
         together = MetricTable.joined(kinds)
         scores = taught.combiner(
@@ -828,7 +830,7 @@ class Detector:
         return placed(attack, self.inputs_.bounds)(self.model, images, labels)
 
     def _check_taught_by(self, attacked: bool) -> None:
-        """Refuse images that the combiner does not learn from, or too few kinds of them."""
+        """Raise if adversarial images are missing for, or unused by, the combiner."""
         learns = self._settings.combiner == "logistic"
         if learns and not attacked:
             message = (
@@ -844,14 +846,14 @@ class Detector:
             raise InputError(message)
 
     def _check_unseen(self, clean: Images) -> None:
-        """Refuse a tensor of training images before it is measured."""
+        """Raise before measuring if a tensor holds training images."""
         fitted = self._need(self._fitted, _FIT)
         if isinstance(clean, Tensor):
             fitted.inputs.check(clean)
             check_unseen(image_hashes(clean, fitted.grid), fitted)
 
     def _check_least(self, images: Sequence[Images], share: int = 1) -> None:
-        """Refuse too few images for the combiner before they are measured."""
+        """Raise before measuring if there are too few images for the combiner."""
         counts = [known_count(part) for part in images]
         least = COMBINERS[self._settings.combiner].least
         if not counts or None in counts:
@@ -864,9 +866,9 @@ class Detector:
             raise InputError(message)
 
     def _check_model(self) -> None:
-        """Refuse to build on a fit whose classifier has changed since.
+        """Raise if the classifier has changed since the fit.
 
-        Its weights are read only when torch has counted a change of them.
+        All weights are read only if version counters or sampled elements differ.
         """
         changes = _changes(self.model)
         fitted = self._need(self._fitted, _FIT)
@@ -881,34 +883,34 @@ class Detector:
         self._checked = changes
 
     def _need_taught(self) -> Taught:
-        """What taught the combiner, after the fit."""
+        """The fitted combiner and its data; raises if there is none."""
         self._need(self._fitted, _FIT)
         conformal = self._settings.combiner == "conformal"
         return self._need(self._taught, _CALIBRATE if conformal else _TEACH)
 
     def _need(self, part: T | None, call: str) -> T:
         if part is None:
-            message = f"expected a detector after {call}, got one before it; call it first"
+            message = f"expected a detector after {call}, got one without this step; call it first"
             raise NotFittedError(message)
         return part
 
 
 def _example(inputs: InputSpec) -> Tensor:
-    """Two inputs of that kind."""
+    """Two synthetic inputs that match the specification."""
     generator = torch.Generator().manual_seed(0)
     if inputs.dtype is torch.uint8:
         return torch.randint(0, 256, (2, *inputs.shape), generator=generator).to(inputs.dtype)
     if inputs.dtype.is_floating_point:
         shares = torch.rand((2, *inputs.shape), generator=generator)
         return (inputs.low + (inputs.high - inputs.low) * shares).to(inputs.dtype)
-    # Token ids: 0 is often padding, of which an input must not consist.
+    # Token ids: 0 is often padding, and an input must not be all padding.
     example = torch.ones((2, *inputs.shape), dtype=inputs.dtype)
     example[1, ..., -1:] = 0
     return example
 
 
 def _refuse_labels(adversarial: Images | None) -> None:
-    """Refuse a label vector in the place of adversarial images."""
+    """Raise if a label vector is passed as adversarial images."""
     if isinstance(adversarial, Tensor) and adversarial.ndim == 1:
         message = (
             f"expected adversarial images, got {adversarial.dtype} of shape "
@@ -919,10 +921,10 @@ def _refuse_labels(adversarial: Images | None) -> None:
 
 
 def _check_same(path: str | os.PathLike[str], facts: Mapping[str, Any], model: nn.Module) -> None:
-    """Refuse a classifier that is not the one of a file.
+    """Raise if the classifier is not the one that the file was saved for.
 
     Raises:
-        WrongModelError: then.
+        WrongModelError: when it is another classifier.
     """
     found = fingerprint(model)
     if facts["classifier_sha256"] != found:
@@ -936,20 +938,20 @@ def _check_same(path: str | os.PathLike[str], facts: Mapping[str, Any], model: n
 
 
 def _changes(model: nn.Module) -> object:
-    """Equal as long as no weight was written or replaced, and no submodule."""
+    """A snapshot that compares equal unless a weight or submodule was changed or replaced."""
     tensors = [*own_tensors(model)]
     return (
         [(module, module.extra_repr()) for module in model.modules()],
-        # Writes through .data are not counted; they rarely leave all of these as they were.
+        # Writes through .data do not raise _version, but rarely leave all sampled elements equal.
         [_sampled(part.detach()) for part in tensors],
-        [(id(part), 0 if part.is_inference() else part._version) for part in tensors],  # noqa: SLF001 - its count of writes
+        [(id(part), 0 if part.is_inference() else part._version) for part in tensors],  # noqa: SLF001 - version counter
     )
 
 
 def _sampled(values: Tensor) -> list[float]:
-    """Some elements of a tensor, without a copy of it."""
+    """A sample of the elements of a tensor, without copying the tensor."""
     reach = sum((size - 1) * step for size, step in zip(values.shape, values.stride(), strict=True))
-    # In whatever order they lie in memory, if they fill it.
+    # A dense tensor is read in memory order, whatever its strides.
     dense = 0 < values.numel() == reach + 1
     flat = values.as_strided((values.numel(),), (1,)) if dense else values.reshape(-1)
     found: list[float] = flat[:: max(1, values.numel() // 16)].tolist()

@@ -13,14 +13,14 @@ __all__ = ["Explanation", "percentiles"]
 
 @dataclass(frozen=True)
 class Explanation:
-    """What speaks for and against each image, a row per image, a column per metric.
+    """Explanation of the scores, with one row per image and one column per metric.
 
     Attributes:
-        verdicts: all answers about the images.
-        percentiles: float64 ``(N, M)``, in [0, 100]: the share of clean images of the predicted
-            class with a smaller value, equal ones counted half; NaN for a class of which no clean
-            image was seen.
-        intercept: the score without any contribution.
+        verdicts: the verdicts on the images.
+        percentiles: float64 ``(N, M)``, in [0, 100]: the percentage of clean images of the
+            predicted class with a smaller value, ties counted half; NaN for a class without clean
+            images.
+        intercept: the score where no metric contributes.
     """
 
     verdicts: Verdicts
@@ -32,9 +32,10 @@ class Explanation:
         return len(self.verdicts)
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row per image and metric: image, predicted, score, p_value, metric, value, ...
+        """A data frame with one row per image and metric.
 
-        The last two columns are percentile and contribution; p_value is NaN before calibration.
+        Columns: image, predicted, score, p_value (NaN before calibration), metric, value,
+        percentile, contribution.
         """
         verdicts = self.verdicts
         count, width = verdicts.metrics.shape
@@ -54,7 +55,7 @@ class Explanation:
 
 
 def percentiles(table: MetricTable, clean: MetricTable) -> np.ndarray:
-    """Where each value stands among clean images of its predicted class; see Explanation."""
+    """Percentile of each value among clean images of the predicted class; see Explanation."""
     found = np.full(table.values.shape, np.nan)
     for label in np.unique(table.predicted):
         rows = table.predicted == label

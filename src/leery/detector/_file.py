@@ -1,4 +1,4 @@
-"""What a file holds of a detector, and how its parts are named there.
+"""Contents of a detector file and the names of its parts.
 
 docs/file-format.md describes every part.
 """
@@ -29,12 +29,12 @@ class Record:
     """A fitted detector without its classifier.
 
     Attributes:
-        classifier: the name of its class.
+        classifier: class name of the classifier.
         settings: passes, seed, masks, combiner, batch_size, logits, trust_outputs.
-        prototypes: the metrics before their fit.
-        fitted: what the training data taught.
-        taught: the fitted combiner and what taught it; None where there is none.
-        calibration: where there is one.
+        prototypes: the unfitted metrics.
+        fitted: state fitted to the training data.
+        taught: the fitted combiner and its data; None if it is not fitted.
+        calibration: the calibration; None if there is none.
     """
 
     classifier: str
@@ -45,7 +45,7 @@ class Record:
     calibration: Calibration | None
 
     def parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The tensors by name, and the facts for JSON."""
+        """The tensors by name, and the metadata for JSON."""
         fitted = self.fitted
         tensors = {
             f"metrics/{metric.name}/{part}": tensor
@@ -84,13 +84,13 @@ class Record:
         """The inverse of :meth:`parts`.
 
         Args:
-            tensors: by name.
-            facts: of the types that :func:`leery.detector._storage.read_file` has checked.
-            given: the metrics that are not leery's own.
+            tensors: tensors by name.
+            facts: JSON metadata whose types :func:`leery.detector._storage.read_file` has checked.
+            given: instances of custom metrics.
 
         Raises:
-            LeeryError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError: when
-                a part is missing or cannot be what it should be.
+            LeeryError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError: when a
+                part is missing or invalid.
         """
         classes, layers = facts["classes"], facts["layers"]
         own = {metric.name: metric for metric in given}
@@ -134,10 +134,10 @@ def _described(metric: Metric) -> dict[str, Any]:
 
 
 def _prototype(entry: Mapping[str, Any], given: Mapping[str, Metric]) -> Metric:
-    """A metric of the file, not fitted: leery's own made anew, another one as it was given.
+    """An unfitted metric of the file: a built-in one is made anew, a custom one is passed.
 
     Raises:
-        InputError: when it was not given, or is of another class.
+        InputError: when a custom metric was not passed or is of another class.
     """
     name, kind = entry["name"], entry["kind"]
     if name in given:
@@ -151,7 +151,7 @@ def _prototype(entry: Mapping[str, Any], given: Mapping[str, Metric]) -> Metric:
         metric.name = name
         return metric
     message = (
-        f"expected the metric {name!r} ({kind}), which is not one of leery's, to be given; pass "
+        f"expected an instance of the custom metric {name!r} ({kind}), got none; pass "
         f"metrics=[...] with it (--metric {kind})"
     )
     raise InputError(message)
@@ -177,10 +177,10 @@ def _hashes(tensor: Tensor) -> Tensor:
 def _measured(
     arrays: Mapping[str, Tensor], name: str, dimensions: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of images and their predicted classes.
+    """A per-image array of a detector file, and the predicted classes.
 
     Raises:
-        InputError: when they are not of one number of images, or of other types.
+        InputError: when their lengths or types are wrong.
     """
     values, predicted = arrays[name].numpy(), arrays["predicted"].numpy()
     if values.dtype != np.float64 or not np.isfinite(values).all():

@@ -1,4 +1,4 @@
-"""The fit: what the metrics learn from the training data, in one run over them."""
+"""Fitting of the metrics in one run over the training data."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +25,7 @@ __all__ = ["fit", "needs_of", "recommended_metrics"]
 
 
 def needs_of(metrics: Sequence[Metric]) -> Needs:
-    """The needs of all metrics together."""
+    """Union of the needs of the metrics."""
     return reduce(lambda needs, metric: needs | metric.needs, metrics, Needs())
 
 
@@ -40,16 +40,16 @@ def fit(
 
     Args:
         model: the classifier.
-        settings: of the detector.
-        images: with labels, as :func:`leery.inputs.labelled_batches` takes them.
-        labels: beside a tensor of images.
-        parts: where trained parts are kept; None to keep them nowhere.
+        settings: settings of the detector.
+        images: labelled images in a form that :func:`leery.inputs.labelled_batches` accepts.
+        labels: the true classes, for a tensor of images.
+        parts: storage of trained parts; None for no storage.
 
     Returns:
-        The settings, with the metrics that were chosen, and what was learned.
+        The settings with the chosen metrics, and the fitted state.
 
     Raises:
-        InputError: when images or labels do not fit, or a class has none.
+        InputError: when images or labels do not fit, or a class has no image.
         UnsupportedModelError: when the classifier does not return logits.
         UnknownLayerError, NoDropoutError: when a metric needs what the classifier lacks.
     """
@@ -91,7 +91,7 @@ def fit(
 
 @dataclass(frozen=True)
 class _Start:
-    """What the first batch settles."""
+    """State that is determined by the first batch."""
 
     settings: Settings
     metrics: tuple[Metric, ...]
@@ -100,10 +100,10 @@ class _Start:
 
 
 def _started(model: nn.Module, settings: Settings, run: "_Run", batch: Tensor) -> _Start:
-    """Checks of the classifier's outputs, then the metrics, layers and observer of the fit."""
+    """Check the classifier's outputs, then set up the metrics, layers and observer."""
     run.plain = settings.trust_outputs or has_linear_head(model, batch)
     if not run.plain:
-        # What returns probabilities is refused for that, not for want of a layer.
+        # A model that returns probabilities must get that error, not one about a missing layer.
         run.outputs.check_some(model, batch)
     first = Moments()
     first.add(batch)
@@ -118,7 +118,7 @@ def _started(model: nn.Module, settings: Settings, run: "_Run", batch: Tensor) -
 
 
 def _for_inputs(settings: Settings, model: nn.Module, batch: Tensor) -> Settings:
-    """The settings, with the metrics that are recommended for such inputs if none were named."""
+    """The settings, with the metrics recommended for these inputs if the user named none."""
     if not settings.recommended:
         return settings
     names, left_out = recommended_metrics(model, batch, settings.passes)
@@ -128,7 +128,7 @@ def _for_inputs(settings: Settings, model: nn.Module, batch: Tensor) -> Settings
 def recommended_metrics(
     model: nn.Module, images: Tensor, passes: int = 50
 ) -> tuple[tuple[str, ...], str | None]:
-    """The metrics of a detector that was not asked for others.
+    """Metrics that a detector uses by default for a classifier and its inputs.
 
     Args:
         model: the classifier.
@@ -136,7 +136,7 @@ def recommended_metrics(
         passes: the number of Monte-Carlo dropout passes.
 
     Returns:
-        The names, and a sentence on what was left out; None if nothing was.
+        The names, and a sentence on the metrics that were left out, or None.
     """
     names, left_out = recommended_for(images)
     drawing = [metric for metric in make_metrics(names) if metric.needs.draws]
@@ -147,8 +147,8 @@ def recommended_metrics(
             uncertain = {metric.name for metric in drawing}
             names = tuple(name for name in names if name not in uncertain)
             left_out = (
-                "The metrics of uncertainty were left out, because the classifier has no dropout; "
-                "leery.mc_dropout.insert_dropout (--insert-dropout LAYER:P) puts some in."
+                "The uncertainty metrics were left out because the classifier has no dropout; "
+                "leery.mc_dropout.insert_dropout (--insert-dropout LAYER:P) adds it."
             )
     return names, left_out
 
@@ -157,7 +157,7 @@ def _labelled(images: Images, labels: Tensor | None) -> Iterator[tuple[Tensor, T
     for batch, truth in labelled_batches(images, labels):
         if truth is None:
             message = (
-                "expected the labels of the training images, got None; pass fit(images, labels) or "
+                "expected the labels of the training images, got None; use fit(images, labels) or "
                 "batches of both"
             )
             raise InputError(message)
@@ -165,7 +165,7 @@ def _labelled(images: Images, labels: Tensor | None) -> Iterator[tuple[Tensor, T
 
 
 def _checked(run: "_Run", images: Images, labels: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """The training data, refused where labels or images do not fit, before a training on them."""
+    """Batches of the training data; raises if images or labels do not fit."""
     for batch, truth in _labelled(images, labels):
         check_labels(truth, len(batch), run.classes)
         run.begin(batch)
@@ -180,7 +180,7 @@ def _observer_of_the_fit(
     batch: Tensor,
     run: "_Run",
 ) -> Observer:
-    """An observer for what learning reads, made once a run for all needs has been planned."""
+    """Observer for the metrics that learn; a plan for all metrics is made first, to fail early."""
     every, learning = needs_of(metrics), needs_of([m for m in metrics if m.learns])
     made = [
         Observer(
@@ -208,7 +208,7 @@ def _prepare(
     images: Images,
     parts: FitParts | None,
 ) -> None:
-    """Train the metrics that have ``prepare``; the data are then read more than once."""
+    """Train the metrics that need it; the data are then read more than once."""
     training = [metric for metric in metrics if metric.trains]
     if training and isinstance(images, Iterator):
         message = (
@@ -240,7 +240,7 @@ def _prepare(
 
 @dataclass
 class _Run:
-    """What is gathered beside the metrics."""
+    """Statistics that the fit gathers besides the metrics."""
 
     plain: bool = False
     classes: int = 0
@@ -254,15 +254,15 @@ class _Run:
     bounds: Bounds | None = None
     pixels: Bounds = (0.0, 1.0)
     given: Bounds | None = None
-    outputs: "_Outputs" = field(default_factory=lambda: _Outputs())  # noqa: PLW0108 - below
+    outputs: "_Outputs" = field(default_factory=lambda: _Outputs())  # noqa: PLW0108 - defined below
 
     def begin(self, batch: Tensor) -> None:
-        """Refuse a batch of another kind than the first."""
+        """Raise if a batch differs from the first in shape or type."""
         if self.example is None:
             self.example, self.grid = batch[:1], grid_of(batch)
         elif batch.shape[1:] != self.example.shape[1:] or batch.dtype != self.example.dtype:
             message = (
-                f"expected training images of one kind, got {tuple(self.example.shape[1:])} of "
+                f"expected training images of one shape, got {tuple(self.example.shape[1:])} of "
                 f"{self.example.dtype} and {tuple(batch.shape[1:])} of {batch.dtype}; convert them"
             )
             raise InputError(message)
@@ -278,13 +278,13 @@ class _Run:
         self.outputs.see(seen.logits)
 
     def seen(self) -> Tensor:
-        """The hashes of the images; none where images recur anyway."""
+        """Distinct hashes of the images; empty if the data contain many duplicates."""
         hashes = torch.cat(self.hashes)
         distinct: Tensor = hashes.unique()
         return distinct if len(distinct) > 0.9 * len(hashes) else distinct[:0]
 
     def check(self) -> None:
-        """Refuse outputs that are no logits, and data that lack a class."""
+        """Raise if the outputs are not logits or a class has no image."""
         if not self.plain:
             self.outputs.check()
         missing = sorted(set(range(self.classes)) - self.labels)
@@ -298,7 +298,7 @@ class _Run:
 
 @dataclass
 class _Outputs:
-    """What the outputs of a classifier look like, over all training images."""
+    """Range and row sums of the classifier's outputs over all training images."""
 
     low: float = float("inf")
     high: float = -float("inf")
@@ -311,7 +311,7 @@ class _Outputs:
         self.sums = min(self.sums[0], float(sums.min())), max(self.sums[1], float(sums.max()))
 
     def check_some(self, model: nn.Module, batch: Tensor) -> None:
-        """The check on some images, before the fit.
+        """Run the check on a few images before the fit.
 
         Raises:
             UnsupportedModelError: as :meth:`check`.
@@ -322,17 +322,17 @@ class _Outputs:
         first.check()
 
     def check(self) -> None:
-        """Refuse probabilities, percentages and sigmoids.
+        """Raise if the outputs are probabilities, percentages or sigmoids.
 
         Raises:
-            UnsupportedModelError: then.
+            UnsupportedModelError: when the outputs are not logits.
         """
         total, spread = self.sums[1], self.sums[1] - self.sums[0]
         if self.low >= 0 and spread <= 1e-3 * total and total > 0:
-            what = "probabilities" if abs(total - 1) < 1e-2 else f"shares of {total:g}"  # noqa: PLR2004
-            advice = "leave out its softmax"
+            what = "probabilities" if abs(total - 1) < 1e-2 else f"rows with sum {total:g}"  # noqa: PLR2004
+            advice = "remove its softmax"
         elif self.low >= 0 and self.high <= 1:
-            what, advice = "values in [0, 1] only, as a sigmoid does", "leave out its last function"
+            what, advice = "only elements in [0, 1], as a sigmoid does", "remove its sigmoid"
         else:
             return
         message = (

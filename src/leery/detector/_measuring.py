@@ -18,14 +18,14 @@ def measured(
 ) -> Iterator[tuple[Observation, Tensor]]:
     """Compute every metric of the images of each observation.
 
-    Batches are put together or cut where that is faster; the images stay in their order.
+    Batches are merged or split where that is faster; the order of the images is kept.
 
     Args:
-        metrics: fitted.
-        observations: of batches of images.
+        metrics: fitted metrics.
+        observations: observations of batches of images.
 
     Yields:
-        An observation without its passes, and float64 ``(N, M)``.
+        An observation without its passes, and its metrics, float64 ``(N, M)``.
     """
     drawing = [metric for metric in metrics if metric.needs.draws]
     others = [metric for metric in metrics if not metric.needs.draws]
@@ -40,7 +40,7 @@ def measured(
 
 
 def _of_passes(metrics: Sequence[Metric], seen: Observation) -> dict[str, Tensor]:
-    """The metrics that read passes: some images at a time, which stay near the processor."""
+    """The metrics that read passes, computed on chunks that fit into the processor's cache."""
     if not metrics:
         return {}
     parts = [part.doubled() for part in _near_parts(seen)]
@@ -51,7 +51,7 @@ def _column(metric: Metric, seen: Observation) -> Tensor:
     """The metric of each image, float64 ``(N,)``.
 
     Raises:
-        InputError: when it gives anything else.
+        InputError: when the metric returns anything else.
     """
     with metric_refused(metric), torch.inference_mode(mode=False), torch.no_grad():
         found: object = metric(seen)
@@ -59,7 +59,7 @@ def _column(metric: Metric, seen: Observation) -> Tensor:
     if not isinstance(found, Tensor) or not given or found.shape != (len(seen),):
         got = f"{tuple(found.shape)} of {found.dtype}" if isinstance(found, Tensor) else type(found)
         message = (
-            f"expected metric {metric.name!r} to give float ({len(seen)},), got {got}; correct its "
+            f"expected metric {metric.name!r} to return float ({len(seen)},), got {got}; fix its "
             "forward"
         )
         raise InputError(message)
@@ -76,7 +76,7 @@ def _near_parts(seen: Observation) -> Iterator[Observation]:
 
 
 def _enough(parts: Sequence[Observation]) -> bool:
-    """Whether to measure the waiting batches now: more would cost memory and save no time."""
+    """True if the waiting batches suffice: more would cost memory and save no time."""
     images = sum(map(len, parts))
     return images >= CLOSENESS_IMAGES or images * parts[0].images[0].numel() >= CLOSENESS_PIXELS
 
@@ -96,16 +96,16 @@ def _joined(
 
 
 def _check_numbers(metrics: Sequence[Metric], values: Tensor) -> None:
-    """Refuse what is not a number, as of a classifier whose output is not.
+    """Raise if a metric is NaN, for example because the classifier's output is.
 
     Raises:
-        InputError: then.
+        InputError: when a metric is NaN.
     """
     missing = values.isnan().any(0)
     if missing.any():
         name = next(m.name for m, nan in zip(metrics, missing.tolist(), strict=True) if nan)
         message = (
-            f"expected numbers from every metric, got NaN from {name!r}; check the weights of the "
+            f"expected no NaN from any metric, got NaN from {name!r}; check the weights of the "
             "classifier and the images"
         )
         raise InputError(message)

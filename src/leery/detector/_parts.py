@@ -1,4 +1,4 @@
-"""The parts of a fit that take long: each one file, kept until the detector is saved."""
+"""Storage of the slow parts of a fit, one file each, until the detector is saved."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
@@ -19,14 +19,13 @@ _SUFFIX = ".safetensors"
 
 
 class FitParts:
-    """A folder that keeps what a fit has trained, so that a fit which is cut off can be resumed.
+    """Folder for the trained parts of a fit, from which an interrupted fit can be resumed.
 
-    In a ``with`` block the folder belongs to this process until the block ends; outside of one,
-    while a detector is fitted.
+    This process holds the folder until the end of a ``with`` block, or without one, during the fit.
 
     Args:
-        folder: of the parts; made where it is missing.
-        resume: True to go on with the parts of a fit that was cut off; else they are made again.
+        folder: folder of the parts; created if missing.
+        resume: True to reuse the parts of an interrupted fit, False to train them again.
 
     Example:
         >>> with FitParts(folder, resume=True) as parts:  # doctest: +SKIP
@@ -41,34 +40,34 @@ class FitParts:
 
     @property
     def held(self) -> bool:
-        """Whether it is in a ``with`` block."""
+        """True inside a ``with`` block."""
         return self._held is not None
 
     def __enter__(self) -> Self:
-        """Hold on to what is opened until the block ends."""
+        """Hold the opened folders until the block ends."""
         self._held = ExitStack()
         return self
 
     def __exit__(self, *raised: object) -> None:
-        """Let go of it; a folder in which nothing was finished is removed."""
+        """Release the folders; remove the parent folder if it is empty."""
         assert self._held is not None
         held, self._held, self._opened = self._held, None, []
-        held.__exit__(*raised)  # type: ignore[arg-type]  # what with itself passes on
+        held.__exit__(*raised)  # type: ignore[arg-type]  # exception info from ``with``
         self._remove_if_empty()
 
     def __call__(
         self, modules: Iterable[str], facts: object, make: Callable[[], Mapping[str, Tensor]]
     ) -> Mapping[str, Tensor]:
-        """The tensors that a function makes, or made for the same facts before.
+        """Return the tensors that a function computes, or the stored ones for the same facts.
 
         Args:
             modules: names of the modules whose code decides about the result.
-            facts: everything else that determines it, as JSON-serialisable values.
-            make: the training.
+            facts: everything else that determines the result, as JSON-serialisable values.
+            make: function that trains and returns the tensors.
 
         Raises:
             InputError: when the fit to be resumed had other facts.
-            OutputError: when another process works in the folder, or it cannot be written.
+            OutputError: when another process uses the folder, or it cannot be written.
         """
         assert self._held is not None
         folder = self.folder / f"{len(self._opened):02d}"
@@ -95,7 +94,7 @@ class FitParts:
         return safetensors.load_file(parts[0])
 
     def discard(self) -> None:
-        """Remove the parts that were opened, once the detector is saved."""
+        """Remove the parts; call this once the detector is saved."""
         for folder in self._opened:
             discard_parts(folder)
         self._remove_if_empty()

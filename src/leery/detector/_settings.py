@@ -1,4 +1,4 @@
-"""What a user asks of a detector."""
+"""Settings of a detector."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,22 +15,21 @@ __all__ = ["Settings"]
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a detector; what is impossible is refused when they are made.
+    """The settings of a detector, checked when they are made.
 
     Attributes:
         feature_layer: the last hidden layer as the user named it, or None.
         passes: the number of Monte-Carlo dropout passes.
-        seed: random seed of the fit, kept references, harmless changes, halves and fresh masks.
+        seed: random seed of the fit, reference selection, harmless changes, splits, fresh masks.
         masks: the seed of the dropout masks and of views; "fresh" draws new masks at each call.
-        metrics: not fitted; a fit works on copies.
+        metrics: unfitted metrics, copied by each fit.
         recommended: True if the user named no metrics: each fit then chooses those that are
             recommended for its inputs.
-        left_out: what the recommended metrics lack for these inputs or this classifier, and how to
-            add it; None if nothing.
-        references: how metrics that compare with the training data keep them.
-        combiner: its name.
-        bounds: of the pixels as the user gave them, or None.
-        batch_size: the largest number of images that a thread works on at once.
+        left_out: which recommended metrics were left out, why, and how to add them; None if none.
+        references: storage settings of metrics that compare with the training data.
+        combiner: name of the combiner.
+        bounds: pixel bounds as the user gave them, or None.
+        batch_size: maximum number of images that a thread processes at once.
         trust_outputs: True if outputs that do not look like logits are accepted as logits.
     """
 
@@ -61,10 +60,10 @@ class Settings:
         batch_size: int,
         trust_outputs: bool,
     ) -> Self:
-        """The settings, refused when one is outside its range.
+        """Make settings from user input; raise if one is outside its range.
 
         Raises:
-            InputError: then.
+            InputError: when a setting is outside its range.
         """
         passes = check_count(passes, "passes")
         if passes > MOST_PASSES:

@@ -1,4 +1,4 @@
-"""What a detector has learned from training data, and what its combiner was taught."""
+"""Fitted state of a detector and of its combiner."""
 
 import math
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ __all__ = ["Fitted", "Taught", "grid_of", "image_hashes"]
 
 @dataclass(frozen=True)
 class Fitted:
-    """What the training data taught.
+    """State fitted to the training data.
 
     Attributes:
-        metrics: fitted.
-        head: the layer that stands for the last hidden layer; None where no metric reads it.
-        each: the layers that metrics over each layer read.
-        inputs: of the training data.
+        metrics: fitted metrics.
+        head: layer used as the last hidden layer; None if no metric reads it.
+        each: layers read by the metrics that use every layer.
+        inputs: specification of the training inputs.
         classes: the number of classes of the classifier.
-        fingerprint: of the classifier.
-        seen: int64, sorted: hashes of the training images; empty where images of the data recur
-            anyway, as rows of few distinct values do, so that nothing follows from a recurrence.
-        grid: to which pixels are rounded before they are hashed.
+        fingerprint: fingerprint of the classifier.
+        seen: int64, sorted: hashes of the training images; empty if more than a tenth of them are
+            duplicates, as in tables with few distinct rows, because a match then proves nothing.
+        grid: step to which pixels are rounded before they are hashed.
         accuracy: the share of the training images that the classifier gets right; None in a
             detector that was loaded.
     """
@@ -50,12 +50,12 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Taught:
-    """What clean images, and perhaps attacks, taught the combiner.
+    """Combiner fitted on clean and possibly adversarial images.
 
     Attributes:
-        combiner: fitted.
-        clean: the metrics of the clean images, with which explanations compare.
-        seen: int64, sorted: hashes of the clean images.
+        combiner: the fitted combiner.
+        clean: metrics of the clean images, to which explanations compare.
+        seen: int64, sorted: hashes of the clean and noisy images.
     """
 
     combiner: Combiner
@@ -66,19 +66,19 @@ class Taught:
 def grid_of(images: Tensor) -> float:
     """The grid that pixels are rounded to before they are hashed, from a batch of training images.
 
-    A power of two near 1/32 of the standard deviation: coarse enough for a copy that went through
-    other arithmetic, fine enough to tell pictures apart.
+    A power of two near 1/32 of the standard deviation: coarse enough to match a copy with rounding
+    errors, fine enough to distinguish images.
     """
     std = float(images.detach().float().std(correction=0))
     return 2.0 ** round(math.log2(std / 32)) if std > 0 and math.isfinite(std) else 1.0
 
 
 def image_hashes(images: Tensor, grid: float) -> Tensor:
-    """Hashes by which an image is recognised, int64 ``(N,)``, on the CPU.
+    """Hashes that identify images, int64 ``(N,)``, on the CPU.
 
     Args:
         images: ``(N, ...)``.
-        grid: to whose multiples floats are rounded.
+        grid: step to whose multiples floats are rounded.
     """
     rows = images.detach()
     return content_hashes((rows.double() / grid).round() if rows.is_floating_point() else rows)

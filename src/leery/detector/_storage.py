@@ -1,4 +1,4 @@
-"""The file of a detector: tensors and JSON in one safetensors file, no pickle.
+"""Reading and writing of detector files: tensors and JSON in one safetensors file, no pickle.
 
 The metadata field ``leery`` holds the JSON; ``format`` there is the version of this layout.
 docs/file-format.md describes every part.
@@ -25,7 +25,7 @@ FORMAT = 2
 """The version of the layout that this release writes and reads."""
 
 MOST_CLASSES = 10**6
-"""A bound that keeps a file of a stranger from asking for all the memory."""
+"""Limit on the classes stated by a file, so that an untrusted file cannot exhaust memory."""
 
 _KEY = "leery"
 
@@ -83,14 +83,14 @@ T = TypeVar("T")
 def write_file(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
 ) -> None:
-    """Write the tensors and the facts (anything JSON can hold), whole or not at all.
+    """Write the tensors and the facts (JSON-serialisable) completely or not at all.
 
     Raises:
         OutputError: when the file cannot be written.
     """
     odd = [name for name, tensor in tensors.items() if not isinstance(tensor, Tensor)]
     if odd:
-        message = f"expected tensors only in the state of a metric, got {odd[0]}; leave it out"
+        message = f"expected only tensors in the state of a metric, got {odd[0]}; leave it out"
         raise InputError(message)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     places: set[int] = set()
@@ -107,8 +107,7 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str
     """Read the tensors and facts of a detector file; no code in it is run.
 
     Raises:
-        DetectorFileError: when the file is missing, damaged, none of leery's or of another
-            format.
+        DetectorFileError: when the file is missing, damaged, of another format or not a detector.
     """
     with _opened(path) as stream:
         facts = _facts(path, stream.metadata() or {})
@@ -123,8 +122,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
         The facts of its JSON, and under "tensors" the type and shape of each tensor by name.
 
     Raises:
-        DetectorFileError: when the file is missing, damaged, none of leery's or of another
-            format.
+        DetectorFileError: when the file is missing, damaged, of another format or not a detector.
     """
     with _opened(path) as stream:
         facts = _facts(path, stream.metadata() or {})
@@ -163,12 +161,12 @@ def _facts(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[st
         facts = json.loads(metadata[_KEY])
         version = facts["format"]
         if type(version) is not int:
-            message = f"a format that is no whole number, {version!r}"
-            raise TypeError(message)  # noqa: TRY301 - one refusal for all of these
+            message = f"a format that is not an integer, {version!r}"
+            raise TypeError(message)  # noqa: TRY301 - one message for all failures
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         message = (
             f"expected a detector file at {path}, got a safetensors file without leery's "
-            "metadata; name a file that Detector.save wrote"
+            "metadata; pass a file that Detector.save wrote"
         )
         raise DetectorFileError(message) from error
     if version != FORMAT:
@@ -180,7 +178,7 @@ def _facts(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[st
     _check(path, "facts", facts, _FACTS)
     if not 2 <= facts["classes"] <= MOST_CLASSES:  # noqa: PLR2004 - a choice
         message = (
-            f"expected a whole detector file at {path}, got one for {facts['classes']} classes; "
+            f"expected a valid detector file at {path}, got one for {facts['classes']} classes; "
             "save the detector again"
         )
         raise DetectorFileError(message)
@@ -196,7 +194,7 @@ def _facts(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[st
 
 
 def _check(path: str | os.PathLike[str], what: str, found: object, schema: _Schema) -> None:
-    """Refuse a JSON object that lacks a part or has one of another type."""
+    """Raise if a JSON object lacks a part or has one of a wrong type."""
     wrong = (
         [
             name
@@ -208,7 +206,7 @@ def _check(path: str | os.PathLike[str], what: str, found: object, schema: _Sche
     )
     if wrong:
         message = (
-            f"expected a whole detector file at {path}, got {what} with missing or wrong parts "
+            f"expected a valid detector file at {path}, got {what} with missing or wrong parts "
             f"({', '.join(wrong)}); save the detector again"
         )
         raise DetectorFileError(message)

@@ -14,10 +14,10 @@ __all__ = ["MetricTable"]
 
 @dataclass(frozen=True)
 class MetricTable:
-    """One row per image, one column per metric.
+    """Metrics of images, one row per image and one column per metric.
 
     Attributes:
-        names: of the metrics, in column order.
+        names: names of the metrics, in column order.
         values: float64 ``(N, M)``, each in its metric's own unit.
         predicted: int64 ``(N,)``, the class the model gives with dropout off.
     """
@@ -27,7 +27,7 @@ class MetricTable:
     predicted: np.ndarray
 
     def __post_init__(self) -> None:
-        """Refuse shapes that do not belong together."""
+        """Raise if the shapes do not match."""
         expected = (len(self.predicted), len(self.names))
         if self.values.shape != expected:
             message = f"expected values of shape {expected}, got {self.values.shape}; correct them"
@@ -38,12 +38,12 @@ class MetricTable:
         return len(self.predicted)
 
     def rows(self, chosen: np.ndarray) -> Self:
-        """Some of the images."""
+        """The subset of images with these row indices."""
         return type(self)(self.names, self.values[chosen], self.predicted[chosen])
 
     @classmethod
     def joined(cls, tables: Sequence[Self]) -> Self:
-        """Tables of the same metrics, one after the other."""
+        """Concatenate tables of the same metrics."""
         if len(tables) == 1:
             return tables[0]
         return cls(
@@ -61,14 +61,14 @@ class MetricTable:
         return self.select([name])[:, 0]
 
     def select(self, names: Sequence[str]) -> np.ndarray:
-        """The columns of those metrics, in that order, float64 ``(N, len(names))``.
+        """The columns of the given metrics, in that order, float64 ``(N, len(names))``.
 
         Raises:
             InputError: when the table lacks one.
         """
         missing = [name for name in names if name not in self.names]
         if missing:
-            message = f"expected metrics out of {list(self.names)}, got {missing}; correct them"
+            message = f"expected metrics from {list(self.names)}, got {missing}; correct them"
             raise InputError(message)
         return self.values[:, [self.names.index(name) for name in names]]
 

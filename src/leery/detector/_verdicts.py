@@ -1,4 +1,4 @@
-"""All answers about a batch of inputs, from one run."""
+"""Results of a detector for a batch of inputs."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ __all__ = ["Verdict", "Verdicts"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """All answers about one input.
+    """Results of a detector for one input.
 
     Attributes:
-        predicted: the class with dropout off.
-        probabilities: float64 ``(classes,)``, the softmax of the plain forward pass.
-        score: larger is more adversarial.
-        p_value: how usual the score would be for a clean image; None before calibration.
-        adversarial: the verdict; None before calibration.
-        metrics: by name, each in its own unit.
-        contributions: what each metric adds to the score, by name.
+        predicted: the predicted class, with dropout off.
+        probabilities: float64 ``(classes,)``, softmax of the logits with dropout off.
+        score: the combiner's score; larger is more suspicious.
+        p_value: p-value of the score if the input were clean; None before calibration.
+        adversarial: True if the input is flagged; None before calibration.
+        metrics: metrics by name, each in its own unit.
+        contributions: contribution of each metric to the score, by name.
     """
 
     predicted: int
@@ -38,18 +38,18 @@ class Verdict:
 
 @dataclass(frozen=True, repr=False)
 class Verdicts:
-    """All answers about a batch of inputs, one row per input.
+    """Results of a detector for a batch of inputs, one row per input.
 
     Attributes:
-        names: of the metrics, in column order.
-        predicted: int64 ``(N,)``, the class with dropout off.
-        probabilities: float64 ``(N, classes)``, the softmax of the plain forward pass.
-        score: float64 ``(N,)``; larger is more adversarial.
-        p_value: float64 ``(N,)``, in [1 / (n + 1), 1] for n calibration images: how usual the score
-            would be for a clean image; None before calibration.
-        adversarial: bool ``(N,)``; None before calibration.
+        names: names of the metrics, in column order.
+        predicted: int64 ``(N,)``, the predicted classes, with dropout off.
+        probabilities: float64 ``(N, classes)``, softmax of the logits with dropout off.
+        score: float64 ``(N,)``, the combiner's scores; larger is more suspicious.
+        p_value: float64 ``(N,)``, in [1 / (n + 1), 1] for n calibration images: p-value of the
+            score if the input were clean; None before calibration.
+        adversarial: bool ``(N,)``, True for flagged inputs; None before calibration.
         metrics: float64 ``(N, M)``, each in its own unit.
-        contributions: float64 ``(N, M)``, what each metric adds to the score.
+        contributions: float64 ``(N, M)``, contribution of each metric to the score.
     """
 
     names: tuple[str, ...]
@@ -71,7 +71,7 @@ class Verdicts:
         return f"Verdicts({len(self)} inputs{found})\n{self.to_pandas()}"
 
     def __getitem__(self, row: int) -> Verdict:
-        """All answers about one input."""
+        """Results for the input in one row."""
         return Verdict(
             int(self.predicted[row]),
             self.probabilities[row],
@@ -83,7 +83,7 @@ class Verdicts:
         )
 
     def __iter__(self) -> Iterator[Verdict]:
-        """The rows, in order."""
+        """Iterate over the results of the inputs, in order."""
         return (self[row] for row in range(len(self)))
 
     @property
@@ -92,7 +92,7 @@ class Verdicts:
         return MetricTable(self.names, self.metrics, self.predicted)
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row per input: predicted, score, p_value, adversarial, each metric.
+        """A data frame with one row per input: predicted, score, p_value, adversarial, metrics.
 
         The columns p_value and adversarial are empty before calibration.
         """
@@ -112,7 +112,7 @@ class Verdicts:
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """Batches one after the other."""
+        """Concatenate the results of several batches."""
         if len(parts) == 1:
             return parts[0]
         arrays: dict[str, Any] = {}

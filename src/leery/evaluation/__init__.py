@@ -1,4 +1,4 @@
-"""Honest evaluation of a detector: pools of images, protocols, figures with intervals."""
+"""Evaluation of detectors: image pools, held-out protocols, measures with confidence intervals."""
 
 from leery.evaluation._abstention import Abstention, abstention
 from leery.evaluation._detection import (

@@ -1,4 +1,4 @@
-"""What a classifier gains by abstaining where it is in doubt."""
+"""Risk-coverage curves of a classifier that abstains when it is uncertain."""
 
 from dataclasses import dataclass
 
@@ -14,8 +14,8 @@ class Abstention:
     """A risk-coverage curve, as counts.
 
     Attributes:
-        kept: int64 ``(K,)``, how many images are answered: 1 to N.
-        wrong: int64 ``(K,)``, how many of the answers are wrong.
+        kept: int64 ``(K,)``, number of images that the classifier answers: 1 to N.
+        wrong: int64 ``(K,)``, number of these answers that are wrong.
     """
 
     kept: np.ndarray
@@ -23,26 +23,26 @@ class Abstention:
 
     @property
     def coverage(self) -> np.ndarray:
-        """The share of images that is answered, float64 ``(K,)``, in (0, 1]."""
+        """Fraction of images that the classifier answers, float64 ``(K,)``, in (0, 1]."""
         coverage: np.ndarray = self.kept / self.kept.max()
         return coverage
 
     @property
     def risk(self) -> np.ndarray:
-        """The share of the answers that is wrong, float64 ``(K,)``, in [0, 1]."""
+        """Fraction of answers that are wrong, float64 ``(K,)``, in [0, 1]."""
         risk: np.ndarray = self.wrong / self.kept
         return risk
 
 
 def abstention(wrong: np.ndarray, doubt: np.ndarray) -> Abstention:
-    """Answer the images of least doubt first, and count the wrong answers.
+    """Risk-coverage curve of answering images in order of increasing doubt.
 
-    Images of equal doubt cannot be told apart: the curve has a point only where doubt changes,
-    and always one where every image is answered.
+    Images of equal doubt are answered together: the curve has a point only where the doubt changes,
+    and one where every image is answered.
 
     Args:
         wrong: bool ``(N,)``, whether the classifier's answer is wrong.
-        doubt: float ``(N,)``; larger is more doubtful.
+        doubt: float ``(N,)``, uncertainty of the answer; larger is more uncertain.
 
     Raises:
         InputError: when there is no image or the doubt is not finite.
@@ -56,8 +56,8 @@ def abstention(wrong: np.ndarray, doubt: np.ndarray) -> Abstention:
     """
     if len(wrong) == 0 or wrong.shape != doubt.shape or not np.isfinite(doubt).all():
         message = (
-            f"expected a finite doubt for each image, got {doubt.shape} for {wrong.shape} with "
-            f"{int((~np.isfinite(doubt)).sum())} that are not; correct them"
+            f"expected a finite doubt for each image, got {doubt.shape} for {wrong.shape}, "
+            f"{int((~np.isfinite(doubt)).sum())} of them not finite; correct them"
         )
         raise InputError(message)
     order = np.argsort(doubt, kind="stable")

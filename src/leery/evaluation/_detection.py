@@ -1,4 +1,4 @@
-"""The figures that a detector is judged by."""
+"""Performance measures of a detector."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -15,23 +15,23 @@ __all__ = ["POSITIVES", "Detection", "Positives", "detection", "select_positives
 Positives = Literal["all", "successful", "failed"]
 
 POSITIVES: tuple[Positives, ...] = get_args(Positives)
-"""Which adversarial images count: all, those that change the label, those that do not."""
+"""Which adversarial images count as positives: all, the misclassified ones, or the others."""
 
 
 @dataclass(frozen=True)
 class Detection:
-    """How well scores tell adversarial images from clean and noisy ones.
+    """Measures of how well scores separate adversarial images from clean and noisy ones.
 
     Attributes:
         auc: the area under the ROC curve, in [0, 1].
-        auc_low: the lower end of its 95 % interval, clustered by source image.
-        auc_high: the upper end.
-        tpr_at_1_fpr: the share of positives found with at most 1 % false alarms.
-        tpr_at_5_fpr: the same with at most 5 %.
+        auc_low: lower limit of the 95 % confidence interval of the AUC, clustered by source image.
+        auc_high: upper limit of that interval.
+        tpr_at_1_fpr: true-positive rate at a false-alarm rate of at most 1 %.
+        tpr_at_5_fpr: true-positive rate at a false-alarm rate of at most 5 %.
         average_precision: the area under the precision-recall curve, in [0, 1].
-        n_clean: clean rows.
-        n_noisy: noisy rows.
-        n_adversarial: adversarial rows that count.
+        n_clean: number of clean rows.
+        n_noisy: number of noisy rows.
+        n_adversarial: number of adversarial rows that count as positives.
     """
 
     auc: float
@@ -46,7 +46,7 @@ class Detection:
 
 
 def select_positives(pool: Pool, positives: Positives) -> np.ndarray:
-    """The rows to judge by: every negative, and the adversarial rows that count.
+    """Mask of the rows to evaluate: all negatives and the adversarial rows that count.
 
     Returns:
         bool ``(N,)``.
@@ -55,7 +55,7 @@ def select_positives(pool: Pool, positives: Positives) -> np.ndarray:
         InputError: when ``positives`` is none of :data:`POSITIVES`.
     """
     if positives not in POSITIVES:
-        message = f"expected positives out of {', '.join(POSITIVES)}, got {positives!r}; name one"
+        message = f"expected positives {' or '.join(POSITIVES)}, got {positives!r}; choose one"
         raise InputError(message)
     counting = {
         "all": pool.adversarial,
@@ -67,12 +67,12 @@ def select_positives(pool: Pool, positives: Positives) -> np.ndarray:
 
 
 def detection(pool: Pool, scores: np.ndarray, positives: Positives = "all") -> Detection:
-    """Judge the scores of a pool.
+    """Measure how well scores detect the adversarial rows of a pool.
 
     Args:
-        pool: the measured versions.
-        scores: float ``(N,)``, one a row; larger is more adversarial.
-        positives: which adversarial images count.
+        pool: the measured images and their versions.
+        scores: float ``(N,)``, one per row; larger is more suspicious.
+        positives: which adversarial images count as positives.
 
     Raises:
         InputError: when no adversarial image counts.

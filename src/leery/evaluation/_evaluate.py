@@ -1,4 +1,4 @@
-"""A detector judged against attacks that do not know of it."""
+"""Evaluation of a detector against attacks that do not know it."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -37,29 +37,30 @@ def evaluate(
     seed: int = 0,
     baselines: Mapping[str, Scorer] | None = None,
 ) -> pd.DataFrame:
-    """How well a detector tells adversarial versions of unseen images from the images.
+    """Measure how well a detector separates adversarial images from their unseen originals.
 
-    The attacker knows the classifier and not the detector: the least a detector must stand, not
-    the most. Positives are the adversarial versions of the images that the classifier gets right;
-    negatives those images and, with noise, their noisy versions.
+    The attacker knows the classifier but not the detector; this is the weakest test that a detector
+    must pass. Positives are the adversarial versions of the correctly classified images. Negatives
+    are the originals and, if ``noise`` is above 0, their noisy versions.
 
     Args:
-        scorer: a :class:`leery.Detector` with a combiner, or any detector of the same form.
-        images: ``(N, ...)`` that no part of the detector has seen; or batches with labels.
+        scorer: a :class:`leery.Detector` with a combiner, or any other
+            :class:`leery.observation.Scorer`.
+        images: ``(N, ...)``, not used in fitting or calibration; or batches with labels.
         labels: int ``(N,)``, the true classes.
-        attacks: by name.
+        attacks: attacks by name.
         noise: standard deviation of the noisy versions; 0 for none.
-        bounds: of the pixels, for noise and for attacks without bounds of their own; by default
-            those of the detector, else (0, 1).
-        seed: random seed of noise and attacks; each batch adds its number.
+        bounds: pixel bounds for noise and for attacks without own bounds; by default those of the
+            detector, else (0, 1).
+        seed: random seed of noise and attacks, to which the index of the batch is added.
         baselines: other detectors of the same classifier by name, which score the same images.
 
     Returns:
-        A row for each detector, attack and choice of positives ("all", "successful", "failed") that
-        has any: detector ("detector", or the name of a baseline), attack, positives, success (the
-        share of changed labels), the figures of :class:`leery.evaluation.Detection`, and, after
-        calibration, found (the share of positives that is flagged), false_alarms and
-        false_alarms_noisy.
+        One row per detector, attack and non-empty set of positives ("all", "successful", "failed").
+        Columns: detector ("detector", or the name of a baseline), attack, positives, success
+        (fraction of adversarial images that are misclassified), the attributes of
+        :class:`leery.evaluation.Detection` and, for a calibrated detector, found (fraction of
+        positives flagged), false_alarms and false_alarms_noisy.
 
     Raises:
         NotFittedError: when the detector has no combiner.
@@ -93,7 +94,7 @@ def _parts(
     bounds: Bounds | None,
     seed: int,
 ) -> tuple[dict[tuple[str, str], list[MetricTable]], np.ndarray]:
-    """What each detector says of each version of the images, and their true classes."""
+    """Results of each detector on each version of the images, and the true classes."""
     detector = scorers["detector"]
     known = bounds or _bounds_of(detector)
     parts: dict[tuple[str, str], list[MetricTable]] = {}
@@ -143,7 +144,7 @@ def _bounds_of(scorer: Scorer) -> Bounds | None:
 
 
 def _judged(scorer: Scorer, images: Tensor) -> MetricTable:
-    """The score of each image, and the verdict (NaN where there is none) as if metrics."""
+    """A table with the score and the verdict (NaN if there is none) of each image."""
     if isinstance(scorer, Detector):
         verdicts = scorer.judge(images)
         score, predicted, flagged = verdicts.score, verdicts.predicted, verdicts.adversarial
@@ -175,7 +176,7 @@ def _rows(pool: Pool, name: str) -> list[dict[str, Any]]:
 
 
 def _shares(pool: Pool, positive: np.ndarray) -> dict[str, float]:
-    """The shares that are flagged; nothing where there are no verdicts."""
+    """Fractions of rows that are flagged; empty if there are no verdicts."""
     flagged = pool.table.column(_FLAGGED)
     if np.isnan(flagged).any():
         return {}

@@ -1,4 +1,4 @@
-"""Intervals of shares, means and their differences, for claims to be decided by."""
+"""Confidence intervals of proportions, means and their differences."""
 
 import math
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ class Interval:
 
 
 def share_interval(hits: int, trials: int, *, confidence: float = 0.95) -> Interval:
-    """A share of independent trials with its interval, which stays inside [0, 1].
+    """Proportion of hits in independent trials, with a confidence interval inside [0, 1].
 
     Args:
-        hits: how many of the trials count, at most ``trials``.
-        trials: at least 1.
-        confidence: of the interval.
+        hits: number of successful trials, at most ``trials``.
+        trials: number of trials, at least 1.
+        confidence: confidence level of the interval.
 
     Raises:
         InputError: when the counts are impossible.
@@ -38,21 +38,21 @@ def share_interval(hits: int, trials: int, *, confidence: float = 0.95) -> Inter
         0.963...
     """
     if not 0 <= hits <= trials or trials < 1:
-        message = f"expected some trials and no more hits, got {hits} of {trials}; correct them"
+        message = f"expected 0 <= hits <= trials, trials > 0, got {hits} of {trials}; correct them"
         raise InputError(message)
     found = stats.binomtest(int(hits), int(trials)).proportion_ci(confidence, method="wilson")
     return Interval(hits / trials, float(found.low), float(found.high))
 
 
 def share_difference(first: tuple[int, int], second: tuple[int, int]) -> Interval:
-    """How much larger one share is than another of other, independent trials, at 95 %.
+    """Difference of two independent proportions, with a 95 % confidence interval.
 
     Args:
         first: hits and trials.
         second: hits and trials.
 
     Returns:
-        The first share minus the second, in [-1, 1].
+        The first proportion minus the second, in [-1, 1].
 
     Raises:
         InputError: when the counts are impossible.
@@ -73,18 +73,18 @@ def share_difference(first: tuple[int, int], second: tuple[int, int]) -> Interva
 def mean_difference(
     first: tuple[float, float, int], second: tuple[float, float, int], *, confidence: float = 0.95
 ) -> Interval:
-    """How much larger one mean is than another of other, independent samples.
+    """Difference of the means of two independent samples, with a confidence interval.
 
     Args:
         first: mean, standard deviation (divided by n - 1) and sample size, at least 2.
-        second: likewise.
-        confidence: of the interval.
+        second: mean, standard deviation and sample size of the second sample.
+        confidence: confidence level of the interval.
 
     Returns:
         The first mean minus the second.
 
     Raises:
-        InputError: when a sample is too small to have a spread.
+        InputError: when a sample has fewer than two elements.
 
     Source:
         Welch (1947): unequal variances, Student's t with Satterthwaite's degrees of freedom.

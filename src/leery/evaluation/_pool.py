@@ -1,4 +1,4 @@
-"""What a detector is judged on: clean images, and noisy and adversarial versions of them."""
+"""Evaluation data: clean images with their noisy and adversarial versions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class Pool:
     Attributes:
         table: the metrics of every row.
         source: int64 ``(N,)``, the index of the image that a row was made from.
-        noisy: bool ``(N,)``, rows of noisy versions.
-        adversarial: bool ``(N,)``, rows of adversarial versions: the positives.
-        successful: bool ``(N,)``, adversarial rows that the classifier gets wrong.
+        noisy: bool ``(N,)``, True for noisy versions.
+        adversarial: bool ``(N,)``, True for adversarial versions.
+        successful: bool ``(N,)``, True for adversarial versions that are misclassified.
     """
 
     table: MetricTable
@@ -38,10 +38,10 @@ class Pool:
         noisy: MetricTable | None,
         labels: np.ndarray,
     ) -> Self:
-        """Pool the versions of the images that the classifier gets right when clean.
+        """Pool all versions of the clean images that are correctly classified.
 
         Args:
-            clean: row i is image i.
+            clean: metrics of the clean images; row i is image i.
             adversarial: row i is the adversarial version of image i.
             noisy: row i is the noisy version of image i, if there are noisy versions.
             labels: int ``(N,)``, the true classes.
@@ -62,7 +62,7 @@ class Pool:
             raise InputError(message)
         right = np.flatnonzero(clean.predicted == labels)
         if len(right) == 0:
-            message = "expected some correctly classified image, got none; check model and labels"
+            message = "expected a correctly classified image, got none; check model and labels"
             raise InputError(message)
         count = len(right)
         kind = np.repeat(np.arange(len(tables)), count)
@@ -78,10 +78,10 @@ class Pool:
         )
 
     def values(self, names: Sequence[str]) -> np.ndarray:
-        """The columns of those metrics, float64 ``(N, len(names))``."""
+        """The columns of the given metrics, float64 ``(N, len(names))``."""
         return self.table.select(names)
 
     @property
     def attack_success(self) -> float:
-        """The share of attacked images whose label the attack changed, in [0, 1]."""
+        """Fraction of adversarial images that are misclassified, in [0, 1]."""
         return float(self.successful.sum() / self.adversarial.sum())

@@ -1,4 +1,4 @@
-"""How scores come about before they are judged: in-sample as in the paper, or held out."""
+"""Protocols that compute scores for evaluation: in-sample, as in the paper, or held out."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
@@ -16,18 +16,18 @@ __all__ = ["FOLDS", "PROTOCOLS", "Protocol", "cross_fit", "held_out_scores", "in
 Protocol = Literal["paper", "held-out"]
 
 FOLDS = 5
-"""Into how many parts the honest protocol deals the source images."""
+"""Number of folds of the held-out protocol."""
 
 
 def in_sample_scores(pool: Pool, names: Sequence[str], _seed: int = 0) -> np.ndarray:
-    """The paper's protocol: the combiner is fitted and judged on the same rows.
+    """The paper's protocol: the combiner is fitted and evaluated on the same rows.
 
     Args:
-        pool: the measured versions.
+        pool: the measured images and their versions.
         names: the metrics to combine.
 
     Returns:
-        float64 ``(N,)``, log odds; larger is more adversarial. Optimistic.
+        float64 ``(N,)``, log odds; larger is more suspicious. They are optimistically biased.
     """
     everything = np.arange(len(pool.adversarial))
     return scores_of(_fitted(pool, names, everything), pool, names, everything)
@@ -36,15 +36,15 @@ def in_sample_scores(pool: Pool, names: Sequence[str], _seed: int = 0) -> np.nda
 def held_out_scores(
     pool: Pool, names: Sequence[str], seed: int = 0, *, folds: int = FOLDS
 ) -> np.ndarray:
-    """The honest protocol: every row is scored by a combiner that never saw its source image.
+    """Held-out protocol: a row is scored by a combiner not fitted on its source image.
 
-    An image and its versions always stand in the same fold.
+    An image and its versions are always in the same fold.
 
     Args:
-        pool: the measured versions.
+        pool: the measured images and their versions.
         names: the metrics to combine.
-        seed: of the dealing of source images into folds.
-        folds: how many there are.
+        seed: random seed of the assignment of source images to folds.
+        folds: number of folds.
 
     Returns:
         float64 ``(N,)``, log odds; larger is more adversarial.
@@ -61,16 +61,16 @@ def held_out_scores(
 def cross_fit(
     pool: Pool, names: Sequence[str], seed: int = 0, *, folds: int = FOLDS
 ) -> Iterator[tuple[LogisticCombiner, np.ndarray]]:
-    """The combiners of the honest protocol, each with the rows it has not seen.
+    """The combiners of the held-out protocol, each with the rows it was not fitted on.
 
     Args:
-        pool: the measured versions.
+        pool: the measured images and their versions.
         names: the metrics to combine.
-        seed: of the dealing of source images into folds.
-        folds: how many there are.
+        seed: random seed of the assignment of source images to folds.
+        folds: number of folds.
 
     Yields:
-        A combiner, and the int64 indices of the rows it may judge.
+        A combiner, and the int64 indices of its held-out rows.
 
     Raises:
         InputError: when there are fewer source images than folds.
@@ -97,7 +97,7 @@ def scores_of(
 
 
 def _fitted(pool: Pool, names: Sequence[str], rows: np.ndarray) -> LogisticCombiner:
-    """A combiner that was taught with some rows."""
+    """Fit a combiner on some rows."""
     # Neither family nor direction matters to a regression.
     combiner = LogisticCombiner([Facts(name, "", "both") for name in names])
     return combiner.fit(

@@ -1,4 +1,4 @@
-"""ROC figures, with intervals that count versions of one image as one."""
+"""ROC measures, with confidence intervals that are clustered by source image."""
 
 import math
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ __all__ = ["roc_auc_difference", "roc_auc_interval", "tpr_at_fpr"]
 
 @dataclass(frozen=True)
 class _Placements:
-    """An ROC-AUC taken apart: what each row adds to it.
+    """The contribution of each row to an ROC-AUC.
 
     Attributes:
-        above: float ``(positives,)``, the share of negatives that each positive outscores.
-        below: float ``(negatives,)``, the share of positives that outscore each negative.
+        above: float ``(positives,)``, fraction of negatives that each positive outscores.
+        below: float ``(negatives,)``, fraction of positives that outscore each negative.
     """
 
     above: np.ndarray
@@ -32,29 +32,29 @@ class _Placements:
         return float(self.above.mean())
 
     def __sub__(self, other: Self) -> Self:
-        """What each row adds to the difference of two areas."""
+        """The contribution of each row to the difference of two areas."""
         return type(self)(self.above - other.above, self.below - other.below)
 
 
 def roc_auc_interval(
     scores: np.ndarray, positive: np.ndarray, cluster: np.ndarray, *, confidence: float = 0.95
 ) -> Interval:
-    """ROC-AUC with an interval for rows that come in clusters, such as an image and its versions.
+    """ROC-AUC with a confidence interval for clustered rows (an image and its versions).
 
-    The area is the probability that a positive outscores a negative, ties counting half.
-    The variance is Obuchowski's; the interval is symmetric on the log-odds scale, so that it
-    stays inside [0, 1], and reaches as far as Student's t for as many clusters. An AUC of exactly
-    0 or 1 has no such scale: its interval is Wilson's for as many trials as there are clusters.
-    One cluster alone says nothing of the spread: the interval is then [0, 1].
+    The area is the probability that a positive outscores a negative, ties counting half. The
+    variance is Obuchowski's. The interval is symmetric on the log-odds scale, so that it stays
+    inside [0, 1]; its half-width uses Student's t with clusters - 1 degrees of freedom. For an AUC
+    of exactly 0 or 1 it is Wilson's interval with one trial per cluster. For a single cluster it is
+    [0, 1]. Clusters are counted in the class that has fewer of them.
 
     Args:
         scores: float ``(N,)``.
-        positive: bool ``(N,)``; both truths must occur.
-        cluster: int ``(N,)``, which rows belong together.
-        confidence: of the interval.
+        positive: bool ``(N,)``, True for positives; both kinds must occur.
+        cluster: int ``(N,)``, the cluster of each row.
+        confidence: confidence level of the interval.
 
     Raises:
-        InputError: when one truth is missing, the lengths differ or a score is not finite.
+        InputError: when one kind is missing, the lengths differ or a score is not finite.
 
     Source:
         Obuchowski (1997), "Nonparametric analysis of clustered ROC curve data", Biometrics 53,
@@ -83,24 +83,24 @@ def roc_auc_difference(
     *,
     confidence: float = 0.95,
 ) -> Interval:
-    """How much larger the ROC-AUC of one score is than that of another on the same rows.
+    """Difference of the ROC-AUCs of two scores on the same rows, with a confidence interval.
 
-    Both scores see the same images, so their areas rise and fall together; the interval is that
-    of the difference, which is narrower than two intervals suggest. One cluster alone says
-    nothing of the spread: the interval is then [-1, 1].
+    The areas are correlated because both scores are of the same images, so the interval of the
+    difference is narrower than the two separate intervals suggest. For a single cluster it is [-1,
+    1].
 
     Args:
         first: float ``(N,)``.
         second: float ``(N,)``.
-        positive: bool ``(N,)``; both truths must occur.
-        cluster: int ``(N,)``, which rows belong together.
-        confidence: of the interval.
+        positive: bool ``(N,)``, True for positives; both kinds must occur.
+        cluster: int ``(N,)``, the cluster of each row.
+        confidence: confidence level of the interval.
 
     Returns:
-        AUC of the first minus AUC of the second, in [-1, 1], with Student's interval.
+        AUC of the first minus AUC of the second, in [-1, 1], with a Student's t interval.
 
     Raises:
-        InputError: when one truth is missing, the lengths differ or a score is not finite.
+        InputError: when one kind is missing, the lengths differ or a score is not finite.
 
     Source:
         DeLong et al. (1988) for paired areas, with Obuchowski's (1997) variance for clusters.
@@ -114,18 +114,18 @@ def roc_auc_difference(
 
 
 def tpr_at_fpr(scores: np.ndarray, positive: np.ndarray, fpr: float) -> float:
-    """The largest share of positives found by a threshold with at most that false-alarm rate.
+    """Largest true-positive rate among thresholds with a false-alarm rate of at most ``fpr``.
 
     Args:
         scores: float ``(N,)``.
-        positive: bool ``(N,)``; both truths must occur.
+        positive: bool ``(N,)``, True for positives; both kinds must occur.
         fpr: the highest false-alarm rate allowed, in [0, 1].
 
     Returns:
         In [0, 1].
 
     Raises:
-        InputError: when one truth is missing, the lengths differ or a score is not finite.
+        InputError: when one kind is missing, the lengths differ or a score is not finite.
     """
     _check(scores, positive)
     false_alarms, found, _ = roc_curve(positive, scores, drop_intermediate=False)
@@ -144,7 +144,7 @@ def _placements(scores: np.ndarray, positive: np.ndarray) -> _Placements:
 
 
 def _clusters(positive: np.ndarray, ids: np.ndarray) -> tuple[int, int]:
-    """The numbers of clusters with a positive and with a negative; clusters are 0, 1, ..."""
+    """Number of clusters with a positive and number with a negative; clusters are 0, 1, ..."""
     with_positive, with_negative = (
         int(np.count_nonzero(np.bincount(ids[rows]))) for rows in (positive, ~positive)
     )
@@ -185,12 +185,12 @@ def _standard_error(placements: _Placements, positive: np.ndarray, ids: np.ndarr
 def _check(scores: np.ndarray, positive: np.ndarray) -> None:
     if positive.dtype != bool or positive.shape != scores.shape:
         message = (
-            f"expected one bool a score, shape {scores.shape}, got {positive.dtype} of shape "
-            f"{positive.shape}; compare the labels with the positive one"
+            f"expected one bool per score, shape {scores.shape}, got {positive.dtype} of shape "
+            f"{positive.shape}; pass labels == positive_class"
         )
         raise InputError(message)
     if not np.isfinite(scores).all():
-        message = "expected finite scores, got NaN or infinity; find out where they come from"
+        message = "expected finite scores, got NaN or infinity; check how they were computed"
         raise InputError(message)
     if positive.all() or not positive.any():
         message = (

@@ -1,4 +1,4 @@
-"""Users' own images: folders, image files, arrays and parquet, read one after another.
+"""Reading of images from folders, image files, NumPy arrays and Parquet files.
 
 >>> import numpy as np, tempfile, pathlib
 >>> path = pathlib.Path(tempfile.mkdtemp()) / "some.npz"

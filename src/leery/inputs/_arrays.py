@@ -1,4 +1,4 @@
-"""npy and npz files, row by row: no pickle, and never more in memory than a row."""
+"""Row-by-row reading of npy and npz files, without pickle and with one row in memory."""
 
 import io
 import zipfile
@@ -18,7 +18,7 @@ from leery.inputs._item import Item, printable
 __all__ = ["array_length", "read_array"]
 
 _ROW_BYTES = 2**28
-"""No single input is larger: 256 MiB."""
+"""Maximum size of one input: 256 MiB."""
 
 _SKIP_BYTES = 2**20
 
@@ -44,7 +44,7 @@ def array_length(path: Path, form: Format) -> int:
     """The number of rows of an npy or npz file.
 
     Raises:
-        InputError: when the file is no such array.
+        InputError: when the file holds no readable array.
     """
     with _opened(path, form.images_key) as stream:
         return _header(path, stream).shape[0]
@@ -54,7 +54,7 @@ def read_array(path: Path, form: Format, start: int) -> Iterator[Item]:
     """The rows of an npy or npz file from ``start`` on, with the labels of an npz.
 
     Raises:
-        InputError: when the file is no such array, or ends early.
+        InputError: when the file holds no readable array, or is truncated.
     """
     with _opened(path, form.images_key) as stream:
         header = _header(path, stream)
@@ -88,7 +88,7 @@ def _labels(path: Path, form: Format, count: int) -> np.ndarray | None:
         header = _header(path, stream)
         if header.shape != (count,) or header.dtype.kind not in "iu":
             message = (
-                f"expected {count} whole numbers as {form.labels_key} in {path}, got shape "
+                f"expected {count} integers as {form.labels_key} in {path}, got shape "
                 f"{header.shape} of {header.dtype}; correct the file"
             )
             raise InputError(message)
@@ -122,7 +122,7 @@ def _opened(path: Path, key: str) -> Iterator[BinaryIO]:
     if path.suffix.lower() == ".npz" and f"{key}.npy" not in _members(path):
         names = listed(name.removesuffix(".npy") for name in _members(path))
         message = (
-            f"expected an array {key!r} in {path}, got {names}; rename it, or name yours "
+            f"expected an array {key!r} in {path}, got {names}; rename yours or pass its name "
             "(--images-key)"
         )
         raise InputError(message)
@@ -144,7 +144,7 @@ def _header(path: Path, stream: BinaryIO) -> _Header:
     version = npy.read_magic(stream)
     readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     if version not in readers:
-        message = f"expected an npy array of version 1 or 2 in {path}, got {version}; save it anew"
+        message = f"expected an npy array of version 1 or 2 in {path}, got {version}; resave it"
         raise InputError(message)
     if version == (2, 0):
         stream = _bounded(path, stream)
@@ -156,7 +156,7 @@ def _header(path: Path, stream: BinaryIO) -> _Header:
     fault = _fault(header, fortran=fortran)
     if fault:
         message = (
-            f"expected an array of numbers (N, ...) in {path}, rows first, got {fault}; save it "
+            f"expected a numeric array (N, ...) in C order in {path}, got {fault}; save it "
             "with numpy.savez(path, images=numpy.ascontiguousarray(images))"
         )
         raise InputError(message)
@@ -164,24 +164,24 @@ def _header(path: Path, stream: BinaryIO) -> _Header:
 
 
 def _fault(header: _Header, *, fortran: bool) -> str | None:
-    """What keeps an array from being read row by row."""
+    """Reason why an array cannot be read row by row; None if it can."""
     shape = header.shape
     if header.dtype.hasobject:
         return "Python objects"
     if not shape or min(shape) < 1:
         return f"shape {shape}"
     if fortran and len(shape) > 1:
-        return "columns first (Fortran order)"
+        return "Fortran order"
     return f"rows of {header.row_bytes} bytes" if header.row_bytes > _ROW_BYTES else None
 
 
 def _bounded(path: Path, stream: BinaryIO) -> BinaryIO:
-    """The header of version 2, whose length a stranger may have written."""
+    """A header of version 2, whose stated length is not trusted."""
     length = _exactly(path, stream, 4)
     if int.from_bytes(length, "little") > _HEADER_BYTES:
         message = (
             f"expected an npy header of at most {_HEADER_BYTES} bytes in {path}, got more; save it "
-            "anew"
+            "again"
         )
         raise InputError(message)
     return io.BytesIO(length + _exactly(path, stream, int.from_bytes(length, "little")))
@@ -191,7 +191,7 @@ def _exactly(path: Path, stream: BinaryIO, count: int) -> bytes:
     content = stream.read(count)
     if len(content) != count:
         message = (
-            f"expected {count} more bytes in {path}, got {len(content)}: the file is cut off; "
+            f"expected {count} more bytes in {path}, got {len(content)}: the file is truncated; "
             "save it again"
         )
         raise InputError(message)

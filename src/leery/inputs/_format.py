@@ -1,4 +1,4 @@
-"""How stored inputs become what the model takes."""
+"""Conversion of stored inputs to model inputs."""
 
 import io
 import re
@@ -20,38 +20,37 @@ Channels = Literal["first", "last", "none"]
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 _KINDS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
-"""Others are not tried: for PostScript Pillow would start a program."""
+"""Supported image formats; others are not tried, since Pillow runs a program for PostScript."""
 
 _PNG_DEPTH, _TIFF_DEPTH = 24, 258
-"""Where the bits per channel stand: the offset of a byte in a PNG file, a tag of TIFF."""
+"""Location of the bits per channel: byte offset in a PNG file, tag number in a TIFF file."""
 
 _MOST_PIXELS = 2**25
-"""Larger pictures are refused: a small file can claim a huge picture."""
+"""Maximum number of pixels of an image; a small file can decode to a huge image."""
 
 
 class UnreadableError(Exception):
-    """One input cannot be read; the text says why."""
+    """One input cannot be read; the message says why."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """How stored inputs become what the model takes.
+    """Format of stored inputs, and their conversion to model inputs.
 
-    Bytes (uint8) become float32 in [0, 1]; other numbers stay as they are, floats as
-    float32, whole numbers (token ids) as int64.
+    Unsigned bytes (uint8) are scaled to float32 in [0, 1]; other floating-point inputs become
+    float32 and other integers (token ids) int64, without scaling.
 
     Args:
-        shape: of one input, such as (1, 28, 28); others are refused. None takes any, one after
-            the other.
-        resize: whether pictures of another size are resized to the shape (bilinear).
-        channels: where arrays have their channels: "first", "last", or "none", for grey images
-            without such a dimension. Pictures need no telling.
-        images_key: the name of the images in npz files and parquet.
-        labels_key: the name of the labels there; None when labels are of no interest.
-        classes: how many classes a folder of folders must have; None takes any number.
-        dtype: what the model takes; whole numbers are refused where it takes floats, and the other
-            way round. None leaves the types as above.
-        exif: whether pictures are turned as their EXIF orientation says.
+        shape: required shape of one input, such as (1, 28, 28); None accepts any shape.
+        resize: True to resize images of another size to ``shape`` (bilinear).
+        channels: channel dimension of arrays: "first", "last", or "none" for greyscale images
+            without one. It does not apply to image files.
+        images_key: name of the images in npz and Parquet files.
+        labels_key: name of the labels in npz and Parquet files; None to ignore labels.
+        classes: required number of class subfolders of a folder; None accepts any number.
+        dtype: input dtype of the model; integers are rejected for a floating-point dtype and vice
+            versa. None keeps the dtypes stated above.
+        exif: True to apply the EXIF orientation of image files.
 
     Raises:
         InputError: when a setting is outside its range.
@@ -67,10 +66,10 @@ class Format:
     exif: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse settings that no format can have."""
+        """Raise if a setting is outside its range."""
         if self.channels not in get_args(Channels):
             message = (
-                f'expected channels "first", "last" or "none", got {self.channels!r}; name one'
+                f'expected channels "first", "last" or "none", got {self.channels!r}; choose one'
             )
             raise InputError(message)
         if self.resize and (self.shape is None or len(self.shape) != 3):  # noqa: PLR2004 - C, H, W
@@ -81,16 +80,16 @@ class Format:
             raise InputError(message)
 
     def picture(self, content: bytes) -> Tensor:
-        """A compressed picture, decoded: float32 ``(C, H, W)`` in [0, 1].
+        """Decode a compressed image to float32 ``(C, H, W)`` in [0, 1].
 
-        Grey and colour follow the shape where there is one, else the picture.
+        The number of channels is that of ``shape`` or, without one, that of the image.
 
         Raises:
             UnreadableError: when it cannot be decoded or has another shape.
         """
         try:
             with warnings.catch_warnings():
-                # Notes on damaged metadata, and on sizes that are checked below.
+                # Warnings about damaged metadata, and about sizes that are checked below.
                 warnings.simplefilter("ignore")
                 with Image.open(io.BytesIO(content), formats=_KINDS) as image:
                     _check_depth(image, content)
@@ -98,21 +97,20 @@ class Format:
         except UnreadableError:
             raise
         except UnidentifiedImageError as error:
-            message = "no picture of a known kind"
+            message = "not an image of a supported format"
             raise UnreadableError(message) from error
-        # Pillow's decoders raise whatever they stumble over.
+        # Pillow's decoders can raise any exception.
         except Exception as error:
-            message = f"a picture that cannot be decoded ({brief(error)})"
+            message = f"an image that cannot be decoded ({brief(error)})"
             raise UnreadableError(message) from error
         planes = pixels[:, :, None] if pixels.ndim == 2 else pixels  # noqa: PLR2004 - grey
         return self._checked(torch.from_numpy(planes.transpose(2, 0, 1) / np.float32(255)))
 
     def row(self, values: np.ndarray) -> Tensor:
-        """One row of an array, as the model takes it.
+        """Convert one row of an array to a model input.
 
         Raises:
-            UnreadableError: when its type is none of numbers, its values are not finite, or it
-                has another shape.
+            UnreadableError: when it is not numeric, not finite or of another shape.
         """
         if self.channels == "none":
             values = values[None]
@@ -127,11 +125,11 @@ class Format:
                 raise UnreadableError(message)
         elif values.dtype.kind in "iu":
             if values.dtype == np.uint64 and values.max(initial=0) > np.iinfo(np.int64).max:
-                message = "whole numbers of more than 63 bits"
+                message = "integers of more than 63 bits"
                 raise UnreadableError(message)
             values = values.astype(np.int64)
         else:
-            message = f"values of type {values.dtype} instead of numbers"
+            message = f"elements of type {values.dtype} instead of numbers"
             raise UnreadableError(message)
         return self._checked(torch.from_numpy(np.ascontiguousarray(values)))
 
@@ -146,19 +144,19 @@ class Format:
         return np.asarray(opaque)
 
     def _mode(self, image: Image.Image) -> str:
-        """Pillow's name for the channels that are asked for."""
+        """Pillow mode of the requested channels."""
         if image.mode.partition(";")[0] in ("I", "F"):
             message = "pixels of more than 8 bits per channel"
             raise UnreadableError(message)
         if self.shape is None:
             return "L" if image.mode in ("1", "L", "LA") else "RGB"
         if len(self.shape) != 3 or self.shape[0] not in _MODES:  # noqa: PLR2004 - C, H, W
-            message = f"a picture, where inputs of shape {self.shape} are expected"
+            message = f"an image, where inputs of shape {self.shape} are expected"
             raise UnreadableError(message)
         return _MODES[self.shape[0]]
 
     def _size(self, image: Image.Image) -> tuple[int, int]:
-        """Width and height that are asked for."""
+        """Requested width and height."""
         height, width = image.height, image.width
         if height * width > _MOST_PIXELS:
             message = f"{height} x {width} pixels, more than {_MOST_PIXELS}"
@@ -178,13 +176,13 @@ class Format:
         if self.dtype is None:
             return values
         if values.is_floating_point() != self.dtype.is_floating_point:
-            message = f"values of {values.dtype}, where the fit had {self.dtype}"
+            message = f"elements of {values.dtype}, where the fit had {self.dtype}"
             raise UnreadableError(message)
         return values.to(self.dtype)
 
 
 def _check_depth(image: Image.Image, content: bytes) -> None:
-    """Refuse what Pillow would cut without a word: more than 8 bits per channel, further pages."""
+    """Raise on what Pillow silently truncates: more than 8 bits per channel, further pages."""
     depth = 8
     if image.format == "PNG":
         depth = content[_PNG_DEPTH]
@@ -197,22 +195,22 @@ def _check_depth(image: Image.Image, content: bytes) -> None:
         raise UnreadableError(message)
     pages = getattr(image, "n_frames", 1)
     if pages > 1:
-        message = f"{pages} pages or frames; save each as a picture of its own"
+        message = f"{pages} pages or frames; save each as a separate image"
         raise UnreadableError(message)
 
 
 def _largest_of_ppm(content: bytes) -> int:
-    """The largest value that a netpbm file says its pixels have; 1 for bits."""
+    """Maximum pixel value that a netpbm file states; 1 for bitmaps."""
     words = re.sub(rb"#[^\n]*", b" ", content[:4096]).split(maxsplit=4)
     known = words[0] in (b"P2", b"P3", b"P5", b"P6") and len(words) > 3 and words[3].isdigit()  # noqa: PLR2004
     return int(words[3]) if known else 1
 
 
 def _opaque(image: Image.Image, mode: str) -> Image.Image:
-    """The picture in that mode, refused when pixels show through whose colour is not known."""
+    """Convert an image to a mode; raise if transparent pixels leave the colour undefined."""
     if image.has_transparency_data and mode != "RGBA":
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema() != (255, 255):
-            message = "transparent pixels, whose colour is not known"
+            message = "transparent pixels, whose colour is undefined"
             raise UnreadableError(message)
     return image.convert(mode)

@@ -1,4 +1,4 @@
-"""One input as it was read, or why it could not be."""
+"""One input, or the reason why it cannot be read."""
 
 import os
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ __all__ = ["Item", "printable"]
 
 @dataclass(frozen=True)
 class Item:
-    """One input.
+    """One input that was read, or the reason why it cannot be.
 
     Attributes:
-        name: of the file, and for files with several inputs "#" and the row.
-        image: as the model takes it, without batch dimension; None when it could not be read.
-        label: its class where the source has labels; else None.
-        error: why it could not be read; "" when it was.
-        stranger: True for a file in a folder that is no picture by its name or its content.
+        name: name of the file, followed by "#" and the row for files with several inputs.
+        image: the model input, without batch dimension; None if it cannot be read.
+        label: the class; None if the source has no labels.
+        error: reason why it cannot be read; "" if it can.
+        stranger: True for a file in a folder that is not an image by name or content.
     """
 
     name: str

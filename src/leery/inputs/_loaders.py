@@ -1,4 +1,4 @@
-"""Images as callers hold them: one tensor, or batches as a ``DataLoader`` gives them."""
+"""Iteration over images that are given as one tensor or as batches (``DataLoader``)."""
 
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any
@@ -23,15 +23,15 @@ def labelled_batches(
     """Batches of images with their labels, checked.
 
     Args:
-        images: a tensor, or an iterable of batches. Of a tuple the first entry is taken for the
-            images, the second for the labels, and the others are passed over.
-        labels: int ``(N,)`` for a tensor; None for an iterable, which brings its own.
+        images: a tensor, or an iterable of batches. A batch is a tensor or a tuple that starts with
+            the images and optionally their labels; further elements are ignored.
+        labels: int ``(N,)`` for a tensor; None for an iterable, whose batches hold the labels.
 
     Yields:
-        Images ``(n, ...)``, and labels int64 ``(n,)`` or None where there are none.
+        Images ``(n, ...)``, and labels int64 ``(n,)``, or None if there are none.
 
     Raises:
-        InputError: when a batch is nothing of this kind, or there is no batch.
+        InputError: when a batch has another form, or there is no batch.
     """
     if isinstance(images, Tensor):
         check_images(images)
@@ -45,7 +45,7 @@ def labelled_batches(
         raise InputError(message)
     if labels is not None:
         message = (
-            "expected no separate labels beside an iterable of batches, got some; let it give "
+            "expected no separate labels with an iterable of batches, got some; let it yield "
             "(images, labels)"
         )
         raise InputError(message)
@@ -67,7 +67,7 @@ def image_batches(images: Images) -> Iterator[Tensor]:
 
 
 def known_count(images: Images) -> int | None:
-    """The number of images, where it is known without reading them; else None."""
+    """The number of images if it is known without reading them, else None."""
     if isinstance(images, Tensor):
         return len(images)
     loaded = getattr(images, "dataset", None)
@@ -84,13 +84,13 @@ def _parted(batch: object) -> tuple[Tensor, Any]:
         return batch[0], batch[1] if len(batch) > 1 else None
     message = (
         "expected batches that are a tensor of images or a tuple (images, labels), got "
-        f"{type(batch).__name__}; wrap the loader so that it gives these"
+        f"{type(batch).__name__}; wrap the loader so that it yields these"
     )
     raise InputError(message)
 
 
 def _whole_numbers(labels: object, count: int) -> Tensor | None:
-    """Labels as int64, whatever kind of integers they are."""
+    """Convert integer labels to int64."""
     if labels is None:
         return None
     if isinstance(labels, Tensor) and not labels.is_floating_point() and not labels.is_complex():
@@ -102,14 +102,14 @@ def _whole_numbers(labels: object, count: int) -> Tensor | None:
 def halves(
     images: Tensor, labels: Tensor | None = None, *, seed: int = 0
 ) -> tuple[tuple[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]:
-    """Two halves of some images with their labels, at random.
+    """Split images and their labels into two random halves.
 
-    Test sets are often sorted: their first half is no sample of the whole.
+    Test sets are often sorted, so that their first half does not represent the whole.
 
     Args:
         images: ``(N, ...)``.
         labels: int ``(N,)``, or None.
-        seed: of the division.
+        seed: random seed of the split.
     """
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     first, second = (

@@ -1,4 +1,4 @@
-"""Parquet files with compressed pictures, batch by batch."""
+"""Batch-by-batch reading of Parquet files with compressed images."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from leery.inputs._item import Item, printable
 __all__ = ["parquet_length", "read_parquet"]
 
 _ROWS = 32
-"""Read at once; few, because a row may be large."""
+"""Number of rows read at once; small, because a row may be large."""
 
 _LAST_LABEL = 2**31
 
@@ -30,7 +30,7 @@ def parquet_length(path: Path) -> int:
     """The number of rows of a parquet file.
 
     Raises:
-        InputError: when it is none.
+        InputError: when the file is not a Parquet file.
     """
     with _opened(path) as file:
         return int(file.metadata.num_rows)
@@ -39,10 +39,10 @@ def parquet_length(path: Path) -> int:
 def read_parquet(path: Path, form: Format, start: int) -> Iterator[Item]:
     """The rows of a parquet file from ``start`` on.
 
-    Pictures are bytes, or structures with a field "bytes", as Hugging Face's libraries write them.
+    Images are bytes, or structs with a field "bytes", as written by Hugging Face's libraries.
 
     Raises:
-        InputError: when the file is no parquet, or lacks the column.
+        InputError: when the file is not a Parquet file or lacks the column.
     """
     with _opened(path) as file:
         columns = _columns(path, file.schema_arrow, form)
@@ -59,10 +59,10 @@ def read_parquet(path: Path, form: Format, start: int) -> Iterator[Item]:
 
 def _item(name: str, value: object, form: Format, label: int | None) -> Item:
     if label is not None and not 0 <= label <= _LAST_LABEL:
-        return Item(name, None, None, f"a class of {label}, not from 0 to {_LAST_LABEL}")
+        return Item(name, None, None, f"class {label}, outside 0..{_LAST_LABEL}")
     content = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(content, bytes):
-        return Item(name, None, label, "no bytes of a picture")
+        return Item(name, None, label, "no image bytes")
     try:
         return Item(name, form.picture(content), label)
     except UnreadableError as error:
@@ -73,13 +73,13 @@ def _columns(path: Path, schema: pa.Schema, form: Format) -> list[str]:
     if form.images_key not in schema.names:
         message = (
             f"expected a column {form.images_key!r} in {path}, got {listed(schema.names)}; "
-            "rename it, or name yours (--images-key)"
+            "rename yours or pass its name (--images-key)"
         )
         raise InputError(message)
     kind = _value_type(schema, form.images_key)
     if not (pa.types.is_struct(kind) or any(check(kind) for check in _BINARY)):
         message = (
-            f"expected bytes of pictures in column {form.images_key!r} of {path}, got {kind}; "
+            f"expected image bytes in column {form.images_key!r} of {path}, got {kind}; "
             "store them as png"
         )
         raise InputError(message)
@@ -87,7 +87,7 @@ def _columns(path: Path, schema: pa.Schema, form: Format) -> list[str]:
         return [form.images_key]
     if not pa.types.is_integer(_value_type(schema, form.labels_key)):
         message = (
-            f"expected whole numbers in column {form.labels_key!r} of {path}, got "
+            f"expected integers in column {form.labels_key!r} of {path}, got "
             f"{schema.field(form.labels_key).type}; number the classes from 0"
         )
         raise InputError(message)
@@ -95,7 +95,7 @@ def _columns(path: Path, schema: pa.Schema, form: Format) -> list[str]:
 
 
 def _value_type(schema: pa.Schema, name: str) -> pa.DataType:
-    """The type of a column's values, also where it holds numbers into a dictionary of them."""
+    """The type of a column's values, also if the column is dictionary-encoded."""
     kind = schema.field(name).type
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 

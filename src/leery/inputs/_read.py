@@ -1,4 +1,4 @@
-"""Every kind of source behind one call."""
+"""Reading of inputs from any supported source."""
 
 from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
@@ -27,17 +27,17 @@ _SIGNATURES = (
     b"RIFF",
     *(f"P{kind}{space}".encode() for kind in range(1, 7) for space in "\n\t "),
 )
-"""How files of pictures begin, whatever their names are."""
+"""First bytes of image files."""
 
 _PICTURE_BYTES = 2**28
 _ARRAYS = frozenset({".npy", ".npz"})
 
 
 def count(paths: Sequence[Path], form: Format, *, without: Collection[Path] = ()) -> int:
-    """How many inputs :func:`read` will give, with the same arguments.
+    """Number of inputs that :func:`read` yields for the same arguments.
 
     Raises:
-        InputError: when a path is missing or of no known kind.
+        InputError: when a path is missing or of an unsupported type.
     """
     return sum(_length(path, form, without) for path in paths)
 
@@ -46,7 +46,7 @@ def files(paths: Sequence[Path], *, without: Collection[Path] = ()) -> Iterator[
     """The files that :func:`read` reads, in order.
 
     Raises:
-        InputError: when a path is missing or of no known kind.
+        InputError: when a path is missing or of an unsupported type.
     """
     for path in paths:
         if path.is_dir():
@@ -59,23 +59,22 @@ def files(paths: Sequence[Path], *, without: Collection[Path] = ()) -> Iterator[
 def read(
     paths: Sequence[Path], form: Format, *, start: int = 0, without: Collection[Path] = ()
 ) -> Iterator[Item]:
-    """The inputs of folders, picture files, npy, npz and parquet files, in order.
+    """Iterate over the inputs of folders, image files, npy, npz and Parquet files.
 
-    A folder gives an input for each file in it and in its folders, sorted by path; links are
-    followed, and hidden files are passed over. Whether a file is a picture is decided by its
-    content. A folder with parquet files gives the rows of these. The label of a picture is the
-    index of its folder among the folder's own, where all pictures lie in such. Nothing is
-    unpickled. What cannot be read is given with the reason.
+    A folder yields one input for each file in it and its subfolders, sorted by path; links are
+    followed and hidden files are skipped. Whether a file is an image is decided by its content. A
+    folder that holds only Parquet files yields their rows. If all images lie in subfolders, the
+    label of an image is the index of its top-level subfolder, in alphabetical order. Nothing is
+    unpickled. An input that cannot be read is yielded with the reason.
 
     Args:
-        paths: of the sources.
-        form: how they become what the model takes.
-        start: how many inputs are passed over.
-        without: files and folders that are not looked at where they lie in a folder, such as the
-            output.
+        paths: paths of the sources.
+        form: format of the sources and conversion to model inputs.
+        start: number of inputs to skip.
+        without: files and folders to exclude when a folder is read, such as the output.
 
     Raises:
-        InputError: when a path is missing, of no known kind, or damaged as a whole.
+        InputError: when a path is missing, of an unsupported type or entirely unreadable.
     """
     _check_alike(paths, form)
     for path in paths:
@@ -88,10 +87,10 @@ def read(
 
 
 def load(paths: Sequence[Path], form: Format) -> tuple[Tensor, Tensor | None]:
-    """All inputs of some sources at once.
+    """Load all inputs of the sources into memory.
 
     Returns:
-        Images ``(N, ...)``; labels int64 ``(N,)``, or None where an input has none.
+        Images ``(N, ...)``; labels int64 ``(N,)``, or None if an input has no label.
 
     Raises:
         InputError: when an input cannot be read or differs in shape, or there is none.
@@ -116,7 +115,7 @@ def load(paths: Sequence[Path], form: Format) -> tuple[Tensor, Tensor | None]:
 
 
 def load_labelled(paths: Sequence[Path], form: Format) -> tuple[Tensor, Tensor]:
-    """All inputs of labelled sources at once.
+    """Load all inputs and labels of the sources into memory.
 
     Returns:
         Images ``(N, ...)`` and labels int64 ``(N,)``.
@@ -127,8 +126,8 @@ def load_labelled(paths: Sequence[Path], form: Format) -> tuple[Tensor, Tensor]:
     images, labels = load(paths, form)
     if labels is None:
         message = (
-            "expected labelled images, got some without; attacks need the true classes: use a "
-            f"folder for each, or an array or column {form.labels_key!r}"
+            "expected a label for each image, got some without; attacks need labels: use a "
+            f"folder for each class, or an array or column {form.labels_key!r}"
         )
         raise InputError(message)
     return images, labels
@@ -137,7 +136,7 @@ def load_labelled(paths: Sequence[Path], form: Format) -> tuple[Tensor, Tensor]:
 def batches(
     paths: Sequence[Path], form: Format, size: int = 256
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The inputs of labelled sources in batches, of which one at a time is held.
+    """Iterate over labelled sources in batches, with one batch in memory at a time.
 
     Yields:
         Images ``(n, ...)`` and labels int64 ``(n,)``.
@@ -164,13 +163,13 @@ def batches(
 
 def _readable(item: Item) -> Tensor:
     if item.image is None:
-        message = f"expected inputs that can be read, got {item.name}: {item.error}; remove it"
+        message = f"expected readable inputs, got {item.name}: {item.error}; remove it"
         raise InputError(message)
     return item.image
 
 
 def _without_strangers(items: Iterator[Item]) -> Iterator[Item]:
-    """The items without files that are no pictures by name or content; a warning counts those."""
+    """Skip files that are not images by name or content; warn about their number."""
     strangers: list[str] = []
     for item in items:
         if item.stranger:
@@ -178,10 +177,7 @@ def _without_strangers(items: Iterator[Item]) -> Iterator[Item]:
         else:
             yield item
     if strangers:
-        message = (
-            f"{len(strangers)} files that are no pictures were passed over, such as {strangers[0]}"
-        )
-        warn(message)
+        warn(f"{len(strangers)} files that are not images were skipped, such as {strangers[0]}")
 
 
 def _length(path: Path, form: Format, without: Collection[Path]) -> int:
@@ -229,14 +225,14 @@ def _check_kind(path: Path) -> None:
         raise InputError(message)
     if path.suffix.lower() not in _ARRAYS | {".parquet"} and not _is_picture(path):
         message = (
-            f"expected a folder, a picture, .npy, .npz or .parquet, got {path}; convert it to one "
+            f"expected a folder, an image, .npy, .npz or .parquet, got {path}; convert it to one "
             "of these"
         )
         raise InputError(message)
 
 
 def _is_picture(path: Path) -> bool:
-    """Whether a file is meant to be a picture, by its name or by how it begins."""
+    """True if a file is an image by its name or its first bytes."""
     if path.suffix.lower() in _PICTURES:
         return True
     if not path.is_file():
@@ -252,9 +248,9 @@ def _is_picture(path: Path) -> bool:
 
 
 def _inside(folder: Path, without: Collection[Path]) -> list[Path]:
-    """Every entry in a folder and its folders that is no folder, but for hidden ones.
+    """All files in a folder and its subfolders, except hidden ones.
 
-    Links are followed, except into a folder that the link lies in.
+    Links are followed, except to a folder that contains the link.
     """
     found: list[Path] = []
     waiting = [(folder, frozenset([folder.resolve()]))]
@@ -268,18 +264,18 @@ def _inside(folder: Path, without: Collection[Path]) -> list[Path]:
             elif (real := entry.resolve()) not in above:
                 waiting.append((entry, above | {real}))
     if not found:
-        message = f"expected pictures in {folder}, got none; name a folder with some"
+        message = f"expected images in {folder}, got none; pass a folder with images"
         raise InputError(message)
     return sorted(found)
 
 
 def _is_folder(path: Path) -> bool:
-    """Whether a path is a folder; not if it is a link to itself."""
+    """True if a path is a folder, False for a circular link."""
     return _resolved(path) is not None and path.is_dir()
 
 
 def _resolved(path: Path) -> Path | None:
-    """A path without links; None for a link to itself."""
+    """The path with links resolved; None for a circular link."""
     try:
         return path.resolve()
     except (OSError, RuntimeError):
@@ -287,9 +283,9 @@ def _resolved(path: Path) -> Path | None:
 
 
 def _parts_of(folder: Path, without: Collection[Path]) -> list[Path]:
-    """The parquet files of a folder that holds nothing else, as engines leave the parts of a table.
+    """The Parquet files of a folder that holds nothing else, such as a partitioned table.
 
-    Files whose names begin with "_" are such engines' own. Mostly there are no parts.
+    Files whose names begin with "_" are metadata and are ignored. Empty for other folders.
     """
     files = [path for path in _inside(folder, without) if not path.name.startswith("_")]
     parts = [path for path in files if path.suffix.lower() == ".parquet"]
@@ -297,17 +293,17 @@ def _parts_of(folder: Path, without: Collection[Path]) -> list[Path]:
 
 
 def _folders(folder: Path) -> list[str]:
-    """The names of the folders of a folder, which number the classes."""
+    """Sorted names of the subfolders; their indices are the class labels."""
     return sorted(
         path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
     )
 
 
 def _check_alike(paths: Sequence[Path], form: Format) -> None:
-    """Refuse folders of labelled pictures whose classes would be numbered differently.
+    """Raise if the class subfolders of labelled folders differ.
 
     Raises:
-        InputError: then.
+        InputError: when they differ.
     """
     folders = [path for path in paths if path.is_dir()] if form.labels_key is not None else []
     for folder in folders[1:]:
@@ -315,18 +311,18 @@ def _check_alike(paths: Sequence[Path], form: Format) -> None:
         if first != other:
             message = (
                 f"expected the same classes in {folders[0]} and {folder}, got {listed(first)} and "
-                f"{listed(other)}; classes are numbered by folder: add empty ones"
+                f"{listed(other)}; classes are numbered by folder: add empty folders"
             )
             raise InputError(message)
 
 
 def _folder_labels(folder: Path, files: Sequence[Path], form: Format) -> dict[Path, int]:
-    """The class of each picture, where every picture lies in a folder of the folder.
+    """The class of each image if all images lie in subfolders; else empty.
 
-    Empty folders count, so that a source without pictures of a class numbers the others alike.
+    Empty subfolders count, so that a missing class does not change the other labels.
 
     Raises:
-        InputError: when there are not as many folders as classes.
+        InputError: when the number of subfolders is not the number of classes.
     """
     own = [file.relative_to(folder).parts for file in files]
     if any(len(parts) < 2 for parts in own):  # noqa: PLR2004 - a folder and a file
@@ -336,7 +332,7 @@ def _folder_labels(folder: Path, files: Sequence[Path], form: Format) -> dict[Pa
         message = (
             f"expected a folder for each of {form.classes} classes in {folder}, got {len(names)} "
             f"({listed(names)}); classes are numbered by folder: add empty ones for those without "
-            "pictures"
+            "images"
         )
         raise InputError(message)
     return {file: names.index(parts[0]) for file, parts in zip(files, own, strict=True)}
@@ -346,11 +342,11 @@ def _picture(path: Path, form: Format, label: int | None) -> Item:
     name = printable(path)
     try:
         if not path.is_file():
-            what = "a link to nothing" if path.is_symlink() else "no regular file"
+            what = "a broken link" if path.is_symlink() else "not a regular file"
             return Item(name, None, label, what)
         if path.suffix.lower() in _ARRAYS | {".parquet"}:
             return Item(
-                name, None, label, "a file of many inputs; name it by itself", stranger=True
+                name, None, label, "a file of many inputs; pass it separately", stranger=True
             )
         if path.stat().st_size > _PICTURE_BYTES:
             return Item(name, None, label, f"more than {_PICTURE_BYTES} bytes")

@@ -1,4 +1,4 @@
-"""What a detector knows of its inputs: shape, type, bounds, range and moments of the pixels."""
+"""Specification of inputs: shape, dtype, bounds, range and moments of the pixels."""
 
 import math
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ from leery.errors import InputError, warn
 __all__ = ["InputSpec", "Moments", "bounds_seen"]
 
 _MOST_ELEMENTS = 2**28
-"""A bound on one input, which keeps a stranger's file from asking for all the memory."""
+"""Maximum number of elements of one input, so that an untrusted file cannot exhaust memory."""
 
 _FAR = 2.0
-"""Values this many times the span of the training images beyond their range are refused."""
+"""Tolerated excess over the range of the training images, as a multiple of its span."""
 
 _FAR_FROM_BOUNDS = 0.5
-"""The same beyond known bounds."""
+"""Tolerated excess over known bounds, as a multiple of their span."""
 
 _ENOUGH = 20
-"""The smallest set of images whose moments are compared with those of the training images."""
+"""Smallest number of images whose moments are compared with those of the training images."""
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Moments:
     squares: float = 0.0
 
     def add(self, images: Tensor) -> None:
-        """Count a batch."""
+        """Add a batch of images."""
         low, high = torch.aminmax(images)
         values = images.detach() if images.is_floating_point() else images.float()
         self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
@@ -57,24 +57,24 @@ class Moments:
 
 
 def bounds_seen(images: Tensor, moments: Moments) -> Bounds | None:
-    """The bounds (0, 1) where the pixels of floating-point images lie in it; else None."""
+    """The bounds (0, 1) if the images are floating-point and lie within them, else None."""
     inside = images.is_floating_point() and moments.low >= 0 and moments.high <= 1
     return (0.0, 1.0) if inside else None
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The inputs of the training data.
+    """Specification of the inputs that a detector was fitted on.
 
     Attributes:
-        shape: of one input.
-        dtype: of the inputs.
-        bounds: of the pixels: given, or (0, 1) where the training images lie in it; None where
-            they are unknown, and for integers.
+        shape: shape of one input.
+        dtype: dtype of the inputs.
+        bounds: pixel bounds: those given, or (0, 1) if the training images lie within it; None if
+            unknown and for integers.
         low: the smallest training pixel.
-        high: the largest.
-        mean: of all training pixels.
-        std: their standard deviation.
+        high: the largest training pixel.
+        mean: mean of all training pixels.
+        std: standard deviation of all training pixels.
     """
 
     shape: tuple[int, ...]
@@ -87,12 +87,12 @@ class InputSpec:
 
     @classmethod
     def of(cls, example: Tensor, moments: Moments, bounds: Bounds | None) -> Self:
-        """The spec of training images.
+        """Make the specification of training images.
 
         Args:
-            example: a batch of them.
-            moments: of all of them.
-            bounds: as the user gave them, or None.
+            example: a batch of training images.
+            moments: moments of all training images.
+            bounds: pixel bounds that the user gave, or None.
         """
         bounds = bounds or bounds_seen(example, moments)
         shape = tuple(example.shape[1:])
@@ -102,14 +102,14 @@ class InputSpec:
 
     @property
     def are_images(self) -> bool:
-        """Whether the inputs are pictures ``(channels, height, width)`` with known bounds."""
+        """True for floating-point images ``(channels, height, width)`` with known bounds."""
         return len(self.shape) == 3 and self.dtype.is_floating_point and self.bounds is not None  # noqa: PLR2004
 
     def check(self, images: Tensor) -> None:
-        """Refuse inputs of another kind than the training images.
+        """Raise if inputs differ from the training images in shape, dtype or scale.
 
         Raises:
-            InputError: when shape, type or range of values cannot be those of the same source.
+            InputError: when the shape or dtype differs, or the range is implausible.
         """
         check_images(images)
         if images.shape[1:] != self.shape or images.dtype != self.dtype:
@@ -139,12 +139,12 @@ class InputSpec:
             raise InputError(message)
 
     def compare(self, moments: Moments, images: int, what: str) -> None:
-        """Warn where a set of inputs is on another scale than the training images.
+        """Warn if a set of inputs seems to be on another scale than the training images.
 
         Args:
-            moments: of the set.
-            images: how many there are; few tell nothing.
-            what: what they are called in the warning.
+            moments: moments of the set.
+            images: number of images in the set; fewer than 20 are not compared.
+            what: name of the set in the warning.
         """
         if images < _ENOUGH or not self.dtype.is_floating_point or not self.std > 0:
             return
@@ -162,7 +162,7 @@ class InputSpec:
             warn(message)
 
     def facts(self) -> dict[str, Any]:
-        """The spec in types that JSON has."""
+        """The specification as JSON-serialisable values."""
         return {
             "shape": list(self.shape),
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -178,7 +178,7 @@ class InputSpec:
         """The inverse of :meth:`facts`.
 
         Raises:
-            InputError: when there can be no such inputs.
+            InputError: when the specification is invalid.
         """
         shape, dtype = facts["shape"], getattr(torch, facts["dtype"], None)
         sizes = all(type(size) is int and size > 0 for size in shape)
@@ -198,7 +198,7 @@ class InputSpec:
         return cls(tuple(shape), dtype, bounds, *numbers)
 
     def __str__(self) -> str:
-        """One line for people."""
+        """One-line summary."""
         shown = "unknown" if self.bounds is None else str(self.bounds)
         return (
             f"{self.shape} of {str(self.dtype).removeprefix('torch.')}, bounds {shown}, training "

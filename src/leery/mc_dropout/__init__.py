@@ -1,4 +1,4 @@
-"""Monte-Carlo dropout: many passes with dropout on, for the price of few.
+"""Monte-Carlo dropout: many passes with dropout on, at the cost of a few.
 
 >>> from leery.classifiers import pretrained
 >>> from leery.data import load

@@ -1,9 +1,9 @@
-"""The engine: the deterministic part of a graph once, the rest once a pass with its masks.
+"""Engine that runs the deterministic part of a graph once and the rest once per pass.
 
 A node is *stochastic* if an active dropout is among its ancestors. Everything else is computed once
-a batch. The passes over few images, and all passes on a GPU, share each operation of the stochastic
-part: it is launched once for all of them. For many images on a processor the passes are run one
-after the other, and a linear layer behind a dropout multiplies only what a pass keeps.
+per batch. For few images, and always on a GPU, each operation of the stochastic part is launched
+once for all passes. For many images on a CPU the passes are run one after the other, and a linear
+layer after a dropout multiplies only the kept units.
 """
 
 import math
@@ -37,9 +37,9 @@ class Engine:
     """Runs a captured graph without dropout, and in passes with given draws.
 
     Args:
-        graph: of the model.
-        sites: where the model draws, in the order of the calls.
-        layers: those that :meth:`without_dropout` and :meth:`one_pass_and_layers` read.
+        graph: graph of the model.
+        sites: random operations of the model, in the order of the calls.
+        layers: layers that :meth:`without_dropout` and :meth:`one_pass_and_layers` read.
 
     Attributes:
         widest: elements per image of the widest tensor that is held for a batch or by a pass.
@@ -55,7 +55,7 @@ class Engine:
         active = graph.active()
         drawing = [node for node in active if draws(node)]
         if len(drawing) != len(sites):
-            message = f"its graph shows {len(drawing)} of {len(sites)} random operations"
+            message = f"its graph contains {len(drawing)} of {len(sites)} random operations"
             raise NoGraphError(message)
         self._sites = dict(zip(drawing, sites, strict=True))
         self._place = {node: index for index, node in enumerate(drawing)}
@@ -93,7 +93,7 @@ class Engine:
 
     @property
     def knows_eval_mode(self) -> bool:
-        """Whether it can tell what each random operation gives when nothing is dropped."""
+        """True if the eval-mode result of every random operation is known."""
         return all(RANDOM[node.target].mean for node in self._active)
 
     @property
@@ -102,7 +102,7 @@ class Engine:
         return sum(layer.matrix_size for layer in self._masked_linears)
 
     def prefix(self, batch: Tensor) -> Values:
-        """The values of the deterministic part, ``(N, ...)`` each, for a batch on the device."""
+        """Results of the deterministic part, ``(N, ...)`` each, for a batch on the device."""
         values: Values = {
             node: value.detach() if isinstance(value, Tensor) else value
             for node, value in self._constants.items()
@@ -114,7 +114,7 @@ class Engine:
         """Logits ``(N, classes)`` and layers ``(N, ...)``, as the model gives them in eval mode.
 
         Args:
-            once: from :meth:`prefix`.
+            once: results of :meth:`prefix`.
         """
         values = self._walk(self._whole_steps, once, self._without_dropping)
         return values[self._graph.output], self._read(values, self._layers)
@@ -123,9 +123,9 @@ class Engine:
         """Logits ``(passes, N, classes)``.
 
         Args:
-            once: from :meth:`prefix`.
-            masks: of all passes.
-            cache: what these masks selected of the weights before, if that is kept.
+            once: results of :meth:`prefix`.
+            masks: masks of all passes.
+            cache: cache of the weights that these masks select, if any.
         """
         images = once[self._graph.input]
         few = images.device.type != "cpu" or len(images) <= FEW_IMAGES
@@ -171,7 +171,7 @@ class Engine:
         together = max(1, most // (len(images) * self._widest_drawn))
         if self._is_flat and together >= len(masks):
             return self._flat_passes(once, masks)
-        # Products with masks are several times as fast where the memory is in order.
+        # Products with masks are several times as fast for contiguous tensors.
         ordered = {
             node: value.contiguous() if isinstance(value, Tensor) else value
             for node, value in once.items()
@@ -191,7 +191,7 @@ class Engine:
         return found
 
     def _flat_passes(self, once: Values, masks: Masks) -> Tensor:
-        """:meth:`all_passes` where a pass is linear layers and functions of single units."""
+        """:meth:`all_passes` for a pass of linear layers and elementwise functions only."""
 
         def compute(step: Step, values: Values) -> Any:  # noqa: ANN401 - any node's value
             if isinstance(step, MaskedLinear):
@@ -202,16 +202,16 @@ class Engine:
         return logits
 
     def learn_to_share_operations(self, once: Values, masks: Masks) -> None:
-        """Let passes share operations if that gives the same for these draws."""
+        """Enable shared operations if they reproduce separate passes for these draws."""
         try:
             with warnings.catch_warnings():
-                # Torch warns of an operation that it repeats for each pass after all.
+                # Torch warns about operations for which vmap falls back to a loop over passes.
                 warnings.simplefilter("ignore")
                 warnings.filterwarnings("error", "There is a performance drop", UserWarning)
                 together = self.all_passes(once, masks)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, ValueError, UserWarning):  # what torch says of what it cannot share
+        except (RuntimeError, ValueError, UserWarning):  # raised for what vmap cannot batch
             return
         alone = self.each_pass(once, masks)
         self._shares_operations = torch.allclose(together, alone, rtol=1e-3, atol=1e-4)
@@ -222,11 +222,11 @@ class Engine:
         once: Values,
         compute: Callable[[Any, Values], Any],
     ) -> Values:
-        """What is asked for in the end, after computing each step from what was before."""
+        """Compute the steps in order; return the results that are still needed at the end."""
         values = dict(once)
         for step, done in steps:
             values[_made(step)] = compute(step, values)
-            # What comes next takes over its memory, which is near the processor.
+            # The next step reuses the freed memory, which is still in the processor's cache.
             for node in done:
                 del values[node]
         return values
@@ -235,12 +235,12 @@ class Engine:
         if node not in self._active:
             return self._graph.evaluate(node, values)
         mean = RANDOM[node.target].mean
-        assert mean is not None, "knows_eval_mode was not asked"
+        assert mean is not None, "knows_eval_mode was not checked"
         args, kwargs = arguments(node, values)
         return mean(*args, **kwargs)
 
     def _drawn(self, node: fx.Node, values: Values, draw: Callable[[int], Tensor]) -> Any:  # noqa: ANN401
-        """The value of a node in a pass that draws this at each place."""
+        """The result of a node in a pass with the given draws."""
         if node not in self._place:
             return self._graph.evaluate(node, values)
         count = len(values[self._graph.input])
@@ -252,13 +252,13 @@ class Engine:
 def _layer_value(graph: ModelGraph, layer: str) -> fx.Node:
     found = graph.layer_value(layer)
     if found is None:
-        message = f"layer {layer!r} leaves no trace in its graph"
+        message = f"layer {layer!r} is not in its graph"
         raise NoGraphError(message)
     return found
 
 
 def _works_on_rows(node: fx.Node) -> bool:
-    """Whether a node's operation takes ``(passes, N, units)`` as it takes ``(N, units)``."""
+    """True if a node's operation accepts ``(passes, N, units)`` as well as ``(N, units)``."""
     return is_pointwise(node) or node.target is torch.ops.aten.linear.default
 
 
@@ -269,7 +269,7 @@ def _made(step: Step) -> fx.Node:
 def _with_last_reads(
     steps: Sequence[Step], lasting: Set[fx.Node]
 ) -> list[tuple[Any, list[fx.Node]]]:
-    """Each step with the values that nothing reads after it and nobody asks for."""
+    """Each step with the results that can be freed after it."""
     reads = [
         (_made(step), step.reads if isinstance(step, MaskedLinear) else step.all_input_nodes)
         for step in steps
@@ -279,18 +279,18 @@ def _with_last_reads(
 
 
 def _widest(nodes: Iterable[fx.Node]) -> int:
-    """The most elements that a value has for each image; at least 1."""
+    """Largest number of elements per image of any node's result; at least 1."""
     return max(map(_elements_per_image, nodes), default=1)
 
 
 def _elements_per_image(node: fx.Node) -> int:
-    """How many elements a value has for each image; 1 where it does not count the images."""
+    """Number of elements per image of a node's result; 1 if it has no batch dimension."""
     value = node.meta.get("val")
     sizes = value.shape if isinstance(value, Tensor) else ()
     if all(isinstance(size, int) for size in sizes):
         return 1
-    # A size that depends on the number of images knows what it was for the two of the capture; one
-    # that depends on what is in them is not known.
+    # A symbolic size knows its integer for the two images of the capture; a size that depends on
+    # their content is unknown.
     known = [size if isinstance(size, int) else size.node.hint or 1 for size in sizes]
     return math.ceil(math.prod(known) / 2)
 

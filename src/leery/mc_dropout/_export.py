@@ -1,7 +1,7 @@
-"""A model's graph with its random operations kept, to be split and run piece by piece.
+"""Capture of a model's graph, with its random operations, for execution in parts.
 
-``torch.export`` writes the forward pass down as ATen calls. Here in-place calls are replaced by
-their functional forms, so that any value can be computed once and used in every pass.
+``torch.export`` records the forward pass as ATen calls. In-place calls are replaced by functional
+ones, so that any result can be computed once and used in every pass.
 """
 
 import contextlib
@@ -48,8 +48,7 @@ class ModelGraph:
     """The nodes of a forward pass in execution order.
 
     Attributes:
-        module: holds the parameters, which are the model's own: later changes of their values
-            are seen.
+        module: module that holds the model's own parameters, so that later changes take effect.
         input: the placeholder of the batch.
         nodes: every computing node, in order.
         output: the node of the logits.
@@ -61,7 +60,7 @@ class ModelGraph:
     output: fx.Node
 
     def active(self) -> list[fx.Node]:
-        """The nodes of random operations that do something."""
+        """The nodes of active random operations."""
         return [
             node
             for node in self.nodes
@@ -69,7 +68,7 @@ class ModelGraph:
         ]
 
     def layer_value(self, layer: str) -> fx.Node | None:
-        """The node that holds the value of a layer, if the layer left a trace."""
+        """The node that holds the output or input of a layer; None if it is not in the graph."""
         name = layer.removeprefix(INPUT_OF)
         inside = [node for node in self.nodes if name in _module_path(node)]
         if not inside or not layer.startswith(INPUT_OF):
@@ -93,7 +92,7 @@ class ModelGraph:
 
 
 def arguments(node: fx.Node, values: Known) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What a node's operation is called with."""
+    """Arguments with which a node's operation is called."""
     args = fx.node.map_arg(node.args, values.__getitem__)
     kwargs = fx.node.map_arg(node.kwargs, values.__getitem__) if node.kwargs else {}
     return args, kwargs
@@ -102,11 +101,11 @@ def arguments(node: fx.Node, values: Known) -> tuple[tuple[Any, ...], dict[str, 
 def last_reads(
     steps: Sequence[tuple[fx.Node, Sequence[fx.Node]]], passing: Collection[fx.Node]
 ) -> list[list[fx.Node]]:
-    """For each step the passing values that no later step reads.
+    """For each step, the temporary results that no later step reads.
 
     Args:
-        steps: what each makes, and what it reads.
-        passing: values that are not asked for in the end.
+        steps: for each step, the node that it computes and the nodes that it reads.
+        passing: nodes whose results are not needed at the end.
     """
     last: dict[fx.Node, int] = {}
     for place, (made, read) in enumerate(steps):
@@ -118,7 +117,7 @@ def last_reads(
 
 
 def draws(node: fx.Node) -> bool:
-    """Whether the result of a random node depends on call."""
+    """True if the result of a random operation is random, as its rate is not 0 or 1."""
     return RANDOM[node.target].draws(*_described(node))
 
 
@@ -130,15 +129,15 @@ def _described(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def capture(model: nn.Module, names: frozenset[str], example: Tensor) -> ModelGraph:
-    """Write down the model's forward pass with the named submodules in train mode.
+    """Capture the model's forward pass with the named submodules in train mode.
 
     Args:
         model: inside :func:`leery.models.guest`.
-        names: of the submodules that are in train mode during a pass.
-        example: at least two inputs; the graph holds for any number of them.
+        names: names of the submodules that are in train mode during a pass.
+        example: at least two inputs; the graph is valid for any number.
 
     Raises:
-        NoGraphError: when the graph cannot be captured or does not take any batch size.
+        NoGraphError: when the graph cannot be captured or is not valid for every batch size.
     """
     with dropout_on(model, names), _hooks_off(model), _silence(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -149,12 +148,12 @@ def capture(model: nn.Module, names: frozenset[str], example: Tensor) -> ModelGr
             message = f"torch.export cannot capture the forward pass ({brief(error)})"
             if "onstraints violated" in str(error):
                 message = (
-                    "the forward pass takes the number of images for a constant, as len(images) "
-                    "does and images.shape[0] does not"
+                    "the forward pass fixes the number of images; use images.shape[0] "
+                    "instead of len(images)"
                 )
             raise NoGraphError(message) from error
     if any(limits.upper < _ANY_BATCH for limits in program.range_constraints.values()):
-        message = "the forward pass asks for the number of images"
+        message = "the forward pass restricts the number of images"
         raise NoGraphError(message)
     module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
@@ -164,9 +163,9 @@ def capture(model: nn.Module, names: frozenset[str], example: Tensor) -> ModelGr
 
 @contextmanager
 def _hooks_off(model: nn.Module) -> Iterator[None]:
-    """No hooks of the user's meanwhile: they would be shown tensors without values.
+    """Temporarily remove the user's hooks, which would be called with fake tensors.
 
-    Pre-hooks of torch and leery stay; weight normalisation, pruning and inserted dropout are such.
+    Pre-hooks of torch and leery stay: weight normalisation, pruning and inserted dropout.
     """
     hooks = [
         (module, module._forward_hooks, module._forward_pre_hooks)  # noqa: SLF001 - no other way
@@ -191,7 +190,7 @@ def _is_known(hook: object) -> bool:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Nothing on standard error: torch.export prints graphs there that it cannot finish."""
+    """Silence standard error, to which torch.export prints graphs that it cannot complete."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -202,10 +201,10 @@ def _silence() -> Iterator[None]:
 
 
 def _make_functional(module: fx.GraphModule) -> None:
-    """Replace in-place calls by functional ones; later readers of the old value get the new.
+    """Replace in-place calls by functional ones; later reads use the new result.
 
-    Views become reshapes: the same values, and no demand on how they lie in memory. Batch norm
-    with running statistics uses them.
+    Views become reshapes, which work for any memory layout. Batch norm uses its running statistics
+    if it has them.
     """
     order = {node: place for place, node in enumerate(module.graph.nodes)}
     memory = _shared_memory(module)
@@ -229,7 +228,7 @@ def _make_functional(module: fx.GraphModule) -> None:
 
 
 def _functional_overload(overload: Any) -> Any:  # noqa: ANN401 - ATen calls have no public type
-    """The call that returns what an in-place call writes."""
+    """The functional call that returns what an in-place call writes."""
     if overload in IN_PLACE:
         return IN_PLACE[overload]
     name = overload._schema.name.removeprefix("aten::")  # noqa: SLF001
@@ -242,7 +241,7 @@ def _functional_overload(overload: Any) -> Any:  # noqa: ANN401 - ATen calls hav
 
 
 def _shared_memory(module: fx.GraphModule) -> dict[fx.Node, set[fx.Node]]:
-    """For each node those that may lie in the same memory: its views, bases and in-place forms."""
+    """For each node, the nodes that may share its memory: views, bases and in-place results."""
     groups: dict[fx.Node, set[fx.Node]] = {}
     for node in module.graph.nodes:
         groups[node] = {node}
@@ -254,7 +253,7 @@ def _shared_memory(module: fx.GraphModule) -> dict[fx.Node, set[fx.Node]]:
 
 
 def _may_alias(node: fx.Node) -> bool:
-    """Whether a node's result may lie in the memory of its first argument."""
+    """True if a node's result may share the memory of its first argument."""
     if isinstance(node.target, torch._ops.OpOverload):  # noqa: SLF001
         return any(found.alias_info is not None for found in node.target._schema.returns)  # noqa: SLF001
     return node.target is operator.getitem

@@ -1,4 +1,4 @@
-"""Dropout for a model that was made without."""
+"""Insertion of dropout into a model that has none."""
 
 import copy
 from typing import Any
@@ -15,19 +15,20 @@ _ATTRIBUTE = "leery_dropout"
 def insert_dropout(model: nn.Module, *, before: str, p: float = 0.5) -> nn.Module:
     """A copy of a model with dropout on the input of one of its layers.
 
-    The copy shares the model's parameters and buffers, keeps their names, and gives the same
-    logits in eval mode; the model itself is left as it was. A model that was not trained with
-    dropout tells less by its uncertainty; rates of 0.1 to 0.5 before the last layer are usual.
+    The copy shares the model's parameters and buffers, keeps their names, and returns the same
+    logits in eval mode; the model itself is not changed. The uncertainty of a model that was not
+    trained with dropout is less informative; rates of 0.1 to 0.5 before the last layer are usual.
 
     Args:
         model: any module.
-        before: the name of the layer, out of ``model.named_modules()``; of a sequence, its first.
+        before: name of the layer, from ``model.named_modules()``; an ``nn.Sequential`` stands for
+            its first layer.
         p: the probability of dropping a unit, in (0, 1).
 
     Raises:
         UnknownLayerError: when the model has no such layer.
-        InputError: when p is outside its range, or the layer has such a dropout already or only
-            holds other layers.
+        InputError: when p is outside its range, or the layer already has an inserted dropout or is
+            only a container.
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
@@ -52,15 +53,15 @@ def insert_dropout(model: nn.Module, *, before: str, p: float = 0.5) -> nn.Modul
         raise UnknownLayerError(message)
     if isinstance(layer, nn.ModuleList | nn.ModuleDict):
         message = (
-            f"expected a layer with a forward of its own, got {before!r}, which only holds some; "
-            "name one that is inside"
+            f"expected a layer with its own forward, got {before!r}, which is only a container; "
+            "name a layer inside it"
         )
         raise InputError(message)
     parent = layers[before.rpartition(".")[0]]
     if isinstance(parent, nn.MultiheadAttention):
         message = (
-            f"expected a layer that is called, got {before!r}, whose weights the attention "
-            "reads by itself; name the attention"
+            f"expected a layer that is called, got {before!r}, whose weights its attention "
+            "module reads directly; name that module"
         )
         raise InputError(message)
     if hasattr(layer, _ATTRIBUTE):
@@ -77,7 +78,7 @@ def insert_dropout(model: nn.Module, *, before: str, p: float = 0.5) -> nn.Modul
 def _drop(
     layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The hook; a function of the module, so that models with it can be copied and pickled."""
+    """Pre-hook for the layer, at module level so that the model can be copied and pickled."""
     dropout = layer.get_submodule(_ATTRIBUTE)
     if args:
         return (dropout(args[0]), *args[1:]), kwargs

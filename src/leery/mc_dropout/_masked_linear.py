@@ -1,4 +1,4 @@
-"""Linear layers around dropout, multiplied only where a pass keeps units.
+"""Linear layers next to dropout, computed only for the units that a pass keeps.
 
 A mask on the input of a linear layer selects columns of its weight, and a mask on its output
 selects rows: what is dropped need not be computed.
@@ -25,17 +25,17 @@ _RESHAPES = (_ATEN.flatten.using_ints, _ATEN.reshape.default)
 Values = Mapping[fx.Node, Any]
 
 Weights = tuple[Tensor, ...]
-"""The weight ``(units asked for, kept inputs)`` of a pass and, if there is one, the bias as a
-column ``(units asked for, 1)``."""
+"""The weight ``(needed units, kept inputs)`` of a pass and, if there is one, the bias as a column
+``(needed units, 1)``."""
 
 
 @dataclass(frozen=True)
 class SharedParts:
-    """What the passes over a batch share in a linear layer.
+    """Tensors of a linear layer that the passes over a batch share.
 
     Attributes:
-        rows: the transposed input ``(units, N)``; None where it differs from pass to pass.
-        weights: of each pass; None where each pass selects its own.
+        rows: the transposed input ``(units, N)``; None if it differs between passes.
+        weights: weights of each pass; None if each pass selects its own.
     """
 
     rows: Tensor | None
@@ -47,13 +47,13 @@ class MaskedLinear:
     """A linear layer between dropouts, computed on kept units only.
 
     Attributes:
-        linear: its node.
+        linear: node of the linear layer.
         source: the node that holds its input before the dropout.
-        inputs: the index of the site of the dropout in front of it; None if there is none.
-        rate: the probability with which that drops a unit.
-        packed: whether the source holds the kept units only.
-        outputs: the index of the site of the dropout behind it, whose kept units are all that is
-            asked for; None if all units are.
+        inputs: index of the dropout site before the layer; None if there is none.
+        rate: probability that this dropout drops a unit.
+        packed: True if the source holds only the kept units.
+        outputs: index of the dropout site after the layer, if only the units kept there are needed;
+            None if all units are.
     """
 
     linear: fx.Node
@@ -70,7 +70,7 @@ class MaskedLinear:
 
     @property
     def reads(self) -> list[fx.Node]:
-        """The nodes whose values it is computed from."""
+        """The nodes that the layer is computed from."""
         return [self.source, *self.parameters]
 
     @property
@@ -79,12 +79,12 @@ class MaskedLinear:
         return math.prod(_parameters(self.linear)[0].meta["val"].shape)
 
     def shared(self, values: Values, masks: Masks, cache: "WeightCache | None") -> SharedParts:
-        """What all passes share.
+        """Tensors that all passes share.
 
         Args:
-            values: of the nodes that no dropout has an influence on.
-            masks: of all passes.
-            cache: of weights for these masks, if any.
+            values: results of the nodes that do not depend on a dropout.
+            masks: masks of all passes.
+            cache: cache of the weights for these masks, if any.
         """
         rows = weights = None
         if self.source in values:
@@ -94,10 +94,10 @@ class MaskedLinear:
         return SharedParts(rows, weights)
 
     def compute(self, values: Values, masks: Masks, index: int, shared: SharedParts) -> Tensor:
-        """``dropout(x) @ W.T + b`` of pass ``index``, ``(N, units asked for)``.
+        """``dropout(x) @ W.T + b`` of pass ``index``, ``(N, needed units)``.
 
-        Computed as the transpose of a contiguous matrix: rows of ``x.T`` are whole blocks, which
-        are cheap to select, and the next such layer takes the result as it is.
+        Computed as the transpose of a contiguous matrix: rows of ``x.T`` are contiguous and cheap
+        to select, and the next masked layer can use the result without a copy.
         """
         rows = self._rows(values, masks, index, shared)
         if shared.weights is None:
@@ -108,12 +108,12 @@ class MaskedLinear:
         return product.t()
 
     def all_passes(self, values: Values, masks: Masks) -> Tensor:
-        """``dropout(x) @ W.T + b`` of all passes and units, as one product of passes x images rows.
+        """``dropout(x) @ W.T + b`` of all passes and units, as one product with passes * N rows.
 
         Args:
             values: the source is ``(N, ...)`` or, where it differs from pass to pass,
                 ``(passes, N, ...)``.
-            masks: of all passes.
+            masks: masks of all passes.
 
         Returns:
             ``(passes, N, units)``.
@@ -125,7 +125,7 @@ class MaskedLinear:
             differs = rows.ndim > self.source.meta["val"].ndim
             rows = rows.flatten(2 if differs else 1)
             if not differs and rows.device.type == "cpu" and not rows.requires_grad:
-                # Behind a ReLU many units are 0 in all of a few images. Their derivatives are not.
+                # After a ReLU, many units are 0 in all of a few images; their gradients are not.
                 used = rows.any(0).nonzero().squeeze(1)
                 rows, factors, weight = (x.index_select(1, used) for x in (rows, factors, weight))
             rows = rows * factors.unsqueeze(1)
@@ -143,7 +143,7 @@ class MaskedLinear:
         return weight, *(part.unsqueeze(1) for part in bias)
 
     def selected_elements(self, masks: Masks) -> int:
-        """Number of elements that :meth:`selected` has in all passes."""
+        """Total number of elements of :meth:`selected` over all passes."""
         units, inputs = (
             [node.meta["val"].shape[1]] * len(masks)
             if site is None
@@ -169,10 +169,10 @@ class MaskedLinear:
 
 
 class WeightCache:
-    """What fixed masks select of weights, for later batches and calls.
+    """Cache of the weights that fixed masks select, for later batches and calls.
 
-    A layer's weights are those of all passes or, where they would exceed
-    :data:`CACHED_ELEMENTS`, of none.
+    The weights of a layer are cached for all passes, or for none if they would exceed
+    :data:`CACHED_ELEMENTS`.
     """
 
     def __init__(self) -> None:
@@ -181,7 +181,7 @@ class WeightCache:
 
     @property
     def elements(self) -> int:
-        """Number of elements that are held."""
+        """Number of cached elements."""
         return sum(
             part.numel()
             for parameters, selected in self._layers.values()
@@ -190,16 +190,16 @@ class WeightCache:
         )
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Empty the cache."""
         with self._lock:
             self._layers = {}
 
     def weights(
         self, layer: MaskedLinear, values: Values, masks: Masks
     ) -> Sequence[Weights] | None:
-        """The weights of each pass; None where there is no room for them.
+        """The weights of each pass; None if they do not fit into the cache.
 
-        They are selected again when the values of the parameters are not what they were.
+        They are selected again if the parameters have changed.
         """
         parameters = tuple(values[node] for node in layer.parameters)
         with self._lock:
@@ -218,8 +218,8 @@ class WeightCache:
 
 
 def _same(tensors: Weights, others: Weights) -> bool:
-    """Whether tensors have the same type and elements."""
-    # To torch.equal an element is the same in float16 and in float32.
+    """True if tensors have the same dtype and elements."""
+    # torch.equal does not compare dtypes.
     return all(
         one.dtype == other.dtype and torch.equal(one, other)
         for one, other in zip(tensors, others, strict=True)
@@ -229,7 +229,7 @@ def _same(tensors: Weights, others: Weights) -> bool:
 def find_masked_linears(
     sites: Mapping[fx.Node, Site], suffix: Sequence[fx.Node]
 ) -> tuple[dict[fx.Node, MaskedLinear], set[fx.Node]]:
-    """How linear layers around dropout are computed, and the nodes that this makes superfluous.
+    """The masked linear layers of a graph, and the nodes that they replace.
 
     Args:
         sites: the nodes that draw, in the order of the calls.
@@ -263,9 +263,9 @@ def find_masked_linears(
 def _linear_before(
     dropout: fx.Node, sites: Mapping[fx.Node, Site], suffix: Sequence[fx.Node]
 ) -> fx.Node | None:
-    """The linear layer of which nothing but what a dropout keeps is asked for.
+    """The linear layer of whose output only the units kept by a dropout are needed.
 
-    Between the two are only functions of single units.
+    Only elementwise functions lie between the two.
     """
     node = _source(dropout)
     while node in suffix and len(node.users) == 1:
@@ -278,7 +278,7 @@ def _linear_before(
 
 
 def is_pointwise(node: fx.Node) -> bool:
-    """Whether a node is an elementwise function of one tensor."""
+    """True if a node is an elementwise function of one tensor."""
     return (
         isinstance(node.target, torch._ops.OpOverload)  # noqa: SLF001 - the type of ATen calls
         and torch.Tag.pointwise in node.target.tags
@@ -295,10 +295,10 @@ def _source(dropout: fx.Node) -> fx.Node:
 
 
 def _chains_to_linear(dropout: fx.Node, site: Site) -> list[tuple[fx.Node, list[fx.Node]]] | None:
-    """The linear layers that a dropout ends in through reshapes alone, with those reshapes.
+    """The linear layers that a dropout feeds directly or through reshapes, with the reshapes.
 
-    None when it feeds anything else, or where a linear layer does not see one flat vector of all
-    the units of an image.
+    None if it feeds anything else, or if the input of a linear layer is not one flat vector of all
+    units of an image.
     """
     if dropout.target is not _ATEN.dropout.default or site.dimension != 0 or site.folds:
         return None
@@ -322,7 +322,7 @@ def _is_linear_of(user: fx.Node, node: fx.Node) -> bool:
 
 
 def _is_flat(node: fx.Node, units: int | None = None) -> bool:
-    """Whether a node is one vector an image, ``(N, units)``."""
+    """True if a node is one vector per image, ``(N, units)``."""
     shape = node.meta["val"].shape
     return len(shape) == 2 and units in (None, shape[1])  # noqa: PLR2004 - images and units
 

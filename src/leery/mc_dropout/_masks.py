@@ -1,4 +1,4 @@
-"""What the passes draw, once from a seed: T passes are T fixed sub-networks."""
+"""Random draws of the passes, fixed by a seed: T passes are T fixed sub-networks."""
 
 import math
 from collections.abc import Sequence
@@ -17,21 +17,22 @@ __all__ = ["MaskSource", "Masks", "Site", "draw_masks"]
 MaskSource = Literal["fixed", "fresh"]
 
 MOST_DRAWS = 2**28
-"""A bound that keeps a file of a stranger from asking for all the memory."""
+"""Maximum number of drawn elements, so that an untrusted file cannot exhaust memory."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """A place in the model where a pass draws at random.
+    """A random operation in the forward pass of a model.
 
     Attributes:
-        name: of the innermost submodule that draws; "" for the model itself.
-        kind: what is drawn.
+        name: name of the innermost submodule that draws; "" for the model itself.
+        kind: kind of draw.
         rate: the probability of dropping a unit, in (0, 1); None unless units are dropped.
-        shape: of a pass's draw, which all images of the pass share. Where the activation counts
-            the images it has the number of an image's own rows there, mostly 1.
-        dimension: the one that counts the images; None where the draw is for a parameter.
-        interleaved: whether that dimension counts an image's rows first and the images last.
+        shape: shape of the draw of a pass, which all its images share. In the batch dimension it is
+            the number of rows per image, mostly 1.
+        dimension: index of the batch dimension; None if the draw is for a parameter.
+        interleaved: True if the images vary fastest along that dimension, False if the rows of an
+            image do.
     """
 
     name: str
@@ -45,10 +46,10 @@ class Site:
     def between(
         cls, name: str, kind: Kind, rate: float | None, *, shapes: Sequence[Sequence[int]]
     ) -> "Site":
-        """A site, from the shapes that it draws for two images and for three.
+        """Infer a site from the shapes of its draws for two images and for three.
 
         Raises:
-            UnsupportedModelError: when they do not show which dimension counts the images.
+            UnsupportedModelError: when they do not show which dimension is the batch dimension.
         """
         two, three = (tuple(shape) for shape in shapes)
         counting = [place for place, (a, b) in enumerate(zip(two, three, strict=False)) if a != b]
@@ -64,22 +65,22 @@ class Site:
 
     @property
     def folds(self) -> bool:
-        """Whether images and rows of one image lie in the same dimension."""
+        """True if the batch dimension also holds several rows per image."""
         return self.dimension is not None and self.shape[self.dimension] > 1
 
     def flipped(self) -> "Site":
-        """The same place with the other order of images and rows, where they share a dimension."""
+        """The same site with the other order of images and rows, if they share a dimension."""
         return replace(self, interleaved=not self.interleaved) if self.folds else self
 
     def fits(self, shape: Sequence[int], count: int) -> bool:
-        """Whether this is the shape to draw for ``count`` images."""
+        """True if ``shape`` is that of a draw for ``count`` images."""
         sizes = list(self.shape)
         if self.dimension is not None:
             sizes[self.dimension] *= count
         return tuple(sizes) == tuple(shape)
 
     def spread(self, draw: Tensor, count: int) -> Tensor:
-        """A pass's draw for ``count`` images; it broadcasts against what is drawn for."""
+        """Expand the draw of a pass to ``count`` images; it broadcasts with the activation."""
         if self.dimension is None or not self.folds:
             return draw
         if self.interleaved:
@@ -91,7 +92,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Masks:
-    """What is drawn, for every site and pass.
+    """The draws of every site and pass.
 
     Attributes:
         draws: one tensor ``(passes, *site.shape)`` for each site, in the order of the calls; bool
@@ -106,20 +107,20 @@ class Masks:
         return len(self.draws[0])
 
     def to(self, device: torch.device) -> "Masks":
-        """The same on a device."""
+        """The same masks on a device."""
         if all(draw.device == device for draw in self.draws):
             return self
         return Masks(tuple(draw.to(device) for draw in self.draws))
 
     def factors(self, site: int, rate: float, dtype: torch.dtype) -> Tensor:
-        """What a dropout multiplies units by, ``(passes, units)``: 0 or 1 / (1 - rate)."""
+        """Factors by which a dropout multiplies units, ``(passes, units)``: 0 or 1 / (1 - rate)."""
         key = "factors", site, dtype
         if key not in self._cache:
             self._cache[key] = (self.draws[site].flatten(1).to(dtype).mul(1 / (1 - rate)),)
         return self._cache[key][0]
 
     def first(self, count: int) -> "Masks":
-        """Those of the first passes."""
+        """The masks of the first ``count`` passes."""
         return Masks(tuple(draw[:count] for draw in self.draws))
 
     def kept(self, site: int) -> tuple[Tensor, ...]:
@@ -131,10 +132,10 @@ class Masks:
 
 
 def draw_masks(sites: Sequence[Site], passes: int, seed: int, draw: int = 0) -> Masks:
-    """Independent draws, shared by every image of a pass.
+    """Draw masks that are independent between passes and shared by the images of a pass.
 
-    They are drawn on the CPU, each site from its own stream, so that they depend on the seed
-    and the number of the draw only, and not on the device, the batch size or the other sites.
+    They are drawn on the CPU, each site from its own stream, so that they depend only on the seed
+    and the index of the draw, not on the device, the batch size or the other sites.
 
     Source:
         Kirsch, van Amersfoort, Gal (2019), "BatchBALD", section 3.1: consistent MC dropout.
@@ -142,7 +143,7 @@ def draw_masks(sites: Sequence[Site], passes: int, seed: int, draw: int = 0) -> 
     drawn = []
     if passes * sum(math.prod(site.shape) for site in sites) > MOST_DRAWS:
         message = (
-            f"expected at most {MOST_DRAWS} random numbers in all passes, got {passes} passes of "
+            f"expected at most {MOST_DRAWS} random draws in all passes, got {passes} passes of "
             f"{sum(math.prod(site.shape) for site in sites)}; lower passes"
         )
         raise InputError(message)
@@ -161,7 +162,7 @@ def _no_counting_dimension(
     name: str, two: tuple[int, ...], three: tuple[int, ...]
 ) -> UnsupportedModelError:
     return UnsupportedModelError(
-        "expected dropout on activations of which one dimension counts the images, got shape "
+        "expected dropout on activations with one batch dimension, got shape "
         f"{two} for two images and {three} for three in {name or 'the model'!r}; apply dropout "
-        "where each image has as many units as any other"
+        "where every image has the same number of units"
     )

@@ -1,7 +1,7 @@
-"""The plain loop: every pass through the whole model, with what it draws held fixed.
+"""Plain loop that runs every pass through the whole model, with fixed draws.
 
-It defines what a pass is: the engine must equal it where the graph can be captured, and this loop
-serves where not.
+It is the reference: the engine must match it where the graph can be captured. Where it cannot, this
+loop is used.
 """
 
 import threading
@@ -37,14 +37,14 @@ __all__ = ["PlainLoop"]
 
 @dataclass(frozen=True)
 class PlainLoop:
-    """A model and the places where it draws. Every method wants the model inside guest.
+    """A model and its random operations. All methods require the model inside ``guest``.
 
     Attributes:
-        model: as given by the user.
-        layers: those that are read.
+        model: the user's model.
+        layers: layers that are read.
         train_modules: the names of the submodules that are in train mode during a pass.
-        sites: the places, in the order of the calls.
-        caveat: what a pass may leave out, and why; "" when nothing.
+        sites: the random operations, in the order of the calls.
+        caveat: dropout that a pass may omit, and why; "" if none.
     """
 
     model: nn.Module
@@ -55,21 +55,21 @@ class PlainLoop:
 
     @classmethod
     def find(cls, model: nn.Module, layers: tuple[str, ...], pair: Tensor) -> "PlainLoop":
-        """Run the model on two images and on three, and see where it draws.
+        """Find the random operations by running the model on two images and on three.
 
         Args:
             model: any classifier.
-            layers: those to read.
+            layers: layers to read.
             pair: two images on the model's device.
 
         Raises:
-            UnsupportedModelError: when the model draws in eval mode, draws otherwise for another
+            UnsupportedModelError: when the model draws in eval mode, draws differently for another
                 number of images, or writes into its own tensors.
             InputError: when it does not accept the images.
         """
         if _calls(model, pair, frozenset()):
             message = (
-                "expected a model that draws nothing at random in eval mode, got one that does; "
+                "expected a model that is deterministic in eval mode, got one that is not; "
                 "pass training=self.training to functional dropout"
             )
             raise UnsupportedModelError(message)
@@ -117,7 +117,7 @@ class PlainLoop:
         return logits, seen
 
     def pass_without_dropping(self, batch: Tensor) -> Tensor | None:
-        """Logits ``(N, classes)`` in train mode with nothing dropped; None where not known."""
+        """Logits ``(N, classes)`` in train mode with nothing dropped; None if unknown."""
         known = True
 
         def decide(call: RandomCall) -> object:
@@ -133,11 +133,11 @@ class PlainLoop:
 
 @dataclass(frozen=True)
 class _Call:
-    """A random operation as it was met in a forward pass.
+    """A random operation that was recorded in a forward pass.
 
     Attributes:
         what: the submodule that calls it, the kind of draw, the rate.
-        shape: of what is drawn.
+        shape: shape of the draw.
     """
 
     what: tuple[str, Kind, float | None]
@@ -192,7 +192,7 @@ def _calls(model: nn.Module, batch: Tensor, names: frozenset[str]) -> list[_Call
     """The random operations of a forward pass with those submodules in train mode.
 
     Raises:
-        UnsupportedModelError: when the pass gives no logits.
+        UnsupportedModelError: when the pass does not return logits.
         InputError: when the model does not accept the batch.
     """
     before = python_randomness()
@@ -210,7 +210,7 @@ def _calls(model: nn.Module, batch: Tensor, names: frozenset[str]) -> list[_Call
 def _recorded_calls(
     model: nn.Module, batch: Tensor, names: frozenset[str]
 ) -> tuple[list[_Call], object]:
-    """The random operations of a forward pass, and whatever it returns."""
+    """The random operations of a forward pass, and its output."""
     found: list[_Call] = []
     running = _RunningModules(model)
 
@@ -229,21 +229,21 @@ def _ones(call: RandomCall, batch: Tensor) -> Tensor:
 
 
 def _drawing_modules(model: nn.Module, pair: Tensor) -> tuple[frozenset[str], str]:
-    """The submodules that must be in train mode for all dropout to be on, and no other.
+    """The minimal set of submodules that must be in train mode for all dropout to be on.
 
-    A module may do more than drop in train mode, so the model's own modules are left alone unless
-    they draw, or pass on their mode to one that does.
+    A module may do more than dropout in train mode, so custom modules stay in eval mode unless they
+    draw, or pass their mode to a module that does.
 
     Returns:
-        Their names, and what is left out where not all of it could be found.
+        Their names, and a caveat if some dropout cannot be found, else "".
     """
     layers, own = dropout_layers(model), own_modules(model)
     everything, output, failure = _attempted_calls(model, pair, layers | own)
     if failure:
-        return layers, f"only torch's dropout layers drop: the model in train mode raises {failure}"
+        return layers, f"only torch's dropout layers act: the model in train mode raises {failure}"
     drawing = own & frozenset(call.what[0] for call in everything)
     if not isinstance(output, Tensor):
-        # More outputs, as of auxiliary heads: their modules must not be woken.
+        # Several outputs, as from auxiliary heads, whose modules must stay in eval mode.
         return layers | drawing, ""
     around = frozenset(
         name for name in own if any(below.startswith(f"{name}.") or not name for below in drawing)
@@ -258,35 +258,35 @@ def _drawing_modules(model: nn.Module, pair: Tensor) -> tuple[frozenset[str], st
 def _attempted_calls(
     model: nn.Module, pair: Tensor, names: frozenset[str]
 ) -> tuple[list[_Call], object, str]:
-    """What :func:`_recorded_calls` finds, and what it failed with, "" if it did not.
+    """The result of :func:`_recorded_calls`, and its error, or "" if it succeeded.
 
-    The model's tensors are afterwards as they were.
+    The model's tensors are restored.
     """
     try:
         with _tensors_restored(model, quietly=True):
             return *_recorded_calls(model, pair, names), ""
     except torch.OutOfMemoryError:
         raise
-    # The user's code in a mode that it may not be made for raises whatever it likes.
+    # User code in a mode that it may not be made for can raise any exception.
     except Exception as error:
         return [], None, brief(error)
 
 
 @contextmanager
 def _tensors_restored(model: nn.Module, *, quietly: bool = False) -> Iterator[None]:
-    """Put back what a forward pass writes into the model's parameters and buffers.
+    """Restore the model's parameters and buffers after a forward pass that writes to them.
 
     Args:
-        model: whose tensors are watched.
-        quietly: whether writing is not complained of.
+        model: model whose tensors are restored.
+        quietly: True to raise no error about writes.
 
     Raises:
-        UnsupportedModelError: when something was written and not quietly.
+        UnsupportedModelError: when something was written, unless ``quietly``.
     """
     tensors = [
         tensor for tensor in (*model.parameters(), *model.buffers()) if not tensor.is_inference()
     ]
-    before = [(tensor, tensor._version, tensor.detach().clone()) for tensor in tensors]  # noqa: SLF001 - its count of writes
+    before = [(tensor, tensor._version, tensor.detach().clone()) for tensor in tensors]  # noqa: SLF001 - version counter
     held = [*model.parameters(), *model.buffers()]
     written = False
     try:
@@ -296,19 +296,19 @@ def _tensors_restored(model: nn.Module, *, quietly: bool = False) -> Iterator[No
             written = list(map(id, now)) != list(map(id, held))
     finally:
         for tensor, version, value in before:
-            if tensor._version != version:  # noqa: SLF001 - its count of writes
+            if tensor._version != version:  # noqa: SLF001 - version counter
                 written = True
                 tensor.detach().copy_(value)
     if written and not quietly:
         message = (
-            "expected a forward that leaves the model's parameters and buffers alone while "
-            "dropout is on, got one that writes into them; move that out of the modules that drop"
+            "expected a forward that does not write to parameters and buffers while "
+            "dropout is on, got one that does; move the write out of the modules with dropout"
         )
         raise UnsupportedModelError(message)
 
 
 def _not_alike(got: str) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"expected a model that draws alike whatever the images are, got {got}; let dropout not "
-        "depend on the images"
+        f"expected random draws that do not depend on the images, got {got}; make dropout "
+        "independent of the images"
     )

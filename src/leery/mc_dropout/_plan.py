@@ -1,4 +1,4 @@
-"""How a model's passes are run, as users are told."""
+"""Description, for users, of how the passes of a model are run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ __all__ = ["Plan", "StochasticLayer", "explain"]
 
 
 _COUNTED = 8
-"""Passes whose multiplications are counted."""
+"""Number of passes over which multiplications are counted."""
 
 
 @dataclass(frozen=True)
 class StochasticLayer:
-    """A place where a pass draws at random.
+    """A submodule that draws at random in each pass.
 
     Attributes:
-        name: of the submodule that draws; "" for the model itself.
-        kind: the class of that submodule.
+        name: name of the submodule; "" for the model itself.
+        kind: class name of the submodule.
         rate: the probability of dropping a unit; None for other draws.
-        shape: of a pass's mask, which all images share.
+        shape: shape of the mask of a pass, which all images share.
     """
 
     name: str
@@ -35,26 +35,26 @@ class StochasticLayer:
     shape: tuple[int, ...]
 
     def __str__(self) -> str:
-        """A line for people."""
+        """One-line summary."""
         dropped = "random numbers" if self.rate is None else f"drops {self.rate:.3g}"
         return f"{self.name or 'the model'} ({self.kind}): {dropped}, mask {self.shape}"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a model's passes are run.
+    """Plan of how the passes of a model are run.
 
     Attributes:
-        way: "graph" when the deterministic part is computed once and the rest once a pass; "loop"
-            when each pass runs the whole model; "once" when there are no passes.
-        reason: why it is not the graph; "" for the graph.
-        layers: those that are read.
-        stochastic: what draws at random, in the order of the forward pass.
-        repeated: the share of a forward pass's multiplications that a pass repeats, in [0, 1],
-            on average over the first passes; columns of linear layers that a mask drops are not
+        way: "graph" if the deterministic part is computed once and the rest once per pass; "loop"
+            if each pass runs the whole model; "once" if there are no passes.
+        reason: reason why the graph is not used; "" if it is.
+        layers: layers that are read.
+        stochastic: submodules that draw at random, in the order of the forward pass.
+        repeated: fraction of the multiplications of a full forward pass that each pass repeats, in
+            [0, 1], averaged over the first passes; dropped columns of linear layers are not
             multiplied.
-        once: the share that is computed once for all passes, in [0, 1].
-        caveat: what a pass may leave out, and why; "" when nothing.
+        once: fraction of the multiplications that is done once for all passes, in [0, 1].
+        caveat: dropout that a pass may omit, and why; "" if none.
     """
 
     way: Literal["graph", "loop", "once"]
@@ -66,7 +66,7 @@ class Plan:
     caveat: str = ""
 
     def __str__(self) -> str:
-        """A few lines for people."""
+        """Multi-line summary."""
         ways = {
             "graph": f"the deterministic part once, {self.repeated:.1%} of the work in each pass",
             "loop": f"the whole model in each pass, because {self.reason}",
@@ -86,7 +86,7 @@ class Plan:
 def explain(
     loop: PlainLoop, engine: Engine | None, reason: str, pair: Tensor, masks: Masks
 ) -> Plan:
-    """The plan of running ``loop``, or ``engine`` where there is one."""
+    """The plan for running ``engine`` if there is one, else ``loop``."""
     repeated, shared = 1.0, 0.0
     if engine is not None:
         once = engine.prefix(pair)

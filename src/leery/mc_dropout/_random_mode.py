@@ -1,4 +1,4 @@
-"""A forward pass whose random operations are handed what they draw."""
+"""Forward passes whose random operations use given draws."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,11 +18,11 @@ _RUNNING_MEAN, _TRAINING = 3, 5
 
 
 class RandomCall:
-    """A random operation that was met in a forward pass.
+    """A random operation that was intercepted in a forward pass.
 
     Attributes:
-        operation: what it is.
-        shape: of what it draws.
+        operation: description of the operation.
+        shape: shape of the draw.
         rate: the probability of dropping a unit; None unless units are dropped.
     """
 
@@ -33,21 +33,20 @@ class RandomCall:
         self._call = args, kwargs
 
     def with_draw(self, draw: Tensor) -> Any:  # noqa: ANN401 - whatever the operation returns
-        """Its result for a draw that broadcasts against the shape."""
+        """Result of the operation for a draw that broadcasts with ``shape``."""
         args, kwargs = self._call
         return self.operation.compute(draw, *args, **kwargs)
 
     def without_dropping(self) -> Any:  # noqa: ANN401 - whatever the operation returns
-        """Its result when nothing is dropped; None where that is not known."""
+        """Result of the operation when nothing is dropped; None if unknown."""
         args, kwargs = self._call
         return self.operation.mean(*args, **kwargs) if self.operation.mean else None
 
 
 class RandomOpMode(TorchDispatchMode):
-    """While it is active, ``decide`` gives the result of every random operation.
+    """Dispatch mode in which ``decide`` computes the result of every random operation.
 
-    Batch norm that is in train mode, because the module that calls it is, uses its running
-    statistics nevertheless and leaves them alone.
+    Batch norm in train mode uses its running statistics and does not update them.
 
     Args:
         decide: takes each operation in turn and returns its result.
@@ -67,7 +66,7 @@ class RandomOpMode(TorchDispatchMode):
         """Called by torch for each ATen operation.
 
         Raises:
-            UnsupportedModelError: for a random operation that dropout is not made of.
+            UnsupportedModelError: for a random operation that is not used by dropout.
         """
         kwargs = kwargs or {}
         if func in _BATCH_NORMS and args[_RUNNING_MEAN] is not None:
@@ -78,7 +77,7 @@ class RandomOpMode(TorchDispatchMode):
             return args[0].copy_(found) if func in IN_PLACE else found
         if operation is None and is_random(func):
             message = (
-                f"expected no random operations but those that dropout is made of, got {func} in "
+                f"expected only random operations that dropout uses, got {func} in "
                 "the model's forward; replace it by a dropout layer"
             )
             raise UnsupportedModelError(message)

@@ -1,7 +1,7 @@
-"""The random operations that a pass can hold fixed: what each draws, and what it makes of a draw.
+"""Random operations that a pass can fix: what each draws, and its result for a given draw.
 
 One table serves both ways of running a model. In a captured graph dropout is one call; in a plain
-forward pass it has been taken apart into the calls that draw the noise.
+forward pass it is decomposed into the calls that draw the noise.
 """
 
 import math
@@ -15,21 +15,20 @@ from torch import Tensor
 __all__ = ["IN_PLACE", "RANDOM", "Kind", "RandomOp", "is_random"]
 
 Kind = Literal["keep", "uniform", "normal"]
-"""What is drawn: whether a unit is kept, numbers from [0, 1), or standard normal numbers."""
+"""What is drawn: a keep mask, uniform in [0, 1), or standard normal."""
 
 _ATEN = torch.ops.aten
 
 
 @dataclass(frozen=True)
 class RandomOp:
-    """A random operation. Each function takes the arguments of the operation itself.
+    """Description of a random operation by functions that take the operation's arguments.
 
     Attributes:
-        kind: what it draws.
-        shape: of what it draws.
-        compute: its result, given a draw as first argument, which broadcasts against ``shape``.
-        mean: its result when nothing is dropped, which is that of the eval mode; None where it
-            is not known.
+        kind: kind of draw.
+        shape: shape of the draw.
+        compute: result for a given draw, the first argument, which broadcasts with ``shape``.
+        mean: result when nothing is dropped, as in eval mode; None if unknown.
         rate: the probability of dropping a unit; None unless units are kept or dropped.
     """
 
@@ -40,16 +39,16 @@ class RandomOp:
     rate: Callable[..., float] | None = None
 
     def is_active(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-        """Whether the operation does anything but hand on its input."""
+        """True unless the operation returns its input unchanged."""
         return self.rate is None or self.rate(*args, **kwargs) > 0
 
     def draws(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-        """Whether its result depends on call."""
+        """True if the result is random."""
         return self.rate is None or 0 < self.rate(*args, **kwargs) < 1
 
 
 def is_random(operation: object) -> bool:
-    """Whether an operation may draw from a random generator."""
+    """True if an operation may draw from a random generator."""
     if not isinstance(operation, torch._ops.OpOverload):  # noqa: SLF001 - the type of ATen calls
         return False
     return operation in RANDOM or torch.Tag.nondeterministic_seeded in operation.tags
@@ -84,7 +83,7 @@ def _native_dropped(kept: Tensor, x: Tensor, p: float, _train: object) -> tuple[
 
 
 def _alpha_dropped(kept: Tensor, x: Tensor, p: float, _train: object) -> Tensor:
-    """Dropped units take SELU's negative limit; mean and variance are kept.
+    """Dropped units take SELU's negative limit; mean and variance are preserved.
 
     Source: Klambauer et al. (2017), arXiv:1706.02515, "self-normalizing neural networks".
     """
@@ -124,7 +123,7 @@ def _attended(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Attention as torch's documentation writes it out, with a mask on its weights."""
+    """Attention as defined in torch's documentation, with dropout on its weights."""
     if enable_gqa:
         groups = query.shape[-3] // key.shape[-3]
         key, value = (part.repeat_interleave(groups, -3) for part in (key, value))
@@ -137,7 +136,7 @@ def _attended(
 
 
 def _masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
-    """Over the keys that each query may look at; a query that may look nowhere gets zeros."""
+    """Softmax over the keys that each query may attend to; zeros for a query with no keys."""
     chooses = mask.dtype is torch.bool
     seen = scores.masked_fill(~mask, -math.inf) if chooses else scores + mask
     nowhere = (seen == -math.inf).all(-1, keepdim=True)
@@ -244,7 +243,7 @@ RANDOM: Mapping[Any, RandomOp] = {
         "normal", _size, _of_kind, lambda x, **_options: torch.zeros_like(x)
     ),
 }
-"""The operations by their functional form."""
+"""Random operations by their functional form."""
 
 IN_PLACE: Mapping[Any, Any] = {
     _ATEN.bernoulli_.float: _ATEN.bernoulli.p,
@@ -252,4 +251,4 @@ IN_PLACE: Mapping[Any, Any] = {
     _ATEN.uniform_.default: _ATEN.uniform.default,
     _ATEN.normal_.default: _ATEN.normal_functional.default,
 }
-"""The functional form of those that write into their first argument, under another name."""
+"""Functional form of each in-place operation whose functional form has another name."""

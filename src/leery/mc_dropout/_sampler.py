@@ -1,4 +1,4 @@
-"""MC dropout as users see it: a model, a number of passes, a seed."""
+"""The public MC dropout sampler: a model, a number of passes and a seed."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,18 +50,18 @@ from leery.tuning import (
 __all__ = ["MCDropout", "Passes"]
 
 MOST_PASSES = 10_000
-"""A bound that keeps a slip, or a file of a stranger, from asking for all the memory."""
+"""Maximum number of passes, so that a typo or an untrusted file cannot exhaust memory."""
 
 
 @dataclass(frozen=True)
 class Passes:
-    """What the passes over a batch of images give, and the forward pass without dropout.
+    """Results of the passes over a batch of images, and of the forward pass without dropout.
 
     Attributes:
         logits: float ``(N, classes)``, dropout off.
-        layers: the values of layers by name, ``(N, ...)``, dropout off.
+        layers: layer outputs by name, ``(N, ...)``, dropout off.
         probs: float ``(passes, N, classes)``, dropout on; rows sum to 1.
-        pass_layers: the values of layers in each pass by name, ``(passes, N, ...)``.
+        pass_layers: layer outputs in each pass by name, ``(passes, N, ...)``.
     """
 
     logits: Tensor
@@ -70,11 +70,11 @@ class Passes:
     pass_layers: Mapping[str, Tensor]
 
     def to(self, device: torch.device) -> "Passes":
-        """The same on a device."""
+        """The same results on a device."""
         return self._each(lambda tensor, _dim: tensor.to(device))
 
     def _each(self, change: Callable[[Tensor, int], Tensor]) -> "Passes":
-        """With every tensor changed, given the dimension that counts the images."""
+        """Apply a function to every tensor; it is given the batch dimension."""
         return Passes(
             change(self.logits, 0),
             {name: change(value, 0) for name, value in self.layers.items()},
@@ -84,7 +84,7 @@ class Passes:
 
     @staticmethod
     def joined(parts: Sequence["Passes"]) -> "Passes":
-        """Batches one after the other."""
+        """Concatenate the results of several batches."""
         first = parts[0]
         return Passes(
             torch.cat([part.logits for part in parts]),
@@ -99,19 +99,19 @@ class Passes:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """How inputs of one kind are run, and the state of the model that this holds for.
+    """Plan for running inputs of one shape and type, valid for one state of the model.
 
     Attributes:
-        loop: the definition of a pass.
-        engine: the faster way to the same result, where the graph can be captured.
-        reason: why there is no engine; "" where there is one.
-        shared: whether the engine also gives what the eval mode gives.
-        classes: how many the model tells apart.
-        device: of the model.
-        channels_last: whether the engine is given images with their channels last in memory.
-        masks: the fixed ones, on that device.
-        state: of the model.
-        cache: what the fixed masks selected of the weights.
+        loop: reference implementation of a pass.
+        engine: faster implementation, if the graph can be captured, else None.
+        reason: reason why there is no engine; "" if there is one.
+        shared: True if the engine also reproduces eval mode.
+        classes: number of classes of the model.
+        device: device of the model.
+        channels_last: True if the engine takes images in channels-last memory layout.
+        masks: the fixed masks, on that device.
+        state: state of the model for which the plan is valid.
+        cache: weights selected by the fixed masks.
     """
 
     loop: PlainLoop
@@ -128,7 +128,7 @@ class _Prepared:
     def run(
         self, batch: Tensor, masks: Masks, cache: WeightCache | None, pass_layers: Sequence[str]
     ) -> Passes:
-        """A batch on the model's device, without dropout and pass by pass."""
+        """Run a batch on the model's device, without dropout and in every pass."""
         each = range(len(masks))
         if self.engine is None:
             logits, layers = self.loop.without_dropout(batch)
@@ -147,40 +147,41 @@ class _Prepared:
 class MCDropout:
     """Samples a classifier's class probabilities with its dropout on.
 
-    Pass t is one fixed sub-network: its masks come from the seed and are the same for every
-    image and call, so that a probability is a pure function of the image. Batch norm and all else
-    stay in eval mode, and the model is left as it was.
+    Pass t is one fixed sub-network: its masks come from the seed and are the same for every image
+    and call, so that the probabilities depend only on the image. All other modules, such as batch
+    norm, stay in eval mode, and the state of the model is restored.
 
-    Where ``torch.export`` can write the model's forward pass down, what does not depend on a mask
-    is computed once an image, and a linear layer behind a dropout multiplies the kept columns
-    only. Where it cannot, each pass runs the whole model. Both give the same result;
-    :meth:`explain_plan` tells which it is.
+    If ``torch.export`` can capture the model's forward pass, everything that does not depend on a
+    mask is computed once per image, and a linear layer after a dropout multiplies only the kept
+    columns. Otherwise each pass runs the whole model. The results are the same;
+    :meth:`explain_plan` tells which method is used.
 
     Args:
         model: returns logits ``(N, classes)`` and has dropout: torch's dropout layers, functional
-            dropout that asks for ``self.training``, dropout inside attention or between
-            recurrent layers, stochastic depth. Later calls see changes of its weights, buffers
-            and dropout layers' rates; other attributes are taken as they are at the first call.
+            dropout that depends on ``self.training``, dropout inside attention or between recurrent
+            layers, stochastic depth. Changes to its weights, buffers and dropout rates take effect
+            in later calls; other attributes are read once, at the first call.
         passes: the number of passes, T.
-        seed: of the masks.
-        masks: "fixed" (drawn once) or "fresh" (drawn anew at each call, one set a call; the
-            k-th call of two samplers with the same seed draws the same).
-        layers: names of submodules, whose outputs :meth:`observe` returns, or "input of " and
-            such a name.
-        pass_layers: the same, for their values in each pass. All units are then computed in each.
-        batch_size: how many images a thread works on at once at most, which bounds the memory;
-            fewer where passes or classes are many or the model is large. Where there is work for
-            all of torch's threads, each has a batch of its own. What fixed masks choose of the
-            weights stays in memory for the next call, up to 128 MiB in float32.
+        seed: random seed of the masks.
+        masks: "fixed" (drawn once) or "fresh" (one new set per call; the k-th calls of two samplers
+            with the same seed draw the same masks).
+        layers: submodules whose outputs :meth:`observe` returns; "input of " before a name selects
+            the input instead.
+        pass_layers: submodules whose outputs in each pass are returned; all units are then computed
+            in each pass.
+        batch_size: maximum number of images that a thread processes at once, which limits memory;
+            fewer for many passes, many classes or a large model. With enough images, each of
+            torch's threads processes its own batch. The weights selected by fixed masks stay in
+            memory for the next call, up to 128 MiB in float32.
 
     Raises:
         UnknownLayerError: when the model lacks a layer.
         InputError: when another setting is outside its range.
 
     Source:
-        Gal, Ghahramani (2016), arXiv:1506.02142; the paper's eq. 4. Departure: with fixed masks
-        the passes are shared by all images, as in Kirsch, van Amersfoort, Gal (2019), "BatchBALD";
-        the distribution for one image is the same.
+        Gal, Ghahramani (2016), arXiv:1506.02142; Tuna, Catak, Eskil (2020), eq. 4. Departure: fixed
+        masks are shared by all images, as in Kirsch, van Amersfoort, Gal (2019), "BatchBALD"; the
+        distribution for one image is the same.
     """
 
     def __init__(
@@ -198,7 +199,7 @@ class MCDropout:
             message = f"expected 1 to {MOST_PASSES} passes, got {passes}; correct the number"
             raise InputError(message)
         if masks not in get_args(MaskSource):
-            message = f'expected masks "fixed" or "fresh", got {masks!r}; name one of the two'
+            message = f'expected masks "fixed" or "fresh", got {masks!r}; choose one'
             raise InputError(message)
         check_batch_size(batch_size)
         check_seed(seed)
@@ -215,7 +216,7 @@ class MCDropout:
         self._prepared: dict[tuple[object, ...], _Prepared] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        """What a copy begins with: no graph can be copied, so it is found anew."""
+        """State of a copy: graphs cannot be copied, so the copy captures its own."""
         return {**vars(self), "_prepared": {}}
 
     def sample(self, images: Tensor) -> Tensor:
@@ -238,7 +239,7 @@ class MCDropout:
         """Logits and layers without dropout, and the probabilities of every pass, in one run.
 
         Args:
-            images: ``(N, ...)``, on any device, to which the result comes back.
+            images: ``(N, ...)``, on any device; the result is on the same device.
 
         Raises:
             InputError: when the images do not fit.
@@ -249,7 +250,7 @@ class MCDropout:
     def stream(self, images: Tensor) -> Iterator[Passes]:
         """:meth:`observe` batch by batch, so that memory does not grow with the images.
 
-        The parts stay on the model's device, where what is computed from them is fast too.
+        The parts stay on the model's device, so that metrics are computed there too.
         """
         prepared = self._prepare(images)
         masks = self._masks(prepared)
@@ -266,7 +267,7 @@ class MCDropout:
                 yield from seen
 
     def observe_with_gradient(self, images: Tensor) -> Passes:
-        """:meth:`observe` as one batch, through which gradients reach the images.
+        """:meth:`observe` in one batch, with gradients to the images.
 
         Args:
             images: float ``(N, ...)``, on the model's device.
@@ -282,7 +283,7 @@ class MCDropout:
 
     @contextmanager
     def _undisturbed(self, prepared: _Prepared) -> Iterator[None]:
-        """The model as a guest; a graph that does without the model needs no more than this."""
+        """Run the model inside ``guest``; a graph that replaces it needs only autocast off."""
         if prepared.shared:
             with torch.autocast(prepared.device.type, enabled=False):
                 yield
@@ -291,7 +292,7 @@ class MCDropout:
                 yield
 
     def explain_plan(self, images: Tensor) -> Plan:
-        """How images of this kind are run: which way, what is random, what is repeated.
+        """How passes are computed: the method, the random modules, what each pass repeats.
 
         Args:
             images: ``(N, ...)``; the first two are shown to the model.
@@ -305,17 +306,17 @@ class MCDropout:
             return explain(prepared.loop, prepared.engine, prepared.reason, pair, prepared.masks)
 
     def _threads(self, prepared: _Prepared, images: int) -> int:
-        """In how many threads batches are worked on side by side."""
+        """Number of threads that process batches in parallel."""
         if not prepared.shared or prepared.device.type != "cpu":
-            # What the model itself is asked for it may not do in two threads.
+            # The model's own forward may not be thread-safe.
             return 1
-        assert prepared.engine is not None, "it is the engine that is shared"
+        assert prepared.engine is not None, "shared implies an engine"
         threads = torch.get_num_threads()
         fits = threads * prepared.engine.weight_elements <= SELECTED_ELEMENTS
         return threads if fits and images >= threads * IMAGES_OF_A_THREAD else 1
 
     def _rows(self, prepared: _Prepared) -> int:
-        """How many images a thread works on at once."""
+        """Number of images that a thread processes at once."""
         engine = prepared.engine
         if engine is None:
             return min(self.batch_size, WHOLE_MODEL)
@@ -326,11 +327,11 @@ class MCDropout:
         return most
 
     def _cache(self, prepared: _Prepared, *, again: bool) -> WeightCache | None:
-        """Where weights are kept for later batches and calls.
+        """Cache of weights for later batches and calls.
 
         Args:
-            prepared: how the images are run; of another kind of images nothing is kept any more.
-            again: whether there are later batches.
+            prepared: plan of the images; the caches of all other plans are emptied.
+            again: True if there are later batches.
         """
         if self.masks == "fresh":
             return WeightCache() if again else None
@@ -348,7 +349,7 @@ class MCDropout:
         *,
         gradient: bool = False,
     ) -> Passes:
-        """What a batch yields; inside :meth:`_undisturbed`."""
+        """The results of a batch; to be called inside :meth:`_undisturbed`."""
         shown = batch.to(prepared.device)
         with torch.inference_mode(mode=False), torch.set_grad_enabled(gradient), refused(batch):
             return prepared.run(shown, masks, cache, self.pass_layers)
@@ -361,7 +362,7 @@ class MCDropout:
         return fresh.to(prepared.device)
 
     def _prepare(self, images: Tensor) -> _Prepared:
-        """The way to run inputs of this kind; found anew when the model is not what it was."""
+        """The plan for these inputs; made again if the model has changed."""
         check_images(images)
         device = device_of(self.model)
         key = (images.shape[1:], images.dtype, device)
@@ -390,8 +391,8 @@ class MCDropout:
         shared = engine is not None and matches_eval_mode(engine, loop, pair)
         if not shared and not only_drops_in_train_mode(loop, pair):
             message = (
-                "expected a model that in train mode does nothing but drop, got other logits with "
-                "nothing dropped; make what else it does depend on another flag"
+                "expected a model whose train mode adds only dropout, got other logits with "
+                "nothing dropped; make its other behaviour depend on another flag"
             )
             raise UnsupportedModelError(message)
         classes = loop.without_dropout(pair)[0].shape[1]
@@ -408,9 +409,9 @@ class MCDropout:
         )
 
     def _state(self) -> tuple[object, ...]:
-        """What a prepared run depends on: modules, tensors, hooks and dropout rates.
+        """State that a plan depends on: modules, tensors, hooks and dropout rates.
 
-        The graph keeps its tensors alive, so that no other can take over an identity.
+        The graph keeps its tensors alive, so that their ids cannot be reused.
         """
         modules = [*self.model.modules()]
         hooks = [
@@ -429,7 +430,7 @@ def _probabilities(logits: Tensor) -> Tensor:
 def _stacked(
     logits: Tensor, layers: Mapping[str, Tensor], found: Sequence[tuple[Tensor, dict[str, Tensor]]]
 ) -> Passes:
-    """The passes one by one, put together."""
+    """Stack the results of single passes."""
     read = {name: torch.stack([seen[name] for _, seen in found]) for name in found[0][1]}
     return Passes(logits, layers, _probabilities(torch.stack([each for each, _ in found])), read)
 
@@ -438,7 +439,7 @@ def _no_dropout(model: nn.Module, caveat: str) -> NoDropoutError:
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     before = linear[-1] if linear else "..."
     return NoDropoutError(
-        f"expected a model with dropout that drops something, got {type(model).__name__} without "
+        f"expected a model with active dropout, got {type(model).__name__} without "
         f"any; use leery.mc_dropout.insert_dropout(model, before={before!r}, p=0.5), or metrics "
         "that need no dropout" + (f" ({caveat})" if caveat else "")
     )

@@ -1,7 +1,7 @@
-"""Calls that run side by side, in threads of one computing thread each.
+"""Parallel calls, each in a thread that computes single-threaded.
 
-Several threads for one operation wait for each other after each; for the small ones of a pass that
-costs more than they gain. Whole batches side by side wait once.
+Threads that share an operation synchronise after each one, which costs more than it gains for the
+small operations of a pass. Threads with a batch each synchronise once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,15 +21,15 @@ class SideBySide(Protocol):
     """Like :func:`map`, for as many items as there are threads."""
 
     def __call__(self, work: Callable[[T], R], items: Sequence[T], /) -> list[R]:
-        """What the work gives for each item, in their order."""
+        """Return the result of the work for each item, in order."""
 
 
 @contextmanager
 def side_by_side(count: int) -> Iterator[SideBySide]:
-    """So many threads for a while; with one the caller's own, which computes as it always does.
+    """Provide ``count`` threads; with one, work runs in the caller's thread, unchanged.
 
-    The number of computing threads that torch was given is as before when a call returns or raises.
-    A thread of the caller's that uses torch for the first time during a call has one from then on.
+    Torch's number of threads is restored when a call returns or raises. Another thread of the
+    caller that first uses torch during a call computes single-threaded from then on.
     """
     if count == 1:
         yield lambda work, items: [work(item) for item in items]
@@ -49,7 +49,7 @@ def side_by_side(count: int) -> Iterator[SideBySide]:
 
 
 def _alone(work: Callable[[T], R], item: T) -> R:
-    """The call, with one computing thread."""
-    # Of this thread only, but for MKL's, which is the whole process's.
+    """Run the call single-threaded."""
+    # Applies to this thread only, except in MKL, where it applies to the process.
     torch.set_num_threads(1)
     return work(item)

@@ -1,4 +1,4 @@
-"""Which modules are in train mode while passes are drawn."""
+"""Selection of the modules that are in train mode during passes."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +22,7 @@ _LAYERS = (
 
 
 def dropout_layers(model: nn.Module) -> frozenset[str]:
-    """The names of torch's own layers that drop something in train mode and do nothing else."""
+    """Names of torch's own layers that differ in train mode only by dropout."""
     return frozenset(
         name
         for name, module in model.named_modules()
@@ -31,16 +31,16 @@ def dropout_layers(model: nn.Module) -> frozenset[str]:
 
 
 def dropout_rates(modules: Iterable[nn.Module]) -> tuple[float, ...]:
-    """The rates of torch's own layers that drop something."""
+    """Dropout rates of torch's own layers."""
     layers = (module for module in modules if isinstance(module, (*_LAYERS, nn.RNNBase)))
     rates = (getattr(layer, "p", getattr(layer, "dropout", None)) for layer in layers)
     return tuple(float(rate) for rate in rates if isinstance(rate, Real))
 
 
 def own_modules(model: nn.Module) -> frozenset[str]:
-    """The names of the modules that are none of torch's own, but for kinds of batch norm.
+    """Names of the modules that are defined outside torch, except subclasses of batch norm.
 
-    Functional dropout asks for the mode of the module that calls it.
+    Functional dropout uses the mode of the module that calls it.
     """
     return frozenset(
         name
@@ -51,9 +51,9 @@ def own_modules(model: nn.Module) -> frozenset[str]:
 
 @contextmanager
 def dropout_on(model: nn.Module, names: frozenset[str]) -> Iterator[None]:
-    """The named modules in train mode, all others in eval mode; inside guest.
+    """Put the named modules in train mode and all others in eval mode; use inside ``guest``.
 
-    Attention is computed step by step meanwhile: fused kernels draw their dropout unseen.
+    Fused attention is off meanwhile, because its kernels draw dropout internally.
     """
     before = [(name, module, module.training) for name, module in model.named_modules()]
     try:
@@ -62,7 +62,7 @@ def dropout_on(model: nn.Module, names: frozenset[str]) -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             if any(isinstance(module, nn.RNNBase) for _, module, _ in before):
-                # cuDNN's recurrent layers draw inside, too.
+                # cuDNN's recurrent layers also draw dropout internally.
                 stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             yield
     finally:

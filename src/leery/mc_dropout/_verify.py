@@ -1,4 +1,4 @@
-"""Laws that a way to run a model must obey before it is used, tried on two images."""
+"""Checks, on two images, that a method of running a model must pass before it is used."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,10 +23,10 @@ __all__ = [
 
 
 def with_row_order(loop: PlainLoop, pair: Tensor) -> PlainLoop:
-    """The loop, with images and an image's rows told apart where they share a dimension.
+    """Return the loop with the order of images and rows settled where they share a dimension.
 
-    Each such place is tried alone in either order: with the right one an image gets the same
-    result beside another image and behind itself.
+    Each such site is tried alone in both orders: with the right one, the result of an image does
+    not depend on its position or on the other image.
 
     Raises:
         UnsupportedModelError: when an image's result depends on the others in its batch.
@@ -48,12 +48,12 @@ def with_row_order(loop: PlainLoop, pair: Tensor) -> PlainLoop:
 
 
 def probe_masks(sites: Sequence[Site], pair: Tensor, place: int | None = None) -> Masks:
-    """Draws under which a mistake shows: neighbours differ in pass 0, all is random in pass 1.
+    """Draws that reveal errors: neighbours differ in pass 0, all elements are random in pass 1.
 
     Args:
-        sites: where the model draws.
+        sites: random operations of the model.
         pair: two images, for the device.
-        place: the site that draws, all others drop nothing; by default all draw.
+        place: index of the only site that draws while the others drop nothing; by default all draw.
     """
     generator = torch.Generator().manual_seed(0)
     draws = []
@@ -67,7 +67,7 @@ def probe_masks(sites: Sequence[Site], pair: Tensor, place: int | None = None) -
             kept[0] = rows.view(-1, *(1 for _ in site.shape[site.dimension + 1 :]))
         if place is not None and number != place:
             kept[:] = True
-        # Whatever the probability of keeping is, 0.01 is below it and 0.99 above.
+        # For any usual keep probability, 0.01 is below it and 0.99 above.
         if site.kind == "keep":
             draws.append(kept)
         else:
@@ -77,7 +77,7 @@ def probe_masks(sites: Sequence[Site], pair: Tensor, place: int | None = None) -
 
 
 def _treats_images_independently(loop: PlainLoop, pair: Tensor, masks: Masks) -> bool:
-    """Whether the first image gets the same beside the second and behind itself."""
+    """True if an image gets the same result first beside another and second beside itself."""
     for index in (0, 1):
         beside = loop.one_pass(pair, masks, index)[0]
         behind = loop.one_pass(pair[[0, 0]], masks, index)[1]
@@ -90,10 +90,10 @@ def _treats_images_independently(loop: PlainLoop, pair: Tensor, masks: Masks) ->
 
 
 def check_matches_loop(engine: Engine, loop: PlainLoop, pair: Tensor) -> None:
-    """Refuse an engine whose passes are not those of the loop.
+    """Raise if the passes of the engine differ from those of the loop.
 
     Raises:
-        NoGraphError: then.
+        NoGraphError: when they differ.
     """
     masks = probe_masks(loop.sites, pair)
     once = engine.prefix(fast_layout(loop.model, pair))
@@ -105,7 +105,7 @@ def check_matches_loop(engine: Engine, loop: PlainLoop, pair: Tensor) -> None:
 
 
 def matches_eval_mode(engine: Engine, loop: PlainLoop, pair: Tensor) -> bool:
-    """Whether the engine without dropout gives the logits and layers of the eval mode."""
+    """True if the engine without dropout reproduces the logits and layers of eval mode."""
     if not engine.knows_eval_mode:
         return False
     logits, layers = engine.without_dropout(engine.prefix(fast_layout(loop.model, pair)))
@@ -115,10 +115,10 @@ def matches_eval_mode(engine: Engine, loop: PlainLoop, pair: Tensor) -> bool:
 
 
 def only_drops_in_train_mode(loop: PlainLoop, pair: Tensor) -> bool:
-    """Whether the model in train mode, with nothing dropped, gives the logits of the eval mode.
+    """True if the model in train mode, with nothing dropped, returns the logits of eval mode.
 
-    True also where that cannot be known: of alpha dropout, and of random numbers that a module
-    uses in a way of its own.
+    Also True where this cannot be checked: for alpha dropout, and for random draws that a module
+    uses in its own way.
     """
     alphas = (nn.AlphaDropout, nn.FeatureAlphaDropout)
     if any(isinstance(module, alphas) for module in loop.model.modules()):
@@ -130,7 +130,7 @@ def only_drops_in_train_mode(loop: PlainLoop, pair: Tensor) -> bool:
 def _close(found: Tensor, truth: Tensor) -> bool:
     if found.shape != truth.shape:
         return False
-    # In half precision the order of a sum alone changes a result by some of its last bits.
+    # In half precision the order of summation alone changes the last bits of a result.
     bits = 8 * torch.finfo(truth.dtype).eps if truth.is_floating_point() else 0.0
     allowed = max(1e-4, bits * float(truth.abs().max()))
     return torch.allclose(found, truth, rtol=max(1e-3, bits), atol=allowed)

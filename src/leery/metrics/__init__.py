@@ -1,8 +1,8 @@
-"""The metrics: how uncertain a classifier is about an input, how close it lies to training data.
+"""Metrics of an input: uncertainty of the classifier, closeness to training data and others.
 
-A metric is an ``nn.Module`` that states what it needs and maps an observation to a float64 number
-per image, in the field's own quantity; it says which direction is suspicious. Fusing metrics and
-choosing thresholds does not belong here.
+A metric is an ``nn.Module`` that declares what it needs, maps an observation to one float64 element
+per image, and states which direction is suspicious. Fusing metrics and setting thresholds is done
+elsewhere.
 """
 
 from leery.metrics._base import Direction, FitContext, Metric, metric_refused

@@ -1,4 +1,4 @@
-"""The bandwidth of a Gaussian kernel under which training data are most likely."""
+"""Maximum-likelihood bandwidth of a Gaussian kernel density."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,18 +13,18 @@ __all__ = ["likeliest_bandwidth"]
 
 _QUERIES = 200
 _CELLS = 2**24
-"""The number of squared distances held in all; float64 makes that 128 MiB."""
+"""Maximum number of squared distances in memory: 128 MiB in float64."""
 
 
 def likeliest_bandwidth(groups: Mapping[int, Tensor]) -> float:
-    r"""The bandwidth of the largest leave-one-out log likelihood, one for all groups.
+    r"""The bandwidth that maximizes the leave-one-out log likelihood, shared by all groups.
 
     .. math:: \sum_c \sum_{x \in Q_c} \log \frac{1}{n_c - 1} \sum_{x_i \in X_c, x_i \ne x}
         \mathcal N(x; x_i, b^2 I)
 
-    Q_c are up to 200 points of the group, evenly taken, fewer where that would be too many
-    distances. Points that equal the one left out are left out with it: repeated training data
-    would else draw the bandwidth to zero.
+    Q_c are up to 200 evenly spaced points of the group, fewer if the distances would not fit into
+    memory. Points equal to the one left out are left out too; otherwise duplicates in the training
+    data would draw the bandwidth to zero.
 
     Args:
         groups: float ``(n_c, D)`` of each group.
@@ -44,7 +44,7 @@ def likeliest_bandwidth(groups: Mapping[int, Tensor]) -> float:
     squares = [found for points in groups.values() for found in _squares(points, queries)]
     if not squares:
         message = (
-            f"expected training features that differ within a class, got equal ones only in "
+            f"expected training features that differ within a class, got only equal ones in "
             f"{sorted(groups)}; pass a bandwidth as a number"
         )
         raise InputError(message)
@@ -61,13 +61,13 @@ def likeliest_bandwidth(groups: Mapping[int, Tensor]) -> float:
 
 
 def _squares(points: Tensor, queries: int) -> list[Tensor]:
-    """For some points, the squared distances to all that differ from them."""
+    """For some points, the squared distances to all points that differ from them."""
     rows = points.double()
     rows = rows - rows.mean(0)
     lengths = rows.square().sum(1)
     chosen = torch.linspace(0, len(rows) - 1, min(queries, len(rows))).round().long()
     distances = (lengths[chosen, None] + lengths - 2 * rows[chosen] @ rows.T).clamp_min(0)
-    # Equal points: what is left of zero by rounding.
+    # Rounding error of the distance between equal points.
     tiny = 1e-12 * (lengths[chosen, None] + lengths)
     return [
         row[row > least] for row, least in zip(distances, tiny, strict=True) if (row > least).any()
@@ -75,7 +75,7 @@ def _squares(points: Tensor, queries: int) -> list[Tensor]:
 
 
 def _log_likelihood(squares: Sequence[Tensor], dimension: int, bandwidth: float) -> float:
-    """The mean over the points left out."""
+    """Mean log likelihood of the points that are left out."""
     normaliser = dimension / 2 * math.log(2 * math.pi * bandwidth**2)
     return (
         _mean(

@@ -1,4 +1,4 @@
-"""What a metric is: it states what it needs, learns from training data, and gives a number."""
+"""Base class of metrics."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,29 +15,29 @@ from leery.observation import Needs, Observation
 __all__ = ["Direction", "FitContext", "Metric", "check_metric", "metric_refused"]
 
 Direction = Literal["larger", "smaller", "both"]
-"""Which values are suspicious."""
+"""Which side of a metric's range is suspicious."""
 
 Part = Callable[[Iterable[str], object, Callable[[], Mapping[str, Tensor]]], Mapping[str, Tensor]]
 
 _RESERVED = ("name", "predicted", "score", "p_value", "adversarial", "error")
-"""Columns of verdicts and of files of scores."""
+"""Names used by columns of verdicts and of score files."""
 
 
 @dataclass(frozen=True)
 class FitContext:
-    """What a metric that must be trained is given before the training data are observed.
+    """Arguments for a metric that must be trained before the training data are observed.
 
     Attributes:
-        batches: gives the training data anew at each call, as (images, labels) batches.
+        batches: function that returns a new iterator over the training data, (images, labels).
         seed: random seed.
-        device: of the classifier.
+        device: device of the classifier.
         classes: the number of classes.
-        bounds: of the pixels; None where they are unknown.
-        pixels: the bounds, or where they are unknown the range of the first batch.
-        progress: is told a description and the share that is done, in [0, 1].
-        part: takes the names of the modules whose code decides about a training, everything else
-            that determines it (as JSON-serialisable values), and the training itself; gives the
-            trained tensors. A fit that is resumed has them without training again.
+        bounds: pixel bounds; None if unknown.
+        pixels: the bounds or, if they are unknown, the range of the first batch.
+        progress: function of a description and the completed fraction, in [0, 1].
+        part: function that returns trained tensors, from storage if a fit is resumed. Its arguments
+            are the names of the modules whose code determines the training, everything else that
+            determines it (as JSON-serialisable values), and a function that trains.
     """
 
     batches: Callable[[], Iterator[tuple[Tensor, Tensor]]]
@@ -51,23 +51,25 @@ class FitContext:
 
 
 class Metric(nn.Module):
-    """A number for each input that tells adversarial inputs from others.
+    """Base class of metrics, which give one number per input to detect adversarial ones.
 
-    Subclass it, set the attributes, and implement :meth:`forward`. A metric that learns from the
-    training data also implements :meth:`update`, :meth:`merge` and :meth:`finish`. Whatever it
-    learns belongs in buffers or submodules: they are what the detector file holds. Buffers that
-    have no value before the fit are registered as None, and have one after it.
+    To write a metric, subclass this, set the attributes and implement :meth:`forward`. A metric
+    that learns from the training data also implements :meth:`update`, :meth:`merge` and
+    :meth:`finish`. Fitted state must be held in buffers or submodules, because the detector file
+    stores only these. Buffers that are undefined before the fit are registered as None.
 
     Attributes:
-        name: of the metric; unique in a detector.
-        family: metrics of one family say much the same; combiners may treat them together.
+        name: name of the metric, unique in a detector.
+        family: family of the metric; metrics of one family are largely redundant, and combiners may
+            group them.
         direction: "larger" if large values are suspicious, "smaller", or "both".
-        needs: what :meth:`update` and :meth:`forward` read.
-        by_class: True if what is usual depends on the class; combiners then compare a value with
-            those of its predicted class. Not for a value that means the same in every class, such
-            as a probability: the comparison would hide that a class is often doubtful.
-        differentiable: True if gradients of :meth:`forward` reach the images; else :meth:`smooth`
-            is a stand-in.
+        needs: parts of an observation that :meth:`update` and :meth:`forward` read.
+        by_class: True if the distribution on clean images depends on the class; combiners then
+            compare with clean images of the predicted class. Leave it False for metrics that mean
+            the same in every class, such as a probability: the comparison would hide that the
+            classifier is often uncertain in a class.
+        differentiable: True if :meth:`forward` is differentiable; if not, :meth:`smooth` is a
+            differentiable surrogate.
     """
 
     name: str
@@ -78,53 +80,53 @@ class Metric(nn.Module):
     differentiable: bool = True
 
     def prepare(self, context: FitContext) -> None:
-        """Train what must be trained, such as an auxiliary network; by default nothing."""
+        """Train submodules, such as an auxiliary network; by default does nothing."""
 
     def update(self, seen: Observation, labels: Tensor) -> None:
-        """Learn from a part of the training data; by default nothing.
+        """Learn from a part of the training data; by default does nothing.
 
         Args:
-            seen: the part.
-            labels: int64 ``(N,)``, its true classes, on the same device.
+            seen: observation of the part.
+            labels: int64 ``(N,)``, the true classes, on the same device.
         """
 
     def merge(self, other: Self) -> None:  # noqa: ARG002 - what subclasses read
-        """Add what another metric of this kind learned from the part that follows.
+        """Add the state that another metric of this class learned from the next part.
 
-        Parts merged in their order give one result, however they were divided.
+        Merging parts in order must give the same result for every division into parts.
         """
         if self.learns:
             message = (
-                f"expected {type(self).__name__} to have merge(), because it has update(); "
-                "implement it to fit in parts"
+                f"expected {type(self).__name__} to implement merge() because it has update(); "
+                "add it to fit in parts"
             )
             raise InputError(message)
 
     def finish(self) -> None:
-        """Complete the fit after the last part; by default nothing is left to do."""
+        """Complete the fit after the last part; by default does nothing."""
 
     def forward(self, seen: Observation) -> Tensor:
         """The metric of each image, float64 ``(N,)``, finite."""
         raise NotImplementedError
 
     def smooth(self, seen: Observation) -> Tensor:
-        """A differentiable stand-in for :meth:`forward`; by default the metric itself."""
+        """A differentiable surrogate of :meth:`forward`; by default the metric itself."""
         found: Tensor = self(seen)
         return found
 
     def options(self) -> dict[str, Any]:
-        """The arguments that make another such metric, in types that JSON has."""
+        """Constructor arguments of this metric, as JSON-serialisable values."""
         return {}
 
     def restore(self, state: Mapping[str, Tensor]) -> Self:
-        """Take over the tensors of ``state_dict()`` of a fitted metric.
+        """Load the ``state_dict()`` of a fitted metric.
 
         Raises:
             InputError: when tensors are missing or unknown, or a submodule has other shapes.
         """
         for owner, name, path in _undefined_buffers(self):
             if path not in state:
-                message = f"expected the tensors of {self.name}, got none called {path}; fit again"
+                message = f"expected the tensor {path} of {self.name}, got none; fit again"
                 raise InputError(message)
             owner._buffers[name] = state[path]  # noqa: SLF001 - how torch itself assigns
         try:
@@ -135,31 +137,31 @@ class Metric(nn.Module):
         return self
 
     def check_classes(self, classes: int) -> None:
-        """Refuse a fitted state of a classifier with another number of classes."""
+        """Raise if the fitted state is for another number of classes."""
 
     @property
     def learns(self) -> bool:
-        """Whether it reads the training data."""
+        """True if the metric learns from the training data."""
         return type(self).update is not Metric.update
 
     @property
     def trains(self) -> bool:
-        """Whether it has something to train first."""
+        """True if the metric must be trained first."""
         return type(self).prepare is not Metric.prepare
 
 
 @contextmanager
 def metric_refused(metric: Metric) -> Iterator[None]:
-    """Whatever a metric raises becomes one error that names it.
+    """Turn any exception of a metric into an InputError that names the metric.
 
     Raises:
-        InputError: then.
+        InputError: when the metric raises.
     """
     try:
         yield
     except (LeeryError, torch.OutOfMemoryError, MemoryError):
         raise
-    # A metric may be somebody's code, and raises whatever it likes.
+    # A metric may be user code, which can raise any exception.
     except Exception as error:
         message = (
             f"expected metric {metric.name!r} to be computed, got {brief(error)}; correct its code"
@@ -168,10 +170,10 @@ def metric_refused(metric: Metric) -> Iterator[None]:
 
 
 def check_metric(metric: Metric) -> None:
-    """Refuse a metric whose name, family or direction cannot be used.
+    """Raise if the name, family or direction of a metric is invalid.
 
     Raises:
-        InputError: then.
+        InputError: when one of them is invalid.
     """
     kind = type(metric).__name__
     name = getattr(metric, "name", None)
@@ -191,7 +193,7 @@ def check_metric(metric: Metric) -> None:
 
 
 def _undefined_buffers(module: nn.Module) -> Sequence[tuple[nn.Module, str, str]]:
-    """Buffers without a value: their module, their name there, and their path."""
+    """Buffers that are None: their module, their name in it, and their path."""
     return [
         (owner, name, f"{prefix}.{name}" if prefix else name)
         for prefix, owner in module.named_modules()

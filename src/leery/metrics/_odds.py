@@ -7,7 +7,7 @@ __all__ = ["largest_other", "log_odds_against"]
 
 
 def log_odds_against(logits: Tensor, classes: Tensor) -> Tensor:
-    r"""The log odds that a class is wrong, by logits.
+    r"""Log odds, computed from logits, that a class is wrong.
 
     .. math:: \log \sum_{j \ne c} e^{z_j} - z_c
 
@@ -23,7 +23,7 @@ def log_odds_against(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def largest_other(differences: Tensor, classes: Tensor) -> Tensor:
-    """The largest entry ``(N,)`` of each row ``(N, classes)`` but that of its class."""
+    """The largest element ``(N,)`` of each row ``(N, classes)``, leaving out that of its class."""
     return _without(differences, classes).amax(1)
 
 

@@ -1,4 +1,4 @@
-"""Features of training images, kept per class: what metrics of closeness compare with."""
+"""Storage of training features per class, for metrics that compare with them."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Self
@@ -24,20 +24,20 @@ __all__ = [
 
 
 IMAGE = "<image>"
-"""Stands for the pixels in the place of a layer."""
+"""Layer name that stands for the pixels."""
 
 
 class TrainingPoints(Metric):
-    """A metric that keeps features of training images per class.
+    """Base class of metrics that store features of training images per class.
 
     Args:
         references: maximum number of training points kept per class; None for all.
-        seed: of the hash of the content by which they are chosen.
-        layer: the layer whose values are the features, flattened; :data:`IMAGE` for the pixels.
+        seed: seed of the content hash by which these points are selected.
+        layer: layer whose flattened output is the features; :data:`IMAGE` for the pixels.
 
     Attributes:
-        points: float ``(n, D)``, the features that are kept, class by class.
-        counts: int64 ``(classes,)``, how many are kept per class.
+        points: float ``(n, D)``, the stored features, class by class.
+        counts: int64 ``(classes,)``, number of stored points per class.
     """
 
     points: Tensor
@@ -57,7 +57,7 @@ class TrainingPoints(Metric):
         self._parts: dict[int, list[Tensor]] = {}
 
     def update(self, seen: Observation, labels: Tensor) -> None:
-        """Keep the features of a part of the training data."""
+        """Store the features of a part of the training data."""
         self._add(self.features(seen), labels)
 
     def features(self, seen: Observation) -> Tensor:
@@ -66,13 +66,13 @@ class TrainingPoints(Metric):
         return values.flatten(1)
 
     def merge(self, other: Self) -> None:
-        """Add the features that another metric of this kind kept."""
+        """Add the features that another metric of this class stored."""
         for label, parts in other._parts.items():
             self._parts.setdefault(label, []).extend(parts)
 
     @property
     def reference_(self) -> dict[int, Tensor]:
-        """The features that are kept of each class, ``{class: (n_c, D)}``; empty before the fit."""
+        """The stored features of each class, ``{class: (n_c, D)}``; empty before the fit."""
         if self.counts is None:
             return {}
         groups = self.points.split(self.counts.tolist())
@@ -85,16 +85,16 @@ class TrainingPoints(Metric):
         for label in labels.unique().tolist():
             parts = self._parts.setdefault(label, [])
             parts.append(features[labels == label])
-            # Now and then, so that what is not kept is not held to the end.
+            # Selected from time to time, which limits the memory during the fit.
             if self.references and sum(map(len, parts)) > 2 * self.references:
                 self._parts[label] = [self._nearest_hashes(torch.cat(parts))]
 
     def _nearest_hashes(self, group: Tensor) -> Tensor:
-        """The rows with the smallest hashes of their content, however the data were divided."""
+        """The rows with the smallest content hashes, independent of the division into parts."""
         return group[content_hashes(group, self.seed).argsort()[: self.references]]
 
     def _settled(self) -> dict[int, Tensor]:
-        """The features that are kept of each class, taken out of their parts."""
+        """Select the stored features of each class and empty the parts."""
         groups = {}
         for label in sorted(self._parts):
             group = torch.cat(self._parts.pop(label))
@@ -103,7 +103,7 @@ class TrainingPoints(Metric):
         return groups
 
     def _keep(self, groups: dict[int, Tensor]) -> None:
-        """Make the buffers of the features of each class, which are taken out of ``groups``."""
+        """Fill the buffers with the features of each class; this empties ``groups``."""
         check_widths("features", list(groups.values()))
         counts = torch.zeros(max(groups) + 1, dtype=torch.int64)
         for label, group in groups.items():
@@ -112,14 +112,14 @@ class TrainingPoints(Metric):
         self.counts = counts
 
     def _stored(self, group: Tensor) -> Tensor:
-        """The features of a class as they are kept."""
+        """Convert the features of a class to their stored form."""
         return group
 
     def restore(self, state: Mapping[str, Tensor]) -> Self:
-        """Take over the tensors of a fitted metric.
+        """Load the state of a fitted metric.
 
         Raises:
-            InputError: when features are missing or impossible.
+            InputError: when features are missing or invalid.
         """
         super().restore(state)
         check_features(self.points)
@@ -127,19 +127,19 @@ class TrainingPoints(Metric):
         whole = counts.dtype == torch.int64 and counts.ndim == 1 and bool((counts >= 0).all())
         if not whole or int(counts.sum()) != len(self.points):
             message = (
-                f"expected class counts of {self.name} that add up to {len(self.points)}, got "
+                f"expected class counts of {self.name} that sum to {len(self.points)}, got "
                 f"{counts.tolist()}; fit again"
             )
             raise InputError(message)
         return self
 
     def check_classes(self, classes: int) -> None:
-        """Refuse a metric that lacks training points of one of the classes."""
+        """Raise if a class has no training points."""
         check_all_classes(self.name, self.reference_, classes)
 
 
 def rows_by_class(classes: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Each class that occurs, with the indices of its rows."""
+    """Iterate over the classes that occur, with the indices of their rows."""
     for label in classes.unique().tolist():
         yield label, torch.nonzero(classes == label).squeeze(1)
 
@@ -176,21 +176,21 @@ def check_all_classes(what: str, known: Mapping[int, Tensor], classes: int) -> N
 def check_scored(
     known: Collection[int], fitted: Tensor | None, features: Tensor, classes: Tensor, what: str
 ) -> None:
-    """Refuse what cannot be scored.
+    """Raise unless features can be scored.
 
     Args:
-        known: the classes with training features.
-        fitted: what the fit left, ``(..., D)``; None before it.
+        known: classes with training features.
+        fitted: fitted tensor ``(..., D)``; None before the fit.
         features: ``(N, D)``.
         classes: ``(N,)``.
-        what: the name of the metric's class.
+        what: class name of the metric.
 
     Raises:
         NotFittedError: before the fit.
         InputError: when features or classes do not fit.
     """
     if fitted is None:
-        message = f"expected a fitted {what}, got one that is not; call fit(features, labels) first"
+        message = f"expected a fitted {what}, got an unfitted one; call fit(features, labels) first"
         raise NotFittedError(message)
     check_features(features)
     check_labels(classes, len(features))
@@ -204,7 +204,7 @@ def check_scored(
     missing: Sequence[int] = sorted(set(classes.tolist()).difference(known))
     if missing:
         message = (
-            f"expected classes out of {sorted(known)}, got {missing} too; "
+            f"expected classes from {sorted(known)}, got {missing} too; "
             "fit with training images of every class"
         )
         raise InputError(message)

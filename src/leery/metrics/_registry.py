@@ -1,4 +1,4 @@
-"""The metrics that a detector knows by name."""
+"""Metrics that can be selected by name."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,14 +37,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class References:
-    """How the training data are kept, for metrics that compare with them.
+    """Storage settings of metrics that compare with the training data.
 
     Attributes:
-        bandwidth: of the kernel density: a number in the units of the features, "likelihood" or
+        bandwidth: bandwidth of the kernel density, in the units of the features, or "likelihood" or
             "likelihood-per-class".
         references: maximum number of training images kept per class; None for all.
-        precision: data type of the kept features, "float32" or "float16".
-        seed: random seed of the choice of training images that are kept.
+        precision: data type of the stored features, "float32" or "float16".
+        seed: random seed of the selection of training images.
     """
 
     bandwidth: float | BandwidthRule = "likelihood"
@@ -60,17 +60,17 @@ def _kernel_density(kept: References) -> Metric:
 
 
 def recommended_for(images: Tensor) -> tuple[tuple[str, ...], str | None]:
-    """The metrics for inputs of this kind, of a detector that was not asked for others.
+    """Names of the default metrics for a type of input.
 
-    For images those of :data:`RECOMMENDED_METRICS`, without the auxiliary network, which would have
-    to be large, if they have more than 64 pixels on a side; for other inputs, such as tables and
-    tokens, the margin and the paper's.
+    For images, these are :data:`RECOMMENDED_METRICS`; without the auxiliary network, which would
+    have to be large, if a side exceeds 64 pixels. For other inputs, such as tables and tokens, they
+    are ``log_margin`` and :data:`PAPER_METRICS`.
 
     Args:
         images: a batch of the training data.
 
     Returns:
-        The names, and a sentence on what was left out; None if nothing was.
+        The names, and a sentence on the metrics that were left out, or None.
     """
     if images.ndim != 4 or not images.is_floating_point():  # noqa: PLR2004 - images
         return ("log_margin", *PAPER_METRICS), None
@@ -78,7 +78,7 @@ def recommended_for(images: Tensor) -> tuple[tuple[str, ...], str | None]:
         return RECOMMENDED_METRICS, None
     left_out = (
         f"The auxiliary network was left out, because images over {MOST_PIXELS} pixels need a "
-        "large one; leery.metrics.AuxiliaryAgreement(network) (--metric MODULE:FUNCTION) takes a "
+        "large one; leery.metrics.AuxiliaryAgreement(network) (--metric MODULE:FUNCTION) accepts a "
         "second classifier of the same classes."
     )
     names = tuple(name for name in RECOMMENDED_METRICS if name != AuxiliaryAgreement.name)
@@ -145,13 +145,13 @@ KINDS: Mapping[str, Callable[..., Metric]] = {
         UnitDispersion,
     )
 }
-"""The classes of leery's own metrics, which a detector file may name."""
+"""Classes of the built-in metrics, by the name that a detector file uses."""
 
 
 def make_metrics(
     asked: Sequence[str | Metric] | str, kept: References | None = None
 ) -> tuple[Metric, ...]:
-    """The metrics of those names; instances as they are.
+    """Make metrics from names; instances are passed through.
 
     Raises:
         InputError: when there is none, or a name is unknown or repeated.
@@ -164,7 +164,7 @@ def make_metrics(
     unknown = [entry for entry in entries if not isinstance(entry, Metric) and entry not in _MAKERS]
     if not names or unknown or len(set(names)) < len(names):
         message = (
-            f"expected distinct metrics out of {', '.join(METRICS)}, or instances of "
+            f"expected distinct metrics from {', '.join(METRICS)}, or instances of "
             f"leery.metrics.Metric with other names, got {names}; correct them"
         )
         raise InputError(message)

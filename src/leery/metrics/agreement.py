@@ -1,7 +1,8 @@
-"""Whether a second classifier agrees with the defended one.
+"""Agreement of an auxiliary network with the classifier.
 
-An attack on one network seldom moves another, which was trained apart and on noisier images, to the
-same wrong class. Against an attacker who also knows the second network it adds little.
+An attack on one network rarely transfers, with the same wrong class, to another that was trained
+separately and on noisier images. Against an attacker who also knows the second network, this metric
+adds little.
 """
 
 from collections.abc import Mapping
@@ -21,26 +22,26 @@ __all__ = ["AuxiliaryAgreement"]
 
 
 class AuxiliaryAgreement(Metric):
-    r"""The log odds that the predicted class is wrong, by an auxiliary network.
+    r"""Log odds, by an auxiliary network, that the predicted class is wrong.
 
     .. math:: \log \sum_{j \ne c} e^{a_j(x)} - a_c(x), \qquad c = \arg\max_j z_j(x)
 
-    with logits a of the auxiliary network and z of the defended classifier.
+    with logits a of the auxiliary network and z of the classifier.
 
     Args:
         network: a module that returns logits of the same classes for the same inputs, such as a
             second pretrained classifier; by default a small network is trained on the training
             images (:mod:`leery.training`).
-        recipe: of that training; it is not kept in the file of a detector.
+        recipe: training settings of the small network; not stored in the detector file.
 
     Attributes:
-        auxiliary: the network, in eval mode; None before the fit where it is trained.
+        auxiliary: the network, in eval mode; None before the fit if the fit trains it.
 
     Notes:
-        A trained network is part of the detector file. Of a given one the file holds the weights
-        only: give the metric again at loading. The metric is only as good as the auxiliary network
-        is accurate: its errors on clean images raise the threshold, so that fewer attacks are found
-        at the same false-alarm rate.
+        A network trained by the fit is part of the detector file. Of a network passed by the user
+        the file holds only the weights: pass the metric again when loading. The quality of the
+        metric depends on the accuracy of the auxiliary network: its errors on clean images raise
+        the threshold, so that fewer attacks are found at the same false-alarm rate.
 
     Source:
         Disagreement of two networks: Aldahdooh et al. (2022), "Adversarial example detection for
@@ -59,9 +60,9 @@ class AuxiliaryAgreement(Metric):
         super().__init__()
         if isinstance(network, str):
             message = (
-                f"expected the auxiliary network of {self.name!r} to be given, because it was not "
+                f"expected the auxiliary network of {self.name!r} as argument, because it was not "
                 "trained by leery; pass metrics=[leery.metrics.AuxiliaryAgreement(network)], or "
-                "--metric with the function that gives it"
+                "--metric with the function that returns it"
             )
             raise DetectorFileError(message)
         self.given = network is not None
@@ -70,10 +71,10 @@ class AuxiliaryAgreement(Metric):
         self.register_buffer("shape", None)
 
     def prepare(self, context: FitContext) -> None:
-        """Train the auxiliary network, or check the one that was given.
+        """Train the auxiliary network, or check the one that the user passed.
 
         Raises:
-            InputError: when the inputs are no images, or a given network has other classes.
+            InputError: when the inputs are not images, or a passed network has other classes.
         """
         first, _ = next(iter(context.batches()))
         self.shape = torch.tensor(first.shape[1:])
@@ -86,7 +87,7 @@ class AuxiliaryAgreement(Metric):
             message = (
                 "expected images (channels, height, width) of floating-point pixels to train an "
                 f"auxiliary network on, got {tuple(first.shape[1:])} of {first.dtype}; leave "
-                f"{self.name} out of the metrics, or give it a network"
+                f"{self.name} out of the metrics, or pass it a network"
             )
             raise InputError(message)
         data = TrainingSet.gathered(context.batches())
@@ -100,7 +101,7 @@ class AuxiliaryAgreement(Metric):
         self.restore({"shape": self.shape, **own}).to(context.device)
 
     def _trained(self, data: TrainingSet, context: FitContext) -> dict[str, Tensor]:
-        """The weights of a network that is trained now."""
+        """Train a network and return its weights."""
         network = train_auxiliary(
             data,
             classes=context.classes,
@@ -121,11 +122,11 @@ class AuxiliaryAgreement(Metric):
         return log_odds_against(run_model(auxiliary, images), seen.predicted)
 
     def options(self) -> dict[str, Any]:
-        """The arguments that make another such metric, but for the network and the recipe."""
+        """Constructor arguments of this metric, except the network and the recipe."""
         return {"network": "given"} if self.given else {}
 
     def restore(self, state: Mapping[str, Tensor]) -> Self:
-        """Take over the network of a fitted metric.
+        """Load the network of a fitted metric.
 
         Raises:
             InputError: when tensors are missing or of other shapes.
@@ -149,19 +150,19 @@ class AuxiliaryAgreement(Metric):
         assert self.auxiliary is not None
         self.auxiliary.eval()
         if isinstance(self.auxiliary, AuxiliaryNetwork):
-            # As after the training: another order in memory rounds otherwise.
+            # As after training, because another memory layout rounds differently.
             self.auxiliary.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self
 
     def check_classes(self, classes: int) -> None:
-        """Refuse a network of another number of classes."""
+        """Raise if the network has another number of classes."""
         if isinstance(self.auxiliary, AuxiliaryNetwork):
             self._check(self.auxiliary.classify[-1].bias.unsqueeze(0), classes)  # type: ignore[operator]
 
     def _check(self, logits: Tensor, classes: int) -> None:
         if logits.shape[1] != classes:
             message = (
-                f"expected an auxiliary network of {classes} classes, as the classifier has, got "
-                f"{logits.shape[1]}; give another one"
+                f"expected an auxiliary network with the classifier's {classes} classes, got "
+                f"{logits.shape[1]}; pass another one"
             )
             raise InputError(message)

@@ -1,4 +1,4 @@
-"""How far an input lies from the decision boundary, found by a short counter-attack."""
+"""Distance of an input to the decision boundary, estimated by a few DeepFool steps."""
 
 from typing import Any
 
@@ -15,22 +15,22 @@ _OVERSHOOT = 1.02
 
 
 class BoundaryDistance(Metric):
-    r"""The L2 length of the change by which a few DeepFool steps leave the predicted class.
+    r"""L2 norm of the perturbation by which a few DeepFool steps leave the predicted class.
 
-    Adversarial images of minimal attacks lie closer to the boundary than any clean image, those of
-    confident attacks farther: both are suspicious.
+    Adversarial images of minimal attacks lie closer to the boundary than clean images, and those of
+    high-confidence attacks farther away; both are suspicious.
 
     Args:
-        steps: the largest number of steps, each linear.
-        candidates: the number of other classes that are tried, the likeliest first.
+        steps: maximum number of linearised steps.
+        candidates: number of other classes that are tried, most likely first.
 
     Notes:
-        An image that is still in its class after the last step gets the length so far. A step costs
-        ``candidates`` backward passes.
+        For an image that is still in its class after the last step, the norm reached so far is
+        returned. A step costs ``candidates`` backward passes.
 
     Source:
-        Moosavi-Dezfooli, Fawzi, Frossard (2016), arXiv:1511.04599, as a measure of the image it
-        starts from.
+        Moosavi-Dezfooli, Fawzi, Frossard (2016), arXiv:1511.04599, used here as a metric of the
+        starting image.
     """
 
     name = "boundary_distance"
@@ -45,7 +45,7 @@ class BoundaryDistance(Metric):
         self.candidates = check_count(candidates, "candidates")
 
     def forward(self, seen: Observation) -> Tensor:
-        """The length for each image, float64 ``(N,)``, in the units of the images."""
+        """The norm for each image, float64 ``(N,)``, in the units of the images."""
         with torch.inference_mode(mode=False), torch.enable_grad():
             moved = start = seen.images.detach().clone()
             for _ in range(self.steps):
@@ -53,7 +53,7 @@ class BoundaryDistance(Metric):
             return lengths(moved - start)
 
     def smooth(self, seen: Observation) -> Tensor:
-        """The linear estimate: the margin over the length of its gradient, held fixed."""
+        """Linear surrogate: the margin divided by the norm of its gradient, held constant."""
         top = seen.logits.double().topk(2, dim=1).values
         with torch.enable_grad():
             images = seen.images.detach().requires_grad_()
@@ -62,11 +62,11 @@ class BoundaryDistance(Metric):
         return (top[:, 0] - top[:, 1]) / lengths(gradient).clamp_min(1e-12)
 
     def options(self) -> dict[str, Any]:
-        """The arguments that make another such metric."""
+        """Constructor arguments of this metric."""
         return {"steps": self.steps, "candidates": self.candidates}
 
     def _step(self, seen: Observation, moved: Tensor) -> Tensor:
-        """The step to the nearest boundary of the linearised classifier; zero beyond it."""
+        """The step to the nearest boundary of the linearised classifier; zero if it is crossed."""
         images = moved.detach().requires_grad_()
         logits = seen.classifier(images)
         own = logits.gather(1, seen.predicted.unsqueeze(1)).squeeze(1)

@@ -1,7 +1,7 @@
-"""How close an input lies to the training data of a class, in the space of the features.
+"""Metrics of closeness to the training data of a class, in feature space.
 
-Both metrics are fitted on features of clean training images and then score features of any
-images against the class that each was given.
+Both metrics are fitted on features of clean training images and score the features of any image
+against a given class.
 """
 
 import math
@@ -34,7 +34,7 @@ BandwidthRule = Literal["likelihood", "likelihood-per-class"]
 Precision = Literal["float32", "float16"]
 
 _BANDWIDTHS = (1e-100, 1e100)
-"""Of other bandwidths, or of their inverses, the squares are no numbers."""
+"""Range of bandwidths; squares of others, or of their inverses, overflow or vanish."""
 
 
 class KernelDensity(TrainingPoints):
@@ -45,33 +45,34 @@ class KernelDensity(TrainingPoints):
         {(2 \pi b^2)^{D/2}}
 
     Larger is closer to the training data. It is scikit-learn's ``KernelDensity`` with a Gaussian
-    kernel, one estimate a class, computed as matrix products in float64 on any device.
+    kernel, one estimate per class, computed as matrix products in float64 on any device.
 
     Args:
-        bandwidth: b, in the units of the features, above 0; or "likelihood", the b under which
-            the training features are most likely when one is left out, or
-            "likelihood-per-class", one such b a class.
-        references: maximum number of training points kept per class; by default all. Which are
-            kept is decided by a hash of their content, so it does not depend on their order.
-        precision: "float32" keeps the training features as they are; "float16" halves their
-            size in a file, at 11 bits a number; scoring holds them in float64 either way.
-        seed: of that hash.
-        layer: the layer whose values are the features, flattened.
+        bandwidth: b, in the units of the features, above 0; or "likelihood", which maximizes the
+            leave-one-out likelihood of the training features, or "likelihood-per-class", which does
+            so per class.
+        references: maximum number of training points kept per class; by default all. They are
+            selected by a hash of their content, so that their order does not matter.
+        precision: "float32" keeps the training features as they are; "float16" halves their size in
+            the detector file, with 11 significant bits per element. Scoring uses float64 in both
+            cases.
+        seed: seed of that hash.
+        layer: layer whose flattened output is the features.
 
     Attributes:
-        points: float ``(n, D)``, the features that are kept, class by class.
-        counts: int64 ``(classes,)``, how many are kept per class.
+        points: float ``(n, D)``, the stored features, class by class.
+        counts: int64 ``(classes,)``, number of stored points per class.
         bandwidths: float64 ``(classes,)``, b per class.
 
     Notes:
-        scikit-learn's own trees bound sums between their leaves and lose the far tails: a log
-        density of -4,000 can be off by as much. With all points in one leaf (``leaf_size=n``)
-        they sum exactly, and it is this sum that is computed here.
+        scikit-learn's trees approximate the sum over leaves and are inaccurate in the far tails: a
+        log density of -4,000 can be off by as much. With all points in one leaf (``leaf_size=n``)
+        the sum is exact, and this metric computes that exact sum.
 
     Source:
-        Feinman et al. (2017), arXiv:1703.00410; the paper's eq. 9. Departures: the paper prints
-        ``exp(-d^2 / sigma^2)``, but its bandwidths come from Feinman's procedure, which is
-        scikit-learn's; and the logarithm of the mean takes the place of the sum.
+        Feinman et al. (2017), arXiv:1703.00410; Tuna, Catak, Eskil (2020), eq. 9. Departures: that
+        paper prints ``exp(-d^2 / sigma^2)``, but its bandwidths come from Feinman's procedure,
+        which is scikit-learn's; and the logarithm of the mean replaces the sum.
 
     Example:
         >>> features, labels = torch.zeros(3, 1), torch.tensor([0, 0, 0])
@@ -98,7 +99,7 @@ class KernelDensity(TrainingPoints):
         super().__init__(references, seed, layer)
         _check_bandwidth(bandwidth)
         if precision not in get_args(Precision):
-            message = f'expected precision "float32" or "float16", got {precision!r}; name one'
+            message = f'expected precision "float32" or "float16", got {precision!r}; choose one'
             raise InputError(message)
         self.bandwidth = bandwidth if isinstance(bandwidth, str) else float(bandwidth)
         self.precision: Precision = precision
@@ -106,7 +107,7 @@ class KernelDensity(TrainingPoints):
         self._ready: dict[int, _Estimate] = {}
 
     def fit(self, features: Tensor, labels: Tensor) -> Self:
-        """Keep the training features of each class.
+        """Store the training features of each class.
 
         Args:
             features: float ``(N, D)``.
@@ -121,7 +122,7 @@ class KernelDensity(TrainingPoints):
         return self
 
     def finish(self) -> None:
-        """Settle which features are kept, and the bandwidth."""
+        """Select the stored features and determine the bandwidth."""
         groups = self._settled()
         bandwidths = torch.ones(max(groups) + 1, dtype=torch.float64)
         if self.bandwidth == "likelihood":
@@ -144,7 +145,7 @@ class KernelDensity(TrainingPoints):
 
         Args:
             features: float ``(N, D)``.
-            classes: int ``(N,)``, the class each row is held against.
+            classes: int ``(N,)``, the class to which each row is compared.
 
         Returns:
             float64 ``(N,)``; larger is closer.
@@ -166,7 +167,7 @@ class KernelDensity(TrainingPoints):
         return {label: float(self.bandwidths[label]) for label in self.reference_}
 
     def with_bandwidth(self, bandwidth: float) -> "KernelDensity":
-        """The density of the same features under another bandwidth.
+        """A copy of the fitted density with another bandwidth.
 
         Raises:
             InputError: when the bandwidth is outside its range.
@@ -176,15 +177,15 @@ class KernelDensity(TrainingPoints):
         return other.restore({**self.state_dict(), "bandwidths": widths})
 
     def options(self) -> dict[str, Any]:
-        """The arguments that make another such metric."""
+        """Constructor arguments of this metric."""
         names = ("bandwidth", "references", "precision", "seed", "layer")
         return {name: getattr(self, name) for name in names}
 
     def restore(self, state: Mapping[str, Tensor]) -> Self:
-        """Take over the tensors of a fitted density.
+        """Load the state of a fitted density.
 
         Raises:
-            InputError: when features or bandwidths are missing or impossible.
+            InputError: when features or bandwidths are missing or invalid.
         """
         super().restore(state)
         counts, bandwidths = self.counts, self.bandwidths
@@ -206,7 +207,7 @@ class KernelDensity(TrainingPoints):
         if not all_finite(half):
             message = (
                 f"expected features within 65504 for float16, got {float(group.abs().max()):g}; "
-                'keep them with precision="float32"'
+                'store them with precision="float32"'
             )
             raise InputError(message)
         return half
@@ -218,7 +219,7 @@ class KernelDensity(TrainingPoints):
         }
 
     def _log_density(self, features: Tensor, label: int) -> Tensor:
-        """The sum over the references is taken block by block, in logarithms."""
+        """Log density, with the sum over references computed block by block as a log-sum-exp."""
         estimate = self._ready[label]
         queries = features.double() - estimate.centre
         half = 1 / (2 * float(self.bandwidths[label]) ** 2)
@@ -235,17 +236,17 @@ class KernelDensity(TrainingPoints):
             parts.append(torch.cat(found) if len(found) > 1 else found[0])
         sums = torch.stack(parts).logsumexp(0) if len(parts) > 1 else parts[0]
         count, width = estimate.points.shape
-        # Rounding must not put a query nearer than at no distance from all of them.
+        # Rounding must not give more than the density at distance zero from every reference.
         sums = (sums - half * queries.square().sum(1)).clamp_max(math.log(count))
         return sums - math.log(count) + width / 2 * math.log(half / math.pi)
 
 
 class _Estimate:
-    """The references of a class, and what is computed of them once.
+    """The references of a class, with quantities that are computed once.
 
     Args:
         points: float ``(n, D)``.
-        resident: whether they are also held in float64 relative to their mean.
+        resident: True to also hold them in float64, relative to their mean.
     """
 
     def __init__(self, points: Tensor, *, resident: bool) -> None:
@@ -257,17 +258,17 @@ class _Estimate:
 
     @property
     def lasts(self) -> bool:
-        """Whether a block holds when the next is asked for."""
+        """True if a block stays valid when the next one is requested."""
         return self._resident is not None
 
     def block_size(self, queries: int) -> int:
-        """The number of references in a block: the fewer the queries, the more."""
+        """Number of references in a block; larger for fewer queries."""
         if self._resident is None:
             return CONVERTED
         return min(len(self.points), REFERENCES * max(1, QUERIES // queries))
 
     def follow(self, device: torch.device) -> None:
-        """Move what was computed to where the features are; it stays there."""
+        """Move the computed tensors to the device of the features, where they stay."""
         if self.centre.device != device:
             self.centre, self.squares = self.centre.to(device), self.squares.to(device)
             self._resident = None if self._resident is None else self._resident.to(device)
@@ -275,8 +276,8 @@ class _Estimate:
     def blocks(self, size: int) -> Iterator[Tensor]:
         """The references relative to their mean, in float64.
 
-        Distances do not change when all points move; short vectors lose fewer digits in
-        ``|x|^2 + |y|^2 - 2 x.y``. Unless :attr:`lasts`, a block holds until the next only.
+        Centring does not change distances, and ``|x|^2 + |y|^2 - 2 x.y`` loses fewer digits for
+        short vectors. Unless :attr:`lasts`, a block is valid only until the next one.
         """
         if self._resident is not None:
             yield from self._resident.split(size)
@@ -286,7 +287,7 @@ class _Estimate:
 
 
 class ClassKL(Metric):
-    r"""The divergence of an input's features from the mean of its class, both as probabilities.
+    r"""KL divergence of an input's features, as probabilities, from the mean of its class.
 
     .. math:: KL(P \| Q_c) = \sum_i P_i \log \frac{P_i}{Q_{c,i}}
 
@@ -294,17 +295,17 @@ class ClassKL(Metric):
     over the training images of class c. Larger is farther from the training data.
 
     Args:
-        pmf: how features become probabilities: "softmax", or "sum" (divide by the sum; the
+        pmf: conversion of features to probabilities: "softmax", or "sum" (division by the sum;
             features must not be negative).
-        layer: the layer whose values are the features, flattened.
+        layer: layer whose flattened output is the features.
 
     Attributes:
         means: float64 ``(classes, D)``, Q_c per class.
 
     Notes:
-        Probabilities below 1e-12 (a unit that is zero in all of a class) count as 1e-12, so that
-        the divergence is finite, at most log 1e12 = 27.6. With "sum", a vector of zeros has no
-        direction and counts as uniform.
+        Probabilities in Q below 1e-12 (as of a unit that is zero for a whole class) are replaced by
+        1e-12, so that the divergence is at most log 1e12 = 27.6. With "sum", a vector of zeros is
+        treated as uniform.
 
     Source:
         Tuna, Catak, Eskil (2020), eq. 10-12, which leave the conversion to probabilities open.
@@ -317,7 +318,7 @@ class ClassKL(Metric):
     """
 
     floor = 1e-12
-    """The smallest probability that counts as itself."""
+    """Lower limit of the probabilities of the class means."""
 
     family = "closeness"
 
@@ -326,7 +327,7 @@ class ClassKL(Metric):
     def __init__(self, pmf: Pmf = "softmax", *, layer: str = HEAD) -> None:
         super().__init__()
         if pmf not in get_args(Pmf):
-            message = f'expected pmf "softmax" or "sum", got {pmf!r}; name one of the two'
+            message = f'expected pmf "softmax" or "sum", got {pmf!r}; choose one'
             raise InputError(message)
         self.pmf: Pmf = pmf
         self.layer = layer
@@ -356,12 +357,12 @@ class ClassKL(Metric):
         self._add(seen.layers[self.layer].flatten(1), labels)
 
     def merge(self, other: Self) -> None:
-        """Add what another divergence was given."""
+        """Add the sums and counts of another metric of this class."""
         for label, total in other._sums.items():
             self._accumulate(label, total, other._counts[label])
 
     def finish(self) -> None:
-        """Compute the means; a class without data has NaN."""
+        """Compute the means; that of a class without data is NaN."""
         width = next(iter(self._sums.values())).shape[0]
         means = torch.full((max(self._sums) + 1, width), math.nan, dtype=torch.float64)
         for label, total in self._sums.items():
@@ -378,7 +379,7 @@ class ClassKL(Metric):
 
         Args:
             features: float ``(N, D)``.
-            classes: int ``(N,)``, the class each row is held against.
+            classes: int ``(N,)``, the class to which each row is compared.
 
         Returns:
             float64 ``(N,)``, nats, in [0, 27.6]; larger is farther.
@@ -402,14 +403,14 @@ class ClassKL(Metric):
         return {label: self.means[label] for label in self._known}
 
     def options(self) -> dict[str, Any]:
-        """The arguments that make another such metric."""
+        """Constructor arguments of this metric."""
         return {"pmf": self.pmf, "layer": self.layer}
 
     def restore(self, state: Mapping[str, Tensor]) -> Self:
-        """Take over the tensors of a fitted divergence.
+        """Load the state of a fitted divergence.
 
         Raises:
-            InputError: when the means are no float64 vectors.
+            InputError: when the means are not float64 vectors.
         """
         super().restore(state)
         if self.means.dtype != torch.float64 or self.means.ndim != 2:  # noqa: PLR2004
@@ -421,14 +422,14 @@ class ClassKL(Metric):
         return self
 
     def check_classes(self, classes: int) -> None:
-        """Refuse a divergence that lacks the mean of one of the classes."""
+        """Raise if the mean of a class is missing."""
         for mean in self.means_.values():
             check_features(mean.unsqueeze(0))
         check_all_classes(self.name, self.means_, classes)
 
     @property
     def _known(self) -> list[int]:
-        """The classes that had training data; none before the fit."""
+        """The classes that had training data; empty before the fit."""
         if self.means is None:
             return []
         known: list[int] = (~self.means.isnan().all(1)).nonzero().flatten().tolist()
@@ -462,7 +463,7 @@ class ClassKL(Metric):
 
 
 def _is_followed(queries: Tensor) -> bool:
-    """Whether derivatives are asked for, in reverse or forward mode."""
+    """True if derivatives are required, in reverse or forward mode."""
     transformed: bool = torch._C._are_functorch_transforms_active()  # noqa: SLF001 - no other way
     return transformed or (queries.requires_grad and torch.is_grad_enabled())
 
@@ -470,9 +471,9 @@ def _is_followed(queries: Tensor) -> bool:
 def _log_sum_exp(
     queries: Tensor, points: Tensor, heights: Tensor, scale: float, memory: Tensor
 ) -> Tensor:
-    """``logsumexp(heights + scale * queries @ points, 1)``, computed in the given memory.
+    """``logsumexp(heights + scale * queries @ points, 1)``, computed in a given buffer.
 
-    Where derivatives are asked for, in memory of its own.
+    If derivatives are required, new memory is used instead.
     """
     if _is_followed(queries):
         return torch.addmm(heights, queries, points, alpha=scale).logsumexp(1)
@@ -493,10 +494,10 @@ def _mean(points: Tensor) -> Tensor:
 
 
 def _in_float64(points: Tensor) -> Iterator[Tensor]:
-    """A block of rows after the other, all in the same memory.
+    """Iterate over blocks of rows in float64, all in the same memory.
 
-    Memory of its own for each would be cut up by the small results kept between them: a process
-    then grows by as much as all blocks together.
+    New memory for each block would be fragmented by the small results that are kept in between, and
+    the process would grow by the size of all blocks.
     """
     memory = points.new_empty((min(len(points), CONVERTED), points.shape[1]), dtype=torch.float64)
     for block in points.split(CONVERTED):

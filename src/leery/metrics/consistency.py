@@ -1,7 +1,7 @@
-"""Whether the prediction survives small changes of the image that a person would not notice.
+"""Consistency of the prediction under small changes of the image that humans barely notice.
 
-The changes are drawn once from the detector's seed and are the same for every image, so that a
-score is a function of the image alone. Each view costs one forward pass.
+The changes are drawn once from the detector's seed and are the same for every image, so that the
+metrics depend only on the image. Each view costs one forward pass.
 """
 
 from collections.abc import Sequence
@@ -22,24 +22,24 @@ __all__ = ["NoiseConsistency", "ShiftConsistency", "Squeezing", "SqueezingMeasur
 
 
 class NoiseConsistency(Metric):
-    r"""The largest rise, under noise, of another class's logit over that of the predicted class.
+    r"""Largest increase, under noise, of another class's logit relative to the predicted class.
 
     .. math:: \max_{j \ne c} \frac1V \sum_v
         \bigl[(z_j - z_c)(x + \sigma n_v) - (z_j - z_c)(x)\bigr]
 
-    Iterative attacks end in a small region that noise leaves: large values are suspicious.
+    Iterative attacks end in a small region that added noise leaves; larger is more suspicious.
 
     Args:
-        sigma: standard deviation of the noise, as a share of the range of the pixels.
+        sigma: standard deviation of the noise, as a fraction of the pixel range.
         draws: the number of noisy views.
 
     Notes:
-        It finds iterative attacks with confident predictions, which uncertainty and disagreement
-        miss. It does not find attacks that change few pixels strongly, or single-step attacks. Each
-        draw costs one forward pass.
+        The metric detects iterative attacks with confident predictions, which uncertainty and
+        disagreement miss. It does not detect attacks that strongly change a few pixels, or
+        single-step attacks. Each draw costs one forward pass.
 
     Source:
-        Roth, Kilcher, Hofmann (2019), arXiv:1902.04818, eq. 5. Departures: values are not
+        Roth, Kilcher, Hofmann (2019), arXiv:1902.04818, eq. 5. Departures: differences are not
         standardised per pair of classes (the conformal combiner subtracts the median of the
         predicted class instead), and the noise is the same for every image.
     """
@@ -71,16 +71,15 @@ class NoiseConsistency(Metric):
         return largest_other(after - before, seen.predicted)
 
     def options(self) -> dict[str, Any]:
-        """The arguments that make another such metric."""
+        """Constructor arguments of this metric."""
         return {"sigma": self.sigma, "draws": self.draws}
 
 
 class ShiftConsistency(Metric):
-    """The log odds that the predicted class is wrong, averaged over images shifted by a pixel.
+    """Log odds that the predicted class is wrong, averaged over shifted versions of the image.
 
     Args:
-        pixels: the length of the shifts: up, down, left and right; what leaves one side comes in
-            at the other.
+        pixels: length of the circular shifts up, down, left and right.
 
     Source:
         Consistency under transformations: Tian, Yang, Cai (2018), "Detecting adversarial examples
@@ -106,7 +105,7 @@ class ShiftConsistency(Metric):
         return torch.stack(odds).mean(0)
 
     def options(self) -> dict[str, Any]:
-        """The arguments that make another such metric."""
+        """Constructor arguments of this metric."""
         return {"pixels": self.pixels}
 
 
@@ -114,24 +113,24 @@ SqueezingMeasure = Literal["probabilities", "logits"]
 
 
 class Squeezing(Metric):
-    r"""How far the output moves when the image is squeezed.
+    r"""Change of the output under feature squeezing of the image.
 
     .. math:: \sum_j | p_j(x) - p_j(s(x)) |
         \quad\text{or}\quad
         \max_{j \ne c} \bigl[(z_j - z_c)(s(x)) - (z_j - z_c)(x)\bigr]
 
-    The first, in probabilities, finds attacks that barely cross the boundary; the second, in
-    logits, also those that the classifier is very sure of.
+    The first, in probabilities, detects attacks that barely cross the boundary; the second, in
+    logits, also detects those on which the classifier is very confident.
 
     Args:
         squeezer: "bits" rounds pixels to ``size`` bits; "median" takes the median of ``size`` x
             ``size`` pixels, per channel.
-        size: bits, at least 1, or an odd number of pixels, at least 3.
+        size: number of bits, at least 1, or an odd window width in pixels, at least 3.
         measure: "probabilities" or "logits".
 
     Notes:
-        One bit serves black-and-white pictures such as digits and says nothing of photographs. The
-        stand-in for the derivative treats the squeezer as the identity (BPDA). Two metrics of one
+        One bit suits black-and-white images such as digits but is uninformative for photographs.
+        The surrogate gradient treats the squeezer as the identity (BPDA). Metrics with the same
         squeezer share its forward pass.
 
     Source:
@@ -165,21 +164,21 @@ class Squeezing(Metric):
         self.by_class = measure == "logits"
         view = f"{size}bit" if squeezer == "bits" else f"median{size}"
         self.name = f"squeezing_{view}" + ("_logits" if measure == "logits" else "")
-        # The view of equal squeezers is one and the same, so that it is run once.
+        # Equal squeezers share one view object, so that it is run only once.
         self._view = _squeezed(squeezer, size)
         self.needs = Needs(views=(self._view,))
 
     def forward(self, seen: Observation) -> Tensor:
-        """The change of each image, float64 ``(N,)``; of probabilities in [0, 2]."""
+        """The change for each image, float64 ``(N,)``; in [0, 2] for probabilities."""
         return self._moved(seen, seen.views[self._view].logits)
 
     def smooth(self, seen: Observation) -> Tensor:
-        """The same value, with the derivative as if squeezing were the identity."""
+        """The same metric, with gradients as if squeezing were the identity."""
         images, squeezed = seen.images, seen.views[self._view].images.detach()
         return self._moved(seen, seen.classifier(images + (squeezed - images).detach()))
 
     def options(self) -> dict[str, Any]:
-        """The arguments that make another such metric."""
+        """Constructor arguments of this metric."""
         return {"squeezer": self.squeezer, "size": self.size, "measure": self.measure}
 
     def _moved(self, seen: Observation, after: Tensor) -> Tensor:
@@ -196,16 +195,16 @@ def _squeezed(squeezer: str, size: int) -> View:
 
 
 def _against(logits: Tensor, classes: Tensor) -> Tensor:
-    """Logits minus that of the class, float64 ``(N, classes)``."""
+    """Logits minus the logit of the given class, float64 ``(N, classes)``."""
     wide = logits.double()
     return wide - wide.gather(1, classes.unsqueeze(1))
 
 
 def _check_floating(images: Tensor) -> None:
-    """Refuse integers, which have neither noise nor fewer bits."""
+    """Raise on integer inputs, which cannot be noised or rounded."""
     if not images.is_floating_point():
         message = (
-            "expected floating-point inputs for metrics of consistency, got "
+            "expected floating-point inputs for consistency metrics, got "
             f"{images.dtype}; leave them out of the metrics"
         )
         raise InputError(message)

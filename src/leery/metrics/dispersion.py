@@ -1,4 +1,4 @@
-"""How much hidden units move under dropout, and how that relates to the output.
+"""Dispersion of hidden units under dropout, and its relation to that of the output.
 
 Both metrics need a classifier with dropout before its last hidden layer.
 """
@@ -15,13 +15,13 @@ _TINY = 1e-12
 
 
 class UnitDispersion(Metric):
-    r"""The spread of the hidden units over the passes, relative to their size.
+    r"""Standard deviation of the hidden units over the passes, relative to their mean.
 
     .. math:: \frac{\| \mathrm{std}_t(h_t) \|}{\| \mathrm{mean}_t(h_t) \|}
 
     Source:
-        Feinman et al. (2017), arXiv:1703.00410, measure the spread of the output; this is that of
-        the last hidden layer.
+        Feinman et al. (2017), arXiv:1703.00410, measure the spread of the output; this metric
+        measures that of the last hidden layer.
     """
 
     name = "unit_dispersion"
@@ -39,15 +39,15 @@ class UnitDispersion(Metric):
 
 
 class LogitFeatureShift(Metric):
-    r"""How far dropout shifts the output for a shift of the hidden units, in logarithms.
+    r"""Mean log ratio of the shift of the output to the shift of the hidden units under dropout.
 
     .. math:: \frac1T \sum_t \bigl[ \log \| z_t - z \| - \log \| h_t - h \| \bigr]
 
-    where z are log probabilities less their mean, which are logits up to a constant.
+    where z are log probabilities minus their mean, which are logits up to a constant.
 
     Source:
-        The layer-recovery idea of attacks that work by small shifts of features and large shifts of
-        logits; the masks are those of Monte-Carlo dropout.
+        The idea that attacks cause large shifts of the logits by small shifts of features; the
+        masks are those of Monte-Carlo dropout.
     """
 
     name = "logit_feature_shift"

@@ -1,7 +1,7 @@
-"""How far the features of an input lie from those of the training images of its class.
+"""Distances of an input's features from those of the training images of its class.
 
-Features are the values of one layer, flattened; several layers are several metrics. The name of a
-metric says its layer unless that is the last hidden one.
+Features are the flattened output of one layer; use one metric per layer. The name of a metric
+includes its layer unless that is the last hidden layer.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ __all__ = ["IMAGE", "Mahalanobis", "MahalanobisKind", "NearestNeighbours"]
 MahalanobisKind = Literal["class", "relative"]
 
 _WIDEST = 4096
-"""The largest number of features of which a covariance matrix is kept (128 MiB)."""
+"""Largest number of features for which a covariance matrix is stored (128 MiB)."""
 
 
 def _named(name: str, layer: str) -> str:
@@ -41,11 +41,11 @@ class NearestNeighbours(TrainingPoints):
     .. math:: \frac1k \sum_{i \in N_k(h; X_c)} \| h - h_i \|
 
     Args:
-        k: the number of neighbours; all points of a class that has fewer.
+        k: number of neighbours; for a class with fewer points, all of them.
         references: maximum number of training points kept per class, chosen by a hash of their
             content.
-        seed: of that hash.
-        layer: the layer whose values are the features, flattened; :data:`IMAGE` for the pixels.
+        seed: seed of that hash.
+        layer: layer whose flattened output is the features; :data:`IMAGE` for the pixels.
 
     Source:
         Sun et al. (2022), arXiv:2204.06507. Departures: neighbours of the predicted class only, the
@@ -64,7 +64,7 @@ class NearestNeighbours(TrainingPoints):
         self.name = _named("nearest_neighbours", layer)
 
     def finish(self) -> None:
-        """Settle which features are kept."""
+        """Select the stored features."""
         self._keep(self._settled())
 
     def forward(self, seen: Observation) -> Tensor:
@@ -94,7 +94,7 @@ class NearestNeighbours(TrainingPoints):
         return result
 
     def options(self) -> dict[str, Any]:
-        """The arguments that make another such metric."""
+        """Constructor arguments of this metric."""
         return {name: getattr(self, name) for name in ("k", "references", "seed", "layer")}
 
 
@@ -104,27 +104,27 @@ def _mean_nearest(queries: Tensor, points: Tensor, k: int) -> Tensor:
 
 
 class Mahalanobis(Metric):
-    r"""The squared distance to the mean of the predicted class, in units of the spread.
+    r"""Squared Mahalanobis distance to the mean of the predicted class.
 
     .. math:: (h - \mu_c)^T \Sigma^{-1} (h - \mu_c)
 
-    with one covariance for all classes, shrunk towards the diagonal. The relative kind takes off
-    the same distance to the mean of all training features, with their covariance.
+    with one covariance for all classes, shrunk towards its diagonal. The relative kind subtracts
+    the Mahalanobis distance to the mean of all training features, with their covariance.
 
     Args:
         kind: "class" or "relative".
-        layer: the layer whose values are the features, flattened.
+        layer: layer whose flattened output is the features.
 
     Attributes:
-        counts: float64 ``(classes,)``, training images per class.
+        counts: float64 ``(classes,)``, number of training images per class.
         sums: float64 ``(classes, D)``, sums of the features minus ``shift``.
         products: float64 ``(D, D)``, sum of outer products of the features minus ``shift``.
         shift: float64 ``(D,)``, mean of the first part; subtracting it limits rounding error.
 
     Notes:
-        Features are divided by their standard deviation within classes, so their scale does not
-        matter; those that never vary are left out. The covariance is then shrunk as far as the
-        oracle approximating estimate for Gaussian data says, at least by 1e-3.
+        Features are divided by their standard deviation within classes, so that their scale does
+        not matter; constant ones are left out. The covariance is then shrunk by the oracle
+        approximating shrinkage estimate for Gaussian data, and by at least 1e-3.
 
     Source:
         Lee et al. (2018), arXiv:1807.03888; relative: Ren et al. (2021), arXiv:2106.09022;
@@ -142,7 +142,7 @@ class Mahalanobis(Metric):
     def __init__(self, kind: MahalanobisKind = "class", *, layer: str = HEAD) -> None:
         super().__init__()
         if kind not in get_args(MahalanobisKind):
-            message = f'expected kind "class" or "relative", got {kind!r}; name one'
+            message = f'expected kind "class" or "relative", got {kind!r}; choose one'
             raise InputError(message)
         self.kind: MahalanobisKind = kind
         self.layer = layer
@@ -159,8 +159,8 @@ class Mahalanobis(Metric):
         wide = features.detach().double()
         if wide.shape[1] > _WIDEST:
             message = (
-                f"expected at most {_WIDEST} features for {self.name}, got {wide.shape[1]}; name "
-                "a layer behind a pooling"
+                f"expected at most {_WIDEST} features for {self.name}, got {wide.shape[1]}; use "
+                "a layer after a pooling layer"
             )
             raise InputError(message)
         shift = wide.mean(0) if self.shift is None else self.shift
@@ -173,7 +173,7 @@ class Mahalanobis(Metric):
         )
 
     def merge(self, other: Self) -> None:
-        """Add what another such metric learned from the part that follows."""
+        """Add the sums that another metric of this class learned from the next part."""
         if other.counts is None:
             return
         if self.shift is None:
@@ -200,14 +200,14 @@ class Mahalanobis(Metric):
         return found - overall.lengths(rows - mean)
 
     def options(self) -> dict[str, Any]:
-        """The arguments that make another such metric."""
+        """Constructor arguments of this metric."""
         return {"kind": self.kind, "layer": self.layer}
 
     def restore(self, state: Mapping[str, Tensor]) -> Self:
-        """Take over the tensors of a fitted metric.
+        """Load the state of a fitted metric.
 
         Raises:
-            InputError: when they do not belong together.
+            InputError: when the tensors do not match each other.
         """
         super().restore(state)
         classes, width = self.sums.shape if self.sums.ndim == 2 else (0, 0)  # noqa: PLR2004
@@ -220,14 +220,14 @@ class Mahalanobis(Metric):
             self._whitened(self.products.device)
         except RuntimeError as error:
             message = (
-                f"expected products of {self.name} that give a positive definite covariance, got "
+                f"expected products of {self.name} with a positive definite covariance, got "
                 "others; fit again"
             )
             raise InputError(message) from error
         return self
 
     def check_classes(self, classes: int) -> None:
-        """Refuse a metric that was not fitted on all ``classes`` classes."""
+        """Raise if the metric was not fitted on all ``classes`` classes."""
         known = int((self.counts > 0).sum())
         if len(self.counts) != classes or known != classes:
             message = (
@@ -261,16 +261,16 @@ def _padded(values: Tensor, length: int) -> Tensor:
 
 
 class _Whitened:
-    """Lengths in units of a covariance, shrunk as a correlation matrix.
+    """Mahalanobis norm for a covariance that is shrunk as a correlation matrix.
 
     Args:
         covariance: float64 ``(D, D)``.
-        count: the number of points that it is of.
+        count: number of points that it was estimated from.
     """
 
     def __init__(self, covariance: Tensor, count: float) -> None:
         variances = covariance.diagonal().clamp_min(0)
-        # Rounding leaves about 1e-16 of the largest square of what never varies.
+        # For a constant feature, rounding leaves a variance of about 1e-16 of the largest.
         self.alive = variances > 1e-12 * variances.max().clamp_min(torch.finfo(torch.float64).tiny)
         self.scale = variances[self.alive].sqrt()
         correlation = covariance[self.alive][:, self.alive] / torch.outer(self.scale, self.scale)
@@ -279,14 +279,14 @@ class _Whitened:
         self.root = torch.linalg.cholesky((1 - share) * correlation + share * identity)
 
     def lengths(self, rows: Tensor) -> Tensor:
-        """The squared length of each row ``(N, D)``."""
+        """The squared Mahalanobis norm of each row ``(N, D)``."""
         scaled = rows[:, self.alive] / self.scale
         whitened: Tensor = torch.linalg.solve_triangular(self.root, scaled.T, upper=False)
         return whitened.square().sum(0)
 
 
 def _oas(correlation: Tensor, count: float) -> float:
-    """How far to shrink a matrix of mean trace 1 towards the identity; Chen et al. (2010)."""
+    """OAS shrinkage of a matrix of mean trace 1 towards the identity; Chen et al. (2010)."""
     width = len(correlation)
     if width < 2:  # noqa: PLR2004 - nothing to shrink
         return 1e-3

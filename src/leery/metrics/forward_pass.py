@@ -1,7 +1,7 @@
-"""Metrics of the logits of one forward pass with dropout off; the cheapest metrics.
+"""The cheapest metrics: functions of the logits of one forward pass with dropout off.
 
-They are hard to beat on minimal attacks, which stop as soon as the label changes; confident attacks
-evade them.
+They are hard to beat on minimal attacks, which stop as soon as the label changes; high-confidence
+attacks evade them.
 """
 
 from collections.abc import Callable, Mapping
@@ -69,16 +69,16 @@ def log_margin(logits: Tensor) -> Tensor:
 
     with the machine epsilon of the logits' type.
 
-    It orders images as :func:`margin` does but suits an exponential tail: the share of clean images
-    with a margin below m falls in proportion to m, which in log m is an exponential. Attacks that
-    stop at the decision boundary have smaller margins than nearly all clean images.
+    The ranking of images is that of :func:`margin`, but the logarithm suits an exponential tail:
+    the fraction of clean images with a margin below m is proportional to m, which is exponential in
+    log m. Attacks that stop at the decision boundary have smaller margins than nearly all clean
+    images.
 
     Args:
         logits: float ``(N, classes)``, at least two classes.
 
     Returns:
-        float64 ``(N,)``, finite. At a tie, and closer to one than the type can tell, the gradient
-        is 0.
+        float64 ``(N,)``, finite. At a tie, or within rounding error of one, the gradient is 0.
 
     Source:
         :func:`margin`.
@@ -118,14 +118,14 @@ def energy(logits: Tensor) -> Tensor:
 FORWARD: Mapping[str, Callable[[Tensor], Tensor]] = {
     function.__name__: function for function in (max_softmax, margin, log_margin, energy)
 }
-"""The functions of the logits by name."""
+"""Functions of the logits by name."""
 
 
 class ForwardPass(Metric):
-    """A function of the logits as a metric of a detector; it costs nothing.
+    """A function of the logits as a metric, at no extra cost.
 
     Args:
-        function: a name out of :data:`FORWARD`.
+        function: a name from :data:`FORWARD`.
 
     Raises:
         InputError: when there is no such function.
@@ -137,7 +137,7 @@ class ForwardPass(Metric):
         super().__init__()
         if function not in FORWARD:
             names = ", ".join(FORWARD)
-            message = f"expected one of the functions {names}, got {function!r}; name one"
+            message = f"expected one of the functions {names}, got {function!r}; choose one"
             raise InputError(message)
         self.name = function
         self.direction = "larger" if function == "energy" else "smaller"
@@ -147,5 +147,5 @@ class ForwardPass(Metric):
         return FORWARD[self.name](seen.logits)
 
     def options(self) -> dict[str, Any]:
-        """The arguments that make another such metric."""
+        """Constructor arguments of this metric."""
         return {"function": self.name}

@@ -1,7 +1,7 @@
-"""Statistics of the image alone, which the classifier has no part in. Fragile, and off by default.
+"""Image statistics that do not involve the classifier; fragile and not used by default.
 
-They find attacks that leave noise on flat ground, however strong, and nothing else; they take an
-offset, a blur or another camera for an attack; and an attacker who knows of them avoids them.
+They detect attacks of any strength that leave noise on uniform regions, and no others. They mistake
+an offset, a blur or another camera for an attack, and an attacker who knows them can evade them.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,7 +35,7 @@ def median_residual(images: Tensor) -> Tensor:
 
 
 def residual_kurtosis(images: Tensor) -> Tensor:
-    """The kurtosis of those differences: low for noise, high for edges and single pixels.
+    """Kurtosis of pixel minus 3 x 3 median: low for noise, high for edges and single pixels.
 
     Args:
         images: float ``(N, channels, height, width)``.
@@ -63,21 +63,21 @@ def _residual(images: Tensor) -> Tensor:
 STATISTICS: Mapping[str, Callable[[Tensor], Tensor]] = {
     function.__name__: function for function in (median_residual, residual_kurtosis)
 }
-"""The functions of the image by name."""
+"""Functions of the image by name."""
 
 
 class InputStatistic(Metric):
-    """A function of the image as a metric of a detector.
+    """A function of the image as a metric.
 
     Args:
-        function: a name out of :data:`STATISTICS`.
+        function: a name from :data:`STATISTICS`.
 
     Raises:
         InputError: when there is no such function.
 
     Source:
-        Statistics of natural scenes as in Kherchouche et al. (2020), "Detection of adversarial
-        examples in deep neural networks with natural scene statistics", in a simpler form.
+        A simpler form of the natural-scene statistics of Kherchouche et al. (2020), "Detection of
+        adversarial examples in deep neural networks with natural scene statistics".
     """
 
     family = "statistics"
@@ -88,7 +88,7 @@ class InputStatistic(Metric):
         super().__init__()
         if function not in STATISTICS:
             names = ", ".join(STATISTICS)
-            message = f"expected one of the functions {names}, got {function!r}; name one"
+            message = f"expected one of the functions {names}, got {function!r}; choose one"
             raise InputError(message)
         self.name = function
 
@@ -96,7 +96,7 @@ class InputStatistic(Metric):
         """The function of the images, float64 ``(N,)``.
 
         Raises:
-            InputError: when the inputs are no images.
+            InputError: when the inputs are not images.
         """
         if seen.images.ndim != 4:  # noqa: PLR2004 - images
             message = (
@@ -107,5 +107,5 @@ class InputStatistic(Metric):
         return STATISTICS[self.name](seen.images)
 
     def options(self) -> dict[str, Any]:
-        """The arguments that make another such metric."""
+        """Constructor arguments of this metric."""
         return {"function": self.name}

@@ -1,7 +1,7 @@
-"""How uncertain a classifier is about an input: functions of its class probabilities.
+"""Uncertainty of a classifier about an input: functions of the pass probabilities.
 
-All take ``probs`` of shape ``(passes, batch, classes)`` and compute in float64, because a
-difference of entropies or of squares loses what float32 has left in confident predictions.
+All take ``probs`` of shape ``(passes, batch, classes)`` and compute in float64, because for
+confident predictions a difference of entropies or squares cancels in float32.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,11 +32,11 @@ _SUM_TOLERANCE = 1e-3
 _Formula = Callable[[Tensor], Tensor]
 
 _FORMULAS: dict[str, _Formula] = {}
-"""The functions below without their checks, for float64 probabilities that are known to be such."""
+"""The functions below without input checks, for valid float64 probabilities."""
 
 
 def _of_probabilities(formula: _Formula) -> _Formula:
-    """Make a function of pass probabilities check them, and compute in float64."""
+    """Decorate a function of pass probabilities with input checks and conversion to float64."""
     _FORMULAS[formula.__name__] = formula
 
     @wraps(formula)
@@ -59,7 +59,7 @@ def confidence(probs: Tensor) -> Tensor:
         float64 ``(batch,)`` in [1 / classes, 1].
 
     Raises:
-        InputError: when ``probs`` are no probabilities of that shape.
+        InputError: when ``probs`` are not probabilities of that shape.
 
     Source:
         Tuna, Catak, Eskil (2020), eq. 5.
@@ -84,7 +84,7 @@ def predictive_entropy(probs: Tensor) -> Tensor:
         float64 ``(batch,)``, nats, in [0, log classes].
 
     Raises:
-        InputError: when ``probs`` are no probabilities of that shape.
+        InputError: when ``probs`` are not probabilities of that shape.
 
     Notes:
         0 log 0 is 0.
@@ -112,11 +112,11 @@ def variance(probs: Tensor) -> Tensor:
         float64 ``(batch,)`` in [0, 1/4]; 0 for a single pass.
 
     Raises:
-        InputError: when ``probs`` are no probabilities of that shape.
+        InputError: when ``probs`` are not probabilities of that shape.
 
     Source:
-        Tuna, Catak, Eskil (2020), eq. 7 (divided by T, not T - 1) and the mean over classes
-        that its text asks for.
+        Tuna, Catak, Eskil (2020), eq. 7 (divided by T, not T - 1) and the mean over classes that
+        its text specifies.
 
     Example:
         >>> variance(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
@@ -128,7 +128,7 @@ def variance(probs: Tensor) -> Tensor:
 
 @_of_probabilities
 def mutual_information(probs: Tensor) -> Tensor:
-    r"""What the passes disagree about: the entropy of the mean minus the mean of the entropies.
+    r"""Mutual information of the passes: entropy of the mean minus mean of the entropies.
 
     .. math:: H(\bar p) - \frac1T \sum_t H(p_t)
 
@@ -140,14 +140,14 @@ def mutual_information(probs: Tensor) -> Tensor:
         uncertain.
 
     Raises:
-        InputError: when ``probs`` are no probabilities of that shape.
+        InputError: when ``probs`` are not probabilities of that shape.
 
     Notes:
-        Rounding can make the difference negative by about 1e-16; it is then 0.
+        Rounding can make the difference slightly negative, by about 1e-16; it is clipped to 0.
 
     Source:
-        Tuna, Catak, Eskil (2020), eq. 8, whose printed sign would add the two terms; its own
-        table (mutual information below entropy) shows that the difference was used.
+        Tuna, Catak, Eskil (2020), eq. 8, whose printed sign would add the two terms; the table in
+        the paper (mutual information below entropy) shows that the difference was used.
 
     Example:
         >>> mutual_information(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
@@ -160,7 +160,7 @@ def mutual_information(probs: Tensor) -> Tensor:
 
 @_of_probabilities
 def aleatoric(probs: Tensor) -> Tensor:
-    r"""The part of the predictive variance inside the passes, averaged over the classes.
+    r"""The within-pass part of the predictive variance, averaged over the classes.
 
     .. math:: \frac1C \sum_c \frac1T \sum_t p_{t,c} (1 - p_{t,c})
 
@@ -171,7 +171,7 @@ def aleatoric(probs: Tensor) -> Tensor:
         float64 ``(batch,)`` in [0, 1/4]; larger is more uncertain.
 
     Raises:
-        InputError: when ``probs`` are no probabilities of that shape.
+        InputError: when ``probs`` are not probabilities of that shape.
 
     Source:
         Kwon et al. (2020), as used in the authors' later notebooks.
@@ -185,7 +185,7 @@ def aleatoric(probs: Tensor) -> Tensor:
 
 @_of_probabilities
 def epistemic(probs: Tensor) -> Tensor:
-    """The part of the predictive variance between the passes: another name of :func:`variance`.
+    """The between-pass part of the predictive variance; an alias of :func:`variance`.
 
     Args:
         probs: float ``(passes, batch, classes)``, rows sum to 1.
@@ -194,7 +194,7 @@ def epistemic(probs: Tensor) -> Tensor:
         float64 ``(batch,)`` in [0, 1/4]; larger is more uncertain.
 
     Raises:
-        InputError: when ``probs`` are no probabilities of that shape.
+        InputError: when ``probs`` are not probabilities of that shape.
 
     Source:
         Kwon et al. (2020), as used in the authors' later notebooks.
@@ -208,7 +208,7 @@ def epistemic(probs: Tensor) -> Tensor:
 
 @_of_probabilities
 def scibilic(probs: Tensor) -> Tensor:
-    r"""The uncertainty between the passes as a multiple of that inside them.
+    r"""Ratio of epistemic to aleatoric uncertainty; larger is more uncertain.
 
     .. math:: \mathrm{epistemic} / \mathrm{aleatoric}
 
@@ -219,11 +219,11 @@ def scibilic(probs: Tensor) -> Tensor:
         float64 ``(batch,)``, at least 0, infinite when one-hot passes disagree.
 
     Raises:
-        InputError: when ``probs`` are no probabilities of that shape.
+        InputError: when ``probs`` are not probabilities of that shape.
 
     Notes:
-        Where both parts are exactly 0 (every pass gives the same one-hot row) the ratio is
-        undefined and 0 by convention: nothing there is uncertain.
+        If both parts are exactly 0 (every pass gives the same one-hot row), the ratio is undefined
+        and 0 by convention, because nothing is uncertain.
 
     Source:
         The authors' later notebooks.
@@ -234,7 +234,7 @@ def scibilic(probs: Tensor) -> Tensor:
     """
     between, within = epistemic(probs), aleatoric(probs)
     undefined = (between == 0) & (within == 0)
-    # The division is kept away from 0 / 0, whose derivative would be NaN.
+    # Avoid 0 / 0, whose derivative would be NaN.
     ratio = between / torch.where(undefined, torch.ones_like(within), within)
     return torch.where(undefined, torch.zeros_like(between), ratio)
 
@@ -251,14 +251,14 @@ UNCERTAINTY: Mapping[str, Callable[[Tensor], Tensor]] = {
         scibilic,
     )
 }
-"""The functions of the pass probabilities by name."""
+"""Functions of the pass probabilities by name."""
 
 
 class PassUncertainty(Metric):
-    """A function of the pass probabilities as a metric of a detector.
+    """A function of the pass probabilities as a metric.
 
     Args:
-        function: a name out of :data:`UNCERTAINTY`.
+        function: a name from :data:`UNCERTAINTY`.
 
     Raises:
         InputError: when there is no such function.
@@ -271,7 +271,7 @@ class PassUncertainty(Metric):
         super().__init__()
         if function not in UNCERTAINTY:
             names = ", ".join(UNCERTAINTY)
-            message = f"expected one of the functions {names}, got {function!r}; name one"
+            message = f"expected one of the functions {names}, got {function!r}; choose one"
             raise InputError(message)
         self.name = function
         self.direction = "smaller" if function == "confidence" else "larger"
@@ -281,21 +281,21 @@ class PassUncertainty(Metric):
         return _FORMULAS[self.name](seen.probs.double())
 
     def options(self) -> dict[str, Any]:
-        """The arguments that make another such metric."""
+        """Constructor arguments of this metric."""
         return {"function": self.name}
 
 
 def _entropy(probs: Tensor) -> Tensor:
     """Entropy of the last dimension in nats, with 0 log 0 = 0."""
     if probs.requires_grad:
-        # The derivative of p log p is infinite at 0; there it counts as 0.
+        # The derivative of p log p is infinite at 0; it is replaced by 0 there.
         probs = probs.clamp_min(torch.finfo(probs.dtype).tiny)
     terms: Tensor = torch.special.entr(probs)
     return terms.sum(-1)
 
 
 def _checked(probs: Tensor) -> Tensor:
-    """``probs`` in float64, refused when they are no class probabilities of passes."""
+    """``probs`` in float64; raises if they are not class probabilities of passes."""
     if not isinstance(probs, Tensor) or not probs.is_floating_point():
         kind = probs.dtype if isinstance(probs, Tensor) else type(probs).__name__
         message = f"expected probs as a floating-point torch.Tensor, got {kind}; convert them"
@@ -308,12 +308,12 @@ def _checked(probs: Tensor) -> Tensor:
         raise InputError(message)
     probs = probs.double()
     off = (probs.sum(-1) - 1).abs()
-    # NaN fails every comparison, so the conditions are stated for what is right.
+    # Stated for valid input, because NaN fails every comparison.
     right = probs.numel() == 0 or (probs.min() >= 0) & (off.max() <= _SUM_TOLERANCE)
     if not right:
         message = (
             "expected probabilities (at least 0, rows summing to 1), got "
-            f"values in {float(probs.min()):g}..{float(probs.max()):g} and rows off by up to "
+            f"elements in {float(probs.min()):g}..{float(probs.max()):g} and rows off by up to "
             f"{float(off.max()):g}; apply softmax to logits first"
         )
         raise InputError(message)

@@ -1,7 +1,7 @@
-"""Running somebody's classifier: isolation, layers, logits out of any output, loading, fingerprint.
+"""Running of user classifiers: isolation, layers, logits, loading and fingerprints.
 
-Every call leaves the classifier, its modes and the global random states as they were. What belongs
-here knows a classifier and its inputs, but nothing of Monte-Carlo dropout, metrics or attacks.
+Every call restores the classifier, its modes and the global random states. This package knows
+nothing of Monte-Carlo dropout, metrics or attacks.
 """
 
 from leery.models._features import (

@@ -1,4 +1,4 @@
-"""The last hidden layer of any module, read off while the model runs once in eval mode."""
+"""Reading of layers, such as the last hidden layer, while a model runs in eval mode."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,21 +27,21 @@ __all__ = [
 ]
 
 _SHOWN = 8
-"""Images on which it is seen which layer gives the logits."""
+"""Number of images used to find the layer that returns the logits."""
 
 INPUT_OF = "input of "
-"""Prefix of a feature layer's name that means the input, not the output, of that submodule."""
+"""Prefix of a layer name that selects the input, not the output, of the submodule."""
 
 
 def check_layer(model: nn.Module, layer: str) -> None:
-    """Refuse a layer name that the model does not have.
+    """Raise if the model has no layer of that name.
 
     Args:
         model: any module.
-        layer: the name of a submodule, whose output is meant, or "input of " and such a name.
+        layer: name of a submodule, or "input of " followed by one.
 
     Raises:
-        UnknownLayerError: with the names there are.
+        UnknownLayerError: when there is none; the message lists the names.
     """
     names = [name for name, _ in model.named_modules() if name]
     if layer.removeprefix(INPUT_OF) not in names:
@@ -53,14 +53,14 @@ def check_layer(model: nn.Module, layer: str) -> None:
 
 
 def last_hidden_layer(model: nn.Module, images: Tensor) -> str:
-    """The name of the default feature layer: the input of the linear layer that gives the logits.
+    """The default feature layer: the input of the linear layer that returns the logits.
 
     Args:
-        model: returns logits ``(N, classes)``; it is left as it was.
-        images: ``(N, ...)``; the first few are shown to the model.
+        model: returns logits ``(N, classes)``; its state is restored.
+        images: ``(N, ...)``, of which the model is run on the first few.
 
     Returns:
-        "input of " and the name of an ``nn.Linear``, whose output for these images is the
+        "input of " followed by the name of an ``nn.Linear`` whose output for these images is the
         logits, up to a factor and a constant per row (such as a log softmax subtracts).
 
     Raises:
@@ -71,19 +71,19 @@ def last_hidden_layer(model: nn.Module, images: Tensor) -> str:
     if head is None:
         got = f"one whose last linear layer, {last!r}, does not" if last else "one that has none"
         message = (
-            f"expected a model with a linear layer that gives its logits, got {got}; name the "
-            "feature layer: a submodule, or 'input of ' and a submodule"
+            f"expected a model with a linear layer that returns its logits, got {got}; name the "
+            "feature layer: a submodule, or 'input of ' followed by one"
         )
         raise UnknownLayerError(message)
     return INPUT_OF + head
 
 
 def has_linear_head(model: nn.Module, images: Tensor) -> bool:
-    """Whether a linear layer gives the logits, so that they are no probabilities.
+    """True if a linear layer returns the logits, which therefore are not probabilities.
 
     Args:
-        model: returns logits ``(N, classes)``; it is left as it was.
-        images: ``(N, ...)``; the first two are shown to the model.
+        model: returns logits ``(N, classes)``; its state is restored.
+        images: ``(N, ...)``, of which the model is run on the first few.
 
     Raises:
         InputError: when the images do not fit.
@@ -92,10 +92,10 @@ def has_linear_head(model: nn.Module, images: Tensor) -> bool:
 
 
 def _linear_head(model: nn.Module, images: Tensor) -> tuple[str | None, str | None]:
-    """The linear layer that gives the logits, and the last one that runs; None for none."""
+    """The linear layer that returns the logits and the last one that runs, or None."""
     check_images(images)
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    # Few images could agree by chance, and equal ones would.
+    # A few images could match by chance, and equal ones always would.
     shown = torch.cat([two_images(images), images[: _SHOWN - 2]]).to(device_of(model))
     with guest(model, shown) as still, torch.no_grad(), reading(still, linear) as seen:
         logits = run_model(still, shown)
@@ -104,9 +104,9 @@ def _linear_head(model: nn.Module, images: Tensor) -> tuple[str | None, str | No
 
 
 def _gives(value: Tensor, logits: Tensor) -> bool:
-    """Whether logits are a layer's value, up to a factor and what each row has in common.
+    """True if logits equal a layer's output, up to a factor and a constant per row.
 
-    What lies in [0, 1] must be the value itself: near 0 a sigmoid is nearly a factor.
+    Outputs in [0, 1] must be exactly equal, because near 0 a sigmoid is almost linear.
     """
     if value.numel() != logits.numel() or len(value) != len(logits):
         return False
@@ -121,14 +121,14 @@ def _gives(value: Tensor, logits: Tensor) -> bool:
 
 
 def submodules_of_images(model: nn.Module, images: Tensor) -> tuple[str, ...]:
-    """The submodules directly inside a model that give one float tensor with a row per image.
+    """The direct submodules of a model that return a float tensor with one row per image.
 
     An ``nn.Sequential`` is replaced by the submodules inside it. Dropout, reshapes and the logits
     themselves are left out.
 
     Args:
-        model: returns logits ``(N, classes)``; it is left as it was.
-        images: ``(N, ...)``; the first two are shown to the model.
+        model: returns logits ``(N, classes)``; its state is restored.
+        images: ``(N, ...)``, of which the model is run on the first two.
 
     Returns:
         Their names, in the order in which they run.
@@ -161,7 +161,7 @@ def submodules_of_images(model: nn.Module, images: Tensor) -> tuple[str, ...]:
     found = tuple(name for name, value in seen.items() if value is not logits)
     if not found:
         message = (
-            "expected a model with submodules that give a tensor per image, got none; name the "
+            "expected submodules that return a tensor with a row per image, got none; name the "
             "layers in the metric's needs"
         )
         raise UnknownLayerError(message)
@@ -169,11 +169,11 @@ def submodules_of_images(model: nn.Module, images: Tensor) -> tuple[str, ...]:
 
 
 def _inside(module: nn.Module, prefix: str) -> Iterator[str]:
-    """The names of the direct submodules; of holders and wrappers, of those inside."""
+    """Names of the direct submodules; containers and wrappers are replaced by their contents."""
     children = list(module.named_children())
     for name, child in children:
         path = f"{prefix}{name}"
-        # A wrapper around one submodule is not a layer, nor is what only holds some.
+        # A wrapper around one submodule is not a layer, nor is a container.
         alone = len(children) == 1 and any(True for _ in child.children())
         if alone or isinstance(child, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
             yield from _inside(child, f"{path}.")
@@ -184,22 +184,22 @@ def _inside(module: nn.Module, prefix: str) -> Iterator[str]:
 def extract_features(
     model: nn.Module, images: Tensor, layer: str, *, batch_size: int = WHOLE_MODEL
 ) -> tuple[Tensor, Tensor]:
-    """The output of a layer and the logits, with dropout off; the model is left as it was.
+    """The output of a layer and the logits, with dropout off; restores the model's state.
 
     Args:
         model: returns logits ``(N, classes)``.
         images: ``(N, ...)``.
-        layer: a name out of ``model.named_modules()``, whose output is meant, or "input of " and
-            such a name; flattened to one vector an image. A layer that runs several times gives
-            its last output.
-        batch_size: how many images are worked on at once.
+        layer: a name from ``model.named_modules()``, or "input of " followed by one. The output is
+            flattened to one vector per image; of a layer that runs several times, it is the last
+            one.
+        batch_size: number of images processed at once.
 
     Returns:
         Features ``(N, D)`` and logits ``(N, classes)``, on the images' device.
 
     Raises:
         UnknownLayerError: when the model has no such layer or did not run it.
-        InputError: when the images do not fit or the layer gives no tensor.
+        InputError: when the images do not fit or the layer does not return a tensor.
         UnsupportedModelError: when the model does not return logits ``(N, classes)``.
     """
     check_images(images)
@@ -215,12 +215,12 @@ def extract_features(
 
 
 def predict(model: nn.Module, images: Tensor, *, batch_size: int = WHOLE_MODEL) -> Tensor:
-    """The classes that a model gives with dropout off; the model is left as it was.
+    """The classes that a model predicts with dropout off; restores the model's state.
 
     Args:
         model: returns logits ``(N, classes)``.
         images: ``(N, ...)``.
-        batch_size: how many images are worked on at once.
+        batch_size: number of images processed at once.
 
     Returns:
         int64 ``(N,)``, on the images' device.
@@ -245,7 +245,7 @@ def forward(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Logits ``(N, classes)`` and layers ``(N, ...)`` of a batch on the model's device.
 
-    Modes and gradients are the caller's business.
+    The caller sets the modes and enables or disables gradients.
 
     Raises:
         UnknownLayerError, InputError, UnsupportedModelError: as :func:`extract_features`.
@@ -257,10 +257,10 @@ def forward(
 
 
 def check_read(layers: Sequence[str], seen: Mapping[str, Tensor]) -> None:
-    """Refuse layers that did not run.
+    """Raise if a layer did not run.
 
     Raises:
-        UnknownLayerError: with the first of them.
+        UnknownLayerError: when a layer did not run; the message names the first.
     """
     for layer in layers:
         if layer not in seen:
@@ -273,13 +273,13 @@ def check_read(layers: Sequence[str], seen: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def reading(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """The values of layers, as each run of the model gives them, by name.
+    """Record the outputs of layers, by name, during each run of the model.
 
-    A layer that runs several times in a forward pass gives its last value.
+    Of a layer that runs several times in a forward pass, the last output is kept.
 
     Raises:
         UnknownLayerError: when the model lacks a layer.
-        InputError: when a layer gives no tensor.
+        InputError: when a layer does not return a tensor.
     """
     seen: dict[str, Tensor] = {}
     for layer in layers:
@@ -296,11 +296,11 @@ def _hook(model: nn.Module, layer: str, seen: dict[str, Tensor]) -> RemovableHan
     def keep(value: object) -> None:
         if not isinstance(value, Tensor):
             message = (
-                f"expected layer {layer!r} to give one tensor, got {type(value).__name__}; "
+                f"expected layer {layer!r} to return one tensor, got {type(value).__name__}; "
                 "name a layer whose output is a tensor"
             )
             raise InputError(message)
-        # A copy: an in-place activation behind the layer would write over it.
+        # A copy, because an in-place activation after the layer would overwrite it.
         seen.pop(layer, None)
         seen[layer] = value.clone()
 

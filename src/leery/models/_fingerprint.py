@@ -1,4 +1,4 @@
-"""Fingerprints: of a classifier, by its layers and weights, and of inputs, by their content."""
+"""Fingerprints of classifiers (layers and weights) and content hashes of inputs."""
 
 import hashlib
 
@@ -12,9 +12,9 @@ _ROWS_AT_ONCE = 4096
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the names, kinds and settings of the submodules, parameters and buffers.
+    """SHA-256 of a model's submodules (names, classes, settings), parameters and buffers.
 
-    The device does not count; a single changed weight does, as does any buffer.
+    The device does not affect it; a change of any weight or buffer does.
     """
     digest = hashlib.sha256()
     for name, module in model.named_modules():
@@ -33,12 +33,12 @@ def fingerprint(model: nn.Module) -> str:
 def content_hashes(rows: Tensor, seed: int = 0) -> Tensor:
     """A hash of each row's content, int64 ``(N,)``, on the CPU.
 
-    Equal rows have equal hashes, wherever they stand; two different rows collide with probability
-    2^-33 at most. It is no protection against somebody who looks for such rows.
+    Equal rows have equal hashes at any index; two different rows collide with probability at most
+    2^-33. The hash is not cryptographic: collisions can be constructed on purpose.
 
     Args:
-        rows: ``(N, ...)``; numbers are compared as float32.
-        seed: of the hash.
+        rows: ``(N, ...)``; elements are compared as float32.
+        seed: seed of the hash.
 
     Source:
         Multilinear hashing: Lemire, Kaser (2014), arXiv:1202.4961, on 64-bit integers; the last
@@ -48,7 +48,7 @@ def content_hashes(rows: Tensor, seed: int = 0) -> Tensor:
     bits = (flat + 0.0).view(torch.int32)
     generator = np.random.default_rng(seed)
     factors = torch.from_numpy(generator.integers(1, 2**62, bits.shape[1], dtype=np.int64))
-    # Integers wrap around, as the hash wants it.
+    # Integer overflow wraps around, as the hash requires.
     parts = [(part.long() * factors).sum(1) for part in bits.split(_ROWS_AT_ONCE)]
     sums = torch.cat(parts)
     sums = (sums ^ ((sums >> 30) & (2**34 - 1))) * -4658895280553007687

@@ -1,4 +1,4 @@
-"""The user's model is a guest: whatever is done with it, it leaves as it came."""
+"""Isolated runs of a user's model, whose state is restored afterwards."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -34,10 +34,10 @@ _REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside what ``torch.compile`` and data parallelism put around it.
+    """The module inside the wrappers of ``torch.compile`` and data parallelism.
 
     Raises:
-        InputError: for what is no module.
+        InputError: when it is not a module.
         UnsupportedModelError: for a TorchScript module, whose Python code is lost.
     """
     inner: Any = model
@@ -69,7 +69,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def own_tensors(model: nn.Module) -> Iterator[Tensor]:
-    """The parameters and buffers of a model; those that are shared occur more than once.
+    """The parameters and buffers of a model; shared ones occur more than once.
 
     Several times as fast as ``model.parameters()``.
     """
@@ -93,9 +93,9 @@ def run_model(model: nn.Module, batch: Tensor) -> Tensor:
 
 
 def run_fast(model: nn.Module, batch: Tensor) -> Tensor:
-    """:func:`run_model` with the channels last in memory, where that was seen to give the same.
+    """:func:`run_model` in channels-last layout, if a trial with it gave the same logits.
 
-    A model that views memory in order refuses the layout or, worse, does not.
+    A model that relies on contiguous memory raises in this layout or, worse, does not.
 
     Raises:
         InputError, UnsupportedModelError: as :func:`run_model`.
@@ -121,29 +121,29 @@ _LAYOUTS = Shortcut(_in_order, _channels_last)
 
 @contextmanager
 def refused(batch: Tensor) -> Iterator[None]:
-    """Whatever a classifier raises over a batch becomes one error of leery.
+    """Turn any exception of a classifier on a batch into an InputError.
 
     Raises:
-        InputError: then.
+        InputError: when the classifier raises.
     """
     try:
         yield
     except (LeeryError, torch.OutOfMemoryError, MemoryError):
         raise
-    # A classifier is somebody's code, and raises whatever it likes.
+    # A classifier is user code, which can raise any exception.
     except Exception as error:
         message = (
             f"expected images that the model accepts, got shape {tuple(batch.shape)} and "
-            f"{batch.dtype}, which it refuses ({brief(error)}); check shape, type and values"
+            f"{batch.dtype}, which it rejects ({brief(error)}); check shape, type and values"
         )
         raise InputError(message) from error
 
 
 def check_logits(output: object, count: int) -> Tensor:
-    """The logits ``(count, classes)`` in what a model returned.
+    """Extract the logits ``(count, classes)`` from a model's output.
 
-    They are the tensor that it returned, or the field ``logits`` of the object, as the classifiers
-    of transformers have it.
+    The output is the logits, or an object or mapping with a field ``logits``, as in Hugging Face's
+    transformers.
 
     Raises:
         UnsupportedModelError: when there are none, or of fewer than two classes.
@@ -172,7 +172,7 @@ def check_logits(output: object, count: int) -> Tensor:
 
 
 def _named(output: object) -> str:
-    """What a model returned, in a few words."""
+    """Short description of a model's output."""
     if isinstance(output, (tuple, list)):
         return f"a {type(output).__name__} of {len(output)}"
     if isinstance(output, Mapping):
@@ -182,19 +182,18 @@ def _named(output: object) -> str:
 
 @contextmanager
 def guest(model: nn.Module, images: Tensor | None = None) -> Iterator[nn.Module]:
-    """The model in eval mode for a while, as a module to run; afterwards it is as it was.
+    """Provide the model in eval mode for a block, and restore its state afterwards.
 
-    With images it is a replica that shares parameters and buffers, where that was seen to give the
-    same; threads then do not wait for each other. Otherwise it is the model itself: its modes are
-    set directly, not through ``model.eval()``, which models may override with side effects; what is
-    assigned in it meanwhile is undone; random numbers that it draws from the global generators of
-    torch, Python and numpy are forgotten; and one thread at a time has it, since random states and
-    the flags of torch are the process's. The caller's autocast is off either way: a score is a
-    function of the image alone.
+    If ``images`` are given, it is a replica that shares parameters and buffers, if a trial gave the
+    same logits; threads can then run in parallel. Otherwise it is the model itself: its modes are
+    set directly, because models may override ``model.eval()`` with side effects; attribute
+    assignments are undone; the global random generators of torch, Python and numpy are restored;
+    and only one thread at a time runs it, because random states and torch's flags are global. The
+    caller's autocast is off in both cases, so that a score depends only on the image.
 
     Args:
         model: any module.
-        images: what it will be run on, or some of it; None to run the model itself.
+        images: images on which it will be run, or some of them; None to run the model itself.
     """
     keep_freed_memory()
     if images is None or not len(images):
@@ -237,9 +236,9 @@ _REPLICAS = Replicas(_plainly, run_model)
 
 @contextmanager
 def assignments_undone(model: nn.Module) -> Iterator[None]:
-    """Attributes of all submodules are afterwards what they were before, modes among them.
+    """Restore the attributes of all submodules, including modes, after a block.
 
-    What is written into a tensor or container in place stays.
+    In-place changes of tensors and containers are not undone.
     """
     before = [
         (module, dict(vars(module)), [dict(vars(module)[name]) for name in _REGISTRIES])

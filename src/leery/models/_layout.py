@@ -1,4 +1,4 @@
-"""How memory is laid out and used again, where that decides about speed."""
+"""Memory layout of images and reuse of freed memory, for speed."""
 
 from functools import cache
 
@@ -12,11 +12,11 @@ __all__ = ["fast_layout", "has_fast_layout", "keep_freed_memory", "with_layout"]
 
 @cache
 def keep_freed_memory() -> None:
-    """Have freed memory used again, where it would be given back and asked for anew.
+    """Make the allocator reuse freed memory instead of returning it to the system.
 
-    glibc gives back what is freed beyond twice the largest block that was ever freed; to get it
-    again page by page can take longer than what is computed in it. One block that is freed unused
-    sets that bound to its highest, 64 MiB. Elsewhere this does nothing.
+    glibc returns freed memory beyond twice the size of the largest block ever freed, and the page
+    faults of getting it back can take longer than the computation. Freeing one unused block raises
+    that limit to its maximum, 64 MiB. With other allocators this has no effect.
 
     Source:
         mallopt(3), M_MMAP_THRESHOLD, on the dynamic threshold.
@@ -25,9 +25,9 @@ def keep_freed_memory() -> None:
 
 
 def has_fast_layout(model: nn.Module, images: Tensor) -> bool:
-    """Whether a model gets images ``(N, C, H, W)`` with their channels last in memory.
+    """True if a model is given images ``(N, C, H, W)`` in channels-last layout.
 
-    On a processor, and if its convolutions are narrow: wide ones are faster in order.
+    This is so on a CPU for narrow convolutions; wide ones are faster in contiguous layout.
     """
     if images.ndim != 4 or images.device.type != "cpu":  # noqa: PLR2004 - N, C, H, W
         return False
@@ -36,8 +36,8 @@ def has_fast_layout(model: nn.Module, images: Tensor) -> bool:
 
 
 def with_layout(images: Tensor, *, channels_last: bool) -> Tensor:
-    """A copy of images, with their channels last in memory if asked for."""
-    # Not contiguous(): of one channel it would leave the strides, which do not tell.
+    """A copy of images, in channels-last layout if requested."""
+    # Not contiguous(), which would not change the ambiguous strides of a single channel.
     return images.clone(
         memory_format=torch.channels_last if channels_last else torch.preserve_format
     )

@@ -1,4 +1,4 @@
-"""A user's classifier: a factory in Python, weights in a file, normalisation, a device."""
+"""Loading of a user's classifier: factory, weights file, normalisation and device."""
 
 import importlib
 import pickle
@@ -19,7 +19,7 @@ __all__ = ["check_repeatable", "load_model", "loaded_object", "normalized"]
 
 
 class _Normalized(nn.Module):
-    """A classifier of normalised images as one of plain images.
+    """Wrapper that normalises images for a classifier.
 
     Args:
         model: the classifier inside.
@@ -35,11 +35,11 @@ class _Normalized(nn.Module):
         self.model = model
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
-        # Not train(), which would reach into the model.
+        # Not train(), which would change the mode of the model.
         self.training = model.training
 
     def forward(self, images: Tensor) -> Any:  # noqa: ANN401 - what the model returns
-        """What the model returns for the normalised images."""
+        """The output of the model for the normalised images."""
         shape = (-1, *(1 for _ in images.shape[2:]))
         return self.model((images - self.mean.view(shape)) / self.std.view(shape))
 
@@ -47,14 +47,14 @@ class _Normalized(nn.Module):
 def normalized(
     model: nn.Module, mean: Sequence[float] | float, std: Sequence[float] | float
 ) -> nn.Module:
-    """A classifier that expects normalised images, as one that takes images as they are.
+    """Wrap a classifier of normalised images so that it accepts unnormalised ones.
 
     Epsilon of attacks, sigma of noise and bounds are then in units of the unnormalised images.
 
     Args:
         model: takes ``(images - mean) / std``.
-        mean: per channel, or one number for all.
-        std: per channel, or one number for all; above 0.
+        mean: mean per channel, or one for all channels.
+        std: standard deviation per channel, or one for all channels; above 0.
 
     Returns:
         A module on the model's device, whose submodule ``model`` is the classifier.
@@ -89,15 +89,15 @@ def load_model(
     std: Sequence[float] | None = None,
     device: str | None = None,
 ) -> nn.Module:
-    """The classifier, in eval mode.
+    """Load a classifier, in eval mode.
 
     Args:
         name: ``package.module:factory``.
         weights: the file of a state dict, or None.
-        logits: where the logits are in what it returns.
-        mean: per channel, of a classifier that expects normalised images; None for others.
-        std: the same.
-        device: to which it is moved, such as "cuda"; None leaves it.
+        logits: how to get the logits from its output.
+        mean: mean per channel, for a classifier of normalised images; None for others.
+        std: standard deviation per channel, together with ``mean``.
+        device: device to which it is moved, such as "cuda"; None does not move it.
 
     Raises:
         InputError: when the factory, the weights or the device cannot be used.
@@ -115,14 +115,14 @@ def load_model(
 
 
 def check_repeatable(name: str, model: nn.Module) -> None:
-    """Refuse a factory that gives other weights each time: nobody could load a detector for it.
+    """Raise if a factory returns new weights at each call, since a detector could not be reloaded.
 
     Args:
-        name: of the factory.
-        model: what :func:`load_model` made of it without weights.
+        name: name of the factory.
+        model: result of :func:`load_model` for that factory, without weights.
 
     Raises:
-        InputError: then.
+        InputError: when the weights differ.
     """
     again = unwrapped(_made(name)).state_dict()
     while isinstance(model, (_Normalized, WithLogits)):
@@ -131,25 +131,25 @@ def check_repeatable(name: str, model: nn.Module) -> None:
     for key, tensor in again.items():
         if key not in first or not torch.equal(first[key].cpu(), tensor.cpu()):
             message = (
-                "expected a factory that gives the trained classifier, got other weights each time "
+                "expected a factory that returns the trained classifier, got new weights each time "
                 f"from {name}; pass --weights"
             )
             raise InputError(message)
 
 
 def loaded_object(name: str, what: str) -> Any:  # noqa: ANN401 - whatever the module holds
-    """An attribute of a Python module that is looked for in the working folder too.
+    """Load an attribute of a Python module; the working folder is searched too.
 
     Args:
         name: ``package.module:attribute``.
-        what: a word for it in error messages, such as "metric".
+        what: name of the kind of attribute in error messages, such as "metric".
 
     Raises:
         InputError: when there is no such module or attribute, or importing it fails.
     """
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
-        message = f"expected MODULE:NAME as {what}, got {name!r}; name both"
+        message = f"expected MODULE:NAME as {what}, got {name!r}; give both"
         raise InputError(message)
     here = str(Path.cwd())
     sys.path.insert(0, here)
@@ -163,9 +163,9 @@ def loaded_object(name: str, what: str) -> Any:  # noqa: ANN401 - whatever the m
             f"expected a Python module {missing!r}, got none; install it or change to its folder"
         )
         raise InputError(message) from error
-    # The user's code raises whatever it likes.
+    # User code can raise any exception.
     except Exception as error:
-        message = f"expected {name} to give a {what}, got {brief(error)}; mend its code"
+        message = f"expected {name} to define a {what}, got {brief(error)}; fix its code"
         raise InputError(message) from error
     finally:
         sys.path.remove(here)
@@ -187,9 +187,9 @@ def _made(name: str) -> nn.Module:
         return factory if isinstance(factory, nn.Module) else factory()
     except LeeryError:
         raise
-    # The user's code raises whatever it likes.
+    # User code can raise any exception.
     except Exception as error:
-        message = f"expected {name} to give a classifier, got {brief(error)}; mend its code"
+        message = f"expected {name} to return a classifier, got {brief(error)}; fix its code"
         raise InputError(message) from error
     finally:
         sys.path.remove(here)
@@ -218,10 +218,10 @@ def _state(path: Path) -> dict[str, Any]:
         message = f"expected weights at {path}, got no file; correct the path"
         raise InputError(message) from error
     except pickle.UnpicklingError as error:
-        # torch's text is long and advises to run the code.
+        # torch's message is long and recommends running the code.
         message = (
-            f"expected weights in {path} that can be read without running code, got a pickle of "
-            "more than tensors; save model.state_dict() with safetensors.torch.save_file"
+            f"expected weights in {path} that can be read without running code, got a pickle with "
+            "other objects than tensors; save model.state_dict() with safetensors.torch.save_file"
         )
         raise InputError(message) from error
     # torch.load raises what its parts raise: pickle, zip, struct, key and runtime errors.
@@ -249,21 +249,21 @@ def _fill(model: nn.Module, state: Mapping[str, Any], path: Path) -> None:
     except (RuntimeError, AttributeError, TypeError) as error:
         message = (
             f"expected the weights of {type(model).__name__} in {path}, got ones that do not fit "
-            f"({brief(error)}); name the right file"
+            f"({brief(error)}); pass the right file"
         )
         raise InputError(message) from error
     if missing or unexpected:
         message = (
             f"expected the weights of {type(model).__name__} in {path}, got a file without "
-            f"{_some(missing)} and with {_some(unexpected)} besides; name the right file"
+            f"{_some(missing)} and with {_some(unexpected)} in addition; pass the right file"
         )
         raise InputError(message)
 
 
 def _without_prefixes(state: Mapping[str, Any], known: Collection[str]) -> Mapping[str, Any]:
-    """The state dict without what a wrapper put before every name, if the model lacks it.
+    """The state dict without a prefix that a wrapper added to every name.
 
-    What stands beside the classifier in a trainer's checkpoint, such as a loss, is left out.
+    Other entries of a trainer's checkpoint, such as a loss, are dropped.
     """
     names = set(known)
     if not names or names & set(state):

@@ -1,4 +1,4 @@
-"""Logits out of whatever a classifier returns."""
+"""Extraction of the logits from the output of a classifier."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,23 +11,23 @@ from leery.models._guest import unwrapped
 __all__ = ["Logits", "WithLogits", "logits_facts", "logits_of_facts", "with_logits"]
 
 Logits = Callable[[Any], Tensor] | str | int | None
-"""Where the logits are in what a model returns: a function, a field name or an index; None where it
-returns them as a tensor or in a field ``logits``."""
+"""How to get the logits from a model's output: a function, a field name or an index; None if the
+output is the logits or has a field ``logits``."""
 
 
 class WithLogits(nn.Module):
-    """A classifier that returns one of the things that the model inside returns.
+    """Wrapper that returns only the logits of a model's output.
 
     Args:
         model: the classifier inside.
-        logits: where its logits are.
+        logits: how to get the logits from its output.
     """
 
     def __init__(self, model: nn.Module, logits: Callable[[Any], Tensor] | str | int) -> None:
         super().__init__()
         self.model = model
         self.logits = logits
-        # Not train(), which would reach into the model.
+        # Not train(), which would change the mode of the model.
         self.training = model.training
 
     def forward(self, images: Tensor) -> Tensor:
@@ -43,14 +43,14 @@ class WithLogits(nn.Module):
             return getattr(output, self.logits)  # type: ignore[no-any-return]
         except (LookupError, AttributeError, TypeError) as error:
             message = (
-                f"expected {self.logits!r} in what the model returns, got {type(output).__name__} "
+                f"expected {self.logits!r} in the output of the model, got {type(output).__name__} "
                 "without it; correct logits="
             )
             raise UnsupportedModelError(message) from error
 
 
 def logits_facts(logits: Logits) -> dict[str, str | int | None]:
-    """Where the logits are, in types that JSON has: a kind, and a name or an index."""
+    """JSON-serialisable form of a ``logits`` setting: a kind, and a name or an index."""
     if logits is None:
         return {"kind": "plain", "where": None}
     if callable(logits):
@@ -59,16 +59,16 @@ def logits_facts(logits: Logits) -> dict[str, str | int | None]:
 
 
 def logits_of_facts(facts: Mapping[str, Any], given: Logits) -> Logits:
-    """Where the logits are, from :func:`logits_facts` and what a user gave again.
+    """Restore a ``logits`` setting from :func:`logits_facts` and the user's argument.
 
     Raises:
-        InputError: when a function is needed and was not given, or something else was given.
+        InputError: when a function is required but missing, or the argument differs.
     """
     if facts["kind"] == "function":
         if not callable(given):
             message = (
-                f"expected the function {facts['where']!r} that finds the logits, got {given!r}; "
-                "pass logits= as it was given to the detector"
+                f"expected the function {facts['where']!r} that returns the logits, got {given!r}; "
+                "pass the same logits= as to the detector"
             )
             raise InputError(message)
         return given
@@ -80,14 +80,14 @@ def logits_of_facts(facts: Mapping[str, Any], given: Logits) -> Logits:
 
 
 def with_logits(model: nn.Module, logits: Logits = None) -> nn.Module:
-    """The classifier as a module whose logits leery finds.
+    """Wrap a classifier so that it returns its logits.
 
     Args:
-        model: any classifier; what ``torch.compile`` and ``DataParallel`` put around it is removed.
-        logits: where its logits are.
+        model: any classifier; wrappers of ``torch.compile`` and ``DataParallel`` are removed.
+        logits: how to get the logits from its output.
 
     Raises:
-        InputError: when the model is no module, or ``logits`` is nothing of this kind.
+        InputError: when the model is not a module, or ``logits`` is of another type.
         UnsupportedModelError: for a TorchScript module.
     """
     inner = unwrapped(model)

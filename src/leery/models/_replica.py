@@ -28,10 +28,10 @@ _REGISTRIES = ("_parameters", "_buffers", "_modules")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 _TOLERANCE = 1e-4
-"""The length of the difference of two outputs over the length of one that rounding explains."""
+"""Largest relative difference of two outputs that is attributed to rounding."""
 
 Run = Callable[[nn.Module, Tensor], Tensor]
-"""Gives the logits of a model, as it is, for a batch."""
+"""Function that returns the logits of a model for a batch."""
 
 
 class _ReachedBackError(Exception):
@@ -43,9 +43,9 @@ class _Replicas:
     """The replicas of a classifier, and what they were made from.
 
     Attributes:
-        state: of the classifier when they were made.
-        idle: replicas that nobody uses; a thread has one for itself.
-        trusted: by the kind of images.
+        state: state of the classifier when they were made.
+        idle: replicas that are not in use; each thread uses its own.
+        trusted: result of the trial, by shape, dtype and device of the images.
     """
 
     state: object
@@ -54,16 +54,16 @@ class _Replicas:
 
 
 class Replicas:
-    """The replicas of classifiers, trusted after a trial on two images and not before.
+    """The replicas of classifiers, used only after a successful trial on two images.
 
-    A replica must give what the classifier gives in eval mode, and run none of its modules. A
-    classifier gets no replica if one of its attributes or hooks refers to one of its modules in
-    a way that a replica cannot follow, if it has hooks of a user's, or if its forward pass assigns
+    A replica must return the logits of the classifier in eval mode, and run none of its modules. A
+    classifier gets no replica if one of its attributes or hooks refers to one of its modules in a
+    way that a replica cannot follow, if it has user hooks, or if its forward pass assigns
     attributes, writes into parameters or buffers, or draws random numbers.
 
     Args:
-        plain: gives the logits of the classifier itself, run without a replica.
-        run: gives the logits of a module as it is.
+        plain: returns the logits of the classifier itself, run without a replica.
+        run: returns the logits of a module in its present state.
     """
 
     def __init__(self, plain: Run, run: Run) -> None:
@@ -77,12 +77,12 @@ class Replicas:
     def lent(
         self, model: nn.Module, images: Tensor, lock: AbstractContextManager[object]
     ) -> Iterator[nn.Module | None]:
-        """A replica of a classifier as it is now, for this thread; None where there is none.
+        """Lend this thread a replica of the classifier as it is now; None if there is none.
 
         Args:
             model: the classifier.
-            images: ``(N, ...)``, to tell the kind of images, and for the trial.
-            lock: held while a replica is looked for.
+            images: ``(N, ...)``, whose shape, dtype and device select the trial.
+            lock: lock that is held while a replica is looked up.
         """
         with lock:
             replicas, replica = self._found(model, images)
@@ -111,7 +111,7 @@ class Replicas:
         return replicas, replica if replicas.trusted[kind] else None
 
     def _passes(self, model: nn.Module, replica: nn.Module, pair: Tensor) -> bool:
-        """Whether the replica gives what the classifier gives, and does nothing else."""
+        """True if the replica returns the classifier's logits and has no side effects."""
         try:
             shown = pair.to(next(replica.parameters(), pair).device)
             truth = self._plain(model, shown)
@@ -126,7 +126,7 @@ class Replicas:
                 same = _random_states() == drawn and _state(replica) == before
         except torch.OutOfMemoryError:
             raise
-        # A model's own code raises whatever it likes; the classifier itself is then run instead.
+        # User code can raise any exception; the classifier itself is then used.
         except Exception:
             return False
         if not same or _written(replica) != written or found.shape != truth.shape:
@@ -135,13 +135,13 @@ class Replicas:
 
 
 def python_randomness() -> object:
-    """Where the generators of Python and numpy stand; equal when they stand alike."""
+    """State of the global random generators of Python and numpy, comparable with ``==``."""
     _, keys, *rest = np.random.get_state()  # noqa: NPY002 - whatever the model uses
     return random.getstate(), np.asarray(keys).tobytes(), rest
 
 
 def _random_states() -> object:
-    """The same, with the generators of torch."""
+    """State of the global random generators of Python, numpy and torch."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     states = [state.numpy().tobytes() for state in (torch.get_rng_state(), *cuda)]
     return states, python_randomness()
@@ -149,7 +149,7 @@ def _random_states() -> object:
 
 @contextmanager
 def python_randomness_kept() -> Iterator[None]:
-    """Forget what is drawn meanwhile from the global generators of Python and numpy."""
+    """Restore the global random generators of Python and numpy after a block."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 - whatever the model uses
     try:
         yield
@@ -164,7 +164,7 @@ def _devices(images: Tensor) -> list[torch.device]:
 
 @contextmanager
 def _not_run(model: nn.Module) -> Iterator[None]:
-    """No module of a model may run in this thread."""
+    """Raise if a module of the model runs in this thread."""
     modules = {id(module) for module in model.modules()}
     thread = threading.get_ident()
 
@@ -180,16 +180,16 @@ def _not_run(model: nn.Module) -> Iterator[None]:
 
 
 def _written(model: nn.Module) -> list[int]:
-    """How often torch counted writes into the parameters and buffers."""
+    """Version counters of the parameters and buffers."""
     tensors = (*model.parameters(), *model.buffers())
     return [0 if tensor.is_inference() else tensor._version for tensor in tensors]  # noqa: SLF001
 
 
 def _made(model: nn.Module) -> nn.Module | None:
-    """Other modules with the same parameters, buffers and attributes, in eval mode.
+    """New modules with the same parameters, buffers and attributes, in eval mode.
 
     None if an attribute refers to a module of the model in a way that cannot be followed, or if
-    there are hooks of a user's, which may keep what they see.
+    there are user hooks, which may store what they receive.
     """
     replicas = {id(module): object.__new__(type(module)) for module in model.modules()}
     try:
@@ -212,7 +212,7 @@ def _made(model: nn.Module) -> nn.Module | None:
 
 
 def _is_known(hook: object) -> bool:
-    """Whether a hook is torch's or leery's, as of weight normalisation or inserted dropout."""
+    """True for hooks of torch and leery, such as weight normalisation or inserted dropout."""
     owner = hook if hasattr(hook, "__qualname__") else type(hook)
     return str(owner.__module__).startswith(("torch.", "leery."))
 
@@ -239,7 +239,7 @@ def _rebound(value: Any, replicas: Mapping[int, nn.Module]) -> Any:  # noqa: ANN
 
 
 def _reaches(value: Any, modules: Mapping[int, object], depth: int = 6) -> bool:  # noqa: ANN401
-    """Whether a value still refers to one of the classifier's own modules, or may."""
+    """True if a value refers, or may refer, to one of the classifier's own modules."""
     if isinstance(value, (Tensor, str, int, float, type, types.ModuleType, type(None))):
         return False
     if isinstance(value, nn.Module):
@@ -250,7 +250,7 @@ def _reaches(value: Any, modules: Mapping[int, object], depth: int = 6) -> bool:
 
 
 def _referred(value: Any) -> Iterator[Any]:  # noqa: ANN401 - any attribute
-    """What a value refers to, but for the globals of functions."""
+    """Objects that a value refers to, except the globals of functions."""
     if isinstance(value, types.FunctionType):
         cells = value.__closure__ or ()
         yield from (cell.cell_contents for cell in cells if cell != types.CellType())
@@ -269,9 +269,9 @@ def _referred(value: Any) -> Iterator[Any]:  # noqa: ANN401 - any attribute
 
 
 def _state(model: nn.Module) -> object:
-    """Equal as long as no attribute, parameter, submodule or hook was replaced.
+    """Snapshot that compares equal until an attribute, parameter, submodule or hook is replaced.
 
-    Identities suffice: a replica holds what the classifier held when it was made.
+    Identities suffice, because a replica keeps alive the objects that it was made from.
     """
     return [
         (
@@ -287,10 +287,10 @@ def _state(model: nn.Module) -> object:
 
 
 def _identities(value: Any, depth: int = 6) -> object:  # noqa: ANN401 - any attribute
-    """What tells a value from another; of containers, what is in them."""
+    """Comparable identity of a value or, for containers, of their contents."""
     if depth and isinstance(value, dict):
         return [(key, _identities(entry, depth - 1)) for key, entry in value.items()]
     if depth and isinstance(value, (list, tuple, set)):
         return [_identities(entry, depth - 1) for entry in value]
-    # Small values that are made anew at each look are told by what they are.
+    # Plain values are compared directly, because each access may create a new object.
     return value if isinstance(value, (int, float, str, bool, type(None))) else id(value)

@@ -1,4 +1,4 @@
-"""Faster ways to run a model, used only where two images show that they give the same."""
+"""Faster methods of running a model, used only if a trial on two images gives the same."""
 
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
@@ -9,18 +9,18 @@ from torch import Tensor, nn
 __all__ = ["Run", "Shortcut", "two_images"]
 
 Run = Callable[[nn.Module, Tensor], Tensor]
-"""What a model gives for a batch."""
+"""Function that returns the logits of a model for a batch."""
 
 _TOLERANCE = 1e-3
 """Largest relative difference that counts as rounding, as a ratio of Euclidean norms."""
 
 
 class Shortcut:
-    """A faster way to compute something of a model, and for which models and inputs it is right.
+    """A faster method of running a model, with a record of the models and inputs it works for.
 
     Args:
-        plain: the reference; its exceptions are passed on.
-        fast: the faster way; where it raises an exception, it is not used.
+        plain: reference method; its exceptions propagate.
+        fast: faster method; it is not used if it raises an exception.
     """
 
     def __init__(self, plain: Run, fast: Run) -> None:
@@ -29,9 +29,9 @@ class Shortcut:
         self._passed: WeakKeyDictionary[nn.Module, dict[object, bool]] = WeakKeyDictionary()
 
     def gives_the_same(self, model: nn.Module, batch: Tensor) -> bool:
-        """True if the faster way is right for this model and kind of input.
+        """True if the faster method is correct for this model and type of input.
 
-        It is tried once per kind, and again when the modules of the model have changed.
+        It is tried once per shape, dtype and device, and again if the model's modules change.
         """
         modules = tuple(map(id, model.modules()))
         kind = batch.shape[1:], batch.dtype, batch.device, modules
@@ -44,14 +44,14 @@ class Shortcut:
                 passed[kind] = bool(off <= _TOLERANCE * truth.norm())
             except torch.OutOfMemoryError:
                 raise
-            # A model's own code raises whatever it likes where it is not run as it expects.
+            # User code that is run in an unexpected way can raise any exception.
             except Exception:
                 passed[kind] = False
         return passed[kind]
 
 
 def two_images(images: Tensor) -> Tensor:
-    """The first image and one that differs from it, of the same kind."""
+    """The first image and a different one of the same shape and type."""
     first = images[:1]
     others = (images[-1:], first.flip(-1), torch.zeros_like(first), torch.ones_like(first))
     other = next(image for image in others if not torch.equal(image, first))

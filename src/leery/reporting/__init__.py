@@ -1,7 +1,6 @@
-"""What reports share: the look of figures, tables whose rows can be sorted, the shell of a page.
+"""Shared parts of reports: figure style, sortable tables and the HTML page.
 
-A program that writes a report fills these in; nothing here knows what a report is about. It needs
-matplotlib and jinja2.
+These parts are independent of the content of a report. They require matplotlib and jinja2.
 """
 
 from leery.reporting._page import page_environment, page_resource

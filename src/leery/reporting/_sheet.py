@@ -1,4 +1,4 @@
-"""A table of a page: its cells, how they read, by what they are sorted."""
+"""Sortable tables of a page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ __all__ = ["Cell", "Sheet"]
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell says, and the number that it is sorted by, if it is one."""
+    """Text of a table cell, and the number by which it is sorted, if any."""
 
     text: str
     sort: float | None = None
@@ -19,11 +19,11 @@ class Sheet:
     """A table of a page.
 
     Attributes:
-        key: unique in the page.
-        caption: what the table says.
-        headings: of the columns.
-        rows: their cells.
-        note: what a reader should know.
+        key: identifier, unique in the page.
+        caption: caption of the table.
+        headings: column headings.
+        rows: cells of each row.
+        note: explanatory note.
     """
 
     key: str
@@ -34,5 +34,5 @@ class Sheet:
 
     @property
     def long(self) -> bool:
-        """Whether a reader will want to filter its rows."""
+        """True if the table is long enough to need a row filter."""
         return len(self.rows) > 30  # noqa: PLR2004 - a screenful

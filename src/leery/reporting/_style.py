@@ -1,4 +1,4 @@
-"""The visual language of figures: colours, type, and how a figure becomes SVG."""
+"""Style of figures: colours, fonts and export to SVG."""
 
 import io
 import re
@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 __all__ = ["INK", "MUTED", "PALETTE", "figure_style", "new_figure", "themed", "to_svg"]
 
-# Okabe and Ito's palette: told apart by the colour-blind, and by line style besides. Yellow is
-# left out: it vanishes on white.
+# Okabe and Ito's colour-blind-safe palette; lines also differ in style. Yellow is left out because
+# it is hardly visible on white.
 PALETTE: Mapping[str, str] = {
     "blue": "#0072B2",
     "sky": "#56B4E9",
@@ -23,7 +23,7 @@ PALETTE: Mapping[str, str] = {
 }
 
 INK, PAPER, MUTED = "#1b1b1b", "#fefefe", "#8a8a8a"
-"""Of text and axes, of the ground, and of what stands back; MUTED reads on black and on white."""
+"""Colours of text and axes, background and secondary elements; MUTED is legible on both grounds."""
 
 _RC = {
     "font.family": "DejaVu Sans",
@@ -56,7 +56,7 @@ _RC = {
 
 @contextmanager
 def figure_style() -> Iterator[None]:
-    """Draw in leery's style for a while, whatever the user's matplotlib settings are."""
+    """Use leery's figure style inside a block, regardless of the user's matplotlib settings."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(_RC)  # type: ignore[arg-type]  # its keys are literals
@@ -64,18 +64,18 @@ def figure_style() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of that many inches."""
+    """An empty figure of the given size in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasSVG(figure)
     return figure
 
 
 def to_svg(figure: Figure, name: str) -> str:
-    """The figure as SVG, the same bytes every time.
+    """Export a figure to SVG that is identical byte by byte every time.
 
     Args:
-        figure: drawn.
-        name: of the figure; makes its element ids its own, so that a page can hold many.
+        figure: the drawn figure.
+        name: name of the figure, which makes its element ids unique within a page.
     """
     stream = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name}):
@@ -84,16 +84,16 @@ def to_svg(figure: Figure, name: str) -> str:
 
 
 def themed(svg: str, name: str) -> str:
-    """An SVG to stand inside a page: its ink, ground and width are the page's, its ids its own.
+    """Adapt an SVG for a page: colours and width of the page, and unique element ids.
 
-    It grows and shrinks with the page, but not beyond what keeps its letters readable.
+    It scales with the page, within limits that keep its text readable.
     """
     body = svg[svg.index("<svg") :]
     width = float(re.findall(r'<svg[^>]*? width="([\d.]+)pt"', body)[0])
     size = f'style="max-width: {1.5 * width:.0f}px; min-width: {0.9 * width:.0f}px"'
     body = re.sub(r'(<svg[^>]*?) width="[^"]*pt"', rf"\1 {size}", body)
     body = re.sub(r'(<svg[^>]*?) height="[^"]*pt"', r"\1", body)
-    # Equal pictures have equal ids, which nothing refers to.
+    # Equal images have equal ids, to which nothing refers.
     body = re.sub(r'(<image\b[^>]*?) id="[^"]*"', r"\1", body)
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', body)

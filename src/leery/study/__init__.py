@@ -1,4 +1,4 @@
-"""The paper's study on its two datasets: configuration, stages, tables, figures and claims."""
+"""Reproduction of the paper's study on its two datasets, with tables, figures and claims."""
 
 from leery._extras import imported
 

@@ -1,4 +1,4 @@
-"""What the paper's equations 2 and 9 give as they are printed: the tasks behind the errata."""
+"""Tasks that evaluate the paper's equations 2 and 9 as printed, for the errata."""
 
 import math
 from typing import Any
@@ -17,11 +17,11 @@ from leery.study._workspace import Workspace, write_json
 __all__ = ["as_printed", "bim_as_printed"]
 
 IMAGES = 500
-"""Number of test images used, from the first one that the classifier gets right on."""
+"""Number of correctly classified test images used, in the order of the test set."""
 
 
 def as_printed(workspace: Workspace, condition: Condition) -> None:
-    """Leave the success of BIM and the areas of the kernel density under either reading."""
+    """Write the success of BIM and the ROC-AUC of kernel density for both readings."""
     detector = workspace.detector()
     rows = workspace.attacked(IMAGES)
     images, labels = (part[rows] for part in workspace.test_set())
@@ -41,7 +41,7 @@ def as_printed(workspace: Workspace, condition: Condition) -> None:
 
 
 def bim_as_printed(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
-    r"""BIM with equation 2 taken literally: the step takes the iterate's place, and is clipped.
+    r"""BIM by equation 2 as printed: the clipped step replaces the iterate.
 
     .. math:: x_{k+1} = \mathrm{clip}_{x, \epsilon}(\alpha\, sign(\nabla_x L(x_k, y)))
 
@@ -52,7 +52,7 @@ def bim_as_printed(model: nn.Module, images: Tensor, labels: Tensor, epsilon: fl
         epsilon: the radius of the ball, in pixel units of [0, 1].
 
     Returns:
-        Like the images.
+        Tensor like ``images``.
     """
     attack = BIM(epsilon)
     step = GradientAttack(attack.alpha, steps=1, step_size=attack.alpha, bounds=(-1.0, 2.0))
@@ -64,7 +64,7 @@ def bim_as_printed(model: nn.Module, images: Tensor, labels: Tensor, epsilon: fl
 
 
 def _kernels(detector: Detector, versions: list[Tensor], sigma: float) -> list[dict[str, Any]]:
-    """The kernel density of clean, noisy and adversarial images under either kernel.
+    """ROC-AUC of the kernel density of clean, noisy and adversarial images for both kernels.
 
     ``exp(-d^2 / sigma^2)``, as printed, is scikit-learn's kernel with a bandwidth of
     ``sigma / sqrt(2)``.

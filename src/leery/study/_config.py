@@ -1,4 +1,4 @@
-"""What the paper does on each dataset, and what a user may change about it."""
+"""Settings of the paper for each dataset, and options of a study."""
 
 import hashlib
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ AttackName = Literal["FGSM", "BIM", "PGD"]
 ATTACKS: Mapping[AttackName, type[GradientAttack]] = {"FGSM": FGSM, "BIM": BIM, "PGD": PGD}
 
 STUDIED_METRICS = (*PAPER_METRICS, "kl_divergence_sum")
-"""What is measured: the paper's six, and KL divergence in the other reading of equations 10-12."""
+"""Metrics that are measured: the paper's six, and the other reading of equations 10-12."""
 
 PAPER_SETS: Mapping[str, tuple[str, ...]] = {
     **{name: (name,) for name in PAPER_METRICS},
@@ -49,13 +49,13 @@ METRIC_SETS: Mapping[str, tuple[str, ...]] = {
     "closeness_sum": ("kernel_density", "kl_divergence_sum"),
     "all_sum": (*UNCERTAINTY_METRICS, "kernel_density", "kl_divergence_sum"),
 }
-"""The same, and those with KL divergence once more in its other reading."""
+""":data:`PAPER_SETS`, and the sets with the other reading of the KL divergence."""
 
 SUCCESS_EPSILONS = (
     *(0.0, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.10),
     *(0.12, 0.15, 0.20, 0.25, 0.30, 0.40, 0.50),
 )
-"""The strengths of figure 2, denser where fashion articles change their label."""
+"""Attack strengths of figure 2, denser where fashion articles change their label."""
 
 TRACE_STEPS = 30
 """Number of equal steps of figures 4 to 7, from 0 to the dataset's larger studied strength."""
@@ -66,7 +66,7 @@ class Condition:
     """An attack at a strength.
 
     Attributes:
-        attack: its name.
+        attack: name of the attack.
         epsilon: the radius of the L-infinity ball, in pixel units of [0, 1].
     """
 
@@ -75,11 +75,11 @@ class Condition:
 
     @property
     def name(self) -> str:
-        """What the condition is called in files."""
+        """Name of the condition in files."""
         return f"{self.attack}-{self.epsilon:.2f}"
 
     def make(self) -> GradientAttack:
-        """The attack itself."""
+        """Make the attack."""
         return ATTACKS[self.attack](self.epsilon)
 
 
@@ -100,20 +100,20 @@ STUDIES: Mapping[str, _Paper] = {
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """A study as a user asked for it.
+    """Options of a study.
 
     Args:
         dataset: "mnist" or "fashion-mnist".
-        limit: how many of the first test images to use; None is all.
-        seed: of masks, random starts, noise and folds, and of training where there is any.
+        limit: number of test images used, from the first on; None for all.
+        seed: random seed of masks, random starts, noise, folds and, if retrained, training.
         retrain: train the classifier anew instead of using the shipped weights.
-        passes: of Monte-Carlo dropout.
-        seeds: number of times the study is repeated, from training on, at ``seed``, ``seed + 1``
-            and so on; None is one study.
+        passes: number of Monte-Carlo dropout passes.
+        seeds: number of repetitions of the study, each with a newly trained classifier, at
+            ``seed``, ``seed + 1`` and so on; None for a single study.
         data_dir: a folder with the data files, as for :func:`leery.data.load`.
 
     Raises:
-        InputError: when a value is outside its range.
+        InputError: when an option is outside its range.
     """
 
     dataset: str
@@ -125,7 +125,7 @@ class StudyConfig:
     data_dir: Path | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what no study can have."""
+        """Raise if an option is outside its range."""
         named(self.dataset)
         if self.limit is not None and self.limit < FOLDS:
             message = (
@@ -143,7 +143,7 @@ class StudyConfig:
 
     @property
     def runs(self) -> tuple["StudyConfig", ...]:
-        """The studies of one classifier each that this one consists of."""
+        """The single-classifier studies that this study consists of."""
         if self.seeds is None:
             return (self,)
         return tuple(
@@ -158,7 +158,7 @@ class StudyConfig:
 
     @property
     def epsilons(self) -> tuple[float, ...]:
-        """The strengths of the attacks and of the noise."""
+        """Strengths of the attacks and of the noise."""
         return STUDIES[self.dataset].epsilons
 
     @property
@@ -168,12 +168,12 @@ class StudyConfig:
 
     @property
     def trace_epsilons(self) -> tuple[float, ...]:
-        """The strengths of figures 4 to 7, from 0 on."""
+        """Attack strengths of figures 4 to 7, from 0 upwards."""
         step = max(self.epsilons) / TRACE_STEPS
         return tuple(round(step * place, 6) for place in range(TRACE_STEPS + 1))
 
     def identity(self) -> dict[str, Any]:
-        """All that the results depend on; stages of another identity are not reused."""
+        """Everything that the results depend on; stages of another identity are not reused."""
         settings = asdict(self)
         del settings["data_dir"], settings["seeds"]
         return {
@@ -189,7 +189,7 @@ class StudyConfig:
 def _code_sum() -> str:
     """A hash of the code of the stages, of the shipped weights, and of the computing libraries.
 
-    What comes after the stages is left out.
+    Code that runs after the stages is not included.
     """
     weights = files("leery.classifiers") / "weights"
     sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in weights.iterdir()}

@@ -1,4 +1,4 @@
-"""From the files of the stages to the tables that a study leaves."""
+"""Assembly of the tables of a study from the files of its stages."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -29,14 +29,14 @@ __all__ = ["gather"]
 Rows = Iterator[dict[str, Any]]
 
 CURVE_POINTS = 200
-"""Maximum number of points kept of a risk-coverage curve."""
+"""Maximum number of points of a stored risk-coverage curve."""
 
 BAND = (0.1, 0.9)
-"""The quantiles between which the band around a mean runs."""
+"""Quantiles at the limits of the band around a mean."""
 
 
 def gather(workspaces: Sequence[Workspace]) -> dict[str, pd.DataFrame]:
-    """The tables of the studies of one dataset with one or several classifiers.
+    """Assemble the tables of the studies of one dataset with one or several classifiers.
 
     Raises:
         StudyFileError: when the file of a stage cannot be read.
@@ -78,7 +78,7 @@ def _whose(workspace: Workspace) -> dict[str, Any]:
 
 
 def _evaluations(workspace: Workspace) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Each condition's columns and what evaluating left of it."""
+    """For each condition, its columns and its evaluation results."""
     for condition in workspace.config.conditions:
         yield _columns(condition), read_json(workspace.evaluation_file(condition))
 
@@ -185,7 +185,7 @@ def _attack_success(workspace: Workspace) -> Rows:
 
 
 def _abstention(workspace: Workspace) -> Rows:
-    """Risk-coverage curves; doubt is a metric in its more doubtful direction."""
+    """Risk-coverage curves; doubt is a metric, signed so that larger is more uncertain."""
     clean = workspace.table(Version())
     wrong = clean.predicted != workspace.labels()
     for metric in clean.names:
@@ -236,7 +236,7 @@ def _example(workspace: Workspace) -> Rows:
 
 
 def _turning_points(workspace: Workspace) -> Rows:
-    """Where, along the strengths, each image changes its label and each metric turns."""
+    """Strengths at which each image changes its label and each metric turns."""
     for attack in TRACED:
         trace = load_trace(workspace, attack)
         epsilons, columns = trace.epsilons, np.arange(len(trace.source))
@@ -280,11 +280,11 @@ FIGURES: dict[str, tuple[tuple[AttackName, ...], list[tuple[str, str]]]] = {
     ),
     "predicted-kl-trace": (TRACED, [(metric, "predicted") for metric in KL_READINGS]),
 }
-"""What figures 4 to 7 show: attacks, and metrics with the class they are held against."""
+"""Content of figures 4 to 7: attacks, and metrics with the class they are compared with."""
 
 
 def _traces(workspace: Workspace, figure: str) -> Rows:
-    """The lines of one of figures 4 to 7."""
+    """Data of the lines of one of figures 4 to 7."""
     attacks, shown = FIGURES[figure]
     traces = {attack: load_trace(workspace, attack) for attack in TRACED}
     place = first_flipped(traces)
@@ -295,9 +295,9 @@ def _traces(workspace: Workspace, figure: str) -> Rows:
 
 
 def _trace_rows(trace: Trace, metric: str, against: str, place: int | None) -> Rows:
-    """The chosen image at every strength, then mean and band of all that were traced.
+    """The chosen image at every strength, then mean and band over all traced images.
 
-    Of those whose label never changes there is no target class.
+    Images whose label never changes have no target class.
     """
     values = trace.values(metric, against)
     if place is not None:

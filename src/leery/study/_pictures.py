@@ -1,4 +1,4 @@
-"""The images that the report shows: the tasks behind figure 1 and the gallery."""
+"""Tasks that make the images of figure 1 and the gallery."""
 
 import numpy as np
 import torch
@@ -14,10 +14,11 @@ EXAMPLE_ATTACK = TRACED[0]
 
 
 def example(workspace: Workspace) -> None:
-    """Leave figure 1: an image and its adversarial version, at the weakest strength that will do.
+    """Write figure 1: an image and its adversarial version, at the smallest strength that flips it.
 
     The file holds ``pixels`` ``(2, 28, 28)``, clean and adversarial, ``predicted`` ``(2,)``,
-    ``confidence`` ``(2,)``, ``source``, ``label`` and ``epsilon``; nothing where no image flips.
+    ``confidence`` ``(2,)``, ``source``, ``label`` and ``epsilon``; it is empty if no image changes
+    its label.
     """
     traces = {attack: load_trace(workspace, attack) for attack in TRACED}
     place = first_flipped(traces)
@@ -44,9 +45,9 @@ def example(workspace: Workspace) -> None:
 
 
 def gallery(workspace: Workspace, condition: Condition) -> None:
-    """Leave the images of a condition's worst misses and false alarms, ``pixels`` (n, 28, 28).
+    """Write the images of a condition's worst misses and false alarms, ``pixels`` (n, 28, 28).
 
-    They are made again from their seeds and stand in the order in which evaluating left them.
+    They are regenerated from their seeds, in the order of the evaluation file.
     """
     worst = read_json(workspace.evaluation_file(condition))["worst"]
     versions = {

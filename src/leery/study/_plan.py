@@ -1,4 +1,4 @@
-"""The tasks of a study: what they are, which files they leave, roughly what they cost."""
+"""The tasks of a study, with their output files and approximate cost."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ __all__ = ["Task", "plan"]
 
 @dataclass(frozen=True)
 class Task:
-    """A function of a workspace, done when its file is there.
+    """A call of a function on a workspace, done when its output file exists.
 
     Attributes:
-        file: what it leaves.
-        function: of a module.
-        arguments: of the function.
-        cost: roughly, in seconds of one processor; only the bar of the whole looks at it.
+        file: output file.
+        function: module-level function.
+        arguments: arguments of the function.
+        cost: approximate CPU time in seconds, for the order of tasks and the progress bar.
     """
 
     file: Path
@@ -39,7 +39,7 @@ class Task:
 
     @property
     def done(self) -> bool:
-        """Whether its file is there."""
+        """True if the output file exists."""
         return self.file.exists()
 
 
@@ -116,5 +116,5 @@ def _pictures(workspace: Workspace) -> Iterator[Task]:
 
 
 def _speed(workspace: Workspace) -> float:
-    """How fast the dataset's network is, DigitNet being 1."""
+    """Speed of the dataset's network relative to DigitNet."""
     return 1.0 if workspace.config.dataset == "mnist" else 0.4

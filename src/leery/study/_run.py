@@ -1,4 +1,4 @@
-"""The study from start to end: stages in worker processes, then the files people read."""
+"""Execution of a study: stages in worker processes, then tables, manifest and report."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ _REPORTED = ("leery", "torch", "numpy", "scipy", "scikit-learn", "pandas", "safe
 
 @dataclass
 class _Clock:
-    """Wall time of each stage of this run, and how many of its tasks were found done."""
+    """Wall time of each stage of this run, and the number of its tasks that were done before."""
 
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -53,15 +53,14 @@ def reproduce(
 ) -> StudyResult:
     """Run the paper's study of one dataset and write its tables, figures and report.
 
-    Every file is written whole or not at all. Finished stages are kept under ``stages``, so that
-    a run that was cut off goes on; they are kept by configuration and by version of the program,
-    and the folder can be deleted at any time.
+    Every file is written completely or not at all. Finished stages are stored under ``stages``, by
+    configuration and version of the program, so that an interrupted run can be resumed; that folder
+    can be deleted at any time.
 
     Args:
-        config: what to study.
-        out: the folder of the files; created.
-        workers: the number of processes, by default one for each processor. It does not change
-            the results.
+        config: options of the study.
+        out: output folder, created if missing.
+        workers: number of processes, by default one per CPU core; it does not change the results.
         progress: show bars on standard error.
 
     Raises:
@@ -71,7 +70,7 @@ def reproduce(
     """
     if any((out / name / MANIFEST).exists() for name in STUDIES):
         message = (
-            f"expected a folder for one study, got {out} with the folders of several in it; name "
+            f"expected a folder for one study, got {out}, which holds several studies; pass "
             "another folder"
         )
         raise InputError(message)
@@ -90,9 +89,9 @@ def reproduce_all(
     """Run the studies of several datasets, each into a folder of its name, and a joint report.
 
     Args:
-        configs: of one dataset each.
-        out: the folder of the folders; created.
-        workers: as for :func:`reproduce`.
+        configs: options of each study, one per dataset.
+        out: parent folder of the studies' folders, created if missing.
+        workers: number of processes, as for :func:`reproduce`.
         progress: show bars on standard error.
 
     Raises:
@@ -102,7 +101,7 @@ def reproduce_all(
     """
     if (out / MANIFEST).exists():
         message = (
-            f"expected a folder for several studies, got {out} with the files of one in it; name "
+            f"expected a folder for several studies, got {out}, which holds a single study; pass "
             "another folder"
         )
         raise InputError(message)
@@ -113,7 +112,7 @@ def reproduce_all(
 
 
 def _run(studies: Mapping[Path, StudyConfig], *, workers: int | None, progress: bool) -> None:
-    """Do all stages of all studies and leave their tables and manifests."""
+    """Run all stages of all studies and write their tables and manifests."""
     count = default_workers() if workers is None else workers
     if count < 1:
         message = f"expected at least 1 worker, got {count}; pass a larger number"
@@ -140,19 +139,19 @@ def _run(studies: Mapping[Path, StudyConfig], *, workers: int | None, progress: 
 
 
 def _check_data(config: StudyConfig) -> None:
-    """Have the data at hand, before anything is written; refuse a limit beyond it."""
+    """Load the data before anything is written; raise if the limit exceeds the test set."""
     data.load(config.dataset, "train", config.data_dir)
     count = len(data.load(config.dataset, "test", config.data_dir)[1])
     if config.limit is not None and config.limit > count:
         message = (
-            f"expected a limit of at most {count} images, which the test set has, got "
+            f"expected a limit of at most {count} images, the size of the test set, got "
             f"{config.limit}; leave it out to use all"
         )
         raise InputError(message)
 
 
 def _stage_folder(config: StudyConfig, out: Path) -> Path:
-    """The folder of the stages of this very study; another one has a folder of its own."""
+    """The stage folder of this configuration; each configuration has its own."""
     identity = json.dumps(config.identity(), indent=2, sort_keys=True)
     name = hashlib.sha256(identity.encode()).hexdigest()[:16]
     folder = make_folder(make_folder(out) / "stages" / name)
@@ -165,11 +164,11 @@ def _cost(tasks: Sequence[Task]) -> float:
 
 
 class _Whole:
-    """How far the whole study is, in per cent of its cost, and how long it still takes.
+    """Progress of the whole study, in per cent of its cost, and the remaining time.
 
     Args:
-        bars: to show it in.
-        cost: of all tasks.
+        bars: progress bars to which this one is added.
+        cost: total cost of all tasks.
     """
 
     def __init__(self, bars: Progress, cost: float) -> None:
@@ -180,13 +179,13 @@ class _Whole:
         self._bar = bars.add_task(f"{'whole, %':<12}", total=100)
 
     def advance(self, cost: float, *, worked: bool = True) -> None:
-        """Count tasks: done now, or found done."""
+        """Add the cost of tasks that were done now or found done."""
         self._done += cost
         self._worked += cost if worked else 0
         self.bars.update(self._bar, completed=100 * self._done / self._cost)
 
     def __str__(self) -> str:
-        """The share that is done and, once that can be told, the minutes that are left."""
+        """The completed fraction and, once it can be estimated, the remaining minutes."""
         said = f"{self._done / self._cost:.0%} of the whole done"
         if not self._worked:
             return said
@@ -197,7 +196,7 @@ class _Whole:
 def _do(
     name: str, tasks: Sequence[Task], pool: Workers, whole: _Whole, clock: _Clock, *, said: bool
 ) -> None:
-    """One stage: the tasks whose file is missing; said in a line where there are no bars."""
+    """Run the missing tasks of a stage; print a line if bars are hidden."""
     missing = [task for task in tasks if not task.done]
     done = len(tasks) - len(missing)
     title = f"{name} ({done} done before)" if done else name
@@ -215,7 +214,7 @@ def _do(
 def _manifest(
     config: StudyConfig, workspaces: Sequence[Workspace], workers: int, clock: _Clock
 ) -> dict[str, Any]:
-    """Where the numbers come from."""
+    """Manifest: command, configuration, classifiers, versions, machine and times of a study."""
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "again": _command(config),
@@ -235,7 +234,7 @@ def _manifest(
 
 
 def _command(config: StudyConfig) -> str:
-    """The command that makes these tables, but for their folder."""
+    """The command that reproduces the tables, without the output folder."""
     words = ["leery", "reproduce", config.dataset]
     for option, value in (
         ("--limit", config.limit),

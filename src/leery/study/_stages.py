@@ -1,9 +1,9 @@
-"""The work of the study, cut into tasks that worker processes do and leave as files.
+"""Stages of the study, divided into tasks that worker processes run and store as files.
 
-A task is a function of a :class:`Workspace` and what it is about; it writes one file, whole or not
-at all. It is done if that file is there, so a run that was cut off resumes where it stopped. Tasks
-are cut in the same way for any number of workers, and every worker computes with one thread, so
-that the number of workers does not change a bit of the results.
+A task is a function of a :class:`Workspace` and further arguments that writes one file, completely
+or not at all. It is done if that file exists, so that an interrupted run resumes where it stopped.
+The division into tasks does not depend on the number of workers, and every worker computes with one
+thread, so that the results are bit-identical for any number of workers.
 """
 
 from collections.abc import Iterator
@@ -33,17 +33,17 @@ from leery.study._workspace import MEASURED, SHARD, Version, Workspace, write_ar
 __all__ = ["FPR_GRID", "evaluate", "fit_detector", "make_classifier", "measure"]
 
 FPR_GRID = np.unique(np.concatenate([np.geomspace(1e-3, 0.1, 41), np.linspace(0, 1, 101)]))
-"""The false-alarm rates at which ROC curves are kept for the figure; denser where few are."""
+"""False-alarm rates at which ROC curves are stored for the figure, denser at low rates."""
 
 BINS = 60
-"""Of the histograms of scores."""
+"""Number of bins of the score histograms."""
 
 WORST = 2
-"""How many misses of each condition are shown."""
+"""Number of misses that are shown per condition."""
 
 
 def make_classifier(workspace: Workspace) -> None:
-    """Leave the classifier in the workspace's folder: the shipped one, or one trained anew."""
+    """Write the classifier, shipped or newly trained, to the workspace's folder."""
     config = workspace.config
     if config.retrain:
         classifier = train(config.dataset, seed=config.seed, root=config.data_dir)
@@ -53,7 +53,7 @@ def make_classifier(workspace: Workspace) -> None:
 
 
 def fit_detector(workspace: Workspace) -> None:
-    """Fit the detector on all training images and leave its file."""
+    """Fit the detector on all training images and write its file."""
     config = workspace.config
     images, labels = data.load(config.dataset, "train", config.data_dir)
     model = workspace.classifier().model
@@ -69,7 +69,7 @@ def fit_detector(workspace: Workspace) -> None:
 
 
 def measure(workspace: Workspace, version: Version, start: int) -> None:
-    """Make some shards of a version of the test images, measure them and leave the table."""
+    """Make some shards of a version of the test images, measure them and write the table."""
     stop = min(start + MEASURED, len(workspace.labels()))
     shards = [workspace.craft(version, first) for first in range(start, stop, SHARD)]
     table = workspace.detector().measure(torch.cat(shards))
@@ -79,7 +79,7 @@ def measure(workspace: Workspace, version: Version, start: int) -> None:
 
 
 def evaluate(workspace: Workspace, condition: Condition) -> None:
-    """Judge every set of metrics on one condition and leave all that is shown of it."""
+    """Evaluate every set of metrics on one condition and write all that the report shows."""
     pool = Pool.of_versions(
         clean=workspace.table(Version()),
         adversarial=workspace.table(Version(condition=condition)),
@@ -119,7 +119,7 @@ def evaluate(workspace: Workspace, condition: Condition) -> None:
 
 
 def _judged(pool: Pool, scores: np.ndarray, facts: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A row for each choice of positives; figures that no positive defines are None."""
+    """One row per choice of positives; without positives it has only the counts."""
     for positives in POSITIVES:
         rows = select_positives(pool, positives)
         if pool.adversarial[rows].any():
@@ -138,7 +138,7 @@ def _curve(pool: Pool, scores: np.ndarray) -> list[float]:
 
 
 def _comparisons(pool: Pool, scores: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
-    """How much larger the area of each set of metrics is than that of each later one."""
+    """ROC-AUC of each set of metrics minus that of each later one, with intervals."""
     for first, second in combinations(scores, 2):
         found = roc_auc_difference(scores[first], scores[second], pool.adversarial, pool.source)
         yield {
@@ -151,7 +151,7 @@ def _comparisons(pool: Pool, scores: dict[str, np.ndarray]) -> Iterator[dict[str
 
 
 def _kinds(pool: Pool) -> dict[str, np.ndarray]:
-    """The rows of each kind of image, bool ``(N,)``."""
+    """Mask of the rows of each kind of image, bool ``(N,)``."""
     return {
         "clean": ~(pool.noisy | pool.adversarial),
         "noisy": pool.noisy,
@@ -161,7 +161,7 @@ def _kinds(pool: Pool) -> dict[str, np.ndarray]:
 
 
 def _histogram(pool: Pool, scores: np.ndarray) -> dict[str, Any]:
-    """How many images of each kind fall into each bin; the few beyond fall into the outer ones."""
+    """Number of images of each kind per bin; outliers are counted in the outer bins."""
     low, high = np.quantile(scores, [0.002, 0.998])
     edges = np.linspace(low, high, BINS + 1)
     inside = scores.clip(low, high)
@@ -172,7 +172,7 @@ def _histogram(pool: Pool, scores: np.ndarray) -> dict[str, Any]:
 
 
 def _worst(pool: Pool, scores: np.ndarray) -> list[dict[str, Any]]:
-    """The misses of lowest and the false alarms of highest score, each with its source image."""
+    """The misses with the lowest and the false alarms with the highest scores."""
     kinds = _kinds(pool)
     changed = np.flatnonzero(kinds["adversarial, label changed"])
     rows = [("miss", row) for row in changed[np.argsort(scores[changed], kind="stable")][:WORST]]

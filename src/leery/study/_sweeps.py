@@ -1,4 +1,4 @@
-"""What the attacks do as their strength grows: the tasks behind figures 2 and 4 to 7."""
+"""Tasks that vary the strength of the attacks, for figures 2 and 4 to 7."""
 
 import math
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 SUCCESS_IMAGES = 1000
-"""Number of test images attacked, from the first one that the classifier gets right on."""
+"""Number of correctly classified test images attacked, in the order of the test set."""
 
 TRACE_IMAGES, TRACE_SHARD = 500, 125
 
@@ -53,15 +53,15 @@ TRACED: tuple[AttackName, ...] = ("BIM", "FGSM")
 
 
 def success_conditions() -> tuple[Condition, ...]:
-    """The points of figure 2, the costly attacks first."""
+    """Attacks and strengths of figure 2, costly attacks first."""
     names = sorted(get_args(AttackName), key=lambda name: -ATTACKS[name](0.1).steps)
     return tuple(Condition(name, epsilon) for name in names for epsilon in SUCCESS_EPSILONS)
 
 
 def success(workspace: Workspace, condition: Condition) -> None:
-    """Count the images whose label an attack changes, of those that were right.
+    """Count the correctly classified images whose label an attack changes.
 
-    Where the attack was measured at this strength, its images are not made again.
+    If the attack was measured at this strength, the measured images are reused.
     """
     rows = workspace.attacked(SUCCESS_IMAGES)
     images, labels = (part[rows] for part in workspace.test_set())
@@ -85,22 +85,22 @@ def load_success(workspace: Workspace) -> Iterator[dict[str, Any]]:
 
 
 def predicted_classes(detector: Detector, images: Tensor) -> Tensor:
-    """The classes that the classifier gives with dropout off, int64 ``(N,)``."""
+    """The classes that the classifier predicts with dropout off, int64 ``(N,)``."""
     return detector.features(images)[1].argmax(1)
 
 
 def trace_shards(workspace: Workspace) -> range:
-    """The numbers of an attack's tracing tasks."""
+    """Indices of an attack's tracing tasks."""
     return range(math.ceil(min(TRACE_IMAGES, len(workspace.labels())) / TRACE_SHARD))
 
 
 def trace(workspace: Workspace, attack: AttackName, shard: int) -> None:
-    """Measure some images at every strength of an attack, and leave their metrics.
+    """Measure some images at every strength of an attack and write their metrics.
 
     The file holds ``source`` ``(n,)``, ``label`` ``(n,)``, ``predicted`` ``(E, n)``, ``target``
-    ``(n,)`` (the class at the first change of label; -1 where there is none), ``values``
-    ``(E, n, 7)`` (the studied metrics), and ``to_source`` and ``to_target`` ``(E, n, 3)`` (those
-    of closeness, held against the true and the target class).
+    ``(n,)`` (the class at the first change of label; -1 if there is none), ``values`` ``(E, n, 7)``
+    (the studied metrics), and ``to_source`` and ``to_target`` ``(E, n, 3)`` (closeness to the true
+    and to the target class).
     """
     detector = workspace.detector()
     rows = np.array_split(workspace.attacked(TRACE_IMAGES), len(trace_shards(workspace)))[shard]
@@ -134,7 +134,7 @@ def trace(workspace: Workspace, attack: AttackName, shard: int) -> None:
 
 
 def _closeness(detector: Detector, features: Tensor, classes: Tensor) -> np.ndarray:
-    """The metrics of closeness to given classes, float64 ``(n, 3)``."""
+    """Closeness metrics with respect to given classes, float64 ``(n, 3)``."""
     columns = []
     for name in TRACED_CLOSENESS:
         metric = detector.metrics_[name]
@@ -144,14 +144,14 @@ def _closeness(detector: Detector, features: Tensor, classes: Tensor) -> np.ndar
 
 
 class Trace:
-    """The metrics of images along the strengths of an attack.
+    """Metrics of images as a function of the strength of an attack.
 
     Attributes:
-        epsilons: float64 ``(E,)``.
-        source: int64 ``(n,)``, which test images.
+        epsilons: float64 ``(E,)``, the strengths.
+        source: int64 ``(n,)``, indices of the test images.
         label: int64 ``(n,)``, their true classes.
-        target: int64 ``(n,)``, the class at the first change of label; -1 where there is none.
-        predicted: int64 ``(E, n)``.
+        target: int64 ``(n,)``, the class at the first change of label; -1 if there is none.
+        predicted: int64 ``(E, n)``, the predicted classes.
     """
 
     def __init__(self, epsilons: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
@@ -163,12 +163,12 @@ class Trace:
 
     @property
     def flips(self) -> np.ndarray:
-        """Whether the label changes inside the range, bool ``(n,)``."""
+        """Mask of the images whose label changes within the range, bool ``(n,)``."""
         return self.target >= 0
 
     @property
     def flip(self) -> np.ndarray:
-        """The place of the strength where the label changes first, int64 ``(n,)``."""
+        """Index of the first strength at which the label changes, int64 ``(n,)``."""
         places: np.ndarray = (self.predicted != self.label).argmax(0)
         return places
 
@@ -176,8 +176,8 @@ class Trace:
         """A metric at every strength, float64 ``(E, n)``.
 
         Args:
-            metric: one of the studied.
-            against: for metrics of closeness, the "predicted", "source" or "target" class.
+            metric: name of a studied metric.
+            against: for closeness metrics, the "predicted", "source" or "target" class.
         """
         if against == "predicted":
             return self._values[:, :, STUDIED_METRICS.index(metric)]
@@ -185,7 +185,7 @@ class Trace:
 
 
 def load_trace(workspace: Workspace, attack: AttackName) -> Trace:
-    """What the tracing tasks of an attack left."""
+    """Load the results of the tracing tasks of an attack."""
     parts = [read_arrays(workspace.trace_file(attack, shard)) for shard in trace_shards(workspace)]
     arrays = {
         name: np.concatenate([part[name] for part in parts], axis=min(parts[0][name].ndim - 1, 1))
@@ -195,7 +195,7 @@ def load_trace(workspace: Workspace, attack: AttackName) -> Trace:
 
 
 def first_flipped(traces: dict[AttackName, Trace]) -> int | None:
-    """The place of the first image whose label every attack changes inside the range, if any.
+    """Index of the first image whose label every attack changes within the range, or None.
 
     This is the image of figures 1 and 4 to 7.
     """

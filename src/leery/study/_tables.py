@@ -1,4 +1,4 @@
-"""The tables that a study leaves: which there are, how they are written, read and verified."""
+"""Tables of a study: their definition, writing, reading and verification."""
 
 import hashlib
 import io
@@ -68,8 +68,8 @@ class _Table:
 
     Attributes:
         file: its path inside the study's folder.
-        columns: their names.
-        may_be_empty: whether a study of few images can have no row of it.
+        columns: column names.
+        may_be_empty: True if the table of a study of few images can be empty.
     """
 
     file: str
@@ -139,18 +139,18 @@ TABLES: Mapping[str, _Table] = {
         (*_CONDITION, "kind", "source", "label", "predicted", "score", *PAPER_METRICS, *PIXELS),
     ),
 }
-"""The saved tables by name; those of figures stand beside their pictures."""
+"""The saved tables by name; those of figures are stored next to the SVG files."""
 
 
 @dataclass(frozen=True)
 class StudyResult:
-    """What a study found.
+    """Results of a study.
 
     Attributes:
-        folder: where its files are.
-        tables: by name: ``results``, ``comparisons``, ``uncertainty`` and those of the figures;
-            each has the columns ``dataset`` and ``seed`` (of the repetition).
-        manifest: configuration, versions, sums and times.
+        folder: folder of its files.
+        tables: tables by name: ``results``, ``comparisons``, ``uncertainty`` and those of the
+            figures; each has the columns ``dataset`` and ``seed`` (of the repetition).
+        manifest: configuration, versions, checksums and times.
     """
 
     folder: Path
@@ -159,12 +159,12 @@ class StudyResult:
 
     @property
     def dataset(self) -> str:
-        """Which dataset was studied."""
+        """Name of the dataset."""
         return str(self.manifest["config"]["dataset"])
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Of the repetitions, each with a classifier of its own."""
+        """Seeds of the repetitions, each of which has its own classifier."""
         return tuple(int(seed) for seed in self.tables["classifier"]["seed"])
 
     @property
@@ -182,14 +182,14 @@ class StudyResult:
 
 
 def held_out(results: pd.DataFrame) -> pd.DataFrame:
-    """The rows of results that count: held out, all adversarial images as positives."""
+    """The held-out results with all adversarial images as positives."""
     return results[(results["protocol"] == "held-out") & (results["positives"] == "all")]
 
 
 def held_out_areas(results: pd.DataFrame) -> pd.DataFrame:
-    """Their ROC-AUC, a row for each attack and epsilon, a column for each set of metrics.
+    """Held-out ROC-AUC, one row per attack and epsilon, one column per set of metrics.
 
-    Of several repetitions the mean.
+    Several repetitions are averaged.
     """
     areas: pd.DataFrame = held_out(results).pivot_table(
         index=["attack", "epsilon"], columns="metrics", values="auc", sort=False
@@ -219,7 +219,7 @@ def to_csv(table: pd.DataFrame) -> str:
 
 
 def load_result(folder: Path) -> StudyResult:
-    """Read what a study left.
+    """Load the results of a study.
 
     Raises:
         StudyFileError: when the manifest or a table is missing, damaged or changed.
@@ -239,7 +239,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(path.read_text())
         if manifest["config"]["dataset"] not in STUDIES:
             message = f"a study of {manifest['config']['dataset']!r}"
-            raise ValueError(message)  # noqa: TRY301 - one sentence for all that can be wrong
+            raise ValueError(message)  # noqa: TRY301 - one message for all failures
         words = [manifest["again"], *manifest["tables"].values()]
         if not all(isinstance(word, str) for word in words):
             message = f"entries of other types: {words}"
@@ -248,7 +248,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else brief(error)
         message = (
             f"expected the manifest of a study at {path}, got: {reason}; "
-            f"`leery reproduce DATASET --out {shlex.quote(str(folder))}` makes it"
+            f"run `leery reproduce DATASET --out {shlex.quote(str(folder))}`"
         )
         raise StudyFileError(message) from error
     return manifest
@@ -270,4 +270,4 @@ def _read_table(path: Path, spec: _Table, expected: str | None, again: str) -> p
 
 
 def _unreadable(path: Path, reason: str, again: str) -> str:
-    return f"expected the table that the study wrote at {path}, got: {reason}; `{again}` makes it"
+    return f"expected the table that the study wrote at {path}, got: {reason}; run `{again}`"

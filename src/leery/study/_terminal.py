@@ -1,4 +1,4 @@
-"""What the command line shows of a study: tables that fit a terminal of 80 columns."""
+"""Summary of a study for the command line: tables for a terminal of 80 columns."""
 
 from collections.abc import Iterator, Sequence
 from math import isnan
@@ -31,9 +31,9 @@ _GROUPS = ("uncertainty", "closeness", "all")
 
 
 def _detection_table(results: pd.DataFrame, *, several: bool) -> Table:
-    """Held out: AUC of the groups and of all six; ``all`` with interval, TPR and in-sample AUC.
+    """Table of the held-out AUC of groups; ``all`` with interval, TPR and in-sample AUC.
 
-    Over several classifiers their standard deviation takes the place of the interval.
+    For several classifiers, their standard deviation replaces the interval.
     """
     table = _auc_table("The groups and all six: ROC-AUC, held out by source image", _GROUPS)
     for heading in ("spread" if several else "95 %", "TPR@1%", "paper"):
@@ -55,7 +55,7 @@ def _detection_table(results: pd.DataFrame, *, several: bool) -> Table:
 
 
 def _metrics_table(results: pd.DataFrame) -> Table:
-    """Held out: AUC of each metric alone."""
+    """Table of the held-out AUC of each metric alone."""
     table = _auc_table("Each metric alone: ROC-AUC, held out by source image", PAPER_METRICS)
     for key, rows in _by_condition(results):
         held_out = _areas(rows, "held-out")
@@ -64,7 +64,7 @@ def _metrics_table(results: pd.DataFrame) -> Table:
 
 
 def _uncertainty_table(uncertainty: pd.DataFrame) -> Table:
-    """The means over wrong and right predictions, for people."""
+    """Table of the mean metrics over wrong and right predictions."""
     means = uncertainty.groupby("metric", sort=False).mean(numeric_only=True)
     table = _plain_table("Clean test images: mean of each metric")
     table.add_column("metric")
@@ -77,11 +77,11 @@ def _uncertainty_table(uncertainty: pd.DataFrame) -> Table:
 
 
 def terminal_summary(results: Sequence[StudyResult], page: Path) -> list[Table | str]:
-    """What the command line prints at the end.
+    """Tables and lines that the command line prints at the end of a study.
 
     Args:
-        results: of one dataset, or of several.
-        page: where their report is.
+        results: results for one or several datasets.
+        page: path of the report.
     """
     parts = [part for result in results for part in _of_study(result)]
     return [*parts, _claims_table(results), f"Figures, claims and their evidence: {page}"]
@@ -105,7 +105,7 @@ def _of_study(result: StudyResult) -> list[Table | str]:
 
 
 def _claims_table(results: Sequence[StudyResult]) -> Table:
-    """The verdicts on the paper's claims."""
+    """Table of the verdicts on the paper's claims."""
     table = _plain_table("The paper's claims")
     for heading in ("claim", "verdict", "for", "against", "neither"):
         right = heading in ("for", "against", "neither")
@@ -113,7 +113,7 @@ def _claims_table(results: Sequence[StudyResult]) -> Table:
     for entry in judge(results):
         counts = (str(entry.counts[side]) for side in ("for", "against", "neither"))
         table.add_row(entry.claim.key, entry.verdict, *counts)
-    table.caption = "for, against, neither: comparisons whose 95 % interval says so"
+    table.caption = "for, against, neither: the 95 % interval is above, below or across the bound"
     return table
 
 

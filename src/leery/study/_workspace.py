@@ -1,4 +1,4 @@
-"""Where a study works: the files of its stages, how they are named, written and read."""
+"""Workspace of a study: names, writing and reading of the files of its stages."""
 
 import io
 import json
@@ -40,7 +40,7 @@ MEASURED = 4 * SHARD
 
 @dataclass(frozen=True)
 class Version:
-    """Which version of the test images is measured: clean, noisy or attacked.
+    """A version of the test images: clean, noisy or attacked.
 
     Attributes:
         condition: the attack, or None.
@@ -52,14 +52,14 @@ class Version:
 
     @property
     def name(self) -> str:
-        """The folder and seed name of the version."""
+        """Name of the version in folder names and seeds."""
         if self.condition is not None:
             return self.condition.name
         return "clean" if self.sigma is None else f"noise-{self.sigma:.2f}"
 
     @property
     def gradients(self) -> int:
-        """How many gradients an image costs."""
+        """Number of gradient computations per image."""
         return 0 if self.condition is None else self.condition.make().steps
 
 
@@ -75,11 +75,11 @@ def all_versions(config: StudyConfig) -> list[Version]:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where the study of one classifier works.
+    """Files and data of the study of one classifier.
 
     Attributes:
-        config: what is studied; ``seeds`` is None.
-        folder: of the stages.
+        config: options of the study; ``seeds`` is None.
+        folder: folder of the stages.
     """
 
     config: StudyConfig
@@ -116,7 +116,7 @@ class Workspace:
         return self.folder / "pictures" / f"{name}.npz"
 
     def reading_file(self, condition: Condition) -> Path:
-        """The file of what the paper's equations give as printed."""
+        """The file of the results of the paper's equations as printed."""
         return self.folder / "as-printed" / f"{condition.name}.json"
 
     def classifier(self) -> Classifier:
@@ -124,7 +124,7 @@ class Workspace:
         return load_classifier(self.folder / "classifier", self.config.dataset)
 
     def detector(self) -> Detector:
-        """The fitted detector; a process reads it once."""
+        """The fitted detector, loaded once per process."""
         return _detector(self)
 
     def test_set(self) -> tuple[Tensor, Tensor]:
@@ -137,21 +137,21 @@ class Workspace:
         return labels
 
     def measured(self) -> range:
-        """Where the measuring tasks of a version of the images start."""
+        """Start indices of the measuring tasks of a version of the images."""
         return range(0, len(self.labels()), MEASURED)
 
     def attacked(self, limit: int | None = None) -> np.ndarray:
-        """The first images that the classifier gets right, at most ``limit``: int64 indices."""
+        """Indices of the first correctly classified images, at most ``limit``, int64."""
         right = np.flatnonzero(self.table(Version()).predicted == self.labels())
         return right[:limit]
 
     def seed(self, name: str, start: int = 0) -> int:
-        """A seed of its own for every task, the same on every machine."""
+        """A separate seed for every task, the same on every machine."""
         sequence = np.random.SeedSequence([self.config.seed, zlib.crc32(name.encode()), start])
         return int(sequence.generate_state(1)[0])
 
     def craft(self, version: Version, start: int) -> Tensor:
-        """One shard of a version of the images, always the same."""
+        """Make one shard of a version of the images, reproducibly."""
         images, labels = (part[start : start + SHARD] for part in self.test_set())
         seed = self.seed(version.name, start)
         if version.condition is not None:
@@ -161,7 +161,7 @@ class Workspace:
         return images
 
     def table(self, version: Version) -> MetricTable:
-        """The measured metrics of a version of all images, in their order."""
+        """The measured metrics of a version of all images, in order."""
         parts = [read_arrays(self.table_file(version, start)) for start in self.measured()]
         values, predicted = (
             np.concatenate([part[name] for part in parts]) for name in ("values", "predicted")
@@ -170,7 +170,7 @@ class Workspace:
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Leave the arrays of a task as its file."""
+    """Write the arrays of a task to its file."""
     stream = io.BytesIO()
     np.savez(stream, **arrays)  # type: ignore[arg-type]  # mypy takes them for allow_pickle
     make_folder(path.parent)
@@ -178,7 +178,7 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays that a task left.
+    """Read the arrays of a task.
 
     Raises:
         StudyFileError: when its file cannot be read.
@@ -191,13 +191,13 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Leave the findings of a task as its file."""
+    """Write the results of a task to its file."""
     make_folder(path.parent)
     write_atomically(path, json.dumps(content))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The findings that a task left.
+    """Read the results of a task.
 
     Raises:
         StudyFileError: when its file cannot be read.

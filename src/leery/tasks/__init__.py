@@ -1,7 +1,7 @@
-"""Long work in parts: worker processes, folders of finished parts, and what a part depends on.
+"""Long computations in parts: worker processes, storage of finished parts and their identity.
 
-A part leaves one file, whole or not at all, so that work that was cut off goes on where it stopped.
-Nothing here knows what a part computes.
+A part writes one file, completely or not at all, so that interrupted work resumes where it stopped.
+This package does not depend on what a part computes.
 """
 
 from leery.tasks._identity import identity_of

@@ -1,4 +1,4 @@
-"""What a part of some work depends on, as a hash: its inputs, the code, the libraries."""
+"""Hash of everything that a computation depends on: inputs, code and libraries."""
 
 import ast
 import hashlib
@@ -13,17 +13,17 @@ from pathlib import Path
 __all__ = ["identity_of"]
 
 _COMPUTING = ("torch", "numpy", "scipy", "scikit-learn")
-"""Libraries whose versions count."""
+"""Libraries whose versions are part of the hash."""
 
 
 def identity_of(facts: object, modules: Iterable[str]) -> str:
     """The SHA-256 of facts, of the code that computes with them, and of the libraries' versions.
 
-    The modules and all that they import count as code, as far as they are leery's or the user's
-    own; installed packages and the standard library do not.
+    The code is that of the modules and of everything they import, if it belongs to leery or the
+    user; installed packages and the standard library are left out.
 
     Args:
-        facts: anything that JSON can hold.
+        facts: JSON-serialisable values.
         modules: names of modules.
 
     Returns:
@@ -52,9 +52,9 @@ def _code(modules: frozenset[str]) -> str:
 
 
 def _own_source(name: str) -> Path | None:
-    """The source file of a module of leery's or of a user's; None for any other.
+    """The source file of a module of leery or the user; None for any other module.
 
-    No module is imported for this: a user's counts if it is loaded.
+    No module is imported for this, so a user's module is found only if it is loaded.
     """
     if name == "leery" or name.startswith("leery."):
         place = Path(__file__).parent.parent.parent.joinpath(*name.split("."))
@@ -75,7 +75,7 @@ def _installed() -> tuple[Path, ...]:
 
 
 def _imported(source: bytes, name: str, *, package: bool) -> Iterator[str]:
-    """The modules that a source names in its imports; a name in a module may be one too."""
+    """Names of the modules that a source imports, and names that may be their submodules."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -1,6 +1,6 @@
-"""The finished parts of some work, in a folder, so that work that was cut off goes on.
+"""Folders of the finished parts of a computation, from which it can be resumed.
 
-Whatever kills the process, a part is whole or absent, and one process at a time works in the
+However the process ends, a part is complete or absent, and only one process at a time uses the
 folder.
 """
 
@@ -21,7 +21,7 @@ _MANIFEST, _LOCK = "run.json", "lock"
 
 
 def parts_folder(out: Path) -> Path:
-    """The folder beside an output in which its finished parts lie until all are there."""
+    """The folder next to an output that holds its finished parts until all are complete."""
     return out.with_name(f"{out.name}.parts")
 
 
@@ -40,22 +40,22 @@ def open_parts(
     count_rows: Callable[[Path], int],
     suffix: str = ".parquet",
 ) -> Iterator[list[Path]]:
-    """The finished parts of some work, in a folder that is this process's own meanwhile.
+    """Open a folder of finished parts for exclusive use by this process.
 
     Args:
-        folder: of the parts; made where it is missing.
-        identity: of the work.
+        folder: folder of the parts, created if missing.
+        identity: identity of the computation.
         rows: the number of rows of each part.
-        resume: whether to go on with what is there; else it is removed.
-        count_rows: the number of rows in the file of a part.
-        suffix: of the files.
+        resume: True to use the parts that are there, False to remove them.
+        count_rows: function that returns the number of rows in the file of a part.
+        suffix: suffix of the files.
 
     Yields:
-        The unbroken row of whole parts from the first on, to which the caller appends.
+        The complete parts from the first one up to the first gap, to which the caller appends.
 
     Raises:
-        InputError: when the folder holds anything else, or was left by other work.
-        OutputError: when another process works in it.
+        InputError: when the folder holds other files, or parts of another computation.
+        OutputError: when another process uses it.
     """
     _check_own(folder, suffix)
     with _locked(folder):
@@ -68,26 +68,26 @@ def open_parts(
             yield whole
         except BaseException:
             if not whole:
-                # Nothing to go on with.
+                # Nothing to resume from.
                 shutil.rmtree(folder)
             raise
 
 
 def discard_parts(folder: Path) -> None:
-    """Remove a folder of parts once they are put together."""
-    # The manifest goes first: what is left of the folder is then nothing to resume.
+    """Remove a folder of parts once they are merged."""
+    # The manifest is removed first, so that a partly removed folder is not resumed.
     (folder / _MANIFEST).unlink()
     shutil.rmtree(folder)
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """The folder, made where it is missing, for this process alone.
+    """Lock a folder, created if missing, for this process.
 
     Raises:
         OutputError: when another process has it.
     """
-    # Not everywhere, and only needed here.
+    # Not available on all platforms, and only needed here.
     import fcntl  # noqa: PLC0415
 
     with ExitStack() as stack:
@@ -96,14 +96,14 @@ def _locked(folder: Path) -> Iterator[None]:
             try:
                 lock = stack.enter_context((folder / _LOCK).open("w"))
             except FileNotFoundError:
-                # Another run ended in between, and took the folder with it.
+                # Another run ended meanwhile and removed the folder.
                 continue
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 message = (
-                    f"expected {folder} for one run alone, got another that is at work in it; wait "
-                    "for it or name another --out"
+                    f"expected {folder} to be unused, got another run that is using it; wait "
+                    "for it or pass another --out"
                 )
                 raise OutputError(message) from error
             if os.fstat(lock.fileno()).st_nlink:
@@ -112,18 +112,18 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _finished(folder: Path, identity: str, suffix: str, *, resume: bool) -> bool:
-    """Whether the folder has parts of this work to go on with.
+    """True if the folder holds parts from which this computation can be resumed.
 
     Raises:
-        InputError: when they are of other work.
+        InputError: when they belong to another computation.
     """
     manifest = folder / _MANIFEST
     if not (resume and manifest.is_file() and (folder / part_name(0, suffix)).is_file()):
         return False
     if manifest.read_text() != _manifest(identity):
         message = (
-            f"expected the inputs and settings of the run that left {folder}, got others, files "
-            "that were changed since, or another program; run without --resume to do all anew"
+            f"expected the inputs and settings of the run that wrote {folder}, got others, files "
+            "changed since, or another version of leery; run without --resume to start over"
         )
         raise InputError(message)
     return True
@@ -132,7 +132,7 @@ def _finished(folder: Path, identity: str, suffix: str, *, resume: bool) -> bool
 def _whole(
     folder: Path, rows: Sequence[int], count_rows: Callable[[Path], int], suffix: str
 ) -> list[Path]:
-    """The unbroken row of whole parts from the first on."""
+    """The complete parts from the first one up to the first gap."""
     parts: list[Path] = []
     for expected in rows:
         part = folder / part_name(len(parts), suffix)
@@ -147,13 +147,13 @@ def _manifest(identity: str) -> str:
 
 
 def _check_own(folder: Path, suffix: str) -> None:
-    """Refuse a folder that holds anything but what a run leaves."""
+    """Raise if a folder holds anything but the files of a run."""
     own = re.compile(rf"run\.json|lock|\d{{8}}{re.escape(suffix)}|\..*\.[0-9a-f]{{16}}")
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     foreign = [name for name in names if not own.fullmatch(name)]
     if foreign:
         message = (
-            f"expected {folder} to hold parts of a run only, got {listed(foreign)}; move that away "
-            "or name another --out"
+            f"expected only parts of a run in {folder}, got {listed(foreign)}; move these away "
+            "or pass another --out"
         )
         raise InputError(message)

@@ -1,4 +1,4 @@
-"""Worker processes that share out tasks, stop at Ctrl-C, and never outlive their parent."""
+"""Worker processes that run tasks, stop at Ctrl-C and never outlive their parent."""
 
 import multiprocessing
 import os
@@ -18,7 +18,7 @@ from leery.errors import LeeryError
 __all__ = ["Task", "Workers", "default_workers", "worker_pool"]
 
 Task = tuple[Callable[..., object], tuple[Any, ...]]
-"""A function of a module and its arguments."""
+"""A module-level function and its arguments."""
 
 
 def default_workers() -> int:
@@ -27,22 +27,22 @@ def default_workers() -> int:
 
 
 class Workers:
-    """Runs tasks in processes of one computing thread each.
+    """Runs tasks in processes with one computing thread each.
 
     Args:
-        executor: of the processes.
+        executor: executor of the processes.
     """
 
     def __init__(self, executor: ProcessPoolExecutor) -> None:
         self._executor = executor
 
     def run(self, tasks: Sequence[Task]) -> Iterator[int]:
-        """Do all tasks in any order; yields the place of each that is done.
+        """Run all tasks in any order, and yield the index of each when it is done.
 
         Raises:
-            LeeryError: what a task raised, or that a process died.
+            LeeryError: when a task raises one, or a process dies.
         """
-        # Processes start at submission and inherit what is blocked meanwhile.
+        # Processes start at submission and inherit the signal mask.
         with _interrupts_held_back():
             places: dict[Future[object], int] = {
                 self._executor.submit(function, *arguments): place
@@ -54,24 +54,24 @@ class Workers:
                 yield places[future]
         except BrokenProcessPool as error:
             message = (
-                "expected the worker processes to live, got one that died (out of memory, or "
-                "killed); run the command again, and it goes on where it stopped"
+                "expected all worker processes to finish, got one that died (out of memory, or "
+                "killed); run the command again to resume"
             )
             raise LeeryError(message) from error
 
 
 @contextmanager
 def worker_pool(count: int) -> Iterator[Workers]:
-    """Processes for a while; they are gone afterwards, however it ends."""
+    """Provide worker processes for a block; they are always ended with it."""
     executor = ProcessPoolExecutor(
         count, mp_context=multiprocessing.get_context("spawn"), initializer=_settle_in
     )
     try:
         yield Workers(executor)
     except BaseException:
-        # Not waited for: a task may take long, and what it has not written it does again. They go
-        # first, so that the executor finds itself broken; asked to shut down with work left, it
-        # would send them farewells through a pipe it closes, and print the traceback.
+        # Not waited for: a task may take long, and unwritten work is redone. They are ended first,
+        # so that the executor is marked as broken; shut down with pending work, it would write to a
+        # pipe that it has closed, and print a traceback.
         for process in list((executor._processes or {}).values()):  # noqa: SLF001 - its own, and no other
             process.terminate()
             process.join()
@@ -82,7 +82,7 @@ def worker_pool(count: int) -> Iterator[Workers]:
 
 @contextmanager
 def _interrupts_held_back() -> Iterator[None]:
-    """Ctrl-C waits for a moment; processes that start meanwhile never see it, their parent does."""
+    """Block SIGINT; processes started meanwhile inherit the block, and only the parent reacts."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -91,7 +91,7 @@ def _interrupts_held_back() -> Iterator[None]:
 
 
 def _settle_in() -> None:
-    """A new worker: one computing thread, and it dies with its parent."""
+    """Set up a worker that uses one computing thread and ends with its parent."""
     torch.set_num_threads(1)
     imported("threadpoolctl", "study").threadpool_limits(1)
     threading.Thread(target=_die_with_parent, daemon=True).start()

@@ -1,7 +1,7 @@
-"""Recipes by which leery trains networks of its own beside the defended classifier.
+"""Training of the networks that leery uses in addition to the classifier.
 
-So far one: the auxiliary network, whose disagreement with the classifier is evidence of an attack.
-Recipes see labelled clean images and nothing of metrics or detectors.
+The only one so far is the auxiliary network, whose disagreement with the classifier is evidence of
+an attack. Training uses only labelled clean images and is independent of metrics and detectors.
 """
 
 from leery.training._augmentation import Augmentation

@@ -1,4 +1,4 @@
-"""Random harmless changes of training images, from none to strong."""
+"""Random augmentation of training images, from none to strong."""
 
 import math
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ __all__ = ["Augmentation"]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random harmless changes; each image gets its own, of a severity of its own.
+    """Random augmentation with an individual severity for each image.
 
-    The severity of an image is 0 for a share ``unchanged`` of the images and uniform in [0, 1] for
-    the others. Each strength below is a maximum; for an image it is multiplied by the severity and
-    by a uniform random number. No attack is among the changes.
+    The severity is 0 for a fraction ``unchanged`` of the images and uniform in [0, 1] for the
+    others. Each strength below is a maximum, which is multiplied per image by the severity and by a
+    uniform random number. Adversarial perturbations are not included.
 
     Attributes:
-        unchanged: the share of images that stay as they are, in [0, 1].
-        rotation: in degrees, either way.
-        shift: a share of the width and of the height, either way.
-        scale: a share of the size, either way.
-        contrast: how far pixels are moved towards a random grey level, one per image, in [0, 1].
-        impulses: the share of pixels that become black or white, all channels together.
-        noise: the standard deviation of Gaussian noise, as a share of the range of the pixels.
+        unchanged: fraction of images that are not changed, in [0, 1].
+        rotation: rotation in degrees, in either direction.
+        shift: translation as a fraction of width and height, in either direction.
+        scale: change of size as a fraction, in either direction.
+        contrast: weight of a random grey level, one per image, mixed into the pixels, in [0, 1].
+        impulses: fraction of pixels that become black or white, in all channels.
+        noise: standard deviation of Gaussian noise, as a fraction of the pixel range.
     """
 
     unchanged: float = 1 / 3
@@ -37,11 +37,11 @@ class Augmentation:
     noise: float = 0.4
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Changed images.
+        """Augment images.
 
         Args:
             images: float ``(N, channels, height, width)`` in [0, 1].
-            generator: on the images' device.
+            generator: random generator on the images' device.
 
         Returns:
             Like ``images``, in [0, 1].
@@ -57,7 +57,7 @@ class Augmentation:
         return (made + noise * draw.normal_pixels()).clamp_(0, 1)
 
     def _moved(self, images: Tensor, draw: "_Draws", severity: Tensor) -> Tensor:
-        """Images rotated, shifted and scaled; what comes in from outside repeats the border."""
+        """Rotate, shift and scale images; pixels from outside repeat the border."""
         angle = math.radians(self.rotation) * severity * draw.signed()
         size = 1 + self.scale * severity * draw.signed()
         right, down = (2 * self.shift * severity * draw.signed() for _ in range(2))

@@ -29,20 +29,20 @@ MOST_PIXELS = 64
 """The largest height and width of images for which an auxiliary network is trained by default."""
 
 _SMALLEST_MAP = 4
-"""Convolutions halve the image as long as height and width stay at least this."""
+"""Smallest height and width to which convolutions halve the image."""
 
 _MOST_ELEMENTS = 2**29
-"""Elements of training images that are held for the training (2 GiB)."""
+"""Maximum number of elements of training images in memory (2 GiB)."""
 
 
 class AuxiliaryNetwork(nn.Module):
     """A small convolutional classifier: strided convolutions, a hidden layer, logits.
 
     Args:
-        shape: of one image, (channels, height, width).
+        shape: shape of one image, (channels, height, width).
         classes: the number of classes.
         pixels: the lowest and highest pixel value, or a pair per channel, mapped to [0, 1] first.
-        width: the number of channels of the first convolution, doubled by each that follows.
+        width: number of channels of the first convolution, doubled by each following one.
 
     Weights are uninitialised until :meth:`initialise` or ``load_state_dict`` is called.
 
@@ -86,10 +86,10 @@ class AuxiliaryNetwork(nn.Module):
         )
 
     def initialise(self, generator: torch.Generator) -> Self:
-        """Draw weights from the distributions that torch's own layers have.
+        """Draw weights from the default distributions of torch's layers.
 
         Args:
-            generator: on the CPU; no other random state is drawn from.
+            generator: random generator on the CPU; no other random state is used.
         """
         for layer in self.modules():
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
@@ -99,7 +99,7 @@ class AuxiliaryNetwork(nn.Module):
         return self
 
     def scaled(self, images: Tensor) -> Tensor:
-        """Images with pixels in [0, 1]."""
+        """Map the pixels of images to [0, 1]."""
         return (images - self.low) / self.span
 
     def forward(self, images: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class AuxiliaryNetwork(nn.Module):
         return self.of_scaled(self.scaled(images))
 
     def of_scaled(self, images: Tensor) -> Tensor:
-        """Logits of images whose pixels are in [0, 1] already."""
+        """Logits of images whose pixels are already in [0, 1]."""
         logits: Tensor = self.classify(self.convolutions(images))
         return logits
 
@@ -118,20 +118,21 @@ class AuxiliaryRecipe:
 
     Attributes:
         width: channels of the first convolution.
-        most_images: the largest number of images that are seen, counting repetitions.
+        most_images: maximum number of images seen in training, counting repetitions.
         epochs: number of epochs, unless that would exceed ``most_images``.
-        least_images: minimum number of images seen, counting repetitions; a small training set is
-            repeated at most 60 times to reach it, or ``epochs`` times if that is more.
+        least_images: minimum number of images seen in training, counting repetitions; a small
+            training set is repeated at most 60 times to reach it, or ``epochs`` times if that is
+            more.
         batch_size: images per step.
         learning_rate: the peak of the one-cycle schedule.
-        weight_decay: of AdamW.
-        augmentation: the harmless changes.
+        weight_decay: weight decay of AdamW.
+        augmentation: augmentation of the training images.
 
     Raises:
-        InputError: when a value is outside its range.
+        InputError: when a setting is outside its range.
 
     Source:
-        One cycle: Smith and Topin (2019), arXiv:1708.07120, as torch has it.
+        One cycle: Smith and Topin (2019), arXiv:1708.07120, as implemented in torch.
     """
 
     width: int = 32
@@ -144,8 +145,8 @@ class AuxiliaryRecipe:
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
-        """Refuse settings that training cannot use."""
-        # A batch of one image has no statistics.
+        """Raise if a setting is outside its range."""
+        # Batch norm is undefined for a batch of one image.
         check_count(self.batch_size, "a batch size", least=2)
         for name in ("width", "most_images", "epochs", "least_images"):
             check_count(getattr(self, name), name)
@@ -164,7 +165,7 @@ class AuxiliaryRecipe:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Labelled images in an order that depends on their content alone.
+    """Labelled images in an order that depends only on their content.
 
     Attributes:
         images: float32 ``(N, channels, height, width)``, on the CPU.
@@ -218,8 +219,8 @@ def train_auxiliary(
 ) -> AuxiliaryNetwork:
     """Train an auxiliary network on clean labelled images.
 
-    With the same data, seed and kind of CPU the network is the same, whatever the order of the
-    images; on a GPU it is the same up to rounding. No global random state is used.
+    With the same data, seed and type of CPU the network is the same for any order of the images; on
+    a GPU it is the same up to rounding. No global random state is used.
 
     Args:
         data: the training images.
@@ -227,8 +228,8 @@ def train_auxiliary(
         recipe: training settings; by default ``AuxiliaryRecipe()``.
         pixels: lowest and highest pixel value, or a pair per channel.
         seed: random seed of the initial weights, the image order and the augmentation.
-        device: to train on; by default the CPU.
-        progress: called with the completed share, in [0, 1].
+        device: device for training; by default the CPU.
+        progress: function that is called with the completed fraction, in [0, 1].
 
     Returns:
         The network in eval mode, on the device.
@@ -253,7 +254,7 @@ def _run_steps(
     seed: int,
     progress: Callable[[float], object],
 ) -> None:
-    """The training itself, on the device of the network."""
+    """Run the training steps on the device of the network."""
     place, steps = network.low.device, recipe.steps(len(data.images))
     generator = torch.Generator(place).manual_seed(seed)
     optimiser = torch.optim.AdamW(
@@ -277,9 +278,9 @@ def _run_steps(
 
 
 def _endless(count: int, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """Batches of indices, epoch after epoch, each in an order of its own."""
+    """Endless batches of indices, shuffled anew in each epoch."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(count, generator=generator)
-        # A batch of one image has no statistics.
+        # Batch norm is undefined for a batch of one image.
         yield from (rows for rows in order.split(batch_size) if len(rows) > 1 or count == 1)

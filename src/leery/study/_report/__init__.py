@@ -19,13 +19,13 @@ PAGE = "report.html"
 
 
 def report(folder: Path) -> list[Path]:
-    """Write the report of a study, or of several, again from what was saved; nothing is computed.
+    """Write the report of one or several studies from their saved tables, without recomputing.
 
     Args:
-        folder: of one study, or of the folders of several as ``leery reproduce all`` leaves them.
+        folder: folder of one study, or of several, as written by ``leery reproduce all``.
 
     Returns:
-        The pages: of each study and, for several, the joint one last.
+        Paths of the pages of each study and, for several studies, of the joint page last.
 
     Raises:
         StudyFileError: when a table or manifest is missing, damaged or changed.
@@ -37,8 +37,8 @@ def report(folder: Path) -> list[Path]:
     inside = [folder / name for name in STUDIES if _holds_tables(folder / name)]
     if not inside:
         message = (
-            f"expected the files of a study in {folder}, got none; `leery reproduce DATASET --out "
-            f"{shlex.quote(str(folder))}` makes them"
+            f"expected a study in {folder}, got none; run `leery reproduce DATASET --out "
+            f"{shlex.quote(str(folder))}` first"
         )
         raise StudyFileError(message)
     studies = [load_result(member) for member in inside]
@@ -55,7 +55,7 @@ def report(folder: Path) -> list[Path]:
 
 
 def _holds_tables(folder: Path) -> bool:
-    """Whether there is a study, whole or not; one that is not whole is refused when it is read."""
+    """True if there is a study; an incomplete one raises when it is read."""
     return any((folder / name).exists() for name in (MANIFEST, *(t.file for t in TABLES.values())))
 
 
@@ -65,7 +65,7 @@ def _page(
     drawn: Sequence[Mapping[str, Plot]],
     joint: Plot | None = None,
 ) -> Path:
-    """One page, and the tables of its claims."""
+    """Write one page and the tables of its claims."""
     judged = judge(studies)
     evidence = evidence_table(judged)
     write_atomically(folder / "claims.csv", to_csv(claims_table(judged)))

@@ -28,12 +28,12 @@ __all__ = [
 Verdict = Literal["holds", "holds in part", "does not hold", "undecided"]
 
 VERDICTS: Mapping[Verdict, str] = {
-    "holds": "every comparison speaks for it",
-    "undecided": "else, more than half of the comparisons speak neither for nor against it",
-    "holds in part": "else, no more comparisons speak against it than for it",
-    "does not hold": "else",
+    "holds": "every comparison supports it",
+    "undecided": "otherwise, more than half of the comparisons are inconclusive",
+    "holds in part": "otherwise, at least as many comparisons support as contradict it",
+    "does not hold": "otherwise",
 }
-"""The verdicts in the order in which they are tried; an interval speaks as a whole or not."""
+"""Verdicts in order of testing; a comparison is inconclusive if its interval holds the bound."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Claim:
     """A claim of the paper.
 
     Attributes:
-        key: short and unique.
-        source: where the paper says so.
-        sentence: what it says, in our words.
-        test: the comparison that decides.
-        gather: finds the evidence in the tables.
+        key: short unique identifier.
+        source: section, figure or table of the paper.
+        sentence: the claim in our words.
+        test: description of the comparison that decides the claim.
+        gather: function that collects the evidence from the tables.
     """
 
     key: str
@@ -57,10 +57,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim with what was found.
+    """A claim with its evidence.
 
     Attributes:
-        claim: as the paper has it.
+        claim: the claim of the paper.
         evidence: every comparison that was made.
     """
 
@@ -69,12 +69,12 @@ class Judged:
 
     @property
     def counts(self) -> Counter[str]:
-        """How many comparisons speak "for", "against" and "neither"."""
+        """Number of comparisons "for", "against" and "neither"."""
         return Counter(entry.speaks for entry in self.evidence)
 
     @property
     def verdict(self) -> Verdict:
-        """See :data:`VERDICTS`."""
+        """The verdict on the claim, by the rules of :data:`VERDICTS`."""
         counts, total = self.counts, len(self.evidence)
         if total and counts["for"] == total:
             return "holds"
@@ -84,19 +84,19 @@ class Judged:
 
     @property
     def extremes(self) -> tuple[float, float]:
-        """The smallest and the largest figure that could be measured; NaN where none could."""
+        """Smallest and largest measured estimate; NaN if none could be measured."""
         known = [entry.found.estimate for entry in self.evidence]
         known = [estimate for estimate in known if not math.isnan(estimate)] or [math.nan]
         return min(known), max(known)
 
     @property
     def measured(self) -> bool:
-        """Whether any figure could be."""
+        """True if any estimate could be measured."""
         return not math.isnan(self.extremes[0])
 
     @property
     def range(self) -> str:
-        """The same in words."""
+        """The smallest and largest estimate as text."""
         first, last = self.extremes
         if not self.measured:
             return "not measured"
@@ -104,13 +104,13 @@ class Judged:
 
     @property
     def remark(self) -> str:
-        """What keeps it from being decided, if it is the classifiers."""
+        """Remark if the spread of the classifiers leaves comparisons undecided, else ""."""
         blurred = sum(entry.blurred for entry in self.evidence)
         if not blurred:
             return ""
         return (
-            f"Images alone would decide {blurred} of {len(self.evidence)} comparisons that these "
-            "few classifiers leave open."
+            f"By images alone {blurred} of {len(self.evidence)} comparisons are decided that these "
+            "few classifiers leave undecided."
         )
 
 
@@ -120,7 +120,7 @@ def judge(studies: Studies) -> list[Judged]:
 
 
 def claims_table(judged: Sequence[Judged]) -> pd.DataFrame:
-    """One row a claim."""
+    """A table with one row per claim."""
     return pd.DataFrame(
         [
             {
@@ -140,7 +140,7 @@ def claims_table(judged: Sequence[Judged]) -> pd.DataFrame:
 
 
 def evidence_table(judged: Sequence[Judged]) -> pd.DataFrame:
-    """One row a comparison."""
+    """A table with one row per comparison."""
     return pd.DataFrame(
         [
             {
@@ -169,7 +169,7 @@ READINGS = (
     ("kl_divergence", "", "features by softmax"),
     ("kl_divergence_sum", "-sum", "features by their sum"),
 )
-"""How features become probabilities, which equations 10 to 12 leave open: metric, key, words."""
+"""Conversions of features to probabilities, open in equations 10 to 12: metric, key, text."""
 
 
 def _figures_6_and_7(reading: str, key: str, how: str) -> Iterator[Claim]:

@@ -1,6 +1,6 @@
-"""The comparisons that decide claims: each gathers its evidence from the saved tables.
+"""Comparisons that decide claims; each collects its evidence from the saved tables.
 
-Every function here yields figures of which the claim says that they are above a bound.
+Every function here yields estimates that, according to the claim, are above a bound.
 """
 
 import math
@@ -40,17 +40,17 @@ Chosen = Callable[[StudyResult, str, float], bool]
 
 
 def everywhere(_study: StudyResult, _attack: str, _epsilon: float) -> bool:
-    """Every condition."""
+    """True for every condition."""
     return True
 
 
 def strong(study: StudyResult, attack: str, epsilon: float) -> bool:
-    """BIM and PGD at the larger strength, where they change practically every label."""
+    """True for BIM and PGD at the larger strength, where they change almost every label."""
     return attack != "FGSM" and epsilon == float(study.results["epsilon"].max())
 
 
 def weak(study: StudyResult, attack: str, epsilon: float) -> bool:
-    """FGSM, and BIM and PGD at the smaller strength."""
+    """True for FGSM, and for BIM and PGD at the smaller strength."""
     return not strong(study, attack, epsilon)
 
 
@@ -61,7 +61,7 @@ def ahead(
     worse: Sequence[str],
     comparisons: int = 1,
 ) -> Iterator[Evidence]:
-    """How much larger the held-out ROC-AUC of each first set is than that of each second."""
+    """Held-out ROC-AUC of each set in ``better`` minus that of each set in ``worse``."""
     for study in studies:
         for (attack, epsilon), rows in study.tables["comparisons"].groupby(
             ["attack", "epsilon"], sort=False
@@ -78,7 +78,7 @@ def ahead(
 
 
 def _differences(rows: pd.DataFrame) -> Mapping[tuple[str, str], list[Interval]]:
-    """AUC of the first set minus AUC of the second, by pair: an interval for each classifier."""
+    """Differences of ROC-AUC by pair of sets, with one interval per classifier."""
     found = defaultdict(list)
     columns = ["first", "second", "difference", "low", "high"]
     for first, second, *numbers in rows[columns].itertuples(index=False):
@@ -89,7 +89,7 @@ def _differences(rows: pd.DataFrame) -> Mapping[tuple[str, str], list[Interval]]
 
 
 def no_best(studies: Studies) -> Iterator[Evidence]:
-    """How far the metric that is beaten least lags behind its strongest rival in any condition."""
+    """Largest lead of any rival over the metric for which this lead is smallest."""
     largest = []
     for metric in PAPER_METRICS:
         rivals = [name for name in PAPER_METRICS if name != metric]
@@ -108,7 +108,7 @@ def _conditions(studies: Studies) -> int:
 
 
 def up_to(studies: Studies) -> Iterator[Evidence]:
-    """The best area of all six metrics, judged as in the paper."""
+    """Largest ROC-AUC of all six metrics together, evaluated as in the paper."""
     best = []
     for study in studies:
         rows = study.results
@@ -133,7 +133,7 @@ def _by_seed(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 
 def more_doubtful(studies: Studies) -> Iterator[Evidence]:
-    """Wrong minus right predictions, each metric turned so that larger is more doubtful."""
+    """Mean of each metric over wrong minus right predictions; larger is more uncertain."""
     for study in studies:
         for metric in UNCERTAINTY_METRICS:
             table = study.tables["uncertainty"]
@@ -156,14 +156,14 @@ def _gap(row: Any, direction: int) -> Interval:  # noqa: ANN401 - pandas makes t
 
 
 def abstaining(studies: Studies) -> Iterator[Evidence]:
-    """The error rate of the 10% most doubtful images minus that of the others."""
+    """Error rate on the 10% most uncertain images minus that on the others."""
     for study in studies:
         table = study.tables["abstention"]
         for metric in UNCERTAINTY_METRICS:
             curves = _by_seed(table[table["metric"] == metric])
             yield evidence(
                 study.dataset,
-                f"error rate of the 10% of highest doubt by {metric} - that of the rest",
+                f"error rate of the 10% most uncertain by {metric} - that of the rest",
                 [_rest_against_kept(curve) for curve in curves],
             )
 
@@ -179,7 +179,7 @@ def _rest_against_kept(curve: pd.DataFrame) -> Interval:
 
 
 def fooled(studies: Studies) -> Iterator[Evidence]:
-    """The success of BIM and PGD from 0.2 on."""
+    """Success rate of BIM and PGD for epsilon of 0.2 and above."""
     for study in studies:
         table = study.tables["attack-success"]
         rows = table[(table["attack"] != "FGSM") & (table["epsilon"] >= 0.2)]  # noqa: PLR2004
@@ -193,7 +193,7 @@ def fooled(studies: Studies) -> Iterator[Evidence]:
 
 
 def levels_off(studies: Studies) -> Iterator[Evidence]:
-    """How far inside the band around 65% the largest success of FGSM lies."""
+    """Distance of FGSM's largest success rate from the edge of the band around 65%."""
     for study in studies:
         table = study.tables["attack-success"]
         table = table[table["attack"] == "FGSM"]
@@ -210,7 +210,7 @@ def levels_off(studies: Studies) -> Iterator[Evidence]:
 
 
 def _inside(found: Interval, *, middle: float, reach: float) -> Interval:
-    """How far inside a band a figure lies; negative where it lies outside."""
+    """Distance of an estimate from the edge of a band; negative outside the band."""
     ends = sorted(abs(end - middle) for end in (found.low, found.high))
     nearest = 0.0 if found.low <= middle <= found.high else ends[0]
     return Interval(reach - abs(found.estimate - middle), reach - ends[1], reach - nearest)
@@ -224,7 +224,7 @@ def _shares(rows: pd.DataFrame) -> list[Interval]:
 def turns_at_flip(
     studies: Studies, attacks: Sequence[str], columns: Mapping[str, str]
 ) -> Iterator[Evidence]:
-    """The share of images at which something happens within a step of the change of label."""
+    """Fraction of images whose turning point is within one grid step of the label change."""
     for study in studies:
         table = study.tables["turning-points"]
         for attack in attacks:
@@ -236,7 +236,7 @@ def turns_at_flip(
 
 
 def near_flip(rows: pd.DataFrame, column: str) -> "pd.Series[bool]":
-    """Whether something happens within a grid step of the change of label, image by image."""
+    """Mask of the images whose turning point is within one grid step of the label change."""
     # Half a step more: the strengths are multiples of the step up to rounding.
     near: pd.Series[bool] = (rows[column] - rows["flip"]).abs() <= 1.5 * rows["step"]
     return near
@@ -260,7 +260,7 @@ def falls_again(studies: Studies) -> Iterator[Evidence]:
 
 
 def ends_lower(studies: Studies, metric: str) -> Iterator[Evidence]:
-    """KL divergence from the predicted class at the end, FGSM minus BIM, of the same images."""
+    """KL divergence from the predicted class at the largest strength, FGSM minus BIM, paired."""
     for study in studies:
         intervals = []
         table = study.tables["turning-points"]

@@ -1,4 +1,4 @@
-"""The paper's misprints, each with what our own numbers say about it."""
+"""Misprints of the paper, each with evidence from our own results."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ PAPER_UNCERTAINTY: Mapping[str, tuple[float, float]] = {
     "mutual_information": (0.42247, 0.04068),
     "confidence": (0.59387, 0.97724),
 }
-"""Means over wrong and over right predictions in the one such table that can be read in the paper.
+"""Means over wrong and over right predictions in the only legible table of this kind in the paper.
 
 Its caption says table 4, fashion articles.
 """
@@ -25,13 +25,13 @@ Its caption says table 4, fashion articles.
 
 @dataclass(frozen=True)
 class Erratum:
-    """A misprint.
+    """A misprint in the paper.
 
     Attributes:
-        where: in the paper.
-        printed: what stands there.
+        where: location in the paper.
+        printed: description of what is printed.
         used: what leery computes instead.
-        evidence: sentences with our numbers, one a dataset or more.
+        evidence: sentences with our results, at least one per dataset.
     """
 
     where: str
@@ -61,14 +61,14 @@ def errata(studies: Sequence[StudyResult]) -> list[Erratum]:
         Erratum(
             "Equation 9 (kernel density)",
             "The kernel exp(-d^2 / sigma^2), summed over the training images.",
-            "exp(-d^2 / (2 h^2)), scikit-learn's kernel, from which Feinman's procedure has its "
-            "bandwidths; the logarithm of the mean, so that classes of different size compare.",
+            "exp(-d^2 / (2 h^2)), scikit-learn's kernel, for which Feinman's procedure selects "
+            "bandwidths; the logarithm of the mean, so that classes of any size are comparable.",
             tuple(_printed_kernel(studies)),
         ),
         Erratum(
             "Equations 10 to 12 (KL divergence)",
-            "Features must first become probabilities; by which conversion is not said.",
-            "Softmax, in all six metrics; division by the sum beside it, as a reading of its own.",
+            "Features must first become probabilities; the conversion is not specified.",
+            "Softmax, in all six metrics; division by the sum as a separate reading.",
             tuple(_open_conversion(studies)),
         ),
         Erratum(

@@ -1,4 +1,4 @@
-"""What speaks for or against a claim: figures with intervals, held against a bound."""
+"""Evidence for or against a claim: estimates with intervals, compared with a bound."""
 
 import math
 from collections.abc import Sequence
@@ -15,20 +15,20 @@ __all__ = ["UNKNOWN", "Evidence", "Side", "evidence", "negated", "pooled"]
 Side = Literal["for", "against", "neither"]
 
 UNKNOWN = Interval(math.nan, math.nan, math.nan)
-"""Of a figure that could not be measured, such as a mean over no image."""
+"""Interval of an estimate that could not be measured, such as a mean over no image."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """A measured figure that a claim says is above a bound.
+    """A measured estimate that, according to a claim, is above a bound.
 
     Attributes:
         where: the dataset, and the condition if there is one.
-        what: the name of the figure.
-        found: the figure with its 95% interval, over images and, where there are several,
-            classifiers; NaN where it could not be measured.
-        images_only: the same with the interval over images only.
-        bound: what it is held against.
+        what: name of the estimate.
+        found: the estimate with its 95% interval, over images and, if there are several,
+            classifiers; NaN if it could not be measured.
+        images_only: the estimate with its 95% interval over images only.
+        bound: bound that the estimate is compared with.
     """
 
     where: str
@@ -39,17 +39,17 @@ class Evidence:
 
     @property
     def known(self) -> bool:
-        """Whether the figure could be measured."""
+        """True if the estimate could be measured."""
         return not math.isnan(self.found.estimate)
 
     @property
     def speaks(self) -> Side:
-        """Whether the whole interval lies above the bound, below it, or neither."""
+        """Side of the bound on which the whole interval lies: "for" above, "against" below."""
         return _side(self.found, self.bound)
 
     @property
     def blurred(self) -> bool:
-        """Whether it is the spread of the classifiers that keeps it from being decided."""
+        """True if only the spread of the classifiers leaves the comparison undecided."""
         return self.speaks == "neither" and _side(self.images_only, self.bound) != "neither"
 
 
@@ -65,10 +65,10 @@ def evidence(
 
     Args:
         where: the dataset, and the condition if there is one.
-        what: the name of the figure.
+        what: name of the estimate.
         intervals: one for each classifier.
-        bound: what the figure is held against.
-        comparisons: from how many figures this one is picked as the most striking.
+        bound: bound that the estimate is compared with.
+        comparisons: number of estimates from which this one is selected as the most extreme.
     """
     known = [interval for interval in intervals if not math.isnan(interval.estimate)]
     if not known:
@@ -89,9 +89,9 @@ def evidence(
 def pooled(intervals: Sequence[Interval], comparisons: int = 1) -> Interval:
     """The mean over classifiers, with an interval over classifiers and images.
 
-    The classifiers share their test images, so more classifiers make the part of the images no
-    smaller: its width is the root mean square of theirs. The part of the classifiers is Student's
-    t interval of their mean. The two are added in quadrature.
+    The classifiers share their test images, so more classifiers do not reduce the uncertainty over
+    images: its half-width is the root mean square of theirs. The uncertainty over classifiers is
+    Student's t interval of their mean. The two half-widths are added in quadrature.
 
     Args:
         intervals: 95% intervals over images, one for each classifier; at least one.
@@ -119,7 +119,7 @@ def pooled(intervals: Sequence[Interval], comparisons: int = 1) -> Interval:
 
 
 def negated(found: Interval) -> Interval:
-    """The interval of the figure with its sign turned."""
+    """The interval of the negated estimate."""
     return Interval(-found.estimate, -found.high, -found.low)
 
 

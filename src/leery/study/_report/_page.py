@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else."""
+"""The report as one self-contained HTML page."""
 
 import json
 from collections import Counter
@@ -53,13 +53,13 @@ def render(
     evidence: pd.DataFrame,
     joint_success: Plot | None = None,
 ) -> str:
-    """The page.
+    """Render the report page as HTML.
 
     Args:
-        studies: one, or several for a joint report.
+        studies: one study, or several for a joint report.
         plots: the figures of each study, by name.
         judged: the claims with their verdicts.
-        evidence: every comparison.
+        evidence: table of all comparisons.
         joint_success: figure 2 of several datasets.
     """
     template = page_environment().from_string(_template())
@@ -88,7 +88,7 @@ def _template() -> str:
 
 
 def _shown(study: StudyResult, plots: Mapping[str, Plot]) -> dict[str, Any]:
-    """What the template needs of a study."""
+    """Values of a study for the template."""
     return {
         "dataset": study.dataset,
         "plots": {name: plots.get(name) for name in PLOTS},
@@ -118,7 +118,7 @@ def _tiles(studies: Sequence[StudyResult], judged: Sequence[Judged]) -> list[_Ti
 
 
 def _verdict_tiles(judged: Sequence[Judged]) -> Iterator[_Tile]:
-    """How the verdicts count under each reading of the KL divergence."""
+    """Tiles with the number of claims per verdict, for each reading of the KL divergence."""
     keys = {entry.claim.key for entry in judged}
     for _, key, how in READINGS:
         other = {f"{name}-sum" for name in keys} if not key else set()
@@ -144,7 +144,7 @@ def _evidence_sheet(evidence: pd.DataFrame) -> Sheet:
     ]
     return Sheet(
         "evidence",
-        "Every comparison: it speaks for the claim when the whole interval lies above the bound",
+        "Every comparison: it supports the claim if the whole interval lies above the bound",
         ("claim", "where", "figure", "estimate", "low", "high", "bound", "speaks"),
         rows,
     )

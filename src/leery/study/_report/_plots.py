@@ -1,4 +1,4 @@
-"""The figures as the report shows them: drawn, titled, described, with what there is to see."""
+"""Figures of the report, with title, alternative text and caption."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,13 +25,13 @@ class Plot:
     """A figure of the report.
 
     Attributes:
-        name: of its files.
-        title: which figure of the paper it is, and of what.
-        alt: what it shows, for those who cannot see it.
-        caption: what there is to see.
-        svg: fit to stand inside the page.
-        data: the path of its data, seen from the page.
-        file: the path of its SVG, seen from the page.
+        name: name of the figure in files and element ids.
+        title: dataset, content and number of the figure in the paper.
+        alt: alternative text for readers who cannot see the figure.
+        caption: what the figure shows.
+        svg: SVG adapted for embedding in the page.
+        data: path of its data, relative to the page.
+        file: path of its SVG, relative to the page.
     """
 
     name: str
@@ -43,15 +43,15 @@ class Plot:
     file: str
 
     def seen_from_above(self, folder: str) -> Self:
-        """The same figure for a page in the folder above."""
+        """A copy of the figure for a page in the parent folder."""
         return replace(self, data=f"{folder}/{self.data}", file=f"{folder}/{self.file}")
 
 
 def plots(study: StudyResult) -> dict[str, Plot]:
-    """Draw every figure of a study that its images allow, and write the SVG files.
+    """Draw every figure for which a study has data, and write the SVG files.
 
     Returns:
-        By name.
+        The figures by name.
     """
     found = {}
     make_folder(study.folder / "figures")

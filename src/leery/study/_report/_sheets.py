@@ -1,4 +1,4 @@
-"""The tables of the report: which cells, how they read, by what they are sorted."""
+"""Sortable tables of the report."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,13 +24,13 @@ __all__ = [
 ]
 
 PAPER_ACCURACY = {"mnist": 0.9884, "fashion-mnist": 0.9203}
-"""Section 5.1 of the paper."""
+"""Accuracies in section 5.1 of the paper."""
 
 _PROTOCOL_NAMES = {"held-out": "held out", "paper": "in-sample (paper)"}
 
 
 def number(values: pd.Series, digits: int = 3) -> Cell:
-    """A number, or mean and standard deviation over several classifiers, and of how many."""
+    """Cell with a number, or with mean, deviation and number of several classifiers."""
     known = values.dropna()
     if known.empty:
         return Cell("-", None)
@@ -43,14 +43,14 @@ def number(values: pd.Series, digits: int = 3) -> Cell:
 
 
 def percent(values: pd.Series, digits: int = 1) -> Cell:
-    """The same, of shares, as percentages."""
+    """Cell like that of :func:`number`, for fractions as percentages."""
     cell = number(100 * values, digits)
     head, space, rest = cell.text.partition(" (")
     return Cell(f"{head}%{space}{rest}", cell.sort) if cell.sort is not None else cell
 
 
 def count(values: pd.Series) -> Cell:
-    """A whole number, or its mean over several classifiers."""
+    """Cell with an integer, or with its mean over several classifiers."""
     return Cell(f"{values.mean():,.0f}", float(values.mean()))
 
 
@@ -70,7 +70,7 @@ def _spread_note(study: StudyResult) -> str:
 
 
 def all_six_sheet(study: StudyResult) -> Sheet:
-    """The held-out figures of all six metrics, a row for each condition."""
+    """Table of the held-out results of all six metrics, one row per condition."""
     table = study.results[study.results["metrics"] == "all"]
     rows = []
     for (attack, epsilon), found in table.groupby(["attack", "epsilon"], sort=False):
@@ -107,7 +107,7 @@ def all_six_sheet(study: StudyResult) -> Sheet:
 
 
 def _interval(rows: pd.DataFrame) -> Cell:
-    """The interval over images; over several classifiers it says nothing and is left out."""
+    """Cell with the interval over images, which is undefined for several classifiers."""
     if len(rows) != 1 or rows["auc"].isna().any():
         return Cell("-", None)
     low, high = float(rows["auc_low"].iloc[0]), float(rows["auc_high"].iloc[0])
@@ -115,7 +115,7 @@ def _interval(rows: pd.DataFrame) -> Cell:
 
 
 def detection_sheet(study: StudyResult) -> Sheet:
-    """Every condition, set of metrics, protocol and choice of positives."""
+    """Table of results by condition, set of metrics, protocol and choice of positives."""
     keys = ["attack", "epsilon", "metrics", "protocol"]
     rows = []
     for (attack, epsilon, metrics, protocol), found in study.results.groupby(keys, sort=False):
@@ -150,7 +150,7 @@ def detection_sheet(study: StudyResult) -> Sheet:
 
 
 def classifier_sheet(studies: Sequence[StudyResult]) -> Sheet:
-    """The paper's table 2 and the accuracies of its section 5.1."""
+    """Table of the classifiers: the paper's table 2 and the accuracies of its section 5.1."""
     entries: list[tuple[str, list[Cell]]] = []
     tables = [study.tables["classifier"] for study in studies]
     firsts = [table.iloc[0] for table in tables]
@@ -173,7 +173,7 @@ def classifier_sheet(studies: Sequence[StudyResult]) -> Sheet:
     ):
         entries.append((name, [word(f"{first[column]}") for first in firsts]))
     entries.append(("test images", [word(f"{first['n_test']:,}") for first in firsts]))
-    entries.append(("of them studied", [word(f"{first['n_studied']:,}") for first in firsts]))
+    entries.append(("test images studied", [word(f"{first['n_studied']:,}") for first in firsts]))
     return Sheet(
         "classifiers-table",
         "Classifiers and settings (the paper's table 2)",
@@ -185,7 +185,7 @@ def classifier_sheet(studies: Sequence[StudyResult]) -> Sheet:
 
 
 def layers_sheet(study: StudyResult) -> Sheet:
-    """The paper's table 1."""
+    """Table of the layers: the paper's table 1."""
     rows = [
         [word(row.name), word(row.layer), Cell(f"{row.parameters:,}", float(row.parameters))]
         for row in study.tables["layers"][["name", "layer", "parameters"]].itertuples(index=False)
@@ -200,7 +200,7 @@ def layers_sheet(study: StudyResult) -> Sheet:
 
 
 def uncertainty_sheet(study: StudyResult) -> Sheet:
-    """The paper's tables 3 and 4."""
+    """Table of mean metrics over wrong and right predictions: the paper's tables 3 and 4."""
     rows = []
     table = study.tables["uncertainty"]
     for metric in STUDIED_METRICS:
@@ -221,13 +221,13 @@ def uncertainty_sheet(study: StudyResult) -> Sheet:
         f"{study.dataset}: mean of each metric over wrong and right predictions (tables 3 and 4)",
         ("metric", f"wrong ({wrong})", f"right ({right})", "paper's table 4: wrong", "right"),
         rows,
-        "The paper prints one such table that can be read; the errata say how well it fits this "
+        "The paper has only one legible table of this kind; the errata say how well it fits this "
         "dataset." + _spread_note(study),
     )
 
 
 def gallery_sheet(study: StudyResult) -> Sheet:
-    """The metrics of the images of the gallery."""
+    """Table of the metrics of the gallery's images."""
     names = named(study.dataset).classes
     rows = []
     for row in study.of_first_seed("gallery").to_dict("records"):
@@ -246,7 +246,7 @@ def gallery_sheet(study: StudyResult) -> Sheet:
         f"gallery-table-{study.dataset}",
         f"{study.dataset}: the metrics of the images of the gallery",
         (
-            *("attack", "epsilon", "kind", "test image", "true", "seen as", "score"),
+            *("attack", "epsilon", "kind", "test image", "true", "predicted", "score"),
             *(METRIC_NAMES[metric] for metric in PAPER_METRICS),
         ),
         rows,

@@ -1,4 +1,4 @@
-"""How the study's metrics and attacks are named and drawn in its figures."""
+"""Names and line styles of metrics and attacks in the study's figures."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +23,7 @@ METRIC_NAMES: Mapping[str, str] = {
     "closeness_sum": "closeness, KL by sum",
     "all_sum": "all six, KL by sum",
 }
-"""What metrics and sets of them are called in figures and tables."""
+"""Display names of metrics and sets of metrics."""
 
 METRIC_LINES: Mapping[str, dict[str, Any]] = {
     "variance": {"color": PALETTE["sky"], "linestyle": "--", "linewidth": 1.3},

@@ -43,4 +43,4 @@ FIGURES = tuple(
         _gallery,
     )
 )
-"""In the order in which they are drawn."""
+"""The figures of the study, in the order in which they are drawn."""

@@ -1,4 +1,4 @@
-"""Risk against coverage: the error that is left when the most doubtful are not answered."""
+"""Risk-coverage curves: the error rate if the most uncertain images are not answered."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -13,7 +13,7 @@ __all__ = ["FIGURE", "abstention_figure"]
 
 
 def abstention_figure(table: pd.DataFrame) -> Figure:
-    """Risk against coverage: the error that is left when the most doubtful are not answered."""
+    """Draw risk-coverage curves: the error rate if the most uncertain images are not answered."""
     figure = new_figure(8.6, 4.2)
     axes = figure.subplots()
     for metric in PAPER_METRICS:
@@ -50,8 +50,8 @@ FIGURE = StudyFigure(
     "what abstaining gains (section 5.2)",
     abstention_alt,
     lambda _: (
-        "Clean test images, the most doubtful by each metric left unanswered first. The lower "
-        "a curve, the better its metric knows where the classifier is wrong."
+        "Clean test images, the most uncertain by each metric left unanswered first. The lower "
+        "a curve, the better its metric indicates where the classifier is wrong."
     ),
     lambda s: abstention_figure(s.of_first_seed("abstention")),
     "abstention",

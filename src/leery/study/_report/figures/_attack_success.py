@@ -50,9 +50,9 @@ def success_alt(study: StudyResult) -> str:
 
 def success_caption(_study: StudyResult) -> str:
     return (
-        "Test images that the classifier gets right, from the first on; the band is Wilson's 95% "
-        "interval. Look at where each curve leaves the ground and where it ends: one step "
-        "(FGSM) against many (BIM, PGD). The paper has FGSM level off near 65% and the others "
+        "The first test images that are correctly classified; the band is Wilson's 95% "
+        "interval. Note where each curve rises from zero and where it ends: one step "
+        "(FGSM) against many (BIM, PGD). In the paper FGSM levels off near 65% and the others "
         "reach 100% near 0.2."
     )
 

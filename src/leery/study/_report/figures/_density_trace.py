@@ -44,8 +44,8 @@ def density_trace_figure(table: pd.DataFrame) -> Figure:
 def density_trace_caption(study: StudyResult) -> str:
     return grid_text(study) + (
         "The target is the class at the first change of label, which the vertical line marks; "
-        "where the label never changes there is none, so its mean is over fewer images. The paper "
-        "has the lines of source and target cross there; of the images that change, they do "
+        "if the label never changes there is none, so its mean is over fewer images. In the paper "
+        "the lines of source and target cross there; among images whose label changes, they do "
         "within one step for "
         f"{crossing_text(study, 'crossing_kernel_density', 'BIM')} under BIM and "
         f"{crossing_text(study, 'crossing_kernel_density', 'FGSM')} under FGSM. Larger is closer."

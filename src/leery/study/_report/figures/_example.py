@@ -38,8 +38,8 @@ def example_alt(study: StudyResult) -> str:
     clean, adversarial = study.of_first_seed("example").to_dict("records")
     names = named(study.dataset).classes
     return (
-        f"Test image {clean['source']}, seen as {names[clean['predicted']]} with confidence "
-        f"{clean['confidence']:.2f}; the perturbation; and their sum, seen as "
+        f"Test image {clean['source']}, classified as {names[clean['predicted']]} with confidence "
+        f"{clean['confidence']:.2f}; the perturbation; and their sum, classified as "
         f"{names[adversarial['predicted']]} with confidence {adversarial['confidence']:.2f}."
     )
 
@@ -48,7 +48,7 @@ def example_caption(study: StudyResult) -> str:
     row = study.of_first_seed("example").iloc[0]
     return (
         "The first test image whose label both BIM and FGSM change inside the range, under "
-        f"{row['attack']} at {row['epsilon']:g}, the weakest strength of the grid that does it. "
+        f"{row['attack']} at {row['epsilon']:g}, the smallest grid strength that changes it. "
         "The confidence is the mean over the dropout passes; the label is that with dropout off."
     )
 

@@ -1,4 +1,4 @@
-"""A figure of the study: how it is drawn and described."""
+"""Definition of a figure of the study."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ __all__ = ["StudyFigure"]
 
 @dataclass(frozen=True)
 class StudyFigure:
-    """How a figure is drawn and described, from one study.
+    """Definition of a figure that is drawn and described from one study.
 
     Attributes:
-        name: of its files.
-        title: which figure of the paper it is, and of what.
-        alt: what it shows, for those who cannot see it.
-        caption: what there is to see.
-        draw: makes it.
-        table: the name of the table that it is drawn from.
+        name: name of its files.
+        title: content and number of the figure in the paper.
+        alt: function that returns the alternative text.
+        caption: function that returns the caption.
+        draw: function that draws the figure.
+        table: name of the table from which it is drawn.
     """
 
     name: str

@@ -22,7 +22,7 @@ __all__ = ["FIGURE", "kl_trace_figure"]
 def kl_trace_figure(table: pd.DataFrame) -> Figure:
     """Figure 6: KL divergence from the true and the target class, under BIM.
 
-    Each way of turning features into probabilities has a row.
+    There is one row of panels per conversion of features to probabilities.
     """
     figure, panels = kl_panels(table)
     for row, of_reading in zip(panels, by_reading(table), strict=True):
@@ -37,8 +37,8 @@ def kl_trace_figure(table: pd.DataFrame) -> Figure:
 def kl_trace_caption(study: StudyResult) -> str:
     return grid_text(study) + (
         "Above, features become probabilities by softmax, below by division by their sum: the "
-        "paper leaves it open. Smaller is closer. The paper has the lines cross at the flip; "
-        "of the images that change, they do within one step for "
+        "paper leaves it open. Smaller is closer. In the paper the lines cross at the flip; "
+        "among images whose label changes, they do within one step for "
         f"{crossing_text(study, 'crossing_kl_divergence', 'BIM')} (softmax) and "
         f"{crossing_text(study, 'crossing_kl_divergence_sum', 'BIM')} (by sum)."
     )

@@ -1,4 +1,4 @@
-"""What figures share: a panel for each condition, and images."""
+"""Helpers shared by figures: panels per condition, and images."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -18,7 +18,7 @@ __all__ = ["condition_panels", "label_grid", "pixels_of", "without_axes"]
 def condition_panels(
     table: pd.DataFrame, height: float, *, sharex: bool = True
 ) -> tuple[Figure, Iterator[tuple[Axes, tuple[str, float], pd.DataFrame]]]:
-    """A row for each strength and a column for each attack, in the order of the table."""
+    """Make panels with one row per strength and one column per attack, in table order."""
     epsilons, attacks = table["epsilon"].unique(), table["attack"].unique()
     figure = new_figure(4.1 * len(attacks), height * len(epsilons))
     axes = figure.subplots(len(epsilons), len(attacks), sharex=sharex, sharey=True, squeeze=False)

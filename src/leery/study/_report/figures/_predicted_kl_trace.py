@@ -21,7 +21,7 @@ __all__ = ["FIGURE", "predicted_kl_trace_figure"]
 def predicted_kl_trace_figure(table: pd.DataFrame) -> Figure:
     """Figure 7: KL divergence from the predicted class, under BIM and FGSM.
 
-    Each way of turning features into probabilities has a row.
+    There is one row of panels per conversion of features to probabilities.
     """
     figure, panels = kl_panels(table)
     for row, of_reading in zip(panels, by_reading(table), strict=True):

@@ -1,4 +1,4 @@
-"""The same curves where an operator works: few false alarms."""
+"""ROC curves at low false-alarm rates, where a detector is operated."""
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ __all__ = ["FIGURE", "roc_low_figure"]
 
 
 def roc_low_figure(table: pd.DataFrame) -> Figure:
-    """The same curves where an operator works: few false alarms."""
+    """Draw ROC curves at low false-alarm rates, where a detector is operated."""
     figure, panels = condition_panels(table, 3.0)
     for axes, _, rows in panels:
         for name in ("uncertainty", "closeness", "all"):
@@ -34,7 +34,7 @@ def roc_low_caption(study: StudyResult) -> str:
     rows = held_out(study.of_first_seed("results"))
     rows = rows[rows["metrics"] == "all"]
     return (
-        "The same curves on a logarithmic axis, where a detector in use works. At 1% false alarms "
+        "The same curves on a logarithmic axis, at rates used in operation. At 1% false alarms "
         f"all six find {rows['tpr_at_1_fpr'].min():.0%} of the adversarial images in the worst "
         f"condition and {rows['tpr_at_1_fpr'].max():.0%} in the best."
     )

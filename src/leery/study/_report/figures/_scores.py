@@ -53,8 +53,8 @@ FIGURE = StudyFigure(
     scores_alt,
     lambda _: (
         "The score is the log odds that the combiner of all six metrics gives, held out. Where "
-        "clean or noisy images overlap adversarial ones no threshold can tell. Scores beyond "
-        "the axis count in its outer bins."
+        "clean or noisy images overlap adversarial ones no threshold separates them. Scores beyond "
+        "the axis are counted in its outer bins."
     ),
     lambda s: scores_figure(s.of_first_seed("scores")),
     "scores",

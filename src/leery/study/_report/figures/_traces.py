@@ -1,4 +1,4 @@
-"""What figures 4 to 7 share: metrics along the strength of an attack."""
+"""Helpers shared by figures 4 to 7: metrics as a function of attack strength."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -34,11 +34,11 @@ CLOSE_LINES: dict[str, dict[str, Any]] = {
 
 
 KL_LABELS = {"kl_divergence": "softmax", "kl_divergence_sum": "by sum"}
-"""How features become probabilities."""
+"""Labels of the conversions of features to probabilities."""
 
 
 def kl_panels(table: pd.DataFrame) -> tuple[Figure, Any]:
-    """A row of two panels, one image and many, for each reading of the KL divergence."""
+    """Make a row of two panels, one image and many, for each reading of the KL divergence."""
     count = len(list(by_reading(table)))
     figure = new_figure(10, 3.2 * count + 0.2)
     panels = figure.subplots(count, 2, sharex=True, squeeze=False)
@@ -59,7 +59,7 @@ def by_reading(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 
 def draw_trace(panels: Any, rows: pd.DataFrame, line: dict[str, Any], label: str) -> None:  # noqa: ANN401
-    """One image in the first panel, mean and band in the second."""
+    """Draw one image in the first panel, and mean and band in the second."""
     image, mean = (rows[rows["shown"] == shown] for shown in ("image", "mean"))
     if len(image):
         panels[0].plot(image["epsilon"], image["value"], label=label, **line)
@@ -71,7 +71,7 @@ def draw_trace(panels: Any, rows: pd.DataFrame, line: dict[str, Any], label: str
 
 
 def mark_flip(axes: Axes, rows: pd.DataFrame, colour: str = INK) -> None:
-    """Mark the first strength at which the image's predicted class is another one than at 0."""
+    """Mark the first strength at which the image's predicted class differs from that at 0."""
     image = rows[rows["shown"] == "image"]
     changed = image[image["predicted"] != image["predicted"].iloc[0]] if len(image) else image
     if len(changed):
@@ -83,7 +83,7 @@ def image_title(table: pd.DataFrame) -> str:
 
 
 def mean_title(table: pd.DataFrame) -> str:
-    """How many images the mean is over, and how many of them have a target class."""
+    """Title with the number of images in the mean, and of those with a target class."""
     mean = table[table["shown"] == "mean"]
     if mean.empty:
         return "no image"
@@ -97,7 +97,7 @@ def grid_text(study: StudyResult) -> str:
     step, images = table["step"].iloc[0], table["source"].nunique()
     return (
         "The chosen image is that of figure 1; mean and band (10 to 90%) are over the first "
-        f"{images:,} test images that the classifier gets right. Steps of {step:g}. "
+        f"{images:,} correctly classified test images. Steps of {step:g}. "
     )
 
 

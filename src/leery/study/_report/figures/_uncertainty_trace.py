@@ -50,7 +50,7 @@ def uncertainty_trace_figure(table: pd.DataFrame) -> Figure:
 
 
 def _shade(axes: Axes, doubt: pd.DataFrame) -> None:
-    """The paper's low-confidence interval: where entropy is at least half its largest value."""
+    """Shade the paper's low-confidence interval: entropy of at least half its largest value."""
     if doubt.empty:
         return
     epsilons, entropy = doubt["epsilon"].to_numpy(), doubt["value"].to_numpy()
@@ -78,8 +78,8 @@ def uncertainty_trace_caption(study: StudyResult) -> str:
     return grid_text(study) + (
         "The line marks the change of label. Orange is the paper's low-confidence interval, here "
         "the strengths between which the entropy is at least half its largest value; blue its "
-        "high-confidence intervals, where uncertainty does not tell. The median of the strengths "
-        f"at which labels change is {median_flip(study, 'BIM')}; the mean blends them all."
+        "high-confidence intervals, where uncertainty says little. The median of the strengths "
+        f"at which labels change is {median_flip(study, 'BIM')}; the mean averages over all."
     )
 
 

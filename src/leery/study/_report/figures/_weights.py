@@ -47,7 +47,7 @@ FIGURE = StudyFigure(
     lambda _: (
         "Bars are means over the five folds, dots the folds; positive weights raise the score. "
         "The four metrics of uncertainty move together, so a single one's weight, even its "
-        "sign, says little; read them as a group against kernel density."
+        "sign, says little; compare them as a group with kernel density."
     ),
     lambda s: weights_figure(s.of_first_seed("weights")),
     "weights",
