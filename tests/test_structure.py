@@ -117,7 +117,7 @@ PUBLIC = {
     "leery.inputs": """Channels Format Images InputSpec Item Moments batches bounds_seen
         count files halves image_batches known_count labelled_batches load
         load_labelled printable read""",
-    "leery.mc_dropout": """MCDropout MOST_PASSES MaskSource Passes Plan StochasticLayer
+    "leery.mc_dropout": """MCDropout MAX_PASSES MaskSource Passes Plan StochasticLayer
         insert_dropout""",
     "leery.metrics": """AuxiliaryAgreement BandwidthRule BoundaryDistance
         CLOSENESS_METRICS ClassKL Direction FitContext ForwardPass IMAGE InputStatistic
@@ -128,11 +128,11 @@ PUBLIC = {
         log_margin margin max_softmax median_residual metric_refused mutual_information
         predictive_entropy recommended_for residual_kurtosis scibilic variance""",
     "leery.models": """INPUT_OF Logits assignments_undone
-        check_layer check_logits check_read check_repeatable content_hashes device_of
-        extract_features fast_layout fingerprint forward guest has_fast_layout
-        has_linear_head keep_freed_memory last_hidden_layer load_model loaded_object
-        logits_facts logits_of_facts normalized own_tensors predict python_randomness reading
-        refused run_fast run_model submodules_of_images two_images unwrapped with_layout
+        check_layer check_logits check_recorded check_repeatable content_hashes device_of
+        extract_features fast_layout fingerprint forward has_fast_layout
+        has_linear_head isolated keep_freed_memory last_hidden_layer load_model loaded_object
+        logits_facts logits_of_facts model_errors normalized own_tensors predict python_randomness
+        recorded_layers run_fast run_model submodules_of_images two_images unwrapped with_layout
         with_logits""",
     "leery.observation": "EACH FittableScorer HEAD Needs Observation Observer Scorer View Viewed",
     "leery.reporting": """Cell INK MUTED PALETTE Sheet figure_style new_figure page_environment
@@ -142,14 +142,14 @@ PUBLIC = {
         load_result report reproduce reproduce_all terminal_summary""",
     "leery.tasks": """Task Workers default_workers discard_parts identity_of open_parts part_name
         parts_folder worker_pool""",
-    "leery.training": """Augmentation AuxiliaryNetwork AuxiliaryRecipe MOST_PIXELS
+    "leery.training": """Augmentation AuxiliaryNetwork AuxiliaryRecipe MAX_PIXELS
         TrainingSet train_auxiliary""",
     "leery.baselines": "BASELINES SingleMetric",
     "leery.names": """ATTACKS ATTACKS_OF_LIBRARIES BASELINES CLOSENESS_METRICS METRICS
         PAPER_METRICS RECOMMENDED_METRICS UNCERTAINTY_METRICS""",
     "leery.tuning": """CACHED_ELEMENTS CLOSENESS_IMAGES CLOSENESS_PIXELS CONVERTED
         ELEMENTS_AT_ONCE FEW_IMAGES FREED_BYTES IMAGES_AT_ONCE IMAGES_OF_A_THREAD
-        MOST_PREPARED MOST_RESIDENT NARROW_FILTERS QUERIES REFERENCES SELECTED_ELEMENTS
+        MAX_PREPARED MAX_RESIDENT NARROW_FILTERS QUERIES REFERENCES SELECTED_ELEMENTS
         SHARED_ELEMENTS UNCERTAINTY_ELEMENTS WHOLE_MODEL""",
 }
 

@@ -21,7 +21,7 @@ from leery.mc_dropout import MCDropout, Passes, Plan
 from leery.models import (
     device_of,
     forward,
-    guest,
+    isolated,
     last_hidden_layer,
     run_model,
     submodules_of_images,
@@ -352,7 +352,11 @@ class Observer:
 
     def _plainly(self, batch: Tensor) -> Observation:
         """The observation of a batch without passes."""
-        with torch.inference_mode(mode=False), torch.no_grad(), guest(self.model, batch) as still:
+        with (
+            torch.inference_mode(mode=False),
+            torch.no_grad(),
+            isolated(self.model, batch) as still,
+        ):
             logits, layers = forward(still, batch, self._layers)
             return self._observation(batch, logits, layers)
 
@@ -368,7 +372,7 @@ class Observer:
         if self._sampler is not None:
             seen = self._sampler.observe_with_gradient(images)
             return self._observation(images, seen.logits, seen.layers, seen)
-        with guest(self.model, images) as still:
+        with isolated(self.model, images) as still:
             logits, layers = forward(still, images, self._layers)
         return self._observation(images, logits, layers)
 
@@ -419,7 +423,7 @@ class Observer:
     def _classify(self, images: Tensor) -> Tensor:
         """The logits of images, dropout off."""
         device = device_of(self.model)
-        with guest(self.model, images) as still:
+        with isolated(self.model, images) as still:
             parts = [run_model(still, part.to(device)) for part in images.split(WHOLE_MODEL)]
         return torch.cat(parts)
 

@@ -15,8 +15,8 @@ __all__ = [
     "FREED_BYTES",
     "IMAGES_AT_ONCE",
     "IMAGES_OF_A_THREAD",
-    "MOST_PREPARED",
-    "MOST_RESIDENT",
+    "MAX_PREPARED",
+    "MAX_RESIDENT",
     "NARROW_FILTERS",
     "QUERIES",
     "REFERENCES",
@@ -56,7 +56,7 @@ SELECTED_ELEMENTS = 2**27
 """Maximum total number of weight elements from which all threads select (512 MiB in float32); with
 more, threads share the operations. Limits memory on machines with many CPU cores."""
 
-MOST_PREPARED = 8
+MAX_PREPARED = 8
 """Maximum number of input shapes and types whose graphs and masks are stored; limits memory."""
 
 WHOLE_MODEL = 256
@@ -93,7 +93,7 @@ CONVERTED = 512
 """Number of training points converted to float64 at a time, which stay in the CPU's cache. Row:
 kernel density, 100,000 points."""
 
-MOST_RESIDENT = 2**26
+MAX_RESIDENT = 2**26
 """Maximum number of elements of training points held in float64 (512 MiB); more are converted at
 each use, which takes 50 % longer for few queries and 5 % longer for many. Row: kernel density,
 100,000 points."""

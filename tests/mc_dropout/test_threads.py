@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from leery.mc_dropout._threads import side_by_side
+from leery.mc_dropout._threads import parallel_batches
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def test_calls_run_at_once_with_one_computing_thread_each_and_keep_their_order()
         met.wait()
         return item, torch.get_num_threads()
 
-    with side_by_side(2) as each:
+    with parallel_batches(2) as each:
         assert each(work, [5, 3]) == [(5, 1), (3, 1)]
         # Between calls and afterwards the caller has its own threads.
         assert torch.get_num_threads() == 3
@@ -33,7 +33,7 @@ def test_calls_run_at_once_with_one_computing_thread_each_and_keep_their_order()
 
 
 def test_what_the_caller_sets_between_calls_stays() -> None:
-    with side_by_side(2) as each:
+    with parallel_batches(2) as each:
         each(str, [5, 3])
         torch.set_num_threads(1)
         each(str, [5, 3])
@@ -42,7 +42,7 @@ def test_what_the_caller_sets_between_calls_stays() -> None:
 
 
 def test_alone_the_caller_computes_with_its_own_threads() -> None:
-    with side_by_side(1) as each:
+    with parallel_batches(1) as each:
         found = each(lambda item: (item, torch.get_num_threads(), threading.get_ident()), [5, 3])
     assert found == [(5, 3, threading.get_ident()), (3, 3, threading.get_ident())]
 
@@ -56,7 +56,7 @@ def test_an_error_comes_out_after_all_calls_have_ended() -> None:
         threading.Event().wait(0.2)
         ended.append(item)
 
-    with side_by_side(2) as each:
+    with parallel_batches(2) as each:
         with pytest.raises(ValueError, match="0"):
             each(work, [0, 1])
         assert ended == [1]

@@ -20,7 +20,7 @@ from leery.training import AuxiliaryNetwork, AuxiliaryRecipe
 
 Batch = tuple[Tensor, Tensor]
 
-QUICK = AuxiliaryRecipe(width=8, epochs=5, least_images=1)
+QUICK = AuxiliaryRecipe(width=8, epochs=5, min_images=1)
 
 
 class Other(nn.Module):
@@ -119,7 +119,7 @@ def test_what_cannot_be_trained_or_given_is_refused(
         Detector(digit_net, metrics=["auxiliary_agreement"]).fit(batches)
 
 
-TINY = AuxiliaryRecipe(width=4, epochs=1, least_images=1)
+TINY = AuxiliaryRecipe(width=4, epochs=1, min_images=1)
 
 
 def colours(count: int = 60) -> Batch:
@@ -215,7 +215,7 @@ def test_a_fit_is_not_resumed_with_other_data_settings_or_code(tmp_path: Path) -
     images, labels = colours()
     folder = tmp_path / "parts"
     kept = cut_off(folder, images, labels).stat().st_mtime_ns
-    for other in ({"seed": 1}, {"recipe": AuxiliaryRecipe(width=5, epochs=1, least_images=1)}):
+    for other in ({"seed": 1}, {"recipe": AuxiliaryRecipe(width=5, epochs=1, min_images=1)}):
         with pytest.raises(InputError, match="expected the inputs and settings of the run"):
             fitted(images, labels, FitParts(folder, resume=True), **other)
     with pytest.raises(InputError, match="expected the inputs and settings of the run"):
@@ -239,7 +239,7 @@ def test_the_code_of_somebody_s_recipe_counts() -> None:
         seen.update(modules)
         return make()
 
-    metric = AuxiliaryAgreement(recipe=OwnRecipe(width=4, epochs=1, least_images=1))
+    metric = AuxiliaryAgreement(recipe=OwnRecipe(width=4, epochs=1, min_images=1))
     metric.prepare(
         FitContext(
             batches=lambda: iter([(images, labels)]),

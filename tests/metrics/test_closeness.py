@@ -91,7 +91,7 @@ def test_blocks_do_not_change_the_density(resident: int, monkeypatch: pytest.Mon
     queries, classes = sample(70, seed=3)
     density = KernelDensity(1.0).fit(features, labels)
     whole = density.score(queries, classes)
-    monkeypatch.setattr(module, "MOST_RESIDENT", resident)
+    monkeypatch.setattr(module, "MAX_RESIDENT", resident)
     monkeypatch.setattr(module, "REFERENCES", 7)
     monkeypatch.setattr(module, "CONVERTED", 4)
     monkeypatch.setattr(module, "QUERIES", 3)
@@ -169,7 +169,7 @@ def test_a_restored_metric_scores_bit_equal(make: Make) -> None:
 def test_closeness_is_differentiable(
     make: Make, resident: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MOST_RESIDENT", resident)
+    monkeypatch.setattr(module, "MAX_RESIDENT", resident)
     monkeypatch.setattr(module, "CONVERTED", 4)
     features, labels = sample(30, 3)
     queries, classes = sample(4, 3, seed=2)

@@ -16,8 +16,8 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from leery import PAPER_METRICS, Detector
-from leery.models import extract_features, guest, normalized, predict
-from leery.models._guest import _REPLICAS
+from leery.models import extract_features, isolated, normalized, predict
+from leery.models._isolation import _REPLICAS
 from tests.conftest import Batch
 
 
@@ -137,7 +137,7 @@ def in_eval_mode(make: Callable[[], nn.Module]) -> Tensor:
 def test_a_replica_shares_parameters_and_nothing_else(name: str) -> None:
     model = TRUSTED[name]()
     state = random.getstate(), torch.get_rng_state()
-    with guest(model, IMAGES) as still:
+    with isolated(model, IMAGES) as still:
         assert still is not model
         assert {id(p) for p in still.parameters()} == {id(p) for p in model.parameters()}
         assert {id(b) for b in still.buffers()} == {id(b) for b in model.buffers()}
@@ -156,7 +156,7 @@ def test_a_classifier_that_a_replica_would_get_wrong_is_run_itself(name: str) ->
     model, expected = NOT_TRUSTED[name](), in_eval_mode(NOT_TRUSTED[name])
     state, seen = random.getstate(), vars(model).get("calls")
     for _ in range(2):
-        with guest(model, IMAGES) as still:
+        with isolated(model, IMAGES) as still:
             assert still is model
             assert not any(module.training for module in model.modules())
         assert torch.equal(predict(model, IMAGES), expected)
@@ -232,7 +232,7 @@ def test_threads_run_classifiers_at_the_same_time(count: int) -> None:
     """Two classifiers, or one and the same."""
 
     def run(model: nn.Module) -> Tensor:
-        with guest(model, IMAGES) as still, torch.no_grad():
+        with isolated(model, IMAGES) as still, torch.no_grad():
             assert still is not model
             found: Tensor = still(IMAGES)
         return found

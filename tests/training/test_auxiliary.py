@@ -16,7 +16,7 @@ from leery.training import (
     train_auxiliary,
 )
 
-SMALL = AuxiliaryRecipe(width=8, epochs=4, least_images=1)
+SMALL = AuxiliaryRecipe(width=8, epochs=4, min_images=1)
 
 
 def digits(count: int = 3000) -> TrainingSet:
@@ -46,7 +46,7 @@ def test_the_order_and_the_cut_of_the_data_do_not_matter_nor_does_the_global_sta
     assert torch.equal(one.images, other.images)
     assert torch.equal(one.labels, other.labels)
     before = torch.get_rng_state()
-    recipe = AuxiliaryRecipe(width=4, epochs=2, least_images=1)
+    recipe = AuxiliaryRecipe(width=4, epochs=2, min_images=1)
     first, again, third = (
         train_auxiliary(data, classes=10, recipe=recipe, seed=seed)
         for data, seed in ((one, 3), (other, 3), (one, 4))
@@ -57,7 +57,7 @@ def test_the_order_and_the_cut_of_the_data_do_not_matter_nor_does_the_global_sta
 
 
 def test_training_under_inference_mode_and_without_gradients_works() -> None:
-    recipe = AuxiliaryRecipe(width=4, epochs=1, least_images=1)
+    recipe = AuxiliaryRecipe(width=4, epochs=1, min_images=1)
     with torch.inference_mode():
         one = train_auxiliary(digits(200), classes=10, recipe=recipe)
     with torch.no_grad():
@@ -68,7 +68,7 @@ def test_training_under_inference_mode_and_without_gradients_works() -> None:
 
 def test_progress_ends_at_one() -> None:
     told: list[float] = []
-    recipe = AuxiliaryRecipe(width=4, epochs=2, least_images=1)
+    recipe = AuxiliaryRecipe(width=4, epochs=2, min_images=1)
     train_auxiliary(digits(300), classes=10, recipe=recipe, progress=told.append)
     assert told[-1] == 1
     assert told == sorted(told)

@@ -15,7 +15,7 @@ from leery._checks import Bounds, check_bound_values, check_bounds, check_images
 from leery._extras import imported
 from leery.attacks._norms import NormName
 from leery.errors import InputError
-from leery.models import device_of, guest, run_model
+from leery.models import device_of, isolated, run_model
 
 __all__ = ["ADAPTED", "AdaptedAttack", "Preset"]
 
@@ -131,7 +131,11 @@ class AdaptedAttack:
         device = device_of(model)
         unit = ((images.detach().to(device, copy=True) - low) / (high - low)).clamp(0, 1)
         truth = labels.to(device, torch.int64)
-        with guest(model, unit) as still, _seeded(seed, device), torch.inference_mode(mode=False):
+        with (
+            isolated(model, unit) as still,
+            _seeded(seed, device),
+            torch.inference_mode(mode=False),
+        ):
             wrapped = _OnUnitPixels(still, low, high, unit.dtype)
             found = [
                 preset.run(wrapped, *batch, own, norm)

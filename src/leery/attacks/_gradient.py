@@ -20,7 +20,7 @@ from leery._checks import (
 from leery.attacks._norms import NORMS, NormName
 from leery.attacks._objectives import CrossEntropy, Objective, ObjectiveOf
 from leery.errors import InputError
-from leery.models import device_of, guest
+from leery.models import device_of, isolated
 
 __all__ = ["BIM", "FGSM", "PGD", "Attack", "GradientAttack"]
 
@@ -134,7 +134,7 @@ class GradientAttack:
         if self.epsilon == 0:
             return clean.clone()
         start = self._start(clean, bounds, seed)
-        with guest(model, clean) as still, torch.inference_mode(mode=False), torch.enable_grad():
+        with isolated(model, clean) as still, torch.inference_mode(mode=False), torch.enable_grad():
             objective, device = self.objective(still), device_of(model)
             found = [
                 self._climb(objective, bounds, device, *batch)

@@ -15,7 +15,7 @@ from leery._checks import check_batch_size, check_images, check_labels, check_se
 from leery._progress import progress_bars
 from leery.classifiers._networks import DigitNet, FashionNet
 from leery.errors import InputError
-from leery.models import device_of, guest, run_model
+from leery.models import device_of, isolated, run_model
 
 __all__ = ["RECIPES", "Classifier", "Recipe", "accuracy", "build", "train"]
 
@@ -152,7 +152,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: in
     check_images(images)
     check_labels(labels, len(images))
     device = device_of(model)
-    with guest(model, images) as still, torch.no_grad():
+    with isolated(model, images) as still, torch.no_grad():
         logits = [run_model(still, batch.to(device)) for batch in images.split(batch_size)]
     hits = torch.cat(logits).argmax(1) == labels.to(device)
     return float(hits.double().mean())

@@ -225,7 +225,7 @@ class _MetricOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _TeachingOptions:
+class _CombinerOptions:
     """How the combiner is fitted and the threshold is set."""
 
     title: ClassVar[str] = "Combiner and threshold"
@@ -259,7 +259,7 @@ def fit(
     classifier: ClassifierOptions,
     reading: InputOptions,
     measuring: _MetricOptions,
-    teaching: _TeachingOptions,
+    combining: _CombinerOptions,
     train: _Train,
     clean: _Clean,
     *,
@@ -278,9 +278,9 @@ def fit(
       leery fit --model net:make --train train/ --clean held-out/ --fpr 0.01 --right-only
       leery fit --model net:make --train train.npz --clean held-out.npz --attack pgd:0.1 --noise 0.1
     """
-    attacks = parse_attacks(teaching.attack)
+    attacks = parse_attacks(combining.attack)
     form = reading.format()
-    _check_first(train, clean, out, teaching.fpr, form, labelled=teaching.labelled, force=force)
+    _check_first(train, clean, out, combining.fpr, form, labelled=combining.labelled, force=force)
     example = next(iter(leery.inputs.read(train, form))).image
     combiner: CombinerName = "logistic" if attacks else "conformal"
     detector, left_out = measuring.detector(classifier.load(), combiner, example)
@@ -294,7 +294,7 @@ def fit(
         detector.fit(_Watched(train, form), parts=parts)
         seconds = time.monotonic() - start
         form = replace(form, shape=detector.inputs_.shape, dtype=detector.inputs_.dtype)
-        _teach(detector, clean, form, teaching, list(attacks.values()))
+        _fit_combiner(detector, clean, form, combining, list(attacks.values()))
         detector.save(out)
         parts.discard()
     _report(detector, out, seconds, left_out or detector.left_out_, as_json=as_json)
@@ -371,42 +371,42 @@ class _Watched:
                 bars.advance(task, len(images))
 
 
-def _teach(
+def _fit_combiner(
     detector: Detector,
     paths: list[Path],
     form: Format,
-    teaching: _TeachingOptions,
+    combining: _CombinerOptions,
     attacks: list[BoundedAttack],
 ) -> None:
     """Teach the combiner and, where a rate is given, set the threshold."""
     import torch
 
     labels: Tensor | None = None
-    if teaching.labelled:
+    if combining.labelled:
         images, labels = leery.inputs.load_labelled(paths, form)
     else:
         images, _ = leery.inputs.load(paths, replace(form, labels_key=None))
     taught, held = images, images
     told = held_labels = labels
-    if teaching.fpr is not None and attacks:
+    if combining.fpr is not None and attacks:
         (taught, told), (held, held_labels) = leery.inputs.halves(
             images, labels, seed=detector.seed
         )
     with progress_bars() as bars:
-        if teaching.fpr is None or attacks:
-            bars.add_task("teaching the combiner", total=None)
+        if combining.fpr is None or attacks:
+            bars.add_task("fitting the combiner", total=None)
             bounds = detector.inputs_.bounds or (0.0, 1.0)
-            noisy = [change(taught, 0, bounds) for change in teaching.noises.values()]
+            noisy = [change(taught, 0, bounds) for change in combining.noises.values()]
             detector.fit_combiner(
                 taught, told, noisy=torch.cat(noisy) if noisy else None, attacks=attacks
             )
-        if teaching.fpr is not None:
+        if combining.fpr is not None:
             bars.add_task("calibrating", total=None)
             detector.calibrate(
                 held,
-                held_labels if teaching.right_only else None,
-                fpr=teaching.fpr,
-                harmless=teaching.harmless(detector),
+                held_labels if combining.right_only else None,
+                fpr=combining.fpr,
+                harmless=combining.harmless(detector),
             )
 
 

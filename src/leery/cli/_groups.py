@@ -176,7 +176,7 @@ def with_classes(model: nn.Module, paths: list[Path], form: Format) -> Format:
     for item in leery.inputs.read(paths, replace(form, labels_key=None)):
         if item.image is not None:
             batch = item.image.unsqueeze(0).to(models.device_of(model))
-            with models.guest(model, batch) as still, torch.no_grad():
+            with models.isolated(model, batch) as still, torch.no_grad():
                 logits = models.run_model(still, batch)
             return replace(form, classes=logits.shape[1])
     return form

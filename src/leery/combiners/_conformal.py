@@ -112,7 +112,7 @@ class ConformalCombiner(Combiner):
         suspicious = self._suspicious(rows, classes)
         self.metric_reference = suspicious.sort(0).values
         self._of_metrics = self._evidence(self.metric_reference, [f.direction for f in self.facts])
-        loudest = self._loudest(self._each(suspicious))
+        loudest = self._most_suspicious(self._each(suspicious))
         self.family_reference = loudest.sort(0).values
         self.check()
         return self
@@ -167,7 +167,7 @@ class ConformalCombiner(Combiner):
 
     def _terms(self, each: Tensor) -> Tensor:
         """The log of weight / p-value of each family, float64 ``(N, F)``."""
-        loudest = self._loudest(each).unbind(1)
+        loudest = self._most_suspicious(each).unbind(1)
         found = [
             evidence(column) if len(columns) > 1 else column
             for evidence, column, columns in zip(
@@ -184,7 +184,7 @@ class ConformalCombiner(Combiner):
             1,
         )
 
-    def _loudest(self, each: Tensor) -> Tensor:
+    def _most_suspicious(self, each: Tensor) -> Tensor:
         """The largest evidence of each family's metrics, float64 ``(N, F)``."""
         return torch.stack([each[:, columns].amax(1) for columns in self._columns], 1)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from leery.attacks import Attack, Harmless
-from leery.detector._state import Fitted, Taught, image_hashes
+from leery.detector._state import Fitted, FittedCombiner, image_hashes
 from leery.detector._table import MetricTable
 from leery.errors import InputError, LeeryError, brief, warn
 from leery.inputs import Images, Moments, labelled_batches
@@ -64,7 +64,7 @@ class CleanImages:
             return np.arange(len(table))
         return np.flatnonzero(table.predicted == self.labels)
 
-    def unseen(self, fitted: Fitted, taught: Taught | None) -> Self:
+    def unseen(self, fitted: Fitted, taught: FittedCombiner | None) -> Self:
         """The distinct images that were used neither in the fit nor for the combiner.
 
         Raises:

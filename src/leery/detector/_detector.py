@@ -21,7 +21,7 @@ from leery.detector._fitting import fit, needs_of
 from leery.detector._measuring import measured
 from leery.detector._parts import FitParts
 from leery.detector._settings import Settings
-from leery.detector._state import Fitted, Taught, image_hashes
+from leery.detector._state import Fitted, FittedCombiner, image_hashes
 from leery.detector._storage import read_file, write_file
 from leery.detector._table import MetricTable
 from leery.detector._verdicts import Verdicts
@@ -137,7 +137,7 @@ class Detector:
             trust_outputs=trust_outputs,
         )
         self._fitted: Fitted | None = None
-        self._taught: Taught | None = None
+        self._taught: FittedCombiner | None = None
         self._calibration: Calibration | None = None
         self._observer: Observer | None = None
         self._checked: object = None
@@ -341,7 +341,7 @@ class Detector:
         positives = [*found.attacked]
         if adversarial is not None:
             positives.append(self.measure(adversarial))
-        self._taught = self._teach(found, negatives, positives, torch.cat(seen))
+        self._taught = self._fitted_combiner(found, negatives, positives, torch.cat(seen))
         self._calibration = None
         return self
 
@@ -409,7 +409,7 @@ class Detector:
         if taught is None:
             first, found = found.halves(self._settings.seed)
             judged = [table.rows(first.judged_right(table)) for table in first.tables.values()]
-            taught = self._teach(first, judged, [], first.hashes)
+            taught = self._fitted_combiner(first, judged, [], first.hashes)
         self._calibration = self._promised(promised, found, taught).checked(fitted.classes)
         self._taught = taught
         return self
@@ -731,7 +731,9 @@ class Detector:
         self._take(record.fitted, record.taught, record.calibration)
         return self
 
-    def _take(self, fitted: Fitted, taught: Taught | None, calibration: Calibration | None) -> None:
+    def _take(
+        self, fitted: Fitted, taught: FittedCombiner | None, calibration: Calibration | None
+    ) -> None:
         """Replace the whole fitted state."""
         settings = self._settings
         fresh = settings.masks == "fresh"
@@ -762,7 +764,7 @@ class Detector:
         fitted, observer = self._ready(images)
         return measured(fitted.metrics, observer.stream(images))
 
-    def _verdicts(self, seen: Observation, values: Tensor, taught: Taught) -> Verdicts:
+    def _verdicts(self, seen: Observation, values: Tensor, taught: FittedCombiner) -> Verdicts:
         contributions = taught.combiner.contributions(values, seen.predicted)
         score = taught.combiner.total(contributions).cpu().numpy()
         predicted = seen.predicted.cpu().numpy()
@@ -778,13 +780,13 @@ class Detector:
             contributions=contributions.cpu().numpy(),
         )
 
-    def _teach(
+    def _fitted_combiner(
         self,
         clean: CleanImages,
         negatives: Sequence[MetricTable],
         positives: Sequence[MetricTable],
         seen: Tensor,
-    ) -> Taught:
+    ) -> FittedCombiner:
         """Fit a combiner on measured images."""
         fitted = self._need(self._fitted, _FIT)
         combiner = make_combiner(
@@ -795,9 +797,11 @@ class Detector:
         combiner.fit(
             tables.values, tables.predicted, adversarial=adversarial if positives else None
         )
-        return Taught(combiner, clean.tables["clean"], seen.unique())
+        return FittedCombiner(combiner, clean.tables["clean"], seen.unique())
 
-    def _promised(self, promised: Calibration, found: CleanImages, taught: Taught) -> Calibration:
+    def _promised(
+        self, promised: Calibration, found: CleanImages, taught: FittedCombiner
+    ) -> Calibration:
         """The calibration from the relevant measured images of each kind."""
         kinds = [table.rows(found.judged_right(table)) for table in found.tables.values()]
         together = MetricTable.joined(kinds)
@@ -882,7 +886,7 @@ class Detector:
             raise WrongModelError(message)
         self._checked = changes
 
-    def _need_taught(self) -> Taught:
+    def _need_taught(self) -> FittedCombiner:
         """The fitted combiner and its data; raises if there is none."""
         self._need(self._fitted, _FIT)
         conformal = self._settings.combiner == "conformal"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from leery.combiners import Facts, make_combiner
 from leery.detector._calibration import Calibration
-from leery.detector._state import Fitted, Taught
+from leery.detector._state import Fitted, FittedCombiner
 from leery.detector._storage import below
 from leery.detector._table import MetricTable
 from leery.errors import InputError
@@ -41,7 +41,7 @@ class Record:
     settings: Mapping[str, Any]
     prototypes: tuple[Metric, ...]
     fitted: Fitted
-    taught: Taught | None
+    taught: FittedCombiner | None
     calibration: Calibration | None
 
     def parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -114,7 +114,9 @@ class Record:
         if state := below(tensors, "combiner"):
             combiner = make_combiner(facts["settings"]["combiner"], [Facts.of(m) for m in metrics])
             clean = MetricTable(fitted.names, *_measured(below(tensors, "clean"), "values", 2))
-            taught = Taught(combiner.restore(state), clean, _hashes(tensors["seen/combiner"]))
+            taught = FittedCombiner(
+                combiner.restore(state), clean, _hashes(tensors["seen/combiner"])
+            )
         calibration = None
         if promised := facts.get("calibration"):
             calibration = _calibrated(promised, below(tensors, "calibration")).checked(classes)

@@ -18,7 +18,7 @@ from leery.detector._state import Fitted, grid_of, image_hashes
 from leery.errors import InputError, NoDropoutError, UnsupportedModelError
 from leery.inputs import Images, InputSpec, Moments, bounds_seen, labelled_batches
 from leery.metrics import FitContext, Metric, make_metrics, metric_refused, recommended_for
-from leery.models import device_of, fingerprint, guest, has_linear_head, run_model
+from leery.models import device_of, fingerprint, has_linear_head, isolated, run_model
 from leery.observation import Needs, Observation, Observer
 
 __all__ = ["fit", "needs_of", "recommended_metrics"]
@@ -317,7 +317,7 @@ class _Outputs:
             UnsupportedModelError: as :meth:`check`.
         """
         first = _Outputs()
-        with guest(model, batch) as still, torch.no_grad():
+        with isolated(model, batch) as still, torch.no_grad():
             first.see(run_model(still, batch[:16].to(device_of(model))))
         first.check()
 

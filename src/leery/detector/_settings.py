@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from leery._checks import Bounds, check_bound_values, check_count
 from leery.combiners import Facts, make_combiner
 from leery.errors import InputError
-from leery.mc_dropout import MOST_PASSES
+from leery.mc_dropout import MAX_PASSES
 from leery.metrics import RECOMMENDED_METRICS, Metric, References, make_metrics
 
 __all__ = ["Settings"]
@@ -66,8 +66,8 @@ class Settings:
             InputError: when a setting is outside its range.
         """
         passes = check_count(passes, "passes")
-        if passes > MOST_PASSES:
-            message = f"expected 1 to {MOST_PASSES} passes, got {passes}; correct the number"
+        if passes > MAX_PASSES:
+            message = f"expected 1 to {MAX_PASSES} passes, got {passes}; correct the number"
             raise InputError(message)
         seed = check_count(seed, "a seed", least=0)
         chosen = make_metrics(RECOMMENDED_METRICS if metrics is None else metrics, references)

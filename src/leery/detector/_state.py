@@ -11,7 +11,7 @@ from leery.inputs import InputSpec
 from leery.metrics import Metric
 from leery.models import content_hashes
 
-__all__ = ["Fitted", "Taught", "grid_of", "image_hashes"]
+__all__ = ["Fitted", "FittedCombiner", "grid_of", "image_hashes"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class Taught:
+class FittedCombiner:
     """Combiner fitted on clean and possibly adversarial images.
 
     Attributes:

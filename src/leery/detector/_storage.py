@@ -24,7 +24,7 @@ __all__ = ["FORMAT", "below", "describe", "read_file", "write_file"]
 FORMAT = 2
 """The version of the layout that this release writes and reads."""
 
-MOST_CLASSES = 10**6
+MAX_CLASSES = 10**6
 """Limit on the classes stated by a file, so that an untrusted file cannot exhaust memory."""
 
 _KEY = "leery"
@@ -176,7 +176,7 @@ def _facts(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[st
         )
         raise DetectorFileError(message)
     _check(path, "facts", facts, _FACTS)
-    if not 2 <= facts["classes"] <= MOST_CLASSES:  # noqa: PLR2004 - a choice
+    if not 2 <= facts["classes"] <= MAX_CLASSES:  # noqa: PLR2004 - a choice
         message = (
             f"expected a valid detector file at {path}, got one for {facts['classes']} classes; "
             "save the detector again"

@@ -25,7 +25,7 @@ _KINDS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 _PNG_DEPTH, _TIFF_DEPTH = 24, 258
 """Location of the bits per channel: byte offset in a PNG file, tag number in a TIFF file."""
 
-_MOST_PIXELS = 2**25
+_MAX_PIXELS = 2**25
 """Maximum number of pixels of an image; a small file can decode to a huge image."""
 
 
@@ -135,7 +135,7 @@ class Format:
 
     def _pixels(self, image: Image.Image) -> np.ndarray:
         """uint8 ``(H, W)`` or ``(H, W, C)``; sizes are checked before pixels are decoded."""
-        if self.exif and image.height * image.width <= _MOST_PIXELS:
+        if self.exif and image.height * image.width <= _MAX_PIXELS:
             image = ImageOps.exif_transpose(image)
         mode, size = self._mode(image), self._size(image)
         opaque = _opaque(image, mode)
@@ -158,8 +158,8 @@ class Format:
     def _size(self, image: Image.Image) -> tuple[int, int]:
         """Requested width and height."""
         height, width = image.height, image.width
-        if height * width > _MOST_PIXELS:
-            message = f"{height} x {width} pixels, more than {_MOST_PIXELS}"
+        if height * width > _MAX_PIXELS:
+            message = f"{height} x {width} pixels, more than {_MAX_PIXELS}"
             raise UnreadableError(message)
         if self.shape is not None:
             _, high, wide = self.shape

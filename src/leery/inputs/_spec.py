@@ -12,7 +12,7 @@ from leery.errors import InputError, warn
 
 __all__ = ["InputSpec", "Moments", "bounds_seen"]
 
-_MOST_ELEMENTS = 2**28
+_MAX_ELEMENTS = 2**28
 """Maximum number of elements of one input, so that an untrusted file cannot exhaust memory."""
 
 _FAR = 2.0
@@ -186,7 +186,7 @@ class InputSpec:
             not isinstance(dtype, torch.dtype)
             or dtype.is_complex
             or not sizes
-            or math.prod(shape) > _MOST_ELEMENTS
+            or math.prod(shape) > _MAX_ELEMENTS
         ):
             message = f"no inputs of shape {shape} and type {facts['dtype']!r}"
             raise InputError(message)

@@ -11,10 +11,10 @@
 from leery.mc_dropout._insert import insert_dropout
 from leery.mc_dropout._masks import MaskSource
 from leery.mc_dropout._plan import Plan, StochasticLayer
-from leery.mc_dropout._sampler import MOST_PASSES, MCDropout, Passes
+from leery.mc_dropout._sampler import MAX_PASSES, MCDropout, Passes
 
 __all__ = [
-    "MOST_PASSES",
+    "MAX_PASSES",
     "MCDropout",
     "MaskSource",
     "Passes",

@@ -132,7 +132,7 @@ def capture(model: nn.Module, names: frozenset[str], example: Tensor) -> ModelGr
     """Capture the model's forward pass with the named submodules in train mode.
 
     Args:
-        model: inside :func:`leery.models.guest`.
+        model: inside :func:`leery.models.isolated`.
         names: names of the submodules that are in train mode during a pass.
         example: at least two inputs; the graph is valid for any number.
 

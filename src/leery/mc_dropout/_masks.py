@@ -16,7 +16,7 @@ __all__ = ["MaskSource", "Masks", "Site", "draw_masks"]
 
 MaskSource = Literal["fixed", "fresh"]
 
-MOST_DRAWS = 2**28
+MAX_DRAWS = 2**28
 """Maximum number of drawn elements, so that an untrusted file cannot exhaust memory."""
 
 
@@ -141,9 +141,9 @@ def draw_masks(sites: Sequence[Site], passes: int, seed: int, draw: int = 0) -> 
         Kirsch, van Amersfoort, Gal (2019), "BatchBALD", section 3.1: consistent MC dropout.
     """
     drawn = []
-    if passes * sum(math.prod(site.shape) for site in sites) > MOST_DRAWS:
+    if passes * sum(math.prod(site.shape) for site in sites) > MAX_DRAWS:
         message = (
-            f"expected at most {MOST_DRAWS} random draws in all passes, got {passes} passes of "
+            f"expected at most {MAX_DRAWS} random draws in all passes, got {passes} passes of "
             f"{sum(math.prod(site.shape) for site in sites)}; lower passes"
         )
         raise InputError(message)

@@ -25,10 +25,10 @@ from leery.mc_dropout._train_modes import dropout_layers, dropout_on, own_module
 from leery.models import (
     assignments_undone,
     check_logits,
-    check_read,
+    check_recorded,
     forward,
     python_randomness,
-    reading,
+    recorded_layers,
     run_model,
 )
 
@@ -37,7 +37,7 @@ __all__ = ["PlainLoop"]
 
 @dataclass(frozen=True)
 class PlainLoop:
-    """A model and its random operations. All methods require the model inside ``guest``.
+    """A model and its random operations. All methods require the model inside ``isolated``.
 
     Attributes:
         model: the user's model.
@@ -109,11 +109,11 @@ class PlainLoop:
 
         with (
             dropout_on(self.model, self.train_modules),
-            reading(self.model, layers) as seen,
+            recorded_layers(self.model, layers) as seen,
             RandomOpMode(decide),
         ):
             logits = run_model(self.model, batch)
-        check_read(layers, seen)
+        check_recorded(layers, seen)
         return logits, seen
 
     def pass_without_dropping(self, batch: Tensor) -> Tensor | None:

@@ -18,7 +18,7 @@ from leery.mc_dropout._masked_linear import WeightCache
 from leery.mc_dropout._masks import Masks, MaskSource, draw_masks
 from leery.mc_dropout._plain_loop import PlainLoop
 from leery.mc_dropout._plan import Plan, explain
-from leery.mc_dropout._threads import side_by_side
+from leery.mc_dropout._threads import parallel_batches
 from leery.mc_dropout._train_modes import dropout_rates
 from leery.mc_dropout._verify import (
     check_matches_loop,
@@ -29,10 +29,10 @@ from leery.mc_dropout._verify import (
 from leery.models import (
     check_layer,
     device_of,
-    guest,
     has_fast_layout,
+    isolated,
+    model_errors,
     own_tensors,
-    refused,
     two_images,
     unwrapped,
     with_layout,
@@ -42,14 +42,14 @@ from leery.tuning import (
     FEW_IMAGES,
     IMAGES_AT_ONCE,
     IMAGES_OF_A_THREAD,
-    MOST_PREPARED,
+    MAX_PREPARED,
     SELECTED_ELEMENTS,
     WHOLE_MODEL,
 )
 
 __all__ = ["MCDropout", "Passes"]
 
-MOST_PASSES = 10_000
+MAX_PASSES = 10_000
 """Maximum number of passes, so that a typo or an untrusted file cannot exhaust memory."""
 
 
@@ -195,8 +195,8 @@ class MCDropout:
         pass_layers: Sequence[str] = (),
         batch_size: int = 1000,
     ) -> None:
-        if check_count(passes, "passes") > MOST_PASSES:
-            message = f"expected 1 to {MOST_PASSES} passes, got {passes}; correct the number"
+        if check_count(passes, "passes") > MAX_PASSES:
+            message = f"expected 1 to {MAX_PASSES} passes, got {passes}; correct the number"
             raise InputError(message)
         if masks not in get_args(MaskSource):
             message = f'expected masks "fixed" or "fresh", got {masks!r}; choose one'
@@ -260,7 +260,7 @@ class MCDropout:
         batches = images.tensor_split(count)
         cache = self._cache(prepared, again=count > threads)
         run = partial(self._run, prepared, masks, cache)
-        with side_by_side(threads) as each:
+        with parallel_batches(threads) as each:
             for place in range(0, count, threads):
                 with self._undisturbed(prepared):
                     seen = each(run, batches[place : place + threads])
@@ -283,12 +283,12 @@ class MCDropout:
 
     @contextmanager
     def _undisturbed(self, prepared: _Prepared) -> Iterator[None]:
-        """Run the model inside ``guest``; a graph that replaces it needs only autocast off."""
+        """Run the model inside ``isolated``; a graph that replaces it needs only autocast off."""
         if prepared.shared:
             with torch.autocast(prepared.device.type, enabled=False):
                 yield
         else:
-            with guest(self.model):
+            with isolated(self.model):
                 yield
 
     def explain_plan(self, images: Tensor) -> Plan:
@@ -301,7 +301,7 @@ class MCDropout:
             NoDropoutError, UnsupportedModelError, InputError: as :meth:`observe`.
         """
         prepared = self._prepare(images)
-        with guest(self.model), torch.no_grad():
+        with isolated(self.model), torch.no_grad():
             pair = two_images(images).to(prepared.device)
             return explain(prepared.loop, prepared.engine, prepared.reason, pair, prepared.masks)
 
@@ -351,7 +351,11 @@ class MCDropout:
     ) -> Passes:
         """The results of a batch; to be called inside :meth:`_undisturbed`."""
         shown = batch.to(prepared.device)
-        with torch.inference_mode(mode=False), torch.set_grad_enabled(gradient), refused(batch):
+        with (
+            torch.inference_mode(mode=False),
+            torch.set_grad_enabled(gradient),
+            model_errors(batch),
+        ):
             return prepared.run(shown, masks, cache, self.pass_layers)
 
     def _masks(self, prepared: _Prepared) -> Masks:
@@ -368,9 +372,9 @@ class MCDropout:
         key = (images.shape[1:], images.dtype, device)
         state = self._state()
         if key not in self._prepared or self._prepared[key].state != state:
-            while len(self._prepared) >= MOST_PREPARED:
+            while len(self._prepared) >= MAX_PREPARED:
                 self._prepared.pop(next(iter(self._prepared)))
-            with guest(self.model), torch.no_grad():
+            with isolated(self.model), torch.no_grad():
                 self._prepared[key] = self._find(two_images(images).to(device), state)
         return self._prepared[key]
 

@@ -11,13 +11,13 @@ from typing import Protocol, TypeVar
 
 import torch
 
-__all__ = ["SideBySide", "side_by_side"]
+__all__ = ["ParallelMap", "parallel_batches"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-class SideBySide(Protocol):
+class ParallelMap(Protocol):
     """Like :func:`map`, for as many items as there are threads."""
 
     def __call__(self, work: Callable[[T], R], items: Sequence[T], /) -> list[R]:
@@ -25,7 +25,7 @@ class SideBySide(Protocol):
 
 
 @contextmanager
-def side_by_side(count: int) -> Iterator[SideBySide]:
+def parallel_batches(count: int) -> Iterator[ParallelMap]:
     """Provide ``count`` threads; with one, work runs in the caller's thread, unchanged.
 
     Torch's number of threads is restored when a call returns or raises. Another thread of the

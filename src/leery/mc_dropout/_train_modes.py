@@ -51,7 +51,7 @@ def own_modules(model: nn.Module) -> frozenset[str]:
 
 @contextmanager
 def dropout_on(model: nn.Module, names: frozenset[str]) -> Iterator[None]:
-    """Put the named modules in train mode and all others in eval mode; use inside ``guest``.
+    """Put the named modules in train mode and all others in eval mode; use inside ``isolated``.
 
     Fused attention is off meanwhile, because its kernels draw dropout internally.
     """

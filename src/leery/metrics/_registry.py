@@ -24,7 +24,7 @@ from leery.metrics.forward_pass import FORWARD, ForwardPass
 from leery.metrics.statistics import STATISTICS, InputStatistic
 from leery.metrics.uncertainty import UNCERTAINTY, PassUncertainty
 from leery.names import METRICS, PAPER_METRICS, RECOMMENDED_METRICS
-from leery.training import MOST_PIXELS
+from leery.training import MAX_PIXELS
 
 __all__ = [
     "KINDS",
@@ -74,10 +74,10 @@ def recommended_for(images: Tensor) -> tuple[tuple[str, ...], str | None]:
     """
     if images.ndim != 4 or not images.is_floating_point():  # noqa: PLR2004 - images
         return ("log_margin", *PAPER_METRICS), None
-    if max(images.shape[2:]) <= MOST_PIXELS:
+    if max(images.shape[2:]) <= MAX_PIXELS:
         return RECOMMENDED_METRICS, None
     left_out = (
-        f"The auxiliary network was left out, because images over {MOST_PIXELS} pixels need a "
+        f"The auxiliary network was left out, because images over {MAX_PIXELS} pixels need a "
         "large one; leery.metrics.AuxiliaryAgreement(network) (--metric MODULE:FUNCTION) accepts a "
         "second classifier of the same classes."
     )

@@ -23,7 +23,7 @@ from leery.metrics._points import (
     rows_by_class,
 )
 from leery.observation import HEAD, Needs, Observation
-from leery.tuning import CONVERTED, MOST_RESIDENT, QUERIES, REFERENCES
+from leery.tuning import CONVERTED, MAX_RESIDENT, QUERIES, REFERENCES
 
 __all__ = ["BandwidthRule", "ClassKL", "KernelDensity", "Pmf", "Precision"]
 
@@ -213,7 +213,7 @@ class KernelDensity(TrainingPoints):
         return half
 
     def _prepare_estimates(self) -> None:
-        resident = self.points.numel() <= MOST_RESIDENT
+        resident = self.points.numel() <= MAX_RESIDENT
         self._ready = {
             label: _Estimate(group, resident=resident) for label, group in self.reference_.items()
         }

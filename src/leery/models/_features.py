@@ -9,20 +9,20 @@ from torch.utils.hooks import RemovableHandle
 
 from leery._checks import check_batch_size, check_images
 from leery.errors import InputError, UnknownLayerError
-from leery.models._guest import device_of, guest, run_fast, run_model
+from leery.models._isolation import device_of, isolated, run_fast, run_model
 from leery.models._shortcut import two_images
 from leery.tuning import WHOLE_MODEL
 
 __all__ = [
     "INPUT_OF",
     "check_layer",
-    "check_read",
+    "check_recorded",
     "extract_features",
     "forward",
     "has_linear_head",
     "last_hidden_layer",
     "predict",
-    "reading",
+    "recorded_layers",
     "submodules_of_images",
 ]
 
@@ -97,7 +97,7 @@ def _linear_head(model: nn.Module, images: Tensor) -> tuple[str | None, str | No
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     # A few images could match by chance, and equal ones always would.
     shown = torch.cat([two_images(images), images[: _SHOWN - 2]]).to(device_of(model))
-    with guest(model, shown) as still, torch.no_grad(), reading(still, linear) as seen:
+    with isolated(model, shown) as still, torch.no_grad(), recorded_layers(still, linear) as seen:
         logits = run_model(still, shown)
     heads = [name for name, value in seen.items() if _gives(value, logits)]
     return heads[-1] if heads else None, list(seen)[-1] if seen else None
@@ -146,7 +146,7 @@ def submodules_of_images(model: nn.Module, images: Tensor) -> tuple[str, ...]:
             seen[name] = value
 
     pair = images[:2].to(device_of(model))
-    with guest(model, pair) as still, torch.no_grad():
+    with isolated(model, pair) as still, torch.no_grad():
         hooks = [
             still.get_submodule(name).register_forward_hook(
                 lambda _module, _inputs, output, name=name: keep(name, output)
@@ -206,7 +206,7 @@ def extract_features(
     check_batch_size(batch_size)
     device = device_of(model)
     features, logits = [], []
-    with guest(model, images) as still, torch.no_grad():
+    with isolated(model, images) as still, torch.no_grad():
         for batch in images.split(batch_size):
             found, seen = forward(still, batch.to(device), [layer])
             logits.append(found.to(images.device))
@@ -232,7 +232,7 @@ def predict(model: nn.Module, images: Tensor, *, batch_size: int = WHOLE_MODEL) 
     check_images(images)
     check_batch_size(batch_size)
     device = device_of(model)
-    with guest(model, images) as still, torch.no_grad():
+    with isolated(model, images) as still, torch.no_grad():
         parts = [
             run_fast(still, batch.to(device)).argmax(1).to(images.device)
             for batch in images.split(batch_size)
@@ -250,13 +250,13 @@ def forward(
     Raises:
         UnknownLayerError, InputError, UnsupportedModelError: as :func:`extract_features`.
     """
-    with reading(model, layers) as seen:
+    with recorded_layers(model, layers) as seen:
         logits = run_fast(model, batch)
-    check_read(layers, seen)
+    check_recorded(layers, seen)
     return logits, seen
 
 
-def check_read(layers: Sequence[str], seen: Mapping[str, Tensor]) -> None:
+def check_recorded(layers: Sequence[str], seen: Mapping[str, Tensor]) -> None:
     """Raise if a layer did not run.
 
     Raises:
@@ -272,7 +272,7 @@ def check_read(layers: Sequence[str], seen: Mapping[str, Tensor]) -> None:
 
 
 @contextmanager
-def reading(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+def recorded_layers(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Record the outputs of layers, by name, during each run of the model.
 
     Of a layer that runs several times in a forward pass, the last output is kept.

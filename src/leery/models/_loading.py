@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from leery.errors import InputError, LeeryError, brief, listed
-from leery.models._guest import unwrapped
+from leery.models._isolation import unwrapped
 from leery.models._outputs import Logits, WithLogits, with_logits
 
 __all__ = ["check_repeatable", "load_model", "loaded_object", "normalized"]

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from leery.errors import InputError, UnsupportedModelError
-from leery.models._guest import unwrapped
+from leery.models._isolation import unwrapped
 
 __all__ = ["Logits", "WithLogits", "logits_facts", "logits_of_facts", "with_logits"]
 

@@ -74,7 +74,7 @@ class Replicas:
         )
 
     @contextmanager
-    def lent(
+    def borrowed(
         self, model: nn.Module, images: Tensor, lock: AbstractContextManager[object]
     ) -> Iterator[nn.Module | None]:
         """Lend this thread a replica of the classifier as it is now; None if there is none.

@@ -193,5 +193,5 @@ def _code_sum() -> str:
     """
     weights = files("leery.classifiers") / "weights"
     sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in weights.iterdir()}
-    stages = ("_stages", "_sweeps", "_readings", "_pictures")
+    stages = ("_stages", "_sweeps", "_as_printed", "_pictures")
     return identity_of(sums, [f"leery.study.{name}" for name in stages])

@@ -6,7 +6,7 @@ an attack. Training uses only labelled clean images and is independent of metric
 
 from leery.training._augmentation import Augmentation
 from leery.training._auxiliary import (
-    MOST_PIXELS,
+    MAX_PIXELS,
     AuxiliaryNetwork,
     AuxiliaryRecipe,
     TrainingSet,
@@ -14,7 +14,7 @@ from leery.training._auxiliary import (
 )
 
 __all__ = [
-    "MOST_PIXELS",
+    "MAX_PIXELS",
     "Augmentation",
     "AuxiliaryNetwork",
     "AuxiliaryRecipe",

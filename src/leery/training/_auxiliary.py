@@ -18,20 +18,20 @@ from leery.models import content_hashes
 from leery.training._augmentation import Augmentation
 
 __all__ = [
-    "MOST_PIXELS",
+    "MAX_PIXELS",
     "AuxiliaryNetwork",
     "AuxiliaryRecipe",
     "TrainingSet",
     "train_auxiliary",
 ]
 
-MOST_PIXELS = 64
+MAX_PIXELS = 64
 """The largest height and width of images for which an auxiliary network is trained by default."""
 
 _SMALLEST_MAP = 4
 """Smallest height and width to which convolutions halve the image."""
 
-_MOST_ELEMENTS = 2**29
+_MAX_ELEMENTS = 2**29
 """Maximum number of elements of training images in memory (2 GiB)."""
 
 
@@ -118,9 +118,9 @@ class AuxiliaryRecipe:
 
     Attributes:
         width: channels of the first convolution.
-        most_images: maximum number of images seen in training, counting repetitions.
-        epochs: number of epochs, unless that would exceed ``most_images``.
-        least_images: minimum number of images seen in training, counting repetitions; a small
+        max_images: maximum number of images seen in training, counting repetitions.
+        epochs: number of epochs, unless that would exceed ``max_images``.
+        min_images: minimum number of images seen in training, counting repetitions; a small
             training set is repeated at most 60 times to reach it, or ``epochs`` times if that is
             more.
         batch_size: images per step.
@@ -136,9 +136,9 @@ class AuxiliaryRecipe:
     """
 
     width: int = 32
-    most_images: int = 420_000
+    max_images: int = 420_000
     epochs: int = 20
-    least_images: int = 40_000
+    min_images: int = 40_000
     batch_size: int = 128
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
@@ -148,7 +148,7 @@ class AuxiliaryRecipe:
         """Raise if a setting is outside its range."""
         # Batch norm is undefined for a batch of one image.
         check_count(self.batch_size, "a batch size", least=2)
-        for name in ("width", "most_images", "epochs", "least_images"):
+        for name in ("width", "max_images", "epochs", "min_images"):
             check_count(getattr(self, name), name)
         if not (self.learning_rate > 0 and self.weight_decay >= 0):
             message = (
@@ -159,8 +159,8 @@ class AuxiliaryRecipe:
 
     def steps(self, count: int) -> int:
         """The number of steps for a training set of ``count`` images."""
-        least = min(self.least_images, 60 * count)
-        return math.ceil(min(self.most_images, max(self.epochs * count, least)) / self.batch_size)
+        least = min(self.min_images, 60 * count)
+        return math.ceil(min(self.max_images, max(self.epochs * count, least)) / self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class TrainingSet:
             labels.append(truth.cpu().long())
             hashes.append(content_hashes(images[-1]))
             held = sum(part.numel() for part in images)
-            if held > 2 * _MOST_ELEMENTS:
+            if held > 2 * _MAX_ELEMENTS:
                 _thin(images, labels, hashes)
         _thin(images, labels, hashes)
         return cls(images[0], labels[0])
@@ -200,9 +200,9 @@ class TrainingSet:
 
 
 def _thin(images: list[Tensor], labels: list[Tensor], hashes: list[Tensor]) -> None:
-    """Concatenate the parts, sort them by hash and keep at most ``_MOST_ELEMENTS`` elements."""
+    """Concatenate the parts, sort them by hash and keep at most ``_MAX_ELEMENTS`` elements."""
     order = torch.cat(hashes).argsort(stable=True)
-    order = order[: max(1, _MOST_ELEMENTS // images[0][0].numel())]
+    order = order[: max(1, _MAX_ELEMENTS // images[0][0].numel())]
     for parts in (images, labels, hashes):
         parts[:] = [torch.cat(parts)[order]]
 

@@ -17,9 +17,9 @@ __all__ = [
     "assignments_undone",
     "check_logits",
     "device_of",
-    "guest",
+    "isolated",
+    "model_errors",
     "own_tensors",
-    "refused",
     "run_fast",
     "run_model",
     "unwrapped",
@@ -86,7 +86,7 @@ def run_model(model: nn.Module, batch: Tensor) -> Tensor:
         InputError: when the model does not accept the batch.
         UnsupportedModelError: when it returns anything but logits of at least two classes.
     """
-    with refused(batch):
+    with model_errors(batch):
         # A copy: a forward may write into its input, and the images are the user's.
         logits = model(batch.clone())
     return check_logits(logits, len(batch))
@@ -102,7 +102,7 @@ def run_fast(model: nn.Module, batch: Tensor) -> Tensor:
     """
     if not has_fast_layout(model, batch) or not _LAYOUTS.gives_the_same(model, batch):
         return run_model(model, batch)
-    with refused(batch):
+    with model_errors(batch):
         return check_logits(model(fast_layout(model, batch)), len(batch))
 
 
@@ -120,7 +120,7 @@ _LAYOUTS = Shortcut(_in_order, _channels_last)
 
 
 @contextmanager
-def refused(batch: Tensor) -> Iterator[None]:
+def model_errors(batch: Tensor) -> Iterator[None]:
     """Turn any exception of a classifier on a batch into an InputError.
 
     Raises:
@@ -181,7 +181,7 @@ def _named(output: object) -> str:
 
 
 @contextmanager
-def guest(model: nn.Module, images: Tensor | None = None) -> Iterator[nn.Module]:
+def isolated(model: nn.Module, images: Tensor | None = None) -> Iterator[nn.Module]:
     """Provide the model in eval mode for a block, and restore its state afterwards.
 
     If ``images`` are given, it is a replica that shares parameters and buffers, if a trial gave the
@@ -200,7 +200,7 @@ def guest(model: nn.Module, images: Tensor | None = None) -> Iterator[nn.Module]
         with _in_place(model):
             yield model
         return
-    with _REPLICAS.lent(model, images, _ONE_AT_A_TIME) as replica:
+    with _REPLICAS.borrowed(model, images, _ONE_AT_A_TIME) as replica:
         if replica is None:
             with _in_place(model):
                 yield model

@@ -1,4 +1,4 @@
-"""The user's model is a guest: no call, finished or failed, leaves a trace on it or the process."""
+"""Isolation: no call, finished or failed, leaves a trace on the user's model or the process."""
 
 import logging
 import random
@@ -23,7 +23,7 @@ from leery.evaluation import evaluate
 from leery.mc_dropout import insert_dropout
 from leery.models import (
     extract_features,
-    guest,
+    isolated,
     last_hidden_layer,
     predict,
     submodules_of_images,
@@ -277,7 +277,7 @@ class Random(nn.Module):
 
 def test_random_numbers_the_model_draws_are_forgotten() -> None:
     state = torch.get_rng_state()
-    with guest(Random()) as model:
+    with isolated(Random()) as model:
         model(torch.zeros(3, 2))
         assert not torch.equal(torch.get_rng_state(), state)
     assert torch.equal(torch.get_rng_state(), state)
@@ -297,6 +297,6 @@ class Stubborn(nn.Module):
 
 def test_an_overridden_train_method_is_not_called() -> None:
     model = Stubborn()
-    with guest(model):
+    with isolated(model):
         assert not model.layer.training
     assert model.layer.training
