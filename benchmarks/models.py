@@ -26,10 +26,11 @@ def default_layout(dataset: str) -> nn.Module:
     return model.eval()
 
 
-def waves(count: int) -> Tensor:
-    """Images ``(count, 3, 64, 64)`` that a network tells apart: soft shapes."""
+def waves(count: int, size: int = 64) -> Tensor:
+    """Images ``(count, 3, size, size)`` that a network tells apart: soft shapes."""
     coarse = torch.rand(count, 3, 8, 8)
-    return nn.functional.interpolate(coarse, size=64, mode="bilinear") * torch.rand(count, 1, 1, 1)
+    fine = nn.functional.interpolate(coarse, size=size, mode="bilinear")
+    return fine * torch.rand(count, 1, 1, 1)
 
 
 class Block(nn.Module):

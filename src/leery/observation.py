@@ -6,6 +6,7 @@ attacks and evaluation rely are also defined here.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Protocol, Self, runtime_checkable
@@ -23,7 +24,7 @@ from leery.models import (
     forward,
     isolated,
     last_hidden_layer,
-    run_model,
+    run_fast,
     submodules_of_images,
 )
 from leery.tuning import WHOLE_MODEL
@@ -347,7 +348,7 @@ class Observer:
             batch = images[start : start + len(seen.logits)].to(seen.logits.device)
             start += len(batch)
             with torch.no_grad():
-                found = self._observation(batch, seen.logits, seen.layers, seen)
+                found = self._observation(batch, seen.logits, seen.layers, self._views(batch), seen)
             yield found
 
     def _plainly(self, batch: Tensor) -> Observation:
@@ -358,7 +359,7 @@ class Observer:
             isolated(self.model, batch) as still,
         ):
             logits, layers = forward(still, batch, self._layers)
-            return self._observation(batch, logits, layers)
+            return self._observation(batch, logits, layers, self._views(batch, still))
 
     def observe_with_gradient(self, images: Tensor) -> Observation:
         """The observation of one batch, with gradients to the images.
@@ -371,10 +372,10 @@ class Observer:
         """
         if self._sampler is not None:
             seen = self._sampler.observe_with_gradient(images)
-            return self._observation(images, seen.logits, seen.layers, seen)
+            return self._observation(images, seen.logits, seen.layers, self._views(images), seen)
         with isolated(self.model, images) as still:
             logits, layers = forward(still, images, self._layers)
-        return self._observation(images, logits, layers)
+            return self._observation(images, logits, layers, self._views(images, still))
 
     def classes(self, images: Tensor) -> int:
         """The number of classes, from the logits of the first two images."""
@@ -397,6 +398,7 @@ class Observer:
         images: Tensor,
         logits: Tensor,
         layers: Mapping[str, Tensor],
+        views: Mapping[View, Viewed],
         seen: Passes | None = None,
     ) -> Observation:
         pass_layers = {} if seen is None else seen.pass_layers
@@ -406,7 +408,7 @@ class Observer:
             classifier=self._classify,
             layers=_ByName("layers", self._named(self.needs.layers, layers)),
             pass_layers=_ByName("pass_layers", self._named(self.needs.pass_layers, pass_layers)),
-            views=_ByName("views", {view: self._viewed(view, images) for view in self.needs.views}),
+            views=_ByName("views", views),
             each=self.each,
             pass_probs=None if seen is None else seen.probs,
         )
@@ -416,16 +418,33 @@ class Observer:
         plain = {name: value for name, value in found.items() if name in asked or EACH in asked}
         return plain | ({HEAD: found[self.head]} if HEAD in asked and self.head else {})
 
-    def _viewed(self, view: View, images: Tensor) -> Viewed:
-        make = partial(view.images, seed=self._view_seed, bounds=self.bounds, pixels=self.pixels)
-        return Viewed(self._classify(make(images)), images, make)
+    def _views(self, images: Tensor, still: nn.Module | None = None) -> dict[View, Viewed]:
+        """Every view that is needed of images; small batches of views are run as one.
 
-    def _classify(self, images: Tensor) -> Tensor:
+        Args:
+            images: ``(N, ...)``.
+            still: the isolated model, if the caller has it.
+        """
+        makes = {
+            view: partial(view.images, seed=self._view_seed, bounds=self.bounds, pixels=self.pixels)
+            for view in self.needs.views
+        }
+        versions = (make(images) for make in makes.values())
+        if makes and len(images) * len(makes) <= WHOLE_MODEL:
+            logits = self._classify(torch.cat([*versions]), still).split(len(images))
+        else:
+            logits = tuple(self._classify(version, still) for version in versions)
+        return {
+            view: Viewed(own, images, make)
+            for (view, make), own in zip(makes.items(), logits, strict=True)
+        }
+
+    def _classify(self, images: Tensor, still: nn.Module | None = None) -> Tensor:
         """The logits of images, dropout off."""
         device = device_of(self.model)
-        with isolated(self.model, images) as still:
-            parts = [run_model(still, part.to(device)) for part in images.split(WHOLE_MODEL)]
-        return torch.cat(parts)
+        with isolated(self.model, images) if still is None else nullcontext(still) as model:
+            parts = [run_fast(model, part.to(device)) for part in images.split(WHOLE_MODEL)]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def _resolved(asked: Sequence[str], names: Mapping[str, Sequence[str]]) -> tuple[str, ...]:

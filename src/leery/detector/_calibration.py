@@ -1,7 +1,9 @@
 """Thresholds with a guaranteed false-alarm rate, and p-values, from scores of clean images."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import Literal, Self, get_args
 
 import numpy as np
@@ -137,7 +139,7 @@ class Calibration:
         """
         verdicts = np.ones(len(scores), dtype=bool)
         for rows, own in self._groups(predicted):
-            verdicts[rows] &= scores[rows] > _threshold(own, self._rank(len(own)))
+            verdicts[rows] &= scores[rows] > self._threshold(own)
         return verdicts
 
     def p_values(self, scores: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -159,29 +161,44 @@ class Calibration:
             found[rows] = np.maximum(found[rows], (1 + reached) / (len(own) + 1))
         return found
 
-    def _groups(self, predicted: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _groups(self, predicted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Rows that are judged together, each with the sorted scores of a kind (and class)."""
-        groups = []
-        for index in range(len(self.kinds)):
-            own = self.kind == index
-            if not self.per_class:
-                groups.append((np.arange(len(predicted)), np.sort(self.scores[own])))
-                continue
-            for label in np.unique(predicted):
-                rows = np.flatnonzero(predicted == label)
-                groups.append((rows, np.sort(self.scores[own & (self.predicted == label)])))
-        return groups
+        for label in np.unique(predicted).tolist() if self.per_class else [None]:
+            alike = predicted == label if self.per_class else np.full(len(predicted), True)
+            for ordered in self._ordered.get(label, [np.empty(0)] * len(self.kinds)):
+                yield np.flatnonzero(alike), ordered
 
-    def _rank(self, count: int) -> int:
-        """Rank of the threshold among ``count`` scores, 1 for the largest; 0 if there is none."""
-        if self.promise == "marginal":
-            # The tolerance keeps, say, 0.05 * 20 from falling below 1 by rounding.
-            return min(math.floor(self.fpr * (count + 1) + 1e-9), count)
-        # The false-alarm rate above the r-th largest of n scores is Beta(r, n + 1 - r) distributed.
-        ranks = np.arange(1, count + 1)
-        kept = stats.beta.cdf(self.fpr, ranks, count + 1 - ranks) >= self.confidence
-        return int(kept.sum())
+    @cached_property
+    def _ordered(self) -> dict[int | None, list[np.ndarray]]:
+        """Sorted scores of each kind by predicted class, or by None for all classes together."""
+        found = {}
+        for label in np.unique(self.predicted).tolist() if self.per_class else [None]:
+            alike = self.predicted == label if self.per_class else np.full(len(self.scores), True)
+            found[label] = [
+                np.sort(self.scores[alike & (self.kind == index)])
+                for index in range(len(self.kinds))
+            ]
+        return found
+
+    def _threshold(self, ordered: np.ndarray) -> float:
+        """The score above which images are flagged, infinite if there are too few scores."""
+        rank = _rank(len(ordered), self.fpr, self.confidence if self.promise == "pac" else None)
+        return float(ordered[-rank]) if rank else math.inf
 
 
-def _threshold(ordered: np.ndarray, rank: int) -> float:
-    return float(ordered[-rank]) if rank else math.inf
+@cache
+def _rank(count: int, fpr: float, confidence: float | None) -> int:
+    """Rank of the threshold among ``count`` scores, 1 for the largest; 0 if there is none.
+
+    Args:
+        count: the number of scores.
+        fpr: promised false-alarm rate.
+        confidence: confidence level of the promise "pac"; None for "marginal".
+    """
+    if confidence is None:
+        # The tolerance keeps, say, 0.05 * 20 from falling below 1 by rounding.
+        return min(math.floor(fpr * (count + 1) + 1e-9), count)
+    # The false-alarm rate above the r-th largest of n scores is Beta(r, n + 1 - r) distributed.
+    ranks = np.arange(1, count + 1)
+    kept = stats.beta.cdf(fpr, ranks, count + 1 - ranks) >= confidence
+    return int(kept.sum())

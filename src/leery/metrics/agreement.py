@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from leery.errors import DetectorFileError, InputError
 from leery.metrics._base import FitContext, Metric
 from leery.metrics._odds import log_odds_against
-from leery.models import run_model
+from leery.models import device_of, run_model
 from leery.observation import Observation
 from leery.training import AuxiliaryNetwork, AuxiliaryRecipe, TrainingSet, train_auxiliary
 
@@ -116,7 +116,9 @@ class AuxiliaryAgreement(Metric):
     def forward(self, seen: Observation) -> Tensor:
         """The log odds of each image, float64 ``(N,)``."""
         assert self.auxiliary is not None
-        auxiliary = self.auxiliary.to(seen.images.device)
+        auxiliary = self.auxiliary
+        if device_of(auxiliary) != seen.images.device:
+            auxiliary = auxiliary.to(seen.images.device)
         trained = isinstance(auxiliary, AuxiliaryNetwork)
         images = seen.images.float() if trained else seen.images
         return log_odds_against(run_model(auxiliary, images), seen.predicted)

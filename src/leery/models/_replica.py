@@ -288,9 +288,11 @@ def _state(model: nn.Module) -> object:
 
 def _identities(value: Any, depth: int = 6) -> object:  # noqa: ANN401 - any attribute
     """Comparable identity of a value or, for containers, of their contents."""
+    # Plain values are compared directly, because each access may create a new object.
+    if value is None or isinstance(value, (int, float, str)):
+        return value
     if depth and isinstance(value, dict):
-        return [(key, _identities(entry, depth - 1)) for key, entry in value.items()]
+        return [(key, _identities(value[key], depth - 1)) for key in value] if value else ()
     if depth and isinstance(value, (list, tuple, set)):
         return [_identities(entry, depth - 1) for entry in value]
-    # Plain values are compared directly, because each access may create a new object.
-    return value if isinstance(value, (int, float, str, bool, type(None))) else id(value)
+    return id(value)
