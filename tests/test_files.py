@@ -29,7 +29,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OutputError, match=r"cannot write .*file: No space left on device; name a"):
+    with pytest.raises(
+        OutputError, match=r"cannot write .*file: No space left on device; choose a"
+    ):
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 1
@@ -39,6 +41,8 @@ def test_a_place_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("I am a file")
     with pytest.raises(OutputError, match="cannot write .*Not a directory"):
         write_atomically(tmp_path / "file" / "inner", "x")
-    with pytest.raises(OutputError, match="folder that can be written at .*; name another one"):
+    with pytest.raises(
+        OutputError, match="file/inner to be a writable folder, got: .*; choose another one"
+    ):
         make_folder(tmp_path / "file" / "inner")
     assert list(make_folder(tmp_path / "a" / "b").iterdir()) == []

@@ -86,7 +86,7 @@ def test_what_was_not_needed_is_an_error_by_name(digit_net: nn.Module, digits: B
     seen = observed(Observer(digit_net, Needs(layers=("hidden",))), digits[0][:3])
     with pytest.raises(InputError, match=r"reads 'convolutions' .*add it to its Needs\(layers="):
         seen.layers["convolutions"]
-    with pytest.raises(InputError, match=r"reads passes without stating it; add Needs\(passes"):
+    with pytest.raises(InputError, match=r"reads passes without declaring it; add Needs\(passes"):
         _ = seen.probs
     with pytest.raises(InputError, match=r"reads 'noise' .*Needs\(views="):
         seen.views[NOISE]
@@ -105,7 +105,7 @@ def test_each_layer_is_every_submodule_that_gives_a_tensor_per_image(
     assert [tuple(seen.layers[name].shape[:1]) for name in seen.each] == [(9,)] * 7
     flat = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
     with pytest.raises(
-        UnknownLayerError, match="submodules that give a tensor per image, got none"
+        UnknownLayerError, match="submodules that return a tensor with a row per image, got none"
     ):
         Observer.find(flat, needs, digits[0][:3], None)
 
@@ -219,7 +219,7 @@ class Wrong(Metric):
 
 def test_a_metric_of_the_wrong_shape_is_named(digit_net: nn.Module, training_digits: Batch) -> None:
     detector = Detector(digit_net, metrics=[Wrong()]).fit(*training_digits)
-    with pytest.raises(InputError, match=r"metric 'wrong' to give float \(5,\), got \(\)"):
+    with pytest.raises(InputError, match=r"metric 'wrong' to return float \(5,\), got \(\)"):
         detector.measure(training_digits[0][:5])
 
 
@@ -264,7 +264,7 @@ def test_whatever_a_metric_gives_or_raises_is_one_sentence(
     found: object, digit_net: nn.Module, training_digits: Batch
 ) -> None:
     detector = Detector(digit_net, metrics=[Odd(found)]).fit(*training_digits)
-    with pytest.raises(InputError, match="metric 'odd' to (give float|be computed)") as caught:
+    with pytest.raises(InputError, match="metric 'odd' to (return float|be computed)") as caught:
         detector.measure(training_digits[0][:5])
     assert "\n" not in str(caught.value)
 
@@ -274,7 +274,9 @@ def test_a_metric_that_is_not_a_number_is_named(digit_net: nn.Module, digits: Ba
     detector = Detector(digit_net, metrics=["margin", Odd(found)]).fit(
         digits[0][:90], digits[1][:90]
     )
-    with pytest.raises(InputError, match="expected numbers from every metric, got NaN from 'odd'"):
+    with pytest.raises(
+        InputError, match="expected no NaN from any metric, got NaN from 'odd'; check"
+    ):
         detector.measure(digits[0][:2])
 
 

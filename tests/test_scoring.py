@@ -143,7 +143,9 @@ def test_a_changed_file_in_a_folder_is_noticed(
 ) -> None:
     cut_off(detector, source, monkeypatch, 1)
     np.save(source, np.zeros((10, 6), np.float32))
-    with pytest.raises(InputError, match="run that left .*, got others, files that were changed"):
+    with pytest.raises(
+        InputError, match="run that wrote .*, got others, files changed since, or another"
+    ):
         score(detector, source, resume=True)
     assert score(detector, source).rows == 10
 
@@ -184,7 +186,9 @@ def test_one_run_at_a_time_works_in_the_folder(
     parts = cut_off(detector, source, monkeypatch, 1)
     with (parts / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(OutputError, match="for one run alone, got another that is at work"):
+        with pytest.raises(
+            OutputError, match="to be unused, got another run that is using it; wait"
+        ):
             score(detector, source, resume=True)
     assert len(list(parts.glob("*.parquet"))) == 1
 
@@ -193,7 +197,9 @@ def test_a_folder_of_somebody_else_is_left_alone(detector: Detector, source: Pat
     own = source.parent / "out.parquet.parts"
     own.mkdir()
     (own / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match=r"to hold parts of a run only, got thesis.tex; move"):
+    with pytest.raises(
+        InputError, match=r"only parts of a run in .*, got thesis.tex; move these away"
+    ):
         score(detector, source)
     assert (own / "thesis.tex").read_text() == "years of work"
 

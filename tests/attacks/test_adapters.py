@@ -95,11 +95,11 @@ def test_every_preset_says_what_it_is() -> None:
 
 
 def test_impossible_attacks_are_refused() -> None:
-    with pytest.raises(InputError, match="attack out of cw, .*, got 'jsma'"):
+    with pytest.raises(InputError, match="expected one of cw, .* as attack, got 'jsma'; pick one"):
         AdaptedAttack("jsma")
     with pytest.raises(InputError, match="deepfool without a strength"):
         AdaptedAttack("deepfool", 0.3)
-    with pytest.raises(InputError, match="expected epsilon for apgd, got none"):
+    with pytest.raises(InputError, match="expected epsilon for apgd, got no strength"):
         AdaptedAttack("apgd")
     with pytest.raises(InputError, match="norm l2 for cw, got 'linf'"):
         AdaptedAttack("cw", norm="linf")

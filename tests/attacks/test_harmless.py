@@ -125,9 +125,12 @@ def test_mild_corruptions_leave_most_digits_as_they_are_classified(
 
 
 def test_what_is_no_image_or_no_corruption_is_refused() -> None:
-    with pytest.raises(InputError, match="out of gaussian_noise, .* of severity 1 to 5, got 'fog'"):
+    with pytest.raises(
+        InputError,
+        match="one of the corruptions gaussian_noise, .*, severity 1 to 5, got 'fog', severity 1",
+    ):
         Corruption("fog")
-    with pytest.raises(InputError, match="of severity 1 to 5, got 'blur' of 6"):
+    with pytest.raises(InputError, match="severity 1 to 5, got 'blur', severity 6"):
         Corruption("blur", 6)
     with pytest.raises(InputError, match="images .N, channels, height, width"):
         Corruption("blur")(torch.rand(3, 5), 0, UNIT)

@@ -91,7 +91,7 @@ def test_unknown_datasets_and_empty_batches_are_refused(digit_net: nn.Module) ->
     for setting, text in (
         ({"epochs": 0}, "at least 1 epoch, got 0"),
         ({"learning_rate": -1.0}, "learning rate above 0, got -1.0"),
-        ({"dropout": 1.0}, r"dropout in \[0, 1\), got 1.0"),
+        ({"dropout": 1.0}, r"dropout probability in \[0, 1\), got 1.0"),
         ({"batch_size": 0}, "batch size of at least 1, got 0"),
     ):
         with pytest.raises(InputError, match=text):

@@ -113,7 +113,7 @@ def test_the_logits_are_where_an_option_says(where: str, code: int, run: Run) ->
     asked = ("--logits", where)
     shown = run(*FIT, *asked, code=code, model="tiny_net:Several")
     if code:
-        assert "expected 1 in what the model returns, got dict without it" in shown
+        assert "expected 1 in the output of the model, got dict without it" in shown
         return
     run("score", "detector.leery", "new.npz", *asked, model="tiny_net:Several")
     run("inspect", "detector.leery", *asked, model="tiny_net:Several")
@@ -157,7 +157,7 @@ def test_a_device_that_is_not_there_is_refused(run: Run) -> None:
         assert error.count("\n") == 1
 
 
-def test_a_guard_is_replaced_only_where_that_is_asked_for(run: Run) -> None:
+def test_a_detector_is_replaced_only_where_that_is_asked_for(run: Run) -> None:
     run(*FIT)
     before = Path("detector.leery").read_bytes()
     again = ("calibrate", "detector.leery", "--clean", "new.npz", "--fpr", "0.1")
@@ -205,7 +205,7 @@ def test_the_orientation_of_pictures_is_an_option(run: Run) -> None:
         assert (first == second) == alike
 
 
-def test_whole_numbers_are_no_pixels_of_a_guard_of_floats(run: Run) -> None:
+def test_whole_numbers_are_no_pixels_of_a_detector_of_floats(run: Run) -> None:
     run(*FIT)
     whole = np.random.default_rng(2).integers(0, 256, (200, 3, 8, 8), dtype=np.int32)
     np.savez("whole.npz", images=whole, labels=np.arange(200) % 2)
@@ -213,6 +213,6 @@ def test_whole_numbers_are_no_pixels_of_a_guard_of_floats(run: Run) -> None:
         ("calibrate", "detector.leery", "--clean", "whole.npz", "--out", "n.leery"),
         ("evaluate", "detector.leery", "--data", "whole.npz", "--attack", "fgsm:0.1"),
     ):
-        assert "values of torch.int64, where the fit had torch.float32" in run(*command, code=1)
+        assert "elements of torch.int64, where the fit had torch.float32" in run(*command, code=1)
     run("score", "detector.leery", "whole.npz", "--out", "s.csv", code=3)
     assert Path("s.csv").read_text().count("where the fit had torch.float32") == 200

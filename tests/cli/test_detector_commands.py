@@ -182,7 +182,7 @@ def test_scores_are_those_of_the_library_one_row_each(place: Place, suffix: str)
     assert np.allclose(good["kernel_density"].astype(float), table.column("kernel_density"))
     assert good["predicted"].astype(int).tolist() == table.predicted.tolist()
     (bad,) = rows[rows["error"].notna()].to_dict("records")
-    assert (bad["name"], bad["error"]) == ("incoming/03b.png", "no picture of a known kind")
+    assert (bad["name"], bad["error"]) == ("incoming/03b.png", "not an image of a supported format")
     assert pd.isna(bad["score"])
     assert not list(place.folder.glob("*.parts"))
 
@@ -239,7 +239,7 @@ def test_a_run_is_not_resumed_with_other_inputs(place: Place) -> None:
     process.wait()
     other = ["score", "detector.leery", "incoming", "--out", "b.csv"]
     error = place.run(*other, "--resume", code=1)
-    assert "expected the inputs and settings of the run that left b.csv.parts, got others" in error
+    assert "expected the inputs and settings of the run that wrote b.csv.parts, got others" in error
     assert place.json(*other, code=3)["rows"] == 13
 
 
@@ -332,12 +332,13 @@ def test_weights_are_read_without_running_code(place: Place) -> None:
     for name in ("good.safetensors", "good.pt"):
         arguments = ["inspect", "detector.leery", "--model", "net:empty", "--weights", name]
         assert "way: graph" in place.run(*arguments)
+    unsafe = "that can be read without running code, got a pickle with other objects"
     expected = {
-        "whole.pt": "in whole.pt that can be read without running code, got a pickle of more than",
+        "whole.pt": f"in whole.pt {unsafe} than tensors",
         "other.pt": "got a file without convolutions.0.weight, convolutions.0.bias, ",
         "held.npz": "weights in held.npz, as safetensors or a state dict of torch.save, got",
         "none.pt": "expected weights at none.pt, got no file; correct the path",
-        "net.py": "in net.py that can be read without running code, got a pickle of more than",
+        "net.py": f"in net.py {unsafe} than tensors",
     }
     for name, text in expected.items():
         arguments = ["inspect", "detector.leery", "--model", "net:make", "--weights", name]
@@ -382,16 +383,28 @@ REFUSALS = {
         "detector.leery",
         "--model",
         "bad:make",
-    ): "expected bad:make to give a classifier, got",
+    ): "expected bad:make to define a classifier, got SyntaxError",
     (
         "inspect",
         "detector.leery",
         "--model",
         "net:raises",
-    ): "a classifier, got KeyError: 'lost'; mend",
+    ): "a classifier, got KeyError: 'lost'; fix its code",
     ("score", "detector.leery", "test.npz", "test.npz"): "each input once, got test.npz twice",
-    ("score", "detector.leery", "test.npz", "--out", "folder.csv"): "folder.csv, got a folder",
-    ("score", "detector.leery", "many.parquet", "--images-key", "x"): "name yours (--images-key)",
+    (
+        "score",
+        "detector.leery",
+        "test.npz",
+        "--out",
+        "folder.csv",
+    ): "folder.csv to be a file, got a folder",
+    (
+        "score",
+        "detector.leery",
+        "many.parquet",
+        "--images-key",
+        "x",
+    ): "rename yours or pass its name (--images-key)",
     (
         "calibrate",
         "detector.leery",
@@ -399,7 +412,7 @@ REFUSALS = {
         "test.npz",
         "--out",
         "incoming",
-    ): "incoming, got a fol",
+    ): "expected incoming to be a file, got a folder",
     (
         "evaluate",
         "detector.leery",
@@ -451,7 +464,7 @@ REFUSALS = {
         "incoming",
         "--out",
         "a.xml",
-    ): "output of .parquet, .csv, .jsonl, got",
+    ): "an output file (.parquet, .csv, .jsonl), got",
     ("score", "detector.leery", "nowhere"): "expected a file or folder at nowhere, got none",
     ("fit", "--train", "train.npz", "--clean", "held.npz"): "got one that would be replaced; name",
     ("calibrate", "detector.leery", "--clean", "test.npz"): "got one that would be replaced; name",
@@ -460,7 +473,13 @@ REFUSALS = {
     ("attack", "--data", "test.npz", "--attack", "pgd:a"): "a number as the strength of an",
     ("attack", "--data", "test.npz", "--attack", "pgd"): "its strength, such as pgd:0.3, got",
     ("evaluate", "detector.leery", "--data", "train.npz", "--attack", "fgsm:0.1"): "learned from",
-    ("attack", "--data", "incoming/00.png", "--attack", "pgd:1"): "expected labelled images, got",
+    (
+        "attack",
+        "--data",
+        "incoming/00.png",
+        "--attack",
+        "pgd:1",
+    ): "expected a label for each image, got",
     (
         "fit",
         "--train",
@@ -548,8 +567,8 @@ def test_a_second_classifier_is_given_from_the_command_line(place: Place) -> Non
     scored = ("score", "second.leery", "test.npz", "--out", "second.csv")
     assert place.json(*scored, "--metric", "net:second")["rows"] == 200
     error = place.run(*scored, code=1)
-    assert "to be given" in error
-    assert "--metric with the function that gives it" in error
+    assert "as argument, because it was not trained by leery" in error
+    assert "--metric with the function that returns it" in error
 
 
 @pytest.mark.filterwarnings("ignore")

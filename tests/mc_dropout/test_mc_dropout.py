@@ -585,7 +585,9 @@ def test_random_numbers_that_are_not_torch_s_are_refused(digits: Batch) -> None:
 
 
 def test_more_random_numbers_than_memory_has_are_refused(digits: Batch) -> None:
-    with pytest.raises(InputError, match="at most 268435456 random numbers in all passes, got"):
+    with pytest.raises(
+        InputError, match="at most 268435456 random draws in all passes, got 10000 passes"
+    ):
         MCDropout(
             nn.Sequential(nn.Conv2d(1, 99, 1), nn.Dropout(), nn.Flatten(), nn.Linear(77616, 10)),
             passes=10_000,
@@ -597,7 +599,7 @@ def test_an_input_that_the_model_cannot_look_up_is_refused() -> None:
     tokens = torch.ones(3, 15, dtype=torch.int64)
     sampler.sample(tokens)
     tokens[1, 2] = 50
-    with pytest.raises(InputError, match="which it refuses .IndexError: index out of range"):
+    with pytest.raises(InputError, match="which it rejects .IndexError: index out of range"):
         sampler.sample(tokens)
 
 
@@ -619,7 +621,7 @@ def test_a_layer_without_a_trace_in_the_graph_is_read_by_the_loop(digits: Batch)
     seen = sampler.observe(digits[0][:5])
     assert torch.equal(seen.layers["1"], digits[0][:5].flatten(1))
     plan = sampler.explain_plan(digits[0][:5])
-    assert (plan.way, plan.reason) == ("loop", "layer '1' leaves no trace in its graph")
+    assert (plan.way, plan.reason) == ("loop", "layer '1' is not in its graph")
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:
@@ -711,7 +713,7 @@ def test_what_passes_leave_out_is_said(digits: Batch) -> None:
     images, failure = digits[0][:5], "the model in train mode raises ValueError: no targets"
     plan = MCDropout(WantsTargets(0.5), passes=3).explain_plan(images)
     assert [layer.name for layer in plan.stochastic] == ["layers.1"]
-    assert plan.caveat == f"only torch's dropout layers drop: {failure}"
+    assert plan.caveat == f"only torch's dropout layers act: {failure}"
     assert str(plan).endswith(f"\ncaveat: {plan.caveat}")
     with pytest.raises(NoDropoutError, match=f"without any; .*need no dropout .*{failure}"):
         MCDropout(WantsTargets(0.0), passes=3).sample(images)
@@ -814,11 +816,20 @@ class Lopsided(nn.Module):
 @pytest.mark.parametrize(
     ("model", "text"),
     [
-        (AlwaysOn(), "draws nothing at random in eval mode, got one that does; pass training="),
+        (
+            AlwaysOn(),
+            "model that is deterministic in eval mode, got one that is not; pass training=",
+        ),
         (Neighbours(), "depends on the others in its batch; use running"),
-        (DropsAsItLikes(), "got 2 draws for two images and 3 for three; let dropout not depend"),
-        (Scales(), "in train mode does nothing but drop, got other logits with nothing dropped"),
-        (Counts(), "leaves the model's parameters and buffers alone while dropout is on"),
+        (DropsAsItLikes(), "got 2 draws for two images and 3 for three; make dropout independent"),
+        (
+            Scales(),
+            "model whose train mode adds only dropout, got other logits with nothing dropped",
+        ),
+        (
+            Counts(),
+            "does not write to parameters and buffers while dropout is on, got one that does",
+        ),
         (Lopsided(), r"got shape \(2, 2\) for two images and \(3, 3\) for three in 'drop'"),
         (nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(784, 1)), "at least 2 classes"),
         (nn.Sequential(nn.Dropout(0.5), nn.Conv2d(1, 3, 3)), r"logits \(2, classes\), got \(2, 3,"),
@@ -877,7 +888,9 @@ def test_inserted_dropout_leaves_the_model_alone_and_shares_its_weights(
 
 def test_where_dropout_cannot_be_inserted_it_is_said() -> None:
     attention = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 2))
-    with pytest.raises(InputError, match=r"got '0.out_proj', whose weights the attention reads"):
+    with pytest.raises(
+        InputError, match=r"got '0.out_proj', whose weights its attention module reads"
+    ):
         insert_dropout(attention, before="0.out_proj")
     with pytest.raises(UnknownLayerError, match="got 'fc'; the model has: 0, 1, 2, 3"):
         insert_dropout(bare(), before="fc")
@@ -886,7 +899,9 @@ def test_where_dropout_cannot_be_inserted_it_is_said() -> None:
             insert_dropout(bare(), before="3", p=p)
     blocks = nn.Sequential()
     blocks.blocks = nn.ModuleList([nn.Linear(3, 3)])
-    with pytest.raises(InputError, match="'blocks', which only holds some; name one that is"):
+    with pytest.raises(
+        InputError, match="'blocks', which is only a container; name a layer inside"
+    ):
         insert_dropout(blocks, before="blocks")
     with pytest.raises(InputError, match="'3', which has one; insert into the original"):
         insert_dropout(insert_dropout(bare(), before="3"), before="3")

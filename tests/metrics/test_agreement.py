@@ -91,7 +91,7 @@ def test_of_a_given_network_the_file_holds_weights_and_it_is_given_again(
     )
     images = digits[0][:30]
     assert np.array_equal(loaded.measure(images).values, detector.measure(images).values)
-    with pytest.raises(DetectorFileError, match="auxiliary network .* to be given"):
+    with pytest.raises(DetectorFileError, match="auxiliary network .* as argument, because"):
         Detector.load(tmp_path / "detector.leery", digit_net)
 
 
@@ -112,7 +112,9 @@ def test_what_cannot_be_trained_or_given_is_refused(
     table = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)).eval()
     with pytest.raises(InputError, match="images .* to train an auxiliary network on"):
         Detector(table, metrics=["auxiliary_agreement"]).fit(rows, torch.arange(60) % 3)
-    with pytest.raises(InputError, match="auxiliary network of 10 classes.* got 7"):
+    with pytest.raises(
+        InputError, match="auxiliary network with the classifier's 10 classes, got 7"
+    ):
         Detector(digit_net, metrics=[AuxiliaryAgreement(Other(7))]).fit(*training_digits)
     batches = iter([training_digits])
     with pytest.raises(InputError, match="training data that can be read twice"):
@@ -140,7 +142,7 @@ def test_bounds_per_channel_come_back_from_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
-def test_classifiers_of_other_types_are_guarded_too(kind: torch.dtype) -> None:
+def test_classifiers_of_other_types_are_accepted_too(kind: torch.dtype) -> None:
     images, labels = colours()
     detector = Detector(small_net().to(kind), metrics=[AuxiliaryAgreement(recipe=TINY)])
     found = detector.fit(images.to(kind), labels).measure(images[:9].to(kind))
@@ -282,7 +284,9 @@ def test_a_folder_of_parts_is_one_process_s_until_it_is_discarded(tmp_path: Path
     folder = tmp_path / "parts"
     with FitParts(folder) as parts:
         fitted(images, labels, parts)
-        with pytest.raises(OutputError, match="another that is at work in it"):
+        with pytest.raises(
+            OutputError, match="parts/00 to be unused, got another run that is using it"
+        ):
             fitted(images, labels, FitParts(folder))
         (folder / "thesis.txt").write_text("all of it")
         parts.discard()

@@ -48,8 +48,8 @@ def test_steps_reach_the_other_class_like_foolbox_s_deepfool(
 ) -> None:
     images, labels = (part[:40] for part in digits)
     rival = foolbox.attacks.L2DeepFoolAttack(steps=50, candidates=10)
-    guarded = foolbox.PyTorchModel(digit_net, bounds=(-100, 100))
-    made = rival(guarded, images, digit_net(images).argmax(1), epsilons=None)[0]
+    wrapped = foolbox.PyTorchModel(digit_net, bounds=(-100, 100))
+    made = rival(wrapped, images, digit_net(images).argmax(1), epsilons=None)[0]
     expected = (made - images).flatten(1).norm(dim=1).double()
     found = distance(digit_net, images, steps=20, candidates=9)
     assert labels.shape == (40,)

@@ -202,5 +202,7 @@ def test_tables_and_tokens_are_refused_where_a_view_means_nothing() -> None:
     words = nn.Sequential(nn.Embedding(9, 3), nn.Flatten(), nn.Linear(15, 2)).eval()
     for name in ("noise_consistency", "squeezing_1bit_logits"):
         detector = Detector(words, metrics=[name]).fit(tokens, labels)
-        with pytest.raises(InputError, match="floating-point inputs for metrics of consistency"):
+        with pytest.raises(
+            InputError, match="floating-point inputs for consistency metrics, got torch.int64"
+        ):
             detector.measure(tokens)

@@ -41,7 +41,7 @@ def test_layers_that_cannot_serve_are_refused() -> None:
         extract_features(Wrapped(), rows, "fc")
     with pytest.raises(UnknownLayerError, match="'unused' to run in the forward pass"):
         extract_features(Wrapped(), rows, "unused")
-    with pytest.raises(InputError, match="'pair' to give one tensor, got tuple"):
+    with pytest.raises(InputError, match="'pair' to return one tensor, got tuple"):
         extract_features(Wrapped(), rows, "pair")
 
 
@@ -65,7 +65,7 @@ def test_a_model_that_returns_no_logits_is_refused() -> None:
 
 def test_what_a_model_cannot_look_up_is_refused_in_leery_s_words() -> None:
     model = nn.Sequential(nn.Embedding(4, 3), nn.Flatten(), nn.Linear(6, 2))
-    with pytest.raises(InputError, match="which it refuses"):
+    with pytest.raises(InputError, match="which it rejects"):
         predict(model, torch.tensor([[1, 9], [0, 2]]))
 
 

@@ -176,7 +176,7 @@ def snapshot(model: Delicate, images: Tensor, labels: Tensor) -> dict[str, Any]:
         "identity": [id(tensor) for tensor in (*model.parameters(), *model.buffers())],
         "attributes": sorted(vars(model)),
         "torch": torch.get_rng_state().tolist(),
-        "numpy": str(np.random.get_state()),  # noqa: NPY002 - the global state is what is guarded
+        "numpy": str(np.random.get_state()),  # noqa: NPY002 - the global state must not change
         "python": random.getstate(),
         "grad mode": torch.is_grad_enabled(),
         "threads": torch.get_num_threads(),

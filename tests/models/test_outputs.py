@@ -81,7 +81,9 @@ def test_between_several_outputs_nothing_is_guessed() -> None:
         fitted(Net(lambda net, h: (net.out(h), h)))
     with pytest.raises(UnsupportedModelError, match="got dict with a, b; say where they are"):
         fitted(Net(lambda net, h: {"a": net.out(h), "b": h}))
-    with pytest.raises(UnsupportedModelError, match="'c' in what the model returns, got dict with"):
+    with pytest.raises(
+        UnsupportedModelError, match="'c' in the output of the model, got dict with"
+    ):
         fitted(Net(lambda net, h: {"a": net.out(h)}), logits="c")
     for wrong in (2.5, True):
         with pytest.raises(InputError, match="a function, a field name or an index, got"):
@@ -116,9 +118,9 @@ def test_the_head_is_the_layer_that_gives_the_logits(name: str) -> None:
 
 
 NO_LOGITS: dict[str, tuple[Head, str]] = {
-    "softmax": (lambda net, h: net.out(h).softmax(1), "probabilities; leave out its softmax"),
-    "per cent": (lambda net, h: 100 * net.out(h).softmax(1), "shares of 100; leave out its soft"),
-    "sigmoid": (lambda net, h: net.out(h).sigmoid(), r"values in \[0, 1\] only, as a sigmoid"),
+    "softmax": (lambda net, h: net.out(h).softmax(1), "returns probabilities; remove its softmax"),
+    "per cent": (lambda net, h: 100 * net.out(h).softmax(1), "rows with sum 100; remove its soft"),
+    "sigmoid": (lambda net, h: net.out(h).sigmoid(), r"only elements in \[0, 1\], as a sigmoid"),
 }
 
 
@@ -172,7 +174,7 @@ def test_whatever_a_classifier_raises_becomes_one_sentence(error: Exception) -> 
         lambda model: FGSM(0.1)(model, pictures(4), torch.zeros(4, dtype=torch.int64)),
         lambda model: last_hidden_layer(model, pictures(4)),
     ):
-        with pytest.raises(InputError, match=f"which it refuses .{type(error).__name__}") as caught:
+        with pytest.raises(InputError, match=f"which it rejects .{type(error).__name__}") as caught:
             call(Net(fails))
         assert "\n" not in str(caught.value)
         assert caught.value.__cause__ is error
@@ -193,7 +195,7 @@ def test_a_file_remembers_where_the_logits_are(tmp_path: object) -> None:
     with pytest.raises(InputError, match="logits='class-logits', as at the fit, got 'other'"):
         Detector.load(f"{tmp_path}/field", odd, logits="other")
     fitted(odd, logits=Pick()).save(f"{tmp_path}/function")
-    with pytest.raises(InputError, match="expected the function 'Pick' that finds the logits"):
+    with pytest.raises(InputError, match="expected the function 'Pick' that returns the logits"):
         Detector.load(f"{tmp_path}/function", odd)
     again = Detector.load(f"{tmp_path}/function", odd, logits=Pick())
     assert again.measure(pictures(3)).values.shape == (3, 6)

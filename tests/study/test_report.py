@@ -324,7 +324,7 @@ def test_a_spread_of_classifiers_makes_a_verdict_undecided_and_says_so(
     assert same.extremes == pytest.approx(found(studies, "f").extremes)
     apart = found(of_seeds(studies, 1.0), "f")
     assert apart.verdict == "undecided"
-    assert apart.remark.startswith("Images alone would decide 72 of 72 comparisons")
+    assert apart.remark.startswith("By images alone 72 of 72 comparisons are decided")
 
 
 def test_pooling_is_students_interval_when_images_say_nothing_more() -> None:
@@ -516,7 +516,7 @@ def test_a_bad_table_is_refused_by_name_with_the_command(
     with pytest.raises(StudyFileError) as refusal:
         load_result(copy)
     assert str(path) in str(refusal.value)
-    assert f"`leery reproduce mnist --out {copy}` makes it" in str(refusal.value)
+    assert str(refusal.value).endswith(f"; run `leery reproduce mnist --out {copy}`")
 
 
 def test_the_command_line_refuses_in_one_sentence_and_leaves_the_old_report(
@@ -540,7 +540,7 @@ def test_the_command_line_refuses_in_one_sentence_and_leaves_the_old_report(
         (copy / "manifest.json").write_text(text)
         with pytest.raises(StudyFileError, match="expected the manifest of a study at"):
             report(copy)
-    with pytest.raises(StudyFileError, match="expected the files of a study in .*nowhere"):
+    with pytest.raises(StudyFileError, match="expected a study in .*nowhere, got none; run `leery"):
         report(tmp_path / "nowhere")
 
 

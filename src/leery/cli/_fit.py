@@ -428,7 +428,9 @@ def _report(
         return
     console = Console(highlight=False)
     print_description(console, out, facts)
-    console.print(str(detector.explain_plan()), markup=False)
+    plan = detector.explain_plan()
+    if plan.stochastic:
+        console.print(str(plan), markup=False)
     agreement = detector.metrics_.get(leery.metrics.AuxiliaryAgreement.name)
     if isinstance(agreement, leery.metrics.AuxiliaryAgreement) and not agreement.given:
         console.print(
