@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from leery.cli import run as main
+from leery.metrics import METRICS, RECOMMENDED_METRICS, make_metrics
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -119,6 +120,17 @@ def test_the_tables_of_choosing_are_those_of_the_measurements() -> None:
     page = ROOT / "docs" / "choosing.md"
     assert module.filled(page) == page.read_text()  # type: ignore[attr-defined]
     assert "| FGSM 0.30 |" in page.read_text()
+
+
+def test_the_page_of_metrics_has_each_with_its_family_and_direction() -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text()
+    rows = re.findall(r"^\| (\**)`(\w+)`\1 \| ([\w ]+) \| (\w+) \|", text, re.MULTILINE)
+    large = {"larger": "large", "smaller": "small", "both": "both"}
+    expected = [
+        ("**" * (each.name in RECOMMENDED_METRICS), each.name, each.family, large[each.direction])
+        for each in make_metrics(METRICS)
+    ]
+    assert rows == expected
 
 
 def test_every_page_is_in_the_navigation() -> None:

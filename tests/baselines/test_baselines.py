@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from leery import Detector
 from leery.attacks import PGD, AdaptedAttack, Attack
 from leery.baselines import BASELINES, SingleMetric
-from leery.errors import NotFittedError
+from leery.errors import InputError, NotFittedError
 from leery.evaluation import evaluate
 from leery.metrics import energy, max_softmax
 from leery.observation import Scorer
@@ -65,3 +65,20 @@ def test_an_evaluation_shows_them_on_the_same_images(
     # A confident attack passes the softmax and not the noise; a minimal one the other way round.
     assert table.auc["pgd", "detector"] > 0.95 > table.auc["pgd", "max_softmax"]
     assert table.auc["deepfool", "max_softmax"] > 0.95
+
+
+def test_images_that_the_detector_learned_from_are_known_and_not_evaluated_on(
+    digit_net: nn.Module, digits: Batch, training_digits: Batch
+) -> None:
+    images, labels = (part[:100] for part in training_digits)
+    detector = Detector(digit_net, metrics=["log_margin"]).fit(images, labels)
+    detector.fit_combiner(digits[0][:60])
+    mixed = torch.cat([images[:5], digits[0][55:65]])
+    assert detector.has_seen(mixed).tolist() == [True] * 10 + [False] * 5
+    truth = torch.cat([labels[:5], digits[1][55:65]])
+    attacks: dict[str, Attack] = {"pgd": PGD(0.3)}
+    with pytest.raises(InputError, match="not learned from, got 10 of 15 .* evaluate on others"):
+        evaluate(detector, mixed, truth, attacks=attacks)
+    # A few are let pass.
+    few = torch.cat([images[:3], digits[0][60:70]])
+    evaluate(detector, few, torch.cat([labels[:3], digits[1][60:70]]), attacks=attacks)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -386,3 +387,22 @@ def test_a_harmless_change_that_fails_or_gives_something_else_is_named(
     ):
         with pytest.raises(InputError, match=said):
             detector.calibrate(clean, fpr=0.05, harmless={"own": change})  # type: ignore[dict-item]
+
+
+def test_a_warning_points_at_the_caller_and_verdicts_show_their_table(detector: Detector) -> None:
+    clean = torch.cat([pictures(200, 1), pictures(1, 0)])
+    with pytest.warns(LeeryWarning, match="1 of 201 .* left out: 1 training image") as caught:
+        detector.calibrate(clean, fpr=0.05, harmless={})
+    assert [Path(each.filename).name for each in caught] == [Path(__file__).name]
+    verdicts = detector.judge(pictures(300, 2))
+    assert verdicts.adversarial is not None
+    first, *lines = repr(verdicts).splitlines()
+    assert first == f"Verdicts(300 inputs, {verdicts.adversarial.sum()} adversarial)"
+    assert lines[0].split()[:2] == ["predicted", "score"]
+    assert lines[0].split()[-1] == verdicts.names[-1]
+    assert len(lines) < 20
+
+
+def test_halves_for_the_combiner_are_counted_in_what_is_needed(detector: Detector) -> None:
+    with pytest.raises(InputError, match="at least 99 clean .* and as many for .* got 150; add"):
+        detector.calibrate(pictures(150, 1), fpr=0.01, harmless={})

@@ -5,8 +5,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import nn
 
+from leery.mc_dropout._plain_loop import PlainLoop
 from leery.mc_dropout._threads import parallel_batches
+from leery.models import isolated
 
 
 @pytest.fixture(autouse=True)
@@ -62,3 +65,26 @@ def test_an_error_comes_out_after_all_calls_have_ended() -> None:
         assert ended == [1]
         assert torch.get_num_threads() == 3
     assert torch.get_num_threads() == 3
+
+
+def test_passes_are_found_while_another_thread_runs_another_model() -> None:
+    torch.set_num_threads(1)
+    other = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4)))
+    stop = threading.Event()
+
+    def disturb() -> None:
+        while not stop.is_set():
+            other(torch.ones(1, 4))
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        for seed in range(20):
+            model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(), nn.Linear(8, 3)).eval()
+            pair = torch.rand(2, 4)
+            with isolated(model), torch.no_grad():
+                (site,) = PlainLoop.find(model, (), pair).sites
+            assert site.name == "1", seed
+    finally:
+        stop.set()
+        thread.join()
