@@ -138,7 +138,13 @@ def test_every_page_is_in_the_navigation() -> None:
     assert sorted(listed) == [page.name for page in PAGES]
 
 
-@pytest.mark.parametrize("name", ["cnn", "transformer", "tabular", "no_dropout"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("tabular", "no_dropout"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("cnn", "transformer")),
+    ],
+)
 def test_an_example_ends_with_its_table(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     script = runpy.run_path(str(ROOT / "examples" / f"{name}.py"))
     with torch.random.fork_rng(devices=[]):

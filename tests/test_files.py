@@ -30,7 +30,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(
-        OutputError, match=r"cannot write .*file: No space left on device; choose a"
+        OutputError, match=r"expected to write .*file, got: No space left on device; choose a"
     ):
         write_atomically(path, "new")
     assert path.read_text() == "old"
@@ -39,7 +39,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
 
 def test_a_place_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("I am a file")
-    with pytest.raises(OutputError, match="cannot write .*Not a directory"):
+    with pytest.raises(OutputError, match="expected to write .*, got: Not a directory"):
         write_atomically(tmp_path / "file" / "inner", "x")
     with pytest.raises(
         OutputError, match="file/inner to be a writable folder, got: .*; choose another one"

@@ -23,7 +23,7 @@ def imported(module: str, extra: str) -> ModuleType:
         top = module.partition(".")[0]
         package = _PACKAGES.get(top, top)
         message = (
-            f"expected {package} to be installed; run pip install '.[{extra}]' in a clone "
-            "of leery's repository"
+            f"expected {package} to be installed, got no such package; run pip install "
+            f"'.[{extra}]' in a clone of leery's repository"
         )
         raise InputError(message) from error

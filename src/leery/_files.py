@@ -47,7 +47,7 @@ def atomic_stream(path: Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
     except OSError as error:
         message = (
-            f"cannot write {path}: {error.strerror or error}; "
+            f"expected to write {path}, got: {error.strerror or error}; "
             "choose a writable folder with enough free space"
         )
         raise OutputError(message) from error

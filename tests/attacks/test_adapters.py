@@ -95,7 +95,9 @@ def test_every_preset_says_what_it_is() -> None:
 
 
 def test_impossible_attacks_are_refused() -> None:
-    with pytest.raises(InputError, match="expected one of cw, .* as attack, got 'jsma'; pick one"):
+    with pytest.raises(
+        InputError, match="expected one of cw, .* as attack, got 'jsma'; choose one"
+    ):
         AdaptedAttack("jsma")
     with pytest.raises(InputError, match="deepfool without a strength"):
         AdaptedAttack("deepfool", 0.3)

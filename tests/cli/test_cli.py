@@ -110,9 +110,7 @@ def test_a_data_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
             LEERY_CACHE_DIR=str(tmp_path / "cache"),
         )
     )
-    assert message.startswith(
-        f"expected a folder of data files at {tmp_path / 'typo'}, found no folder"
-    )
+    assert message.startswith(f"expected a folder of data files at {tmp_path / 'typo'}, got none")
 
 
 @pytest.mark.parametrize(

@@ -383,7 +383,7 @@ REFUSALS = {
         "detector.leery",
         "--model",
         "bad:make",
-    ): "expected bad:make to define a classifier, got SyntaxError",
+    ): "expected to import a classifier as bad:make, got SyntaxError",
     (
         "inspect",
         "detector.leery",
@@ -469,7 +469,7 @@ REFUSALS = {
     ("fit", "--train", "train.npz", "--clean", "held.npz"): "got one that would be replaced; name",
     ("calibrate", "detector.leery", "--clean", "test.npz"): "got one that would be replaced; name",
     ("attack", "--data", "test.npz"): "at least one attack, got none; add --attack pgd:0.1",
-    ("attack", "--data", "test.npz", "--attack", "x:1"): "an attack out of fgsm, bim, pgd, cw, ",
+    ("attack", "--data", "test.npz", "--attack", "x:1"): "expected one of fgsm, bim, pgd, cw, ",
     ("attack", "--data", "test.npz", "--attack", "pgd:a"): "a number as the strength of an",
     ("attack", "--data", "test.npz", "--attack", "pgd"): "its strength, such as pgd:0.3, got",
     ("evaluate", "detector.leery", "--data", "train.npz", "--attack", "fgsm:0.1"): "learned from",
@@ -567,7 +567,7 @@ def test_a_second_classifier_is_given_from_the_command_line(place: Place) -> Non
     scored = ("score", "second.leery", "test.npz", "--out", "second.csv")
     assert place.json(*scored, "--metric", "net:second")["rows"] == 200
     error = place.run(*scored, code=1)
-    assert "as argument, because it was not trained by leery" in error
+    assert "which was not trained by leery, got none; pass" in error
     assert "--metric with the function that returns it" in error
 
 

@@ -81,8 +81,8 @@ def test_a_missing_extra_is_one_sentence_with_the_line_that_installs_it(
         check=False,
     )
     message = (
-        f"leery: expected {package} to be installed; run pip install '.[{extra}]' in a "
-        "clone of leery's repository\n"
+        f"leery: expected {package} to be installed, got no such package; run pip install "
+        f"'.[{extra}]' in a clone of leery's repository\n"
     )
     assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
     assert list(tmp_path.iterdir()) == []

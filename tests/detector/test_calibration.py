@@ -111,7 +111,7 @@ def test_each_class_keeps_the_rate_by_itself() -> None:
 
 def test_a_class_with_too_few_images_is_named() -> None:
     predicted = np.repeat([0, 1, 3], [30, 10, 20])
-    message = r"at least 19 .* of 0.05 in each predicted class, got 10, 0 in class 1, 2; add some"
+    message = r"at least 19 .* of 0.05 in each predicted class, got 10, 0 in classes 1, 2; add some"
     with pytest.raises(InputError, match=message):
         calibrated(np.arange(60.0), 0.05, predicted=predicted).checked(4)
 

@@ -159,7 +159,7 @@ def test_positives_are_all_successful_or_failed_and_negatives_always_count() -> 
     assert select_positives(pool, "successful").tolist() == [True] * 7 + [False, True]
     assert select_positives(pool, "failed").tolist() == [True] * 6 + [False, True, False]
     with pytest.raises(
-        InputError, match="expected positives all or successful or failed, got 'some'"
+        InputError, match="expected one of all, successful, failed as positives, got 'some'"
     ):
         select_positives(pool, "some")  # type: ignore[arg-type]
 
@@ -356,7 +356,7 @@ def test_images_of_equal_doubt_are_answered_together() -> None:
     flat = abstention(wrong, np.zeros(4))
     assert (flat.kept.tolist(), flat.risk.tolist()) == ([4], [0.5])
     for doubt in (np.array([0.0, np.nan, 1.0, 1.0]), np.zeros(3)):
-        with pytest.raises(InputError, match="expected a finite doubt for each image"):
+        with pytest.raises(InputError, match="expected a finite uncertainty for each image"):
             abstention(wrong, doubt)
-    with pytest.raises(InputError, match="expected a finite doubt"):
+    with pytest.raises(InputError, match="expected a finite uncertainty"):
         abstention(np.zeros(0, bool), np.zeros(0))

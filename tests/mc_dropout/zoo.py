@@ -629,7 +629,7 @@ ZOO: dict[str, Entry] = {
         lambda: insert_dropout(insert_dropout(bare(), before="3", p=0.4), before="1", p=0.1)
     ),
     "branching": Entry(Branching, loop="torch.export cannot capture the forward pass"),
-    "counts images": Entry(CountsImages, loop="fixes the number of images; use images.shape[0]"),
+    "counts images": Entry(CountsImages, loop="fixes the number of images; avoid Python loops"),
     "writes over": Entry(WritesOver, loop="writes into a view of a tensor that is read later"),
     "asks for the batch size": Entry(AsksForTheBatchSize),
     "recurrent": Entry(Recurrent, loop="its graph contains 0 of 1 random operations"),

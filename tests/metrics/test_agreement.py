@@ -91,7 +91,9 @@ def test_of_a_given_network_the_file_holds_weights_and_it_is_given_again(
     )
     images = digits[0][:30]
     assert np.array_equal(loaded.measure(images).values, detector.measure(images).values)
-    with pytest.raises(DetectorFileError, match="auxiliary network .* as argument, because"):
+    with pytest.raises(
+        DetectorFileError, match="auxiliary network .* not trained by leery, got none; pass"
+    ):
         Detector.load(tmp_path / "detector.leery", digit_net)
 
 

@@ -34,6 +34,7 @@ def test_an_interrupted_pool_leaves_no_process_and_no_thread() -> None:
     own.join()
 
 
+@pytest.mark.slow
 def test_the_users_own_files_and_processes_are_left_alone(tmp_path: Path) -> None:
     notes = tmp_path / "stages" / "acceptance" / "notes.txt"
     notes.parent.mkdir(parents=True)

@@ -77,7 +77,9 @@ class AdaptedAttack:
         """Raise if the attack does not support a setting."""
         preset = ADAPTED.get(self.name)
         if preset is None:
-            message = f"expected one of {', '.join(ADAPTED)} as attack, got {self.name!r}; pick one"
+            message = (
+                f"expected one of {', '.join(ADAPTED)} as attack, got {self.name!r}; choose one"
+            )
         elif self.norm is not None and self.norm not in preset.norms:
             names = " or ".join(preset.norms)
             message = f"expected the norm {names} for {self.name}, got {self.norm!r}; leave it out"

@@ -168,7 +168,7 @@ def _attack(text: str) -> BoundedAttack:
         return leery.attacks.AdaptedAttack(name, strength, **options)
     if name not in ATTACKS:
         names = ", ".join((*ATTACKS, *ATTACKS_OF_LIBRARIES))
-        message = f"expected an attack out of {names}, got {text!r}; correct the name"
+        message = f"expected one of {names} as attack, got {text!r}; correct the name"
         raise InputError(message)
     if strength is None:
         message = f"expected an attack and its strength, such as {name}:0.3, got {text!r}; add it"

@@ -126,7 +126,10 @@ class Combiner(nn.Module):
             raise InputError(message)
         for name, tensor in state.items():
             if tensor.dtype != torch.float64 or not bool(tensor.isfinite().all()):
-                message = f"expected {name} as float64 without NaN or infinity, got {tensor.dtype}"
+                message = (
+                    f"expected {name} as float64 without NaN or infinity, got other numbers or "
+                    f"{tensor.dtype}; fit again"
+                )
                 raise InputError(message)
             self._buffers[name] = tensor
         self.check()
@@ -150,7 +153,10 @@ class Combiner(nn.Module):
             )
             raise NotFittedError(message)
         if values.ndim != 2 or values.shape[1] != len(self.facts):  # noqa: PLR2004
-            message = f"expected {len(self.facts)} metrics, got shape {tuple(values.shape)}"
+            message = (
+                f"expected values (N, {len(self.facts)}), got shape {tuple(values.shape)}; pass "
+                "the metrics that it was fitted on"
+            )
             raise InputError(message)
         check_finite(values)
 

@@ -133,7 +133,10 @@ class ConformalCombiner(Combiner):
             or self.weights.shape != (len(self._columns),)
             or not bool((self.weights > 0).all())
         ):
-            message = "expected weights, centres and references of the same metrics; fit again"
+            message = (
+                "expected weights, centres and references of the same metrics, got other shapes or "
+                "weights not above 0; fit again"
+            )
             raise InputError(message)
         check_finite(self.family_reference)
         for reference in (self.metric_reference, self.family_reference):

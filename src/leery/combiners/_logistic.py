@@ -200,11 +200,14 @@ class MonotoneLogisticCombiner(Combiner):
         count = len(self.facts)
         whole = self.weights.shape == (count,) and self.bias.shape == (1,)
         if not whole or self.reference.ndim != 2 or self.reference.shape[1] != count:  # noqa: PLR2004
-            message = f"expected a reference and a weight for each of {count} metrics; fit again"
+            message = (
+                f"expected a weight for each of {count} metrics, got {len(self.weights)}; fit again"
+            )
             raise InputError(message)
         if not bool((self.weights >= 0).all()):
             message = (
-                "expected weights of at least 0 in a logistic combiner; fit the detector again"
+                "expected weights of at least 0 in a logistic combiner, got a negative one; fit "
+                "the detector again"
             )
             raise InputError(message)
         check_reference(self.reference, self.least)

@@ -105,7 +105,7 @@ def _local_folders(
         folder = Path(named_folder)
         if not folder.is_dir():
             message = (
-                f"expected a folder of data files at {folder}, found no folder; "
+                f"expected a folder of data files at {folder}, got none; "
                 "correct --data-dir or LEERY_DATA_DIR, or leave it out"
             )
             raise DataError(message)
@@ -173,7 +173,7 @@ def _keep(dataset: NamedDataset, found: dict[str, bytes]) -> None:
 
 def _by_hand(dataset: NamedDataset, tried: Sequence[str]) -> str:
     """Error message when all sources fail: each source, why it failed and what to do."""
-    lines = [f"expected the files of {dataset.name}, found them in none of these sources:"]
+    lines = [f"expected the files of {dataset.name}, got none from these sources:"]
     lines += [f"  - {attempt}" for attempt in tried]
     lines.append(
         f"copy the files by hand into {cache_folder() / dataset.name}, or into a folder given by "

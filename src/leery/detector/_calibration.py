@@ -60,12 +60,16 @@ class Calibration:
         elif not 0 < self.confidence < 1:
             message = f"expected a confidence between 0 and 1, got {self.confidence}; correct it"
         elif len(self.scores) != len(self.predicted) or not np.isfinite(self.scores).all():
-            message = "expected a finite score for each calibration image; calibrate again"
+            message = (
+                "expected a finite score for each calibration image, got others; calibrate again"
+            )
         elif (
             len(self.kind) != len(self.scores)
             or not np.isin(self.kind, np.arange(len(self.kinds))).all()
         ):
-            message = "expected a known kind for each calibration image; calibrate again"
+            message = (
+                "expected a known kind for each calibration image, got others; calibrate again"
+            )
         else:
             return
         raise InputError(message)
@@ -116,8 +120,8 @@ class Calibration:
             if len(few):
                 message = (
                     f"{self._expected()} in each predicted class, got "
-                    f"{listed(map(str, counts[few]))} in class {listed(map(str, few))}; add some, "
-                    "raise the rate or leave out per_class"
+                    f"{listed(map(str, counts[few]))} in classes {listed(map(str, few))}; add "
+                    "some, raise the rate or leave out per_class"
                 )
                 raise InputError(message)
         return self

@@ -145,7 +145,10 @@ def _prototype(entry: Mapping[str, Any], given: Mapping[str, Metric]) -> Metric:
     if name in given:
         # The module may have another name where it was saved, such as __main__.
         if kind.rpartition(":")[2] != type(given[name]).__qualname__:
-            message = f"expected {kind} for the metric {name!r}, got {type(given[name]).__name__}"
+            message = (
+                f"expected {kind} for the metric {name!r}, got {type(given[name]).__name__}; pass "
+                "an instance of that class"
+            )
             raise InputError(message)
         return given[name]
     if kind in KINDS:

@@ -56,7 +56,7 @@ def abstention(wrong: np.ndarray, doubt: np.ndarray) -> Abstention:
     """
     if len(wrong) == 0 or wrong.shape != doubt.shape or not np.isfinite(doubt).all():
         message = (
-            f"expected a finite doubt for each image, got {doubt.shape} for {wrong.shape}, "
+            f"expected a finite uncertainty for each image, got {doubt.shape} for {wrong.shape}, "
             f"{int((~np.isfinite(doubt)).sum())} of them not finite; correct them"
         )
         raise InputError(message)

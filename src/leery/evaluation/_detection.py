@@ -55,7 +55,9 @@ def select_positives(pool: Pool, positives: Positives) -> np.ndarray:
         InputError: when ``positives`` is none of :data:`POSITIVES`.
     """
     if positives not in POSITIVES:
-        message = f"expected positives {' or '.join(POSITIVES)}, got {positives!r}; choose one"
+        message = (
+            f"expected one of {', '.join(POSITIVES)} as positives, got {positives!r}; choose one"
+        )
         raise InputError(message)
     counting = {
         "all": pool.adversarial,

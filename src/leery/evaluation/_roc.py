@@ -186,7 +186,7 @@ def _check(scores: np.ndarray, positive: np.ndarray) -> None:
     if positive.dtype != bool or positive.shape != scores.shape:
         message = (
             f"expected one bool per score, shape {scores.shape}, got {positive.dtype} of shape "
-            f"{positive.shape}; pass labels == positive_class"
+            f"{positive.shape}; pass one bool per score"
         )
         raise InputError(message)
     if not np.isfinite(scores).all():

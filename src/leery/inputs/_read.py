@@ -126,7 +126,7 @@ def load_labelled(paths: Sequence[Path], form: Format) -> tuple[Tensor, Tensor]:
     images, labels = load(paths, form)
     if labels is None:
         message = (
-            "expected a label for each image, got some without; attacks need labels: use a "
+            "expected a label for each image, got some without; use a "
             f"folder for each class, or an array or column {form.labels_key!r}"
         )
         raise InputError(message)

@@ -148,8 +148,8 @@ def capture(model: nn.Module, names: frozenset[str], example: Tensor) -> ModelGr
             message = f"torch.export cannot capture the forward pass ({brief(error)})"
             if "onstraints violated" in str(error):
                 message = (
-                    "the forward pass fixes the number of images; use images.shape[0] "
-                    "instead of len(images)"
+                    "the forward pass fixes the number of images; avoid Python loops over the "
+                    "batch, and use images.shape[0] instead of len(images)"
                 )
             raise NoGraphError(message) from error
     if any(limits.upper < _ANY_BATCH for limits in program.range_constraints.values()):

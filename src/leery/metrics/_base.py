@@ -97,8 +97,8 @@ class Metric(nn.Module):
         """
         if self.learns:
             message = (
-                f"expected {type(self).__name__} to implement merge() because it has update(); "
-                "add it to fit in parts"
+                f"expected {type(self).__name__} to implement merge(), got only update(); add it "
+                "to fit in parts"
             )
             raise InputError(message)
 

@@ -60,8 +60,8 @@ class AuxiliaryAgreement(Metric):
         super().__init__()
         if isinstance(network, str):
             message = (
-                f"expected the auxiliary network of {self.name!r} as argument, because it was not "
-                "trained by leery; pass metrics=[leery.metrics.AuxiliaryAgreement(network)], or "
+                f"expected the auxiliary network of {self.name!r}, which was not trained by leery, "
+                "got none; pass metrics=[leery.metrics.AuxiliaryAgreement(network)], or "
                 "--metric with the function that returns it"
             )
             raise DetectorFileError(message)

@@ -265,8 +265,8 @@ def check_recorded(layers: Sequence[str], seen: Mapping[str, Tensor]) -> None:
     for layer in layers:
         if layer not in seen:
             message = (
-                f"expected layer {layer!r} to run in the forward pass, but it did not; "
-                "name a layer that does"
+                f"expected layer {layer!r} to run in the forward pass, got a pass without it; "
+                "name another layer"
             )
             raise UnknownLayerError(message)
 

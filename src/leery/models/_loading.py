@@ -165,7 +165,7 @@ def loaded_object(name: str, what: str) -> Any:  # noqa: ANN401 - whatever the m
         raise InputError(message) from error
     # User code can raise any exception.
     except Exception as error:
-        message = f"expected {name} to define a {what}, got {brief(error)}; fix its code"
+        message = f"expected to import a {what} as {name}, got {brief(error)}; fix its code"
         raise InputError(message) from error
     finally:
         sys.path.remove(here)

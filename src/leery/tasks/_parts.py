@@ -123,7 +123,7 @@ def _finished(folder: Path, identity: str, suffix: str, *, resume: bool) -> bool
     if manifest.read_text() != _manifest(identity):
         message = (
             f"expected the inputs and settings of the run that wrote {folder}, got others, files "
-            "changed since, or another version of leery; run without --resume to start over"
+            "changed since, or another version of the code; run without --resume to start over"
         )
         raise InputError(message)
     return True
