@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from leery import PAPER_METRICS, Detector
 from leery.errors import InputError, UnknownLayerError
 from leery.mc_dropout import MCDropout
-from leery.metrics import FitContext, KernelDensity, Metric
+from leery.metrics import FitContext, KernelDensity, Metric, NoiseConsistency
 from leery.models import extract_features, normalized
 from leery.observation import EACH, HEAD, Needs, Observation, Observer, Scorer, View
 from tests.conftest import Batch
@@ -361,3 +361,27 @@ def test_each_layer_looks_into_wrappers_and_lists(digit_net: nn.Module, digits: 
     found = Observer.find(wrapped, Needs(layers=(EACH,)), digits[0][:4], None)["each"]
     assert found[0] == "model.convolutions.0"
     assert len(found) == 7
+
+
+def test_views_are_drawn_from_the_seed_of_the_views(digit_net: nn.Module, digits: Batch) -> None:
+    (view,) = NoiseConsistency(draws=1).needs.views
+    images = digits[0][:3]
+    for seed, own in ((5, None), (6, 6)):
+        needs = Needs(views=(view,))
+        observer = Observer(digit_net, needs, seed=5, view_seed=own, bounds=(0.0, 1.0))
+        (seen,) = observer.stream(images)
+        expected = view.images(images, seed=seed, bounds=(0.0, 1.0))
+        assert torch.equal(seen.views[view].images, expected)
+        assert torch.allclose(seen.views[view].logits, digit_net(expected), atol=1e-5)
+    other = view.images(images, seed=5, bounds=(0.0, 1.0))
+    assert float((other - expected).abs().max()) > 0.01
+
+
+def test_views_of_few_and_of_many_images_are_alike(digit_net: nn.Module, digits: Batch) -> None:
+    needs = Needs(views=NoiseConsistency().needs.views)
+    observer = Observer(digit_net, needs, bounds=(0.0, 1.0))
+    images = digits[0][:100]
+    (many,) = observer.stream(images)
+    (few,) = observer.stream(images[:3])
+    for view in needs.views:
+        assert torch.allclose(few.views[view].logits, many.views[view].logits[:3], atol=1e-4)

@@ -331,3 +331,15 @@ def test_damaged_references_are_refused() -> None:
             ConformalCombiner(facts(NAMES)).restore({**state, part: value})
     with pytest.raises(InputError, match="at least 3 rows that are not adversarial, got 2"):
         taught(MonotoneLogisticCombiner, reference(4), np.array([False, False, True, True]))
+
+
+def test_agreement_has_most_of_the_false_alarms_and_families_their_weights() -> None:
+    # Rarer than anything in the reference, each family is as unusual as the other.
+    names = ("auxiliary_agreement", "noise_consistency", "log_margin")
+    generator = np.random.default_rng(0)
+    held = generator.normal(size=(500, 1)).repeat(3, 1) * [1, 1, -1]
+    combiner = conformal(facts(names), held)
+    (parts,) = contributions(combiner, np.array([[2.0, 2.0, -2.0]]))
+    shares = parts / parts.sum()
+    assert FAMILY_WEIGHTS == {"agreement": 0.8, "consistency": 0.15}
+    assert shares == pytest.approx([0.8, 0.15, 0.05], abs=1e-9)

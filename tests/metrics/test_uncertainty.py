@@ -176,3 +176,13 @@ def test_a_metric_is_differentiable(metric: Metric) -> None:
 def test_what_is_no_probabilities_is_refused(metric: Metric, probs: Tensor, text: str) -> None:
     with pytest.raises(InputError, match=text):
         metric(probs)
+
+
+def test_the_direction_of_each_metric_is_that_of_doubt() -> None:
+    """Passes that agree and are sure against passes that disagree and are not."""
+    torch.manual_seed(0)
+    sure = (one_hot(1, 1, 1) + 0.01) / 1.04
+    doubtful = (one_hot(0, 1, 2) + 1) / 5
+    for metric in ALL:
+        expected = "larger" if metric(doubtful) > metric(sure) else "smaller"
+        assert metrics.make_metrics([metric.__name__])[0].direction == expected

@@ -54,7 +54,8 @@ def attack(
     """Make adversarial versions of labelled images and write them to an .npz file.
 
     The file has the arrays images, labels (true classes), predicted (predicted classes) and source
-    (the index of the original image), attack by attack.
+    (the index of the original image). The images of the first attack come first, then those of
+    the second, and so on.
 
     Examples:
       leery attack --model net:make --data held.npz --attack pgd:0.1 --out adversarial.npz

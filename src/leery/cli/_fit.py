@@ -65,8 +65,8 @@ _Train = Annotated[
 _Clean = Annotated[
     list[Path],
     typer.Option(
-        help="Clean images that the classifier was not trained on, with labels for --attack and "
-        "--right-only. They fit the combiner and, with --fpr, set the threshold. Can be repeated.",
+        help="Clean images that the classifier was not trained on; --attack and --right-only need "
+        "their labels. They fit the combiner and, with --fpr, set the threshold. Can be repeated.",
         show_default=False,
     ),
 ]
@@ -115,8 +115,8 @@ _NoAuxiliary = Annotated[
     bool,
     typer.Option(
         "--no-auxiliary",
-        help="Do not train the auxiliary network, which finds most attacks; training takes about a "
-        "minute on a CPU for up to 40,000 images and longer for more.",
+        help="Do not train the auxiliary network, which finds most attacks; training takes "
+        "seconds to minutes on a CPU.",
     ),
 ]
 
@@ -270,9 +270,9 @@ def fit(
 ) -> None:
     """Fit a detector to a classifier and its clean training images, and write it to a file.
 
-    With --attack the combiner learns from adversarial images (logistic regression); without, from
-    clean images alone (weighted p-values). With --fpr the detector is calibrated too, so that it
-    can give verdicts.
+    With --attack the combiner learns from adversarial images (logistic regression); without it,
+    from clean images alone (weighted p-values). With --fpr the detector is calibrated too, so
+    that it can give verdicts.
 
     Examples:
       leery fit --model net:make --train train/ --clean held-out/ --fpr 0.01 --right-only

@@ -112,8 +112,9 @@ BoundsOption = Annotated[
     typer.Option(
         "--bounds",
         metavar="LOW,HIGH",
-        help="Lowest and highest pixel value, or pairs per channel: l1,h1,l2,h2,... By default the "
-        "detector's or 0,1; for a fit 0,1 if the training images lie in it, else unknown.",
+        help="Lowest and highest pixel value, or a pair for each channel: l1,h1,l2,h2,... By "
+        "default those of the detector; without a detector 0,1. In a fit whose training images "
+        "exceed 0,1 they are unknown by default.",
         show_default=False,
     ),
 ]
