@@ -35,7 +35,10 @@ def check_images(images: Tensor, *, floating: bool = False) -> None:
         InputError: when it is not a tensor, has no batch dimension, is empty or not finite.
     """
     if not isinstance(images, Tensor):
-        message = f"expected images as a torch.Tensor, got {type(images).__name__}; convert them"
+        message = (
+            f"expected images as a torch.Tensor, got {type(images).__name__}; convert arrays "
+            "with torch.from_numpy"
+        )
         raise InputError(message)
     if images.ndim < 2:  # noqa: PLR2004 - a batch and at least one dimension of its own
         message = (

@@ -79,6 +79,9 @@ def test_images_that_the_detector_learned_from_are_known_and_not_evaluated_on(
     attacks: dict[str, Attack] = {"pgd": PGD(0.3)}
     with pytest.raises(InputError, match="not learned from, got 10 of 15 .* evaluate on others"):
         evaluate(detector, mixed, truth, attacks=attacks)
+    unnamed: list[Attack] = [PGD(0.3)]
+    with pytest.raises(InputError, match="attacks by name, got list; pass a dictionary"):
+        evaluate(detector, mixed, truth, attacks=unnamed)  # type: ignore[arg-type]  # refused
     # A few are let pass.
     few = torch.cat([images[:3], digits[0][60:70]])
     evaluate(detector, few, torch.cat([labels[:3], digits[1][60:70]]), attacks=attacks)

@@ -54,7 +54,9 @@ class Calibration:
         if len(self.kinds) == 1 and len(self.kind) != len(self.scores):
             object.__setattr__(self, "kind", np.zeros(len(self.scores), dtype=np.int64))
         if not 0 < self.fpr < 1:
-            message = f"expected a false-alarm rate between 0 and 1, got {self.fpr}; correct it"
+            message = (
+                f"expected a false-alarm rate between 0 and 1, got {self.fpr}; 0.01 stands for 1 %"
+            )
         elif self.promise not in get_args(Promise):
             message = f'expected promise "marginal" or "pac", got {self.promise!r}; choose one'
         elif not 0 < self.confidence < 1:

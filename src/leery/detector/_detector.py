@@ -821,6 +821,12 @@ class Detector:
         inputs = self.inputs_
         if harmless is None:
             return HARMLESS if inputs.are_images else {}
+        if not isinstance(harmless, Mapping) or not all(map(callable, harmless.values())):
+            message = (
+                f"expected harmless changes by name, got {type(harmless).__name__}; pass a "
+                "dictionary of functions of images, a seed and bounds"
+            )
+            raise InputError(message)
         if harmless and inputs.bounds is None:
             message = (
                 "expected the bounds of the pixels for harmless changes, got none; pass bounds= to "

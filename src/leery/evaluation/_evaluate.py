@@ -67,6 +67,12 @@ def evaluate(
         InputError: when images and labels do not fit, there is no attack, or the detector has
             learned from more than a few of the images.
     """
+    if not isinstance(attacks, Mapping) or not all(map(callable, attacks.values())):
+        message = (
+            f"expected attacks by name, got {type(attacks).__name__}; pass a dictionary such as "
+            '{"pgd": leery.attacks.PGD(0.1)}'
+        )
+        raise InputError(message)
     if not attacks:
         message = "expected at least one attack, got none; pass some"
         raise InputError(message)

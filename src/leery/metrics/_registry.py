@@ -162,10 +162,17 @@ def make_metrics(
             check_metric(entry)
     names = [entry.name if isinstance(entry, Metric) else entry for entry in entries]
     unknown = [entry for entry in entries if not isinstance(entry, Metric) and entry not in _MAKERS]
-    if not names or unknown or len(set(names)) < len(names):
+    if unknown or not names:
+        got = ", ".join(map(repr, unknown)) or "none"
         message = (
-            f"expected distinct metrics from {', '.join(METRICS)}, or instances of "
-            f"leery.metrics.Metric with other names, got {names}; correct them"
+            f"expected names of metrics or instances of leery.metrics.Metric, got {got}; the names "
+            f"are {', '.join(METRICS)}"
+        )
+        raise InputError(message)
+    if repeated := {name for name in names if names.count(name) > 1}:
+        message = (
+            f"expected each metric once, got {', '.join(sorted(repeated))} more than once; leave "
+            "out the name where an instance takes its place"
         )
         raise InputError(message)
     return tuple(
