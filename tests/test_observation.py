@@ -224,7 +224,9 @@ def test_a_metric_of_the_wrong_shape_is_named(digit_net: nn.Module, training_dig
 
 
 def test_names_of_metrics_are_distinct(digit_net: nn.Module) -> None:
-    with pytest.raises(InputError, match="instances of leery.metrics.Metric with other names"):
+    with pytest.raises(
+        InputError, match="each metric once, got shift more than once; leave out the name"
+    ):
         Detector(digit_net, metrics=[Shift(), Shift()])
 
 

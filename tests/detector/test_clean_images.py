@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from leery import PAPER_METRICS, Detector
 from leery.attacks import CORRUPTIONS, FGSM, HARMLESS, gaussian_noise
 from leery.errors import InputError, LeeryWarning, NotFittedError, WrongModelError
+from leery.models import predict
 from tests.conftest import Batch
 
 
@@ -406,3 +407,22 @@ def test_a_warning_points_at_the_caller_and_verdicts_show_their_table(detector: 
 def test_halves_for_the_combiner_are_counted_in_what_is_needed(detector: Detector) -> None:
     with pytest.raises(InputError, match="at least 99 clean .* and as many for .* got 150; add"):
         detector.calibrate(pictures(150, 1), fpr=0.01, harmless={})
+
+
+def test_a_file_keeps_every_setting_of_the_calibration(detector: Detector, tmp_path: Path) -> None:
+    clean = pictures(1000, 4)
+    labels = predict(detector.model, clean)
+    labels[:50] = 1 - labels[:50]
+    detector.fit_combiner(pictures(100, 3)).calibrate(
+        clean, labels, fpr=0.3, promise="pac", confidence=0.8, per_class=True, harmless={}
+    )
+    detector.save(tmp_path / "d")
+    kept = Detector.load(tmp_path / "d", detector.model).calibration_
+    made = detector.calibration_
+    assert kept is not None
+    assert made is not None
+    assert (made.fpr, made.promise, made.confidence) == (0.3, "pac", 0.8)
+    assert made.per_class
+    assert made.right_only
+    for name in made.__dataclass_fields__:
+        assert np.array_equal(getattr(kept, name), getattr(made, name)), name
