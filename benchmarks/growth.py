@@ -38,7 +38,7 @@ def fit_detector(folder: Path, images: int) -> None:
         pretrained("mnist").model, metrics=PAPER_METRICS, feature_layer="hidden", bandwidth=1.7
     )
     clean = data.load("mnist", "test")[0][:2000]
-    fitted.fit(*data.load("mnist", "train")).fit_combiner(clean).save(folder / "detector.leery")
+    fitted.fit(*data.load("mnist", "train")).fit_combiner(clean).save(folder / "guard.leery")
     pixels = (clean[:, 0] * 255).byte().numpy()
     np.save(folder / "images.npy", np.resize(pixels, (images, 1, 28, 28)))
 
@@ -49,7 +49,7 @@ def scoring(images: int) -> Work:
     # In another process, so that this one needs what scoring needs.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         pool.submit(fit_detector, folder, images).result()
-    fitted = Detector.load(folder / "detector.leery", pretrained("mnist").model)
+    fitted = Detector.load(folder / "guard.leery", pretrained("mnist").model)
 
     def work() -> None:
         sources, out = [folder / "images.npy"], folder / "scores.parquet"

@@ -107,7 +107,7 @@ def load_weights(path: Path) -> None:
 
 
 TARGETS: dict[str, tuple[str, Callable[[Path], None], Callable[[], list[bytes]]]] = {
-    "detector": ("detector.leery", load_detector, lambda: [detector_file()]),
+    "detector": ("guard.leery", load_detector, lambda: [detector_file()]),
     "npz": ("some.npz", read, lambda: [array_file(zipped=True)]),
     "npy": ("some.npy", read, lambda: [array_file(zipped=False)]),
     "parquet": ("some.parquet", read, lambda: [parquet_file()]),

@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 import torch
 
-from leery.cli import run as main
+from leery.cli import main
 from leery.metrics import METRICS, RECOMMENDED_METRICS, make_metrics
 
 ROOT = Path(__file__).parent.parent

@@ -37,7 +37,7 @@ def test_the_example_runs_with_fewer_images(
         loaded("picture").example()
     clean, attacked = (float(share) for share in re.findall(r"([\d.]+)%", shown.getvalue()))
     assert clean < attacked / 5
-    assert (tmp_path / "detector.leery").is_file()
+    assert (tmp_path / "guard.leery").is_file()
 
 
 def test_the_picture_shows_its_numbers() -> None:
@@ -62,7 +62,7 @@ def test_the_example_and_the_picture_show_what_the_detector_does(
     # a hundred is classified wrong, and those may all be flagged.
     assert clean < 3.5
     assert attacked > 50
-    assert (tmp_path / "detector.leery").is_file()
+    assert (tmp_path / "guard.leery").is_file()
     found = picture.facts(names)
     drawn = json.loads((DOCS / "images" / "verdict.json").read_text())
     assert found["clean"]["predicted"] == found["truth"] == drawn["truth"]

@@ -21,9 +21,9 @@ def main() -> NoReturn:
     # A shell that starts this in the background may have set SIGINT to be ignored; keep that.
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _stop)
-    from leery.cli import run  # noqa: PLC0415 - see above
+    from leery import cli  # noqa: PLC0415 - see above
 
-    run()
+    cli.main()
 
 
 if __name__ == "__main__":

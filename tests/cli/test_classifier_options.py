@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from leery import Detector
-from leery.cli import run as main
+from leery.cli import main
 from leery.models import normalized
 
 NET = """
@@ -87,7 +87,7 @@ def described(run: Run, *more: str) -> dict[str, Any]:
 def test_mean_and_std_make_a_classifier_of_plain_images(run: Run, tmp_path: Path) -> None:
     normal = ("--mean", "0.4,0.5,0.6", "--std", "0.2,0.2,0.3")
     assert described(run, *normal)["inputs"]["bounds"] == [0.0, 1.0]
-    run("score", "detector.leery", "new.npz", "--out", "a.csv", *normal)
+    run("score", "guard.leery", "new.npz", "--out", "a.csv", *normal)
     sys.path.insert(0, str(tmp_path))
     try:
         import tiny_net  # type: ignore[import-not-found] # noqa: PLC0415 - made by this test
@@ -95,11 +95,11 @@ def test_mean_and_std_make_a_classifier_of_plain_images(run: Run, tmp_path: Path
         sys.path.remove(str(tmp_path))
     with torch.random.fork_rng(devices=[]):
         model = normalized(tiny_net.body(), [0.4, 0.5, 0.6], [0.2, 0.2, 0.3])
-    detector = Detector.load("detector.leery", model)
+    detector = Detector.load("guard.leery", model)
     rows = pd.read_csv("a.csv")["score"]
     with np.load("new.npz") as new:
         assert np.allclose(rows, detector.score(torch.from_numpy(new["images"])))
-    assert "was fitted on" in run("score", "detector.leery", "new.npz", code=1)
+    assert "was fitted on" in run("score", "guard.leery", "new.npz", code=1)
     for wrong, text in (
         (("--mean", "0.5"), "both a mean and a standard deviation, got one of them"),
         (("--mean", "x", "--std", "1"), "numbers separated by commas for --mean, got 'x'"),
@@ -115,8 +115,8 @@ def test_the_logits_are_where_an_option_says(where: str, code: int, run: Run) ->
     if code:
         assert "expected 1 in the output of the model, got dict without it" in shown
         return
-    run("score", "detector.leery", "new.npz", *asked, model="tiny_net:Several")
-    run("inspect", "detector.leery", *asked, model="tiny_net:Several")
+    run("score", "guard.leery", "new.npz", *asked, model="tiny_net:Several")
+    run("inspect", "guard.leery", *asked, model="tiny_net:Several")
     error = run(*FIT, "--out", "n.leery", code=1, model="tiny_net:Several")
     assert "got dict with scores, images; say where they are" in error
 
@@ -126,10 +126,10 @@ def test_bounds_reach_attacks_noise_and_evaluation(run: Run) -> None:
     error = run(*FIT_3, "--attack", "pgd:0.3", code=1)
     assert "expected pixels within the bounds (0.0, 1.0), got" in error
     assert "(--bounds LOW,HIGH)" in error
-    assert not Path("detector.leery").exists()
+    assert not Path("guard.leery").exists()
     run(*FIT_3, "--attack", "pgd:0.3", "--noise", "0.2", *bounds)
     asked = ("--data", "new-3.npz", "--attack", "pgd:0.5", "--noise", "0.2", "--json")
-    facts = json.loads(run("evaluate", "detector.leery", *asked))
+    facts = json.loads(run("evaluate", "guard.leery", *asked))
     assert facts["rows"][0]["n_noisy"] > 0
     run("attack", "--data", "new-3.npz", "--attack", "fgsm:0.5", *bounds)
     with np.load("adversarial.npz") as made, np.load("new-3.npz") as new:
@@ -159,15 +159,15 @@ def test_a_device_that_is_not_there_is_refused(run: Run) -> None:
 
 def test_a_detector_is_replaced_only_where_that_is_asked_for(run: Run) -> None:
     run(*FIT)
-    before = Path("detector.leery").read_bytes()
-    again = ("calibrate", "detector.leery", "--clean", "new.npz", "--fpr", "0.1")
+    before = Path("guard.leery").read_bytes()
+    again = ("calibrate", "guard.leery", "--clean", "new.npz", "--fpr", "0.1")
     for command in (FIT, again):
         assert "add --force" in run(*command, code=1)
-        assert Path("detector.leery").read_bytes() == before
+        assert Path("guard.leery").read_bytes() == before
     run(*again, "--out", "other.leery")
-    assert Path("detector.leery").read_bytes() == before
+    assert Path("guard.leery").read_bytes() == before
     run(*again, "--force")
-    assert Path("detector.leery").read_bytes() != before
+    assert Path("guard.leery").read_bytes() != before
     run(*[word for word in FIT if word not in ("--fpr", "0.05")], "--force")
     # A detector without a threshold gets one in place.
     run(*again)
@@ -187,7 +187,7 @@ def test_a_warning_is_one_line_and_the_work_is_done(
         mixed = np.concatenate([new["images"], new["images"][:7], clean["images"][:1]])
     np.savez("mixed.npz", images=mixed)
     run(*FIT)
-    run("calibrate", "detector.leery", "--clean", "mixed.npz", "--out", "o.leery", "--fpr", "0.1")
+    run("calibrate", "guard.leery", "--clean", "mixed.npz", "--out", "o.leery", "--fpr", "0.1")
     assert json.loads(run("inspect", "o.leery", "--json"))["calibration"]["fpr"] == 0.1
     assert capfd.readouterr().err == ""
 
@@ -200,7 +200,7 @@ def test_the_orientation_of_pictures_is_an_option(run: Run) -> None:
     Image.fromarray(pixels).save("up.png")
     Image.fromarray(pixels[::-1, ::-1].copy()).save("turned.png", exif=exif)
     for option, alike in (((), False), (("--exif",), True)):
-        run("score", "detector.leery", "up.png", "turned.png", "--out", "s.csv", *option)
+        run("score", "guard.leery", "up.png", "turned.png", "--out", "s.csv", *option)
         first, second = (line.split(",")[1:] for line in Path("s.csv").read_text().splitlines()[1:])
         assert (first == second) == alike
 
@@ -210,9 +210,9 @@ def test_whole_numbers_are_no_pixels_of_a_detector_of_floats(run: Run) -> None:
     whole = np.random.default_rng(2).integers(0, 256, (200, 3, 8, 8), dtype=np.int32)
     np.savez("whole.npz", images=whole, labels=np.arange(200) % 2)
     for command in (
-        ("calibrate", "detector.leery", "--clean", "whole.npz", "--out", "n.leery"),
-        ("evaluate", "detector.leery", "--data", "whole.npz", "--attack", "fgsm:0.1"),
+        ("calibrate", "guard.leery", "--clean", "whole.npz", "--out", "n.leery"),
+        ("evaluate", "guard.leery", "--data", "whole.npz", "--attack", "fgsm:0.1"),
     ):
         assert "elements of torch.int64, where the fit had torch.float32" in run(*command, code=1)
-    run("score", "detector.leery", "whole.npz", "--out", "s.csv", code=3)
+    run("score", "guard.leery", "whole.npz", "--out", "s.csv", code=3)
     assert Path("s.csv").read_text().count("where the fit had torch.float32") == 200

@@ -29,7 +29,7 @@ from torch import Tensor
 from leery import Detector
 from leery.baselines import BASELINES
 from leery.classifiers import pretrained
-from leery.cli import run as main
+from leery.cli import main
 from tests.conftest import Batch
 
 NET = """
@@ -145,15 +145,15 @@ def place(tmp_path_factory: pytest.TempPathFactory, digits: Batch, training_digi
 
 
 def test_fit_writes_the_detector_that_the_library_makes(place: Place, digits: Batch) -> None:
-    facts = place.json("inspect", "detector.leery")
+    facts = place.json("inspect", "guard.leery")
     assert facts["layers"]["head"] == "input of classify.1"
     assert facts["settings"]["combiner"] == "conformal"
     assert facts["calibration"]["fpr"] == 0.05
     assert facts["tensors"]["calibration/scores"]["shape"] == [1800]
-    assert facts["bytes"] == (place.folder / "detector.leery").stat().st_size
-    detector = Detector.load(place.folder / "detector.leery", pretrained("mnist").model)
+    assert facts["bytes"] == (place.folder / "guard.leery").stat().st_size
+    detector = Detector.load(place.folder / "guard.leery", pretrained("mnist").model)
     assert detector.flag(digits[0][1000:1300]).mean() < 0.12
-    shown = place.run("inspect", "detector.leery", "--model", "net:make")
+    shown = place.run("inspect", "guard.leery", "--model", "net:make")
     flat = " ".join(shown.split())
     assert "at most 0.05 on average over calibration sets; from 1,800 images (clean, gauss" in flat
     assert "way: graph (the deterministic part once" in shown
@@ -162,10 +162,10 @@ def test_fit_writes_the_detector_that_the_library_makes(place: Place, digits: Ba
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
 def test_scores_are_those_of_the_library_one_row_each(place: Place, suffix: str) -> None:
     out = place.folder / f"scores.{suffix}"
-    summary = place.json("score", "detector.leery", "incoming", "--out", out.name, code=3)
+    summary = place.json("score", "guard.leery", "incoming", "--out", out.name, code=3)
     assert (summary["rows"], summary["unreadable"]) == (13, 1)
     rows = read_rows(out)
-    detector = Detector.load(place.folder / "detector.leery", pretrained("mnist").model)
+    detector = Detector.load(place.folder / "guard.leery", pretrained("mnist").model)
     images = torch.stack(
         [
             torch.from_numpy(np.asarray(Image.open(path)) / np.float32(255))[None]
@@ -198,9 +198,9 @@ def read_rows(path: Path) -> pd.DataFrame:
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_has_every_row_once(place: Place) -> None:
-    place.run("score", "detector.leery", "many.parquet", "--out", "whole.parquet")
+    place.run("score", "guard.leery", "many.parquet", "--out", "whole.parquet")
     parts = place.folder / "cut.parquet.parts"
-    process = place.start("score", "detector.leery", "many.parquet", "--out", "cut.parquet")
+    process = place.start("score", "guard.leery", "many.parquet", "--out", "cut.parquet")
     while process.poll() is None and len(finished(parts)) < 2:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -209,7 +209,7 @@ def test_a_killed_run_goes_on_and_has_every_row_once(place: Place) -> None:
     assert len(before) >= 2
     assert not (place.folder / "cut.parquet").exists()
     resumed = place.start(
-        "score", "detector.leery", "many.parquet", "--out", "cut.parquet", "--resume"
+        "score", "guard.leery", "many.parquet", "--out", "cut.parquet", "--resume"
     )
     while resumed.poll() is None:
         now = {path: _mtime(path) for path in before}
@@ -232,19 +232,19 @@ def _mtime(path: Path) -> int | None:
 
 @pytest.mark.slow
 def test_a_run_is_not_resumed_with_other_inputs(place: Place) -> None:
-    process = place.start("score", "detector.leery", "many.parquet", "--out", "b.csv")
+    process = place.start("score", "guard.leery", "many.parquet", "--out", "b.csv")
     while process.poll() is None and not finished(place.folder / "b.csv.parts"):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    other = ["score", "detector.leery", "incoming", "--out", "b.csv"]
+    other = ["score", "guard.leery", "incoming", "--out", "b.csv"]
     error = place.run(*other, "--resume", code=1)
     assert "expected the inputs and settings of the run that wrote b.csv.parts, got others" in error
     assert place.json(*other, code=3)["rows"] == 13
 
 
 def test_calibrate_changes_the_promise_and_refuses_too_much(place: Place) -> None:
-    arguments = ["calibrate", "detector.leery", "--clean", "test.npz", "--out", "other.leery"]
+    arguments = ["calibrate", "guard.leery", "--clean", "test.npz", "--out", "other.leery"]
     arguments = [*arguments, "--force", "--no-harmless"]
     facts = place.json(*arguments, "--fpr", "0.1", "--pac", "--confidence", "0.9")
     assert facts["calibration"] == {
@@ -274,7 +274,7 @@ def test_attack_and_evaluate_agree(place: Place) -> None:
         changed = written["predicted"][:200] != written["labels"][:200]
     assert facts["success"]["bim:0.3"] == pytest.approx(changed.mean())
     assert changed.mean() > 0.95
-    arguments = ["evaluate", "detector.leery", "--data", "test.npz", "--attack", "bim:0.3"]
+    arguments = ["evaluate", "guard.leery", "--data", "test.npz", "--attack", "bim:0.3"]
     rows = place.json(*arguments, "--noise", "0.3")["rows"]
     assert rows[0]["positives"] == "all"
     assert rows[0]["auc"] > 0.9
@@ -288,7 +288,7 @@ def test_attack_and_evaluate_agree(place: Place) -> None:
 
 
 def test_noise_is_measured_where_it_is_asked_for(place: Place) -> None:
-    arguments = ["evaluate", "detector.leery", "--data", "test.npz", "--attack", "fgsm:0.3"]
+    arguments = ["evaluate", "guard.leery", "--data", "test.npz", "--attack", "fgsm:0.3"]
     quiet = place.json(*arguments)["rows"][0]
     noisy = place.json(*arguments, "--noise", "0.3")["rows"][0]
     assert (quiet["n_noisy"], noisy["n_noisy"]) == (0, quiet["n_clean"])
@@ -302,7 +302,7 @@ def test_folders_number_the_classes_of_the_classifier(place: Place, digits: Batc
     for command in (
         ("attack", "--data", "eight", "--attack", "fgsm:0.1"),
         ("fit", "--train", "eight", "--clean", "held.npz", "--out", "e.leery"),
-        ("evaluate", "detector.leery", "--data", "eight", "--attack", "fgsm:0.1"),
+        ("evaluate", "guard.leery", "--data", "eight", "--attack", "fgsm:0.1"),
     ):
         assert "a folder for each of 10 classes in eight, got 8" in place.run(*command, code=1)
 
@@ -330,7 +330,7 @@ def test_weights_are_read_without_running_code(place: Place) -> None:
     torch.save(model, place.folder / "whole.pt")
     torch.save({"nothing": torch.zeros(1)}, place.folder / "other.pt")
     for name in ("good.safetensors", "good.pt"):
-        arguments = ["inspect", "detector.leery", "--model", "net:empty", "--weights", name]
+        arguments = ["inspect", "guard.leery", "--model", "net:empty", "--weights", name]
         assert "way: graph" in place.run(*arguments)
     unsafe = "that can be read without running code, got a pickle with other objects"
     expected = {
@@ -341,17 +341,17 @@ def test_weights_are_read_without_running_code(place: Place) -> None:
         "net.py": f"in net.py {unsafe} than tensors",
     }
     for name, text in expected.items():
-        arguments = ["inspect", "detector.leery", "--model", "net:make", "--weights", name]
+        arguments = ["inspect", "guard.leery", "--model", "net:make", "--weights", name]
         assert text in place.run(*arguments, code=1)
 
 
 def test_a_factory_may_import_its_neighbours(place: Place) -> None:
-    assert "way: graph" in place.run("inspect", "detector.leery", "--model", "net:late")
+    assert "way: graph" in place.run("inspect", "guard.leery", "--model", "net:late")
 
 
 def test_a_stranger_s_file_is_shown_as_it_is(place: Place) -> None:
     """Neither markup nor control codes in it reach the terminal."""
-    with safetensors.safe_open(place.folder / "detector.leery", framework="pt") as stream:
+    with safetensors.safe_open(place.folder / "guard.leery", framework="pt") as stream:
         facts = json.loads(stream.metadata()["leery"])
     facts["classifier"] = "[/red]\x1b[2J"
     odd = place.folder / "odd.leery"
@@ -367,47 +367,47 @@ def test_a_stranger_s_file_is_shown_as_it_is(place: Place) -> None:
 REFUSALS = {
     (
         "inspect",
-        "detector.leery",
+        "guard.leery",
         "--model",
         "net",
     ): "expected MODULE:NAME as classifier, got 'net'",
-    ("inspect", "detector.leery", "--model", "no_net:make"): "expected a Python module 'no_net'",
+    ("inspect", "guard.leery", "--model", "no_net:make"): "expected a Python module 'no_net'",
     (
         "inspect",
-        "detector.leery",
+        "guard.leery",
         "--model",
         "torn:make",
     ): "Python module 'no_such_package', got none",
     (
         "inspect",
-        "detector.leery",
+        "guard.leery",
         "--model",
         "bad:make",
     ): "expected to import a classifier as bad:make, got SyntaxError",
     (
         "inspect",
-        "detector.leery",
+        "guard.leery",
         "--model",
         "net:raises",
     ): "a classifier, got KeyError: 'lost'; fix its code",
-    ("score", "detector.leery", "test.npz", "test.npz"): "each input once, got test.npz twice",
+    ("score", "guard.leery", "test.npz", "test.npz"): "each input once, got test.npz twice",
     (
         "score",
-        "detector.leery",
+        "guard.leery",
         "test.npz",
         "--out",
         "folder.csv",
     ): "folder.csv to be a file, got a folder",
     (
         "score",
-        "detector.leery",
+        "guard.leery",
         "many.parquet",
         "--images-key",
         "x",
     ): "rename yours or pass its name (--images-key)",
     (
         "calibrate",
-        "detector.leery",
+        "guard.leery",
         "--clean",
         "test.npz",
         "--out",
@@ -415,7 +415,7 @@ REFUSALS = {
     ): "expected incoming to be a file, got a folder",
     (
         "evaluate",
-        "detector.leery",
+        "guard.leery",
         "--data",
         "test.npz",
     ): "one attack, got none; add --attack pgd:0.1",
@@ -450,29 +450,29 @@ REFUSALS = {
         "--force",
     ): "pass --weights",
     ("fit", "--train", "train.npz", "--clean", "held.npz", "--out", "incoming"): "got a folder",
-    ("inspect", "detector.leery", "--model", "net:number"): "class 'number' in net, got int",
+    ("inspect", "guard.leery", "--model", "net:number"): "class 'number' in net, got int",
     ("inspect", "net.py"): "expected a detector file at net.py",
     (
         "inspect",
-        "detector.leery",
+        "guard.leery",
         "--model",
         "net:empty",
-    ): "that detector.leery was fitted on (DigitNet",
+    ): "that guard.leery was fitted on (DigitNet",
     (
         "score",
-        "detector.leery",
+        "guard.leery",
         "incoming",
         "--out",
         "a.xml",
     ): "an output file (.parquet, .csv, .jsonl), got",
-    ("score", "detector.leery", "nowhere"): "expected a file or folder at nowhere, got none",
+    ("score", "guard.leery", "nowhere"): "expected a file or folder at nowhere, got none",
     ("fit", "--train", "train.npz", "--clean", "held.npz"): "got one that would be replaced; name",
-    ("calibrate", "detector.leery", "--clean", "test.npz"): "got one that would be replaced; name",
+    ("calibrate", "guard.leery", "--clean", "test.npz"): "got one that would be replaced; name",
     ("attack", "--data", "test.npz"): "at least one attack, got none; add --attack pgd:0.1",
     ("attack", "--data", "test.npz", "--attack", "x:1"): "expected one of fgsm, bim, pgd, cw, ",
     ("attack", "--data", "test.npz", "--attack", "pgd:a"): "a number as the strength of an",
     ("attack", "--data", "test.npz", "--attack", "pgd"): "its strength, such as pgd:0.3, got",
-    ("evaluate", "detector.leery", "--data", "train.npz", "--attack", "fgsm:0.1"): "learned from",
+    ("evaluate", "guard.leery", "--data", "train.npz", "--attack", "fgsm:0.1"): "learned from",
     (
         "attack",
         "--data",
@@ -514,7 +514,7 @@ def test_without_an_auxiliary_network_the_other_recommended_metrics_stay(place: 
     names = [metric["name"] for metric in facts["metrics"]]
     assert names == ["noise_consistency", "squeezing_1bit_logits", "log_margin"]
     assert facts["agreement"] is None
-    shown = place.run("inspect", "detector.leery")
+    shown = place.run("inspect", "guard.leery")
     assert "auxiliary_agreement" in shown
 
 
@@ -573,7 +573,7 @@ def test_a_second_classifier_is_given_from_the_command_line(place: Place) -> Non
 
 @pytest.mark.filterwarnings("ignore")
 def test_an_evaluation_shows_the_baselines_on_other_libraries_attacks(place: Place) -> None:
-    arguments = ("evaluate", "detector.leery", "--data", "test.npz", "--attack", "deepfool")
+    arguments = ("evaluate", "guard.leery", "--data", "test.npz", "--attack", "deepfool")
     rivals = ("--baselines", "--train", "train.npz")
     rows = place.json(*arguments, *rivals)["rows"]
     found = {row["detector"]: row["auc"] for row in rows if row["positives"] == "successful"}

@@ -50,7 +50,7 @@ def _ctrl_c_is_heard() -> Iterator[None]:
         (["fit", "--help"], 0),
         (["evaluate", "--help"], 0),
         (["fit", "--no-such-option"], 2),
-        (["calibrate", "detector.leery", "--fpr", "often"], 2),
+        (["calibrate", "guard.leery", "--fpr", "often"], 2),
         (["fly"], 2),
     ],
 )

@@ -623,7 +623,7 @@ def _folder(tmp_path: Path) -> None:
 
 
 def save(detector: Detector) -> Path:
-    path = _FILES[0] / "detector.leery"
+    path = _FILES[0] / "guard.leery"
     detector.save(path)
     return path
 
@@ -853,8 +853,8 @@ def test_a_truncated_foreign_or_missing_file_is_refused(detector: Detector, tmp_
 def test_a_file_that_cannot_be_written_leaves_the_old_one(
     detector: Detector, tmp_path: Path
 ) -> None:
-    with pytest.raises(OutputError, match=r"expected to write .*/none/detector.leery"):
-        detector.save(tmp_path / "none" / "detector.leery")
+    with pytest.raises(OutputError, match=r"expected to write .*/none/guard.leery"):
+        detector.save(tmp_path / "none" / "guard.leery")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -72,8 +72,8 @@ def test_a_network_is_trained_and_finds_what_moves_the_classifier(
 def test_a_trained_network_is_part_of_the_file(
     trained: Detector, digits: Batch, tmp_path: Path
 ) -> None:
-    trained.save(tmp_path / "detector.leery")
-    loaded = Detector.load(tmp_path / "detector.leery", trained.model)
+    trained.save(tmp_path / "guard.leery")
+    loaded = Detector.load(tmp_path / "guard.leery", trained.model)
     images = digits[0][:30]
     assert np.array_equal(loaded.measure(images).values, trained.measure(images).values)
     metric = loaded.metrics_["auxiliary_agreement"]
@@ -85,16 +85,16 @@ def test_of_a_given_network_the_file_holds_weights_and_it_is_given_again(
     digit_net: nn.Module, digits: Batch, training_digits: Batch, tmp_path: Path
 ) -> None:
     detector = Detector(digit_net, metrics=[AuxiliaryAgreement(Other())])
-    detector.fit(*(part[:200] for part in training_digits)).save(tmp_path / "detector.leery")
+    detector.fit(*(part[:200] for part in training_digits)).save(tmp_path / "guard.leery")
     loaded = Detector.load(
-        tmp_path / "detector.leery", digit_net, metrics=[AuxiliaryAgreement(Other())]
+        tmp_path / "guard.leery", digit_net, metrics=[AuxiliaryAgreement(Other())]
     )
     images = digits[0][:30]
     assert np.array_equal(loaded.measure(images).values, detector.measure(images).values)
     with pytest.raises(
         DetectorFileError, match="auxiliary network .* not trained by leery, got none; pass"
     ):
-        Detector.load(tmp_path / "detector.leery", digit_net)
+        Detector.load(tmp_path / "guard.leery", digit_net)
 
 
 def test_the_score_has_a_gradient_through_both_networks(trained: Detector, digits: Batch) -> None:
@@ -138,8 +138,8 @@ def test_bounds_per_channel_come_back_from_the_file(tmp_path: Path) -> None:
     (images, labels), model = colours(), small_net()
     bounds = ((0.0, 1.0), (0.0, 2.0), (-1.0, 1.0))
     detector = Detector(model, metrics=[AuxiliaryAgreement(recipe=TINY)], bounds=bounds)
-    detector.fit(images, labels).save(tmp_path / "detector.leery")
-    loaded = Detector.load(tmp_path / "detector.leery", model)
+    detector.fit(images, labels).save(tmp_path / "guard.leery")
+    loaded = Detector.load(tmp_path / "guard.leery", model)
     assert np.array_equal(loaded.measure(images).values, detector.measure(images).values)
 
 

@@ -142,8 +142,8 @@ def test_the_pixels_can_stand_for_a_layer_and_both_come_back_from_a_file(
     distances[table.predicted[:, None] != labels.numpy()] = np.inf
     expected = np.sort(distances, axis=1)[:, :3].mean(1)
     assert np.allclose(table.values[:, 0], expected, rtol=1e-5)
-    detector.save(f"{tmp_path}/detector.leery")
-    loaded = Detector.load(f"{tmp_path}/detector.leery", digit_net)
+    detector.save(f"{tmp_path}/guard.leery")
+    loaded = Detector.load(f"{tmp_path}/guard.leery", digit_net)
     assert np.array_equal(loaded.measure(images).values, table.values)
 
 

@@ -26,7 +26,7 @@ from leery.cli import (
 )
 from leery.errors import LeeryError, LeeryWarning
 
-__all__ = ["app", "run"]
+__all__ = ["app", "main"]
 
 app = typer.Typer(
     name="leery",
@@ -68,7 +68,7 @@ def _warn(
         typer.echo(f"leery: warning: {message}", err=True)
 
 
-def run() -> NoReturn:
+def main() -> NoReturn:
     """Run the command line; leery.__main__ calls it once Ctrl-C has its meaning."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

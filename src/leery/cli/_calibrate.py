@@ -87,8 +87,8 @@ def calibrate(
     that is calibrated already is replaced only with --force.
 
     Examples:
-      leery calibrate detector.leery --model net:make --clean other/ --fpr 0.01 --out new.leery
-      leery calibrate detector.leery --model net:make --clean other.npz --pac --per-class --force
+      leery calibrate guard.leery --model net:make --clean other/ --fpr 0.01 --out new.leery
+      leery calibrate guard.leery --model net:make --clean other.npz --pac --per-class --force
     """
     target = out or file
     if out is not None or "calibration" in leery.detector.describe(file):

@@ -100,8 +100,8 @@ def evaluate(
     and those whose prediction did not.
 
     Examples:
-      leery evaluate detector.leery --model net:make --data test.npz --attack pgd:0.1 --noise 0.1
-      leery evaluate detector.leery --model net:make --data test/ --attack cw --baselines --train t/
+      leery evaluate guard.leery --model net:make --data test.npz --attack pgd:0.1 --noise 0.1
+      leery evaluate guard.leery --model net:make --data test/ --attack cw --baselines --train t/
     """
     detector = leery.Detector.load(file, classifier.load(), metrics=own_metrics(metric))
     known = detector.inputs_

@@ -263,7 +263,7 @@ def fit(
     train: _Train,
     clean: _Clean,
     *,
-    out: _Out = Path("detector.leery"),
+    out: _Out = Path("guard.leery"),
     force: Force = False,
     resume: _Resume = False,
     as_json: Json = False,

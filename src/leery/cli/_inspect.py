@@ -42,8 +42,8 @@ def inspect(
     """Show what a detector file holds; no code is run, and no classifier is needed.
 
     Examples:
-      leery inspect detector.leery
-      leery inspect detector.leery --model net:make --weights net.safetensors
+      leery inspect guard.leery
+      leery inspect guard.leery --model net:make --weights net.safetensors
     """
     facts = described(file)
     plan = None

@@ -65,8 +65,8 @@ def score(
     reason; the exit code is then 3.
 
     Examples:
-      leery score detector.leery incoming/ --model net:make --out scores.csv
-      leery score detector.leery day1.parquet day2.parquet --model net:make --resume
+      leery score guard.leery incoming/ --model net:make --out scores.csv
+      leery score guard.leery day1.parquet day2.parquet --model net:make --resume
     """
     twice = [str(path) for path in sources if sources.count(path) > 1]
     if twice:

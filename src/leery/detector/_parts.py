@@ -29,7 +29,7 @@ class FitParts:
 
     Example:
         >>> with FitParts(folder, resume=True) as parts:  # doctest: +SKIP
-        ...     detector.fit(train, parts=parts).save("detector.leery")
+        ...     detector.fit(train, parts=parts).save("guard.leery")
         ...     parts.discard()
     """
 
