@@ -103,8 +103,8 @@ def few_images(rounds: int) -> Iterator[str]:
 
 
 def first_calls(rounds: int) -> Iterator[str]:
-    """The table of the first call: what is found out about a classifier, against its export."""
-    yield "| classifier | first call, ms | export, ms | leery / export | / export for 2 images |"
+    """What is found out about a classifier once, against its export; both in a warm process."""
+    yield "| classifier | prepared in, ms | export, ms | leery / export | / export for 2 images |"
     yield "| --- | --- | --- | --- | --- |"
     test = data.load("mnist", "test")[0]
     torch.manual_seed(0)
@@ -169,7 +169,7 @@ def main() -> None:
     found = dict(part.rstrip().split("\n\n", 1) for part in kept)
     tables = {
         "In plain forward passes of the same batch": few_images,
-        "The first call against torch.export for any number of images": first_calls,
+        "Preparing a classifier against torch.export for any number of images": first_calls,
         "Dropout before the last layer only": dropout_in_one_place,
     }
     for title, table in tables.items():

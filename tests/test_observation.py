@@ -387,3 +387,30 @@ def test_views_of_few_and_of_many_images_are_alike(digit_net: nn.Module, digits:
     (few,) = observer.stream(images[:3])
     for view in needs.views:
         assert torch.allclose(few.views[view].logits, many.views[view].logits[:3], atol=1e-4)
+
+
+class OfBytes(nn.Module):
+    """Takes pixels as floats in [0, 1] or as bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = images if images.is_floating_point() else images.float() / 255
+        out: Tensor = self.head(pixels.flatten(1))
+        return out
+
+
+def test_views_of_several_types_keep_their_own() -> None:
+    model = OfBytes().eval()
+    views = (
+        View("half as bright", lambda images, _generator, _pixels: images / 2),
+        View("bytes", lambda images, _generator, _pixels: (images * 255).byte()),
+    )
+    observer = Observer(model, Needs(views=views))
+    images = torch.rand(3, 1, 2, 2)
+    (seen,) = observer.stream(images)
+    for view in views:
+        expected = model(view.images(images, seed=0, bounds=None))
+        assert torch.allclose(seen.views[view].logits, expected)

@@ -5,7 +5,7 @@ all needs and passes the :class:`Observation` to each metric. The detector proto
 attacks and evaluation rely are also defined here.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -429,8 +429,11 @@ class Observer:
             view: partial(view.images, seed=self._view_seed, bounds=self.bounds, pixels=self.pixels)
             for view in self.needs.views
         }
-        versions = (make(images) for make in makes.values())
-        if makes and len(images) * len(makes) <= WHOLE_MODEL:
+        versions: Iterable[Tensor] = (make(images) for make in makes.values())
+        few = bool(makes) and len(images) * len(makes) <= WHOLE_MODEL
+        if few:
+            versions = [*versions]
+        if few and len({(version.shape, version.dtype) for version in versions}) == 1:
             logits = self._classify(torch.cat([*versions]), still).split(len(images))
         else:
             logits = tuple(self._classify(version, still) for version in versions)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from leery import Detector
 from leery.attacks import PGD, AdaptedAttack, Attack
@@ -82,6 +83,11 @@ def test_images_that_the_detector_learned_from_are_known_and_not_evaluated_on(
     unnamed: list[Attack] = [PGD(0.3)]
     with pytest.raises(InputError, match="attacks by name, got list; pass a dictionary"):
         evaluate(detector, mixed, truth, attacks=unnamed)  # type: ignore[arg-type]  # refused
+    small = DataLoader(TensorDataset(mixed, truth), 3)
+    with pytest.raises(InputError, match="got 6 of 6 that the fit or the combiner has seen"):
+        evaluate(detector, small, attacks=attacks)
+    with pytest.raises(InputError, match=r"got \(15, 1, 9, 28\)"):
+        detector.has_seen(mixed[:, :, :9])
     # A few are let pass.
     few = torch.cat([images[:3], digits[0][60:70]])
     evaluate(detector, few, torch.cat([labels[:3], digits[1][60:70]]), attacks=attacks)

@@ -230,7 +230,6 @@ def _mtime(path: Path) -> int | None:
     return path.stat().st_mtime_ns if path.exists() else None
 
 
-@pytest.mark.slow
 def test_a_run_is_not_resumed_with_other_inputs(place: Place) -> None:
     process = place.start("score", "guard.leery", "many.parquet", "--out", "b.csv")
     while process.poll() is None and not finished(place.folder / "b.csv.parts"):

@@ -605,8 +605,10 @@ class Detector:
 
         Raises:
             NotFittedError: before :meth:`fit`.
+            InputError: when the images do not fit.
         """
         fitted = self._need(self._fitted, _FIT)
+        fitted.inputs.check(images)
         if not len(fitted.seen):
             return np.zeros(len(images), dtype=bool)
         learned = [fitted.seen, *([] if self._taught is None else [self._taught.seen])]

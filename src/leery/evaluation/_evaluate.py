@@ -105,10 +105,11 @@ def _parts(
     known = bounds or _bounds_of(detector)
     parts: dict[tuple[str, str], list[MetricTable]] = {}
     truths: list[np.ndarray] = []
+    learned = 0
     for number, (batch, truth) in enumerate(batches):
         own = seed + number
         truths.append(truth.cpu().numpy())
-        _check_unseen(detector, batch)
+        learned += _check_unseen(detector, batch, learned, sum(map(len, truths)))
         versions = {"clean": batch}
         if noise:
             limits = known or (0.0, 1.0)
@@ -130,19 +131,29 @@ def _labelled(images: Images, labels: Tensor | None) -> Iterator[tuple[Tensor, T
         yield batch, truth
 
 
-def _check_unseen(scorer: Scorer, images: Tensor) -> None:
-    """Refuse a batch of which the detector has learned from more than a few images.
+def _check_unseen(scorer: Scorer, images: Tensor, before: int, count: int) -> int:
+    """Refuse images when the detector has learned from more than a few of them so far.
+
+    Args:
+        scorer: the detector.
+        images: the newest batch.
+        before: how many of the earlier images it has learned from.
+        count: the number of images so far.
+
+    Returns:
+        How many of this batch it has learned from.
 
     Raises:
         InputError: then.
     """
-    learned = int(scorer.has_seen(images).sum()) if isinstance(scorer, Detector) else 0
-    if learned > max(_A_FEW, len(images) // 100):
+    found = int(scorer.has_seen(images).sum()) if isinstance(scorer, Detector) else 0
+    if before + found > max(_A_FEW, count // 100):
         message = (
-            f"expected images that the detector has not learned from, got {learned} of "
-            f"{len(images)} that the fit or the combiner has seen; evaluate on others"
+            f"expected images that the detector has not learned from, got {before + found} of "
+            f"{count} that the fit or the combiner has seen; evaluate on others"
         )
         raise InputError(message)
+    return found
 
 
 def _bounds_of(scorer: Scorer) -> Bounds | None:
