@@ -1,6 +1,7 @@
 """The command line: help, exit codes, one sentence for bad input and nothing half written."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,14 @@ def test_version_and_help() -> None:
         assert shown.returncode == 0
         assert "Usage" in shown.stdout
     assert "leery reproduce mnist --limit 2000 --seeds 3" in run("reproduce", "--help").stdout
+
+
+def test_help_names_the_values_and_groups_the_options() -> None:
+    shown = run("fit", "--help", COLUMNS="100").stdout
+    for title in ("Classifier", "Inputs", "Metrics", "Combiner and threshold"):
+        assert f" {title} " in shown
+    assert re.search(r"--train +PATH ", shown)
+    assert re.search(r"--right-only +Leave", shown)
 
 
 def test_a_wrong_command_line_exits_with_2() -> None:

@@ -147,3 +147,20 @@ def test_impossible_calibrations_are_refused(changes: dict[str, object], text: s
     }
     with pytest.raises(InputError, match=text):
         Calibration(**{**whole, **changes})  # type: ignore[arg-type]
+
+
+def test_a_class_that_calibration_never_saw_is_not_flagged() -> None:
+    scores = np.arange(100.0)
+    made = Calibration(0.05, "marginal", 0.95, True, scores, np.zeros(100, dtype=np.int64))
+    assert made.flagged(np.array([1e9, 1e9]), np.array([0, 1])).tolist() == [True, False]
+    assert made.p_values(np.array([1e9, 1e9]), np.array([0, 1])).tolist() == [1 / 101, 1.0]
+
+
+def test_more_confidence_makes_the_threshold_stricter() -> None:
+    scores, classes = np.arange(1000.0), np.zeros(1000, dtype=np.int64)
+    flagged = [
+        Calibration(0.05, "pac", confidence, False, scores, classes).flagged(scores, classes).sum()
+        for confidence in (0.5, 0.8, 0.95, 0.999)
+    ]
+    assert flagged == sorted(flagged, reverse=True)
+    assert len(set(flagged)) == 4

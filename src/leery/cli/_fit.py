@@ -378,7 +378,7 @@ def _fit_combiner(
     combining: _CombinerOptions,
     attacks: list[BoundedAttack],
 ) -> None:
-    """Teach the combiner and, where a rate is given, set the threshold."""
+    """Fit the combiner and, where a rate is given, set the threshold."""
     import torch
 
     labels: Tensor | None = None

@@ -290,9 +290,9 @@ def _identities(value: Any, depth: int = 6) -> object:  # noqa: ANN401 - any att
     """Comparable identity of a value or, for containers, of their contents."""
     # Plain values are compared directly, because each access may create a new object.
     if value is None or isinstance(value, (int, float, str)):
-        return value
+        return type(value), value
     if depth and isinstance(value, dict):
         return [(key, _identities(value[key], depth - 1)) for key in value] if value else ()
     if depth and isinstance(value, (list, tuple, set)):
-        return [_identities(entry, depth - 1) for entry in value]
+        return type(value), [_identities(entry, depth - 1) for entry in value]
     return id(value)
