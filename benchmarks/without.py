@@ -73,6 +73,12 @@ OPTIMISATIONS = {
     "freed memory stays": Optimisation(
         "ResNet-18", LAYOUT, "torch.empty(FREED_BYTES,", "torch.empty(1,"
     ),
+    "the versions of few images run as one batch": Optimisation(
+        "verdicts", "observation.py", "few = bool(makes) and", "few = False and"
+    ),
+    "calibration scores are sorted once": Optimisation(
+        "verdicts", "detector/_calibration.py", "@cached_property", "@property"
+    ),
     "a thread has batches of its own": OWN_BATCHES,
     "a thread has batches of its own, beside a busy process": replace(OWN_BATCHES, busy=1),
 }  # fmt: skip

@@ -21,6 +21,7 @@ __all__ = [
     "check_labels",
     "check_seed",
     "clamp",
+    "more_than_a_few",
 ]
 
 
@@ -198,3 +199,13 @@ def check_count(value: object, what: str, least: int = 1) -> int:
         )
         raise InputError(message)
     return int(value)
+
+
+def more_than_a_few(seen: int, images: int) -> bool:
+    """True if so many of the images were seen by the fit that it cannot be an accident.
+
+    Args:
+        seen: the number of images that were seen; 3 are allowed, or 1 % if that is more.
+        images: the number of all images.
+    """
+    return seen > max(3, images // 100)

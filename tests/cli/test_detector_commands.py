@@ -331,13 +331,14 @@ def test_weights_are_read_without_running_code(place: Place) -> None:
     for name in ("good.safetensors", "good.pt"):
         arguments = ["inspect", "guard.leery", "--model", "net:empty", "--weights", name]
         assert "way: graph" in place.run(*arguments)
-    unsafe = "that can be read without running code, got a pickle with other objects"
+    unreadable = "as safetensors or a state dict of torch.save, got a file that cannot be read as"
     expected = {
-        "whole.pt": f"in whole.pt {unsafe} than tensors",
+        "whole.pt": f"in whole.pt, {unreadable} either without running code; save model.state_",
         "other.pt": "got a file without convolutions.0.weight, convolutions.0.bias, ",
-        "held.npz": "weights in held.npz, as safetensors or a state dict of torch.save, got",
+        "held.npz": f"in held.npz, {unreadable} either",
         "none.pt": "expected weights at none.pt, got no file; correct the path",
-        "net.py": f"in net.py {unsafe} than tensors",
+        "incoming": "expected weights at incoming, got no file; correct the path",
+        "net.py": f"in net.py, {unreadable} either",
     }
     for name, text in expected.items():
         arguments = ["inspect", "guard.leery", "--model", "net:make", "--weights", name]

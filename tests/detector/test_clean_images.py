@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from leery import PAPER_METRICS, Detector
+from leery._checks import more_than_a_few
 from leery.attacks import CORRUPTIONS, FGSM, HARMLESS, gaussian_noise
 from leery.errors import InputError, LeeryWarning, NotFittedError, WrongModelError
 from leery.models import predict
@@ -426,3 +427,8 @@ def test_a_file_keeps_every_setting_of_the_calibration(detector: Detector, tmp_p
     assert made.right_only
     for name in made.__dataclass_fields__:
         assert np.array_equal(getattr(kept, name), getattr(made, name)), name
+
+
+def test_three_images_or_one_in_a_hundred_may_have_been_seen() -> None:
+    allowed = {(3, 10): True, (4, 10): False, (6, 600): True, (7, 600): False}
+    assert {key: not more_than_a_few(*key) for key in allowed} == allowed

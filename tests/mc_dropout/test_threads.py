@@ -1,11 +1,13 @@
 """Calls side by side: their order, their threads, and that torch's threads are as before."""
 
+import contextlib
 import threading
 from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from leery.mc_dropout._plain_loop import PlainLoop
 from leery.mc_dropout._threads import parallel_batches
@@ -67,24 +69,45 @@ def test_an_error_comes_out_after_all_calls_have_ended() -> None:
     assert torch.get_num_threads() == 3
 
 
-def test_passes_are_found_while_another_thread_runs_another_model() -> None:
+@pytest.mark.parametrize("same", [False, True])
+def test_passes_are_found_while_another_thread_runs_modules(*, same: bool) -> None:
     torch.set_num_threads(1)
-    other = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4)))
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(), nn.Linear(8, 8)).eval()
+    other = model[2] if same else nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8)))
     stop = threading.Event()
 
     def disturb() -> None:
         while not stop.is_set():
-            other(torch.ones(1, 4))
+            other(torch.ones(1, 8))
 
     thread = threading.Thread(target=disturb)
     thread.start()
     try:
-        for seed in range(20):
-            model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(), nn.Linear(8, 3)).eval()
-            pair = torch.rand(2, 4)
+        for _ in range(20):
             with isolated(model), torch.no_grad():
-                (site,) = PlainLoop.find(model, (), pair).sites
-            assert site.name == "1", seed
+                (site,) = PlainLoop.find(model, (), torch.rand(2, 4)).sites
+            assert site.name == "1"
     finally:
         stop.set()
         thread.join()
+
+
+class Fallback(nn.Module):
+    """Goes on where one of its modules fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wrong, self.drop, self.head = nn.Linear(5, 4), nn.Dropout(), nn.Linear(4, 3)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        with contextlib.suppress(RuntimeError):
+            self.wrong(rows)
+        out: Tensor = self.head(self.drop(functional.dropout(rows, 0.5, self.training)))
+        return out
+
+
+def test_a_module_that_failed_is_not_taken_for_running() -> None:
+    model = Fallback().eval()
+    with isolated(model), torch.no_grad():
+        sites = PlainLoop.find(model, (), torch.rand(2, 4)).sites
+    assert [site.name for site in sites] == ["", "drop"]

@@ -56,6 +56,13 @@ def test_it_is_the_log_odds_of_the_auxiliary_against_the_predicted_class(
     probability = scipy.special.softmax(odds, axis=1)[rows, predicted]
     expected = np.log((1 - probability) / probability)
     assert np.allclose(detector.measure(images).values[:, 0], expected, atol=1e-4)
+    detector.fit_combiner(digits[0][100:200])
+    with torch.no_grad():
+        chosen = digit_net(digits[0][100:200]).argmax(1, keepdim=True)
+        odds_on = other(digits[0][100:200]).double().softmax(1).gather(1, chosen)
+    share = float((odds_on > 0.5).double().mean())
+    assert detector.agreement_ == share
+    assert f"auxiliary network agrees on {share:.1%} of the clean images" in repr(detector)
 
 
 def test_a_network_is_trained_and_finds_what_moves_the_classifier(

@@ -386,19 +386,19 @@ def _fit_combiner(
         images, labels = leery.inputs.load_labelled(paths, form)
     else:
         images, _ = leery.inputs.load(paths, replace(form, labels_key=None))
-    taught, held = images, images
-    told = held_labels = labels
+    fitted_to, held = images, images
+    fitted_labels = held_labels = labels
     if combining.fpr is not None and attacks:
-        (taught, told), (held, held_labels) = leery.inputs.halves(
+        (fitted_to, fitted_labels), (held, held_labels) = leery.inputs.halves(
             images, labels, seed=detector.seed
         )
     with progress_bars() as bars:
         if combining.fpr is None or attacks:
             bars.add_task("fitting the combiner", total=None)
             bounds = detector.inputs_.bounds or (0.0, 1.0)
-            noisy = [change(taught, 0, bounds) for change in combining.noises.values()]
+            noisy = [change(fitted_to, 0, bounds) for change in combining.noises.values()]
             detector.fit_combiner(
-                taught, told, noisy=torch.cat(noisy) if noisy else None, attacks=attacks
+                fitted_to, fitted_labels, noisy=torch.cat(noisy) if noisy else None, attacks=attacks
             )
         if combining.fpr is not None:
             bars.add_task("calibrating", total=None)

@@ -23,7 +23,7 @@ _Dataset = Annotated[
 
 _Limit = Annotated[
     int | None,
-    typer.Option(help="Use only the first LIMIT test images; by default all.", show_default=False),
+    typer.Option(help="Use only the first N test images; by default all.", show_default=False),
 ]
 
 _Out = Annotated[

@@ -112,8 +112,8 @@ class ConformalCombiner(Combiner):
         suspicious = self._suspicious(rows, classes)
         self.metric_reference = suspicious.sort(0).values
         self._of_metrics = self._evidence(self.metric_reference, [f.direction for f in self.facts])
-        loudest = self._most_suspicious(self._each(suspicious))
-        self.family_reference = loudest.sort(0).values
+        largest_evidence = self._most_suspicious(self._each(suspicious))
+        self.family_reference = largest_evidence.sort(0).values
         self.check()
         return self
 
@@ -164,17 +164,17 @@ class ConformalCombiner(Combiner):
         found = torch.zeros_like(each)
         for index, columns in enumerate(self._columns):
             places = torch.tensor(columns, device=each.device)
-            loudest = places[each[:, columns].argmax(1)].unsqueeze(1)
-            found = found.scatter(1, loudest, parts[:, index : index + 1])
+            credited = places[each[:, columns].argmax(1)].unsqueeze(1)
+            found = found.scatter(1, credited, parts[:, index : index + 1])
         return found
 
     def _terms(self, each: Tensor) -> Tensor:
         """The log of weight / p-value of each family, float64 ``(N, F)``."""
-        loudest = self._most_suspicious(each).unbind(1)
+        largest_evidence = self._most_suspicious(each).unbind(1)
         found = [
             evidence(column) if len(columns) > 1 else column
             for evidence, column, columns in zip(
-                self._of_families, loudest, self._columns, strict=True
+                self._of_families, largest_evidence, self._columns, strict=True
             )
         ]
         return torch.stack(found, 1).clamp_max(_MOST) + self.weights.log().to(each.device)

@@ -201,7 +201,9 @@ class MonotoneLogisticCombiner(Combiner):
         whole = self.weights.shape == (count,) and self.bias.shape == (1,)
         if not whole or self.reference.ndim != 2 or self.reference.shape[1] != count:  # noqa: PLR2004
             message = (
-                f"expected a weight for each of {count} metrics, got {len(self.weights)}; fit again"
+                f"expected weights ({count},), a bias (1,) and a reference (N, {count}), got "
+                f"{tuple(self.weights.shape)}, {tuple(self.bias.shape)} and "
+                f"{tuple(self.reference.shape)}; fit again"
             )
             raise InputError(message)
         if not bool((self.weights >= 0).all()):

@@ -169,22 +169,26 @@ class Calibration:
 
     def _groups(self, predicted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Rows that are judged together, each with the sorted scores of a kind (and class)."""
-        for label in np.unique(predicted).tolist() if self.per_class else [None]:
-            alike = predicted == label if self.per_class else np.full(len(predicted), True)
+        own = self._class_or_all(predicted)
+        for label in np.unique(own).tolist():
             for ordered in self._ordered.get(label, [np.empty(0)] * len(self.kinds)):
-                yield np.flatnonzero(alike), ordered
+                yield np.flatnonzero(own == label), ordered
 
     @cached_property
-    def _ordered(self) -> dict[int | None, list[np.ndarray]]:
-        """Sorted scores of each kind by predicted class, or by None for all classes together."""
-        found = {}
-        for label in np.unique(self.predicted).tolist() if self.per_class else [None]:
-            alike = self.predicted == label if self.per_class else np.full(len(self.scores), True)
-            found[label] = [
-                np.sort(self.scores[alike & (self.kind == index)])
+    def _ordered(self) -> dict[int, list[np.ndarray]]:
+        """Sorted scores of each kind, by :meth:`_class_or_all`."""
+        own = self._class_or_all(self.predicted)
+        return {
+            label: [
+                np.sort(self.scores[(own == label) & (self.kind == index)])
                 for index in range(len(self.kinds))
             ]
-        return found
+            for label in np.unique(own).tolist()
+        }
+
+    def _class_or_all(self, predicted: np.ndarray) -> np.ndarray:
+        """The predicted classes if the promise is per class, else 0 for all images."""
+        return predicted if self.per_class else np.zeros_like(predicted)
 
     def _threshold(self, ordered: np.ndarray) -> float:
         """The score above which images are flagged, infinite if there are too few scores."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from leery._checks import more_than_a_few
 from leery.attacks import Attack, Harmless
 from leery.detector._state import Fitted, FittedCombiner, image_hashes
 from leery.detector._table import MetricTable
@@ -18,9 +19,6 @@ __all__ = ["CleanImages", "Measure", "check_unseen", "measure_clean", "no_labels
 
 Measure = Callable[[Tensor], MetricTable]
 """Function that returns the metrics of images."""
-
-_A_FEW = 3
-"""Most training images among clean ones that are dropped with a warning; 1 % if that is more."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class CleanImages:
             return np.arange(len(table))
         return np.flatnonzero(table.predicted == self.labels)
 
-    def unseen(self, fitted: Fitted, taught: FittedCombiner | None) -> Self:
+    def unseen(self, fitted: Fitted, combiner: FittedCombiner | None) -> Self:
         """The distinct images that were used neither in the fit nor for the combiner.
 
         Raises:
@@ -74,8 +72,8 @@ class CleanImages:
             return self
         trained = check_unseen(self.hashes, fitted)
         used = (
-            torch.isin(self.hashes, taught.seen)
-            if taught is not None
+            torch.isin(self.hashes, combiner.seen)
+            if combiner is not None
             else torch.zeros_like(trained)
         )
         first = np.zeros(len(self), dtype=bool)
@@ -100,7 +98,7 @@ def check_unseen(hashes: Tensor, fitted: Fitted) -> Tensor:
         InputError: when more than a few are training images.
     """
     trained = torch.isin(hashes, fitted.seen)
-    if int(trained.sum()) > max(_A_FEW, len(hashes) // 100):
+    if more_than_a_few(int(trained.sum()), len(hashes)):
         message = (
             "expected clean images that are not among the training images, got "
             f"{int(trained.sum())} of {len(hashes)} that are; pass images held out of the "

@@ -54,7 +54,7 @@ __all__ = ["Detector"]
 T = TypeVar("T")
 
 _FIT = "fit(images, labels)"
-_TEACH = "fit_combiner(clean, adversarial=...)"
+_FIT_COMBINER = "fit_combiner(clean, adversarial=...)"
 _CALIBRATE = "calibrate(clean, fpr=...)"
 
 
@@ -137,7 +137,7 @@ class Detector:
             trust_outputs=trust_outputs,
         )
         self._fitted: Fitted | None = None
-        self._taught: FittedCombiner | None = None
+        self._combiner: FittedCombiner | None = None
         self._calibration: Calibration | None = None
         self._observer: Observer | None = None
         self._checked: object = None
@@ -151,7 +151,7 @@ class Detector:
                 state += f", features {self._fitted.head!r}"
         if self.agreement_ is not None:
             state += f", auxiliary network agrees on {self.agreement_:.1%} of the clean images"
-        if self._taught is not None:
+        if self._combiner is not None:
             state += f", {self._settings.combiner} combiner"
         if self._calibration is not None:
             state += f", false-alarm rate {self._calibration.fpr:g}"
@@ -191,7 +191,7 @@ class Detector:
     @property
     def combiner_(self) -> nn.Module | None:
         """The fitted combiner; None if it is not fitted yet."""
-        return None if self._taught is None else self._taught.combiner
+        return None if self._combiner is None else self._combiner.combiner
 
     @property
     def calibration_(self) -> Calibration | None:
@@ -227,9 +227,9 @@ class Detector:
         auxiliary network or a combiner.
         """
         name = AuxiliaryAgreement.name
-        if self._taught is None or name not in self.metrics:
+        if self._combiner is None or name not in self.metrics:
             return None
-        odds = self._taught.clean.values[:, self.metrics.index(name)]
+        odds = self._combiner.clean.values[:, self.metrics.index(name)]
         return float((odds < 0).mean())
 
     @property
@@ -317,7 +317,7 @@ class Detector:
         fitted = self._need(self._fitted, _FIT)
         self._check_model()
         _refuse_labels(adversarial)
-        self._check_taught_by(adversarial is not None or len(attacks) > 0)
+        self._check_combiner_input(adversarial is not None or len(attacks) > 0)
         self._check_least([clean, *([] if noisy is None else [noisy])])
         if attacks and labels is None and isinstance(clean, Tensor):
             raise no_labels()
@@ -341,7 +341,7 @@ class Detector:
         positives = [*found.attacked]
         if adversarial is not None:
             positives.append(self.measure(adversarial))
-        self._taught = self._fitted_combiner(found, negatives, positives, torch.cat(seen))
+        self._combiner = self._combiner_fitted_to(found, negatives, positives, torch.cat(seen))
         self._calibration = None
         return self
 
@@ -390,7 +390,7 @@ class Detector:
         rate, truth = (labels, None) if isinstance(labels, float) else (fpr, labels)
         fitted = self._need(self._fitted, _FIT)
         if self._settings.combiner == "logistic":
-            self._need(self._taught, _TEACH)
+            self._need(self._combiner, _FIT_COMBINER)
         nothing = np.empty(0)
         promised = Calibration(float(rate), promise, float(confidence), per_class, nothing, nothing)
         self._check_model()
@@ -398,20 +398,20 @@ class Detector:
         # Settings and image counts are checked before any image is measured.
         self._check_unseen(clean)
         count = known_count(clean)
-        parts = 1 if self._taught is not None else 2
+        parts = 1 if self._combiner is not None else 2
         if count is not None:
             promised.check_count(count, fitted.classes, halved=parts == 2)  # noqa: PLR2004
             self._check_least([clean] if parts == 2 else [], share=parts)  # noqa: PLR2004
         found = measure_clean(
             self.measure, fitted, clean, truth, harmless=changes, seed=self._settings.seed
-        ).unseen(fitted, self._taught)
-        taught = self._taught
-        if taught is None:
+        ).unseen(fitted, self._combiner)
+        fitted_combiner = self._combiner
+        if fitted_combiner is None:
             first, found = found.halves(self._settings.seed)
             judged = [table.rows(first.judged_right(table)) for table in first.tables.values()]
-            taught = self._fitted_combiner(first, judged, [], first.hashes)
-        self._calibration = self._promised(promised, found, taught).checked(fitted.classes)
-        self._taught = taught
+            fitted_combiner = self._combiner_fitted_to(first, judged, [], first.hashes)
+        self._calibration = self._promised(promised, found, fitted_combiner).checked(fitted.classes)
+        self._combiner = fitted_combiner
         return self
 
     # ---- judging ---------------------------------------------------------------------------------
@@ -424,12 +424,13 @@ class Detector:
             WrongModelError: when the classifier has changed since :meth:`fit`.
             InputError: when the images do not fit.
         """
-        taught = self._need_taught()
+        fitted_combiner = self._need_combiner()
         parts: list[Verdicts] = []
         moments = Moments()
         for batch in image_batches(images):
             parts += [
-                self._verdicts(seen, values, taught) for seen, values in self._measured(batch)
+                self._verdicts(seen, values, fitted_combiner)
+                for seen, values in self._measured(batch)
             ]
             moments.add(batch)
         found = Verdicts.joined(parts)
@@ -482,10 +483,12 @@ class Detector:
         Raises:
             NotFittedError, WrongModelError, InputError: as :meth:`judge`.
         """
-        taught = self._need_taught()
+        fitted_combiner = self._need_combiner()
         verdicts = self.judge(images)
         return Explanation(
-            verdicts, percentiles(verdicts.table, taught.clean), taught.combiner.intercept
+            verdicts,
+            percentiles(verdicts.table, fitted_combiner.clean),
+            fitted_combiner.combiner.intercept,
         )
 
     def differentiable_score(self, images: Tensor) -> Tensor:
@@ -501,14 +504,14 @@ class Detector:
             NotFittedError: before the combiner is fitted.
             InputError: when the combiner is not differentiable, or the images do not fit.
         """
-        taught = self._need_taught()
-        if not taught.combiner.differentiable:
+        fitted_combiner = self._need_combiner()
+        if not fitted_combiner.combiner.differentiable:
             message = (
                 f"expected a differentiable combiner, got the {self._settings.combiner} one; "
                 'use combiner="logistic"'
             )
             raise InputError(message)
-        score: Tensor = taught.combiner(*self.measure_with_gradient(images))
+        score: Tensor = fitted_combiner.combiner(*self.measure_with_gradient(images))
         return score
 
     def measure_with_gradient(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -611,7 +614,7 @@ class Detector:
         fitted.inputs.check(images)
         if not len(fitted.seen):
             return np.zeros(len(images), dtype=bool)
-        learned = [fitted.seen, *([] if self._taught is None else [self._taught.seen])]
+        learned = [fitted.seen, *([] if self._combiner is None else [self._combiner.seen])]
         return torch.isin(image_hashes(images, fitted.grid), torch.cat(learned)).numpy()
 
     def with_masks(self, masks: int | Literal["fresh"]) -> Self:
@@ -657,7 +660,7 @@ class Detector:
             facts,
             settings.metrics,
             fitted,
-            self._taught,
+            self._combiner,
             self._calibration,
         )
         write_file(path, *record.parts())
@@ -724,17 +727,20 @@ class Detector:
         """Apply other settings and return self."""
         self._settings = settings
         if self._fitted is not None:
-            self._take(self._fitted, self._taught, self._calibration)
+            self._take(self._fitted, self._combiner, self._calibration)
         return self
 
     def _restored(self, where: Logits, record: Record) -> Self:
         """Restore the contents of a file and return self."""
         self._logits = where
-        self._take(record.fitted, record.taught, record.calibration)
+        self._take(record.fitted, record.combiner, record.calibration)
         return self
 
     def _take(
-        self, fitted: Fitted, taught: FittedCombiner | None, calibration: Calibration | None
+        self,
+        fitted: Fitted,
+        fitted_combiner: FittedCombiner | None,
+        calibration: Calibration | None,
     ) -> None:
         """Replace the whole fitted state."""
         settings = self._settings
@@ -752,7 +758,7 @@ class Detector:
             pixels=(fitted.inputs.low, fitted.inputs.high),
             batch_size=settings.batch_size,
         )
-        self._fitted, self._taught, self._calibration = fitted, taught, calibration
+        self._fitted, self._combiner, self._calibration = fitted, fitted_combiner, calibration
         self._observer, self._checked = observer, None
 
     def _ready(self, images: Tensor) -> tuple[Fitted, Observer]:
@@ -766,13 +772,15 @@ class Detector:
         fitted, observer = self._ready(images)
         return measured(fitted.metrics, observer.stream(images))
 
-    def _verdicts(self, seen: Observation, values: Tensor, taught: FittedCombiner) -> Verdicts:
-        contributions = taught.combiner.contributions(values, seen.predicted)
-        score = taught.combiner.total(contributions).cpu().numpy()
+    def _verdicts(
+        self, seen: Observation, values: Tensor, fitted_combiner: FittedCombiner
+    ) -> Verdicts:
+        contributions = fitted_combiner.combiner.contributions(values, seen.predicted)
+        score = fitted_combiner.combiner.total(contributions).cpu().numpy()
         predicted = seen.predicted.cpu().numpy()
         calibration = self._calibration
         return Verdicts(
-            names=taught.combiner.names,
+            names=fitted_combiner.combiner.names,
             predicted=predicted,
             probabilities=seen.logits.double().softmax(1).cpu().numpy(),
             score=score,
@@ -782,7 +790,7 @@ class Detector:
             contributions=contributions.cpu().numpy(),
         )
 
-    def _fitted_combiner(
+    def _combiner_fitted_to(
         self,
         clean: CleanImages,
         negatives: Sequence[MetricTable],
@@ -802,12 +810,12 @@ class Detector:
         return FittedCombiner(combiner, clean.tables["clean"], seen.unique())
 
     def _promised(
-        self, promised: Calibration, found: CleanImages, taught: FittedCombiner
+        self, promised: Calibration, found: CleanImages, fitted_combiner: FittedCombiner
     ) -> Calibration:
         """The calibration from the relevant measured images of each kind."""
         kinds = [table.rows(found.judged_right(table)) for table in found.tables.values()]
         together = MetricTable.joined(kinds)
-        scores = taught.combiner(
+        scores = fitted_combiner.combiner(
             torch.from_numpy(together.values), torch.from_numpy(together.predicted)
         )
         return replace(
@@ -841,7 +849,7 @@ class Detector:
         """Adversarial versions of images, within the detector's bounds if the attack has none."""
         return placed(attack, self.inputs_.bounds)(self.model, images, labels)
 
-    def _check_taught_by(self, attacked: bool) -> None:
+    def _check_combiner_input(self, attacked: bool) -> None:
         """Raise if adversarial images are missing for, or unused by, the combiner."""
         learns = self._settings.combiner == "logistic"
         if learns and not attacked:
@@ -894,11 +902,11 @@ class Detector:
             raise WrongModelError(message)
         self._checked = changes
 
-    def _need_taught(self) -> FittedCombiner:
+    def _need_combiner(self) -> FittedCombiner:
         """The fitted combiner and its data; raises if there is none."""
         self._need(self._fitted, _FIT)
         conformal = self._settings.combiner == "conformal"
-        return self._need(self._taught, _CALIBRATE if conformal else _TEACH)
+        return self._need(self._combiner, _CALIBRATE if conformal else _FIT_COMBINER)
 
     def _need(self, part: T | None, call: str) -> T:
         if part is None:

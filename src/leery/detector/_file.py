@@ -33,7 +33,7 @@ class Record:
         settings: passes, seed, masks, combiner, batch_size, logits, trust_outputs.
         prototypes: the unfitted metrics.
         fitted: state fitted to the training data.
-        taught: the fitted combiner and its data; None if it is not fitted.
+        combiner: the fitted combiner and its data; None if it is not fitted.
         calibration: the calibration; None if there is none.
     """
 
@@ -41,7 +41,7 @@ class Record:
     settings: Mapping[str, Any]
     prototypes: tuple[Metric, ...]
     fitted: Fitted
-    taught: FittedCombiner | None
+    combiner: FittedCombiner | None
     calibration: Calibration | None
 
     def parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -63,12 +63,12 @@ class Record:
             "layers": {"head": fitted.head, "each": list(fitted.each)},
             "metrics": [_described(metric) for metric in fitted.metrics],
         }
-        if self.taught is not None:
-            for part, tensor in self.taught.combiner.state_dict().items():
+        if self.combiner is not None:
+            for part, tensor in self.combiner.combiner.state_dict().items():
                 tensors[f"combiner/{part}"] = tensor
-            tensors["clean/values"] = torch.from_numpy(self.taught.clean.values)
-            tensors["clean/predicted"] = torch.from_numpy(self.taught.clean.predicted)
-            tensors["seen/combiner"] = self.taught.seen
+            tensors["clean/values"] = torch.from_numpy(self.combiner.clean.values)
+            tensors["clean/predicted"] = torch.from_numpy(self.combiner.clean.predicted)
+            tensors["seen/combiner"] = self.combiner.seen
         if self.calibration is not None:
             for part in ("scores", "predicted", "kind"):
                 tensors[f"calibration/{part}"] = torch.from_numpy(getattr(self.calibration, part))
@@ -110,17 +110,19 @@ class Record:
             grid=facts["grid"],
             accuracy=None,
         )
-        taught = None
+        fitted_combiner = None
         if state := below(tensors, "combiner"):
             combiner = make_combiner(facts["settings"]["combiner"], [Facts.of(m) for m in metrics])
             clean = MetricTable(fitted.names, *_measured(below(tensors, "clean"), "values", 2))
-            taught = FittedCombiner(
+            fitted_combiner = FittedCombiner(
                 combiner.restore(state), clean, _hashes(tensors["seen/combiner"])
             )
         calibration = None
         if promised := facts.get("calibration"):
             calibration = _calibrated(promised, below(tensors, "calibration")).checked(classes)
-        return cls(facts["classifier"], facts["settings"], prototypes, fitted, taught, calibration)
+        return cls(
+            facts["classifier"], facts["settings"], prototypes, fitted, fitted_combiner, calibration
+        )
 
 
 def _described(metric: Metric) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from leery._checks import Bounds
+from leery._checks import Bounds, more_than_a_few
 from leery.attacks import Attack, gaussian_noise, placed
 from leery.detector import Detector, MetricTable
 from leery.errors import InputError
@@ -21,9 +21,6 @@ from leery.observation import Scorer
 __all__ = ["evaluate"]
 
 _SCORE, _FLAGGED = "score", "flagged"
-
-_A_FEW = 3
-"""Most images of a batch that the detector may have learned from; 1 % if that is more."""
 
 
 def evaluate(
@@ -147,7 +144,7 @@ def _check_unseen(scorer: Scorer, images: Tensor, before: int, count: int) -> in
         InputError: then.
     """
     found = int(scorer.has_seen(images).sum()) if isinstance(scorer, Detector) else 0
-    if before + found > max(_A_FEW, count // 100):
+    if more_than_a_few(before + found, count):
         message = (
             f"expected images that the detector has not learned from, got {before + found} of "
             f"{count} that the fit or the combiner has seen; evaluate on others"

@@ -1,7 +1,6 @@
 """Loading of a user's classifier: factory, weights file, normalisation and device."""
 
 import importlib
-import pickle
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -210,25 +209,19 @@ def _moved(model: nn.Module, device: str | None) -> nn.Module:
 
 def _state(path: Path) -> dict[str, Any]:
     """The tensors of a weights file by name; no code in it is run."""
+    if not path.is_file():
+        message = f"expected weights at {path}, got no file; correct the path"
+        raise InputError(message)
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        message = f"expected weights at {path}, got no file; correct the path"
-        raise InputError(message) from error
-    except pickle.UnpicklingError as error:
-        # torch's message is long and recommends running the code.
-        message = (
-            f"expected weights in {path} that can be read without running code, got a pickle with "
-            "other objects than tensors; save model.state_dict() with safetensors.torch.save_file"
-        )
-        raise InputError(message) from error
-    # torch.load raises what its parts raise: pickle, zip, struct, key and runtime errors.
+    # torch.load raises what its parts raise: pickle, zip, struct, key and runtime errors. Its text
+    # is long and recommends running the code.
     except Exception as error:
         message = (
-            f"expected weights in {path}, as safetensors or a state dict of torch.save, got a "
-            "file that cannot be read as either; save model.state_dict() with torch.save"
+            f"expected weights in {path}, as safetensors or a state dict of torch.save, got a file "
+            "that cannot be read as either without running code; save model.state_dict()"
         )
         raise InputError(message) from error
     for key in ("state_dict", "model_state_dict", "model"):
