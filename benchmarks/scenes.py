@@ -4,10 +4,11 @@
 
 A scene is a classifier with its training data and two shuffled halves of its test data. Choices
 (families, weights, the auxiliary's recipe) are made on the scenes named dev, with the first half of
-the test data; results are judged on other scenes and the second half, which no choice has seen. Two
-exceptions: scikit-learn's digits are few, and serve one scene of each kind, with other classifiers
-and divided otherwise; and the coloured articles for choosing are of both halves. Adversarial images
-of a scene are kept one file per attack, under the SHA-256 of the classifier.
+the test data; results are judged on other scenes and the second half; docs/choosing.md lists the
+choices that were made after results on these had been seen. Two more exceptions: scikit-learn's
+digits are few, and serve one scene of each kind, with other classifiers and divided otherwise; and
+the coloured articles for choosing are of both halves. Adversarial images of a scene are kept one
+file per attack, under the SHA-256 of the classifier.
 """
 
 import argparse

@@ -22,7 +22,7 @@ JUDGED = [
     *("digits-0", "digits-1", "digits-2", "fashion-0"),
     *("strange-enlarged", "strange-coloured", "strange-plain", "strange-transformer"),
 ]
-"""The scenes of benchmarks/scenes.py on which nothing was chosen."""
+"""The scenes of benchmarks/scenes.py for which results are reported."""
 
 KINDS = {
     "digits": "digits, three classifiers",
@@ -178,7 +178,7 @@ def elsewhere() -> str:
         cells = pd.concat(own)
         said.append(f"{cells.min():.2f} {name} (mean {cells.mean():.2f})")
     first, second, third = said
-    return f"On other classifiers the worst attack is found less: {first}, {second}, {third}."
+    return f"On other classifiers the lowest share is smaller: {first}, {second}, {third}."
 
 
 def classifiers_table() -> str:
@@ -255,8 +255,8 @@ def accuracies_table() -> str:
 def exceptions_table() -> str:
     """Cells in which something else finds more than the default.
 
-    Of digits and articles: a metric or a family alone, over 5 points, at 1 %. Of unseen
-    classifiers: a baseline, over 3 points, at 1 % and 5 %, by both promises.
+    A metric or a family alone, over 5 points, at 1 %. Of unseen classifiers also a baseline, over 3
+    points, at 1 % and 5 %, by both promises.
     """
     rows = []
     for name, table in detection_tables().items():
@@ -264,15 +264,24 @@ def exceptions_table() -> str:
         for promise in ("clean and harmless", "clean") if strange else ("clean and harmless",):
             for rate in (0.01, 0.05) if strange else (0.01,):
                 for cell, shares in found(table, rate, promise).iterrows():
-                    alone = shares.index.str.startswith("baseline")
-                    if not strange:
+                    where = [name, str(cell), f"{rate:.0%}", promise]
+                    if rate == 0.01 and promise == "clean and harmless":  # noqa: PLR2004
                         alone = shares.index.str.endswith(" alone") | (shares.index == PAPERS)
-                    best = shares[alone].idxmax()
-                    if shares[best] - shares["default"] > (0.03 if strange else 0.05):
-                        where = [name, str(cell), f"{rate:.0%}", promise]
-                        compared = [f"{shares['default']:.3f}", best, f"{shares[best]:.3f}"]
-                        rows.append([*where, *compared])
+                        rows += _better(where, shares, alone, 0.05)
+                    if strange:
+                        baselines = shares.index.str.startswith("baseline")
+                        rows += _better(where, shares, baselines, 0.03)
     return _table(["scene", "attack", "at", "on", "default", "better", "its TPR"], rows)
+
+
+def _better(
+    where: list[str], shares: pd.Series, others: pd.Series, least: float
+) -> list[list[str]]:
+    """The best of the others, if it finds more than the default by more than ``least``."""
+    best = shares[others].idxmax()
+    if shares[best] - shares["default"] <= least:
+        return []
+    return [[*where, f"{shares['default']:.3f}", best, f"{shares[best]:.3f}"]]
 
 
 def costs_table() -> str:

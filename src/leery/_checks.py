@@ -202,10 +202,10 @@ def check_count(value: object, what: str, least: int = 1) -> int:
 
 
 def more_than_a_few(seen: int, images: int) -> bool:
-    """True if so many of the images were seen by the fit that it cannot be an accident.
+    """True if more images were seen by the detector than an accident explains.
 
     Args:
         seen: the number of images that were seen; 3 are allowed, or 1 % if that is more.
-        images: the number of all images.
+        images: the total number of images.
     """
     return seen > max(3, images // 100)

@@ -130,7 +130,9 @@ _Bandwidth = Annotated[
 _References = Annotated[
     int | None,
     typer.Option(
-        help="Maximum number of training images kept per class; by default all.", show_default=False
+        help="Maximum number of training images per class that the kernel density keeps; by "
+        "default all.",
+        show_default=False,
     ),
 ]
 

@@ -48,7 +48,7 @@ class ClassifierOptions:
         typer.Option(
             envvar="LEERY_WEIGHTS",
             help="The classifier's weights: .safetensors or a torch.save state dict, read without "
-            "unpickling code. By default the factory's own weights are kept.",
+            "running any code in it. By default the factory's own weights are kept.",
             show_default=False,
         ),
     ] = None

@@ -39,7 +39,7 @@ def inspect(
     metric: OwnMetrics = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a detector file holds; no code is run, and no classifier is needed.
+    """Show what a detector file holds; no classifier is needed, and without one no code is run.
 
     Examples:
       leery inspect guard.leery

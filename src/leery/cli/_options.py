@@ -113,8 +113,8 @@ BoundsOption = Annotated[
         "--bounds",
         metavar="LOW,HIGH",
         help="Lowest and highest pixel value, or a pair for each channel: l1,h1,l2,h2,... By "
-        "default those of the detector; without a detector 0,1. In a fit whose training images "
-        "exceed 0,1 they are unknown by default.",
+        "default those of the detector; without a detector 0,1. For fit the default is 0,1 if the "
+        "training images lie within it, else unknown.",
         show_default=False,
     ),
 ]

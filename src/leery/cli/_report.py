@@ -26,8 +26,8 @@ def report(
 ) -> None:
     """Make a study's figures, verdicts and report again from its saved tables alone.
 
-    Nothing is measured again. A missing or changed table is refused by name, with the command that
-    makes it.
+    Nothing is measured again. If a table is missing or changed, the error names it and the command
+    that makes it.
 
     Examples:
       leery report runs/mnist

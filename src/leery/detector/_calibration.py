@@ -168,7 +168,7 @@ class Calibration:
         return found
 
     def _groups(self, predicted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Rows that are judged together, each with the sorted scores of a kind (and class)."""
+        """Indices of rows judged together, and the sorted reference scores of one kind for them."""
         own = self._class_or_all(predicted)
         for label in np.unique(own).tolist():
             for ordered in self._ordered.get(label, [np.empty(0)] * len(self.kinds)):
@@ -176,7 +176,7 @@ class Calibration:
 
     @cached_property
     def _ordered(self) -> dict[int, list[np.ndarray]]:
-        """Sorted scores of each kind, by :meth:`_class_or_all`."""
+        """Sorted scores of each kind, for each label that :meth:`_class_or_all` returns."""
         own = self._class_or_all(self.predicted)
         return {
             label: [

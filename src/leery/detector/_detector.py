@@ -81,7 +81,8 @@ class Detector:
         bandwidth: bandwidth of the kernel density, in the units of the features; or "likelihood",
             which maximizes the leave-one-out likelihood of the training features, or
             "likelihood-per-class", which does so per class. The paper uses 1.7 for digits.
-        references: maximum number of training images kept per class; by default all.
+        references: maximum number of training images per class that the kernel density keeps; by
+            default all.
         precision: "float16" halves the size of the stored features in the detector file.
         combiner: "conformal", which needs no adversarial image, or "logistic", a monotone variant
             of the paper's, which learns from adversarial images.
@@ -604,7 +605,8 @@ class Detector:
             images: ``(N, ...)``.
 
         Returns:
-            bool ``(N,)``; all False where images of the training data recur anyway.
+            bool ``(N,)``; all False if the training data contain so many duplicates that a
+            match proves nothing.
 
         Raises:
             NotFittedError: before :meth:`fit`.

@@ -141,7 +141,7 @@ def _check_unseen(scorer: Scorer, images: Tensor, before: int, count: int) -> in
         How many of this batch it has learned from.
 
     Raises:
-        InputError: then.
+        InputError: when it has learned from more than a few.
     """
     found = int(scorer.has_seen(images).sum()) if isinstance(scorer, Detector) else 0
     if more_than_a_few(before + found, count):
