@@ -133,6 +133,16 @@ def test_the_page_of_metrics_has_each_with_its_family_and_direction() -> None:
     assert rows == expected
 
 
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_every_row_of_a_table_stands_on_one_line(page: Path) -> None:
+    code = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+    lines = code.sub("", page.read_text()).splitlines()
+    cells = [len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0 for line in lines]
+    for number, (before, own) in enumerate(zip(cells, cells[1:], strict=False), start=2):
+        assert not (before and own) or before == own, f"line {number}: {lines[number - 1]}"
+    assert not any(line.rstrip().endswith("|") and not line.startswith("|") for line in lines)
+
+
 def test_every_page_is_in_the_navigation() -> None:
     listed = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
     assert sorted(listed) == [page.name for page in PAGES]

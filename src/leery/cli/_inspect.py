@@ -39,7 +39,7 @@ def inspect(
     metric: OwnMetrics = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a detector file holds; no classifier is needed, and without one no code is run.
+    """Show what a detector file holds; --model is optional; without it, none of your code is run.
 
     Examples:
       leery inspect guard.leery

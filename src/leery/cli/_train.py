@@ -36,7 +36,7 @@ def train(
     ] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Train the study's classifier as for the shipped weights; write weights and a record.
+    """Train the study's classifier like the shipped one; write its weights and a record.
 
     Examples:
       leery train mnist
