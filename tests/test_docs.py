@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import itertools
 import os
 import re
 import runpy
@@ -138,7 +139,7 @@ def test_every_row_of_a_table_stands_on_one_line(page: Path) -> None:
     code = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
     lines = code.sub("", page.read_text()).splitlines()
     cells = [len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0 for line in lines]
-    for number, (before, own) in enumerate(zip(cells, cells[1:], strict=False), start=2):
+    for number, (before, own) in enumerate(itertools.pairwise(cells), start=2):
         assert not (before and own) or before == own, f"line {number}: {lines[number - 1]}"
     assert not any(line.rstrip().endswith("|") and not line.startswith("|") for line in lines)
 
