@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help reproduce results choices bench docs fuzz test test-slow test-browser check format clean
+.PHONY: help reproduce results arena choices bench docs fuzz test test-slow test-browser check format clean
 
 help:
 	@echo "make reproduce   the paper's digit study on all 10,000 test images: runs/mnist/"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-slow   killed runs, whole studies, and the README's example at its full size"
 	@echo "make test-browser  the report in headless Chromium"
 	@echo "make results     the study of both datasets into docs/results, and the README's tables"
+	@echo "make arena       every detector against every attack, into docs/results/arena (hours)"
 	@echo "make choices     what bandwidth, references and precision cost, into docs/results/choices"
 	@echo "make bench       leery against its peers and the machine, into benchmarks/results.md (1 h)"
 	@echo "make docs        the documentation, into site/"
@@ -39,6 +40,15 @@ reproduce: .venv/runtime
 results: .venv/runtime
 	$(BIN)/leery reproduce all --out docs/results
 	$(BIN)/leery reproduce mnist --seeds 3 --limit 2000 --out docs/results/mnist-seeds
+	$(BIN)/python docs/tables.py
+
+# The parts, which take hours, stay in runs/.
+arena: .venv/dev
+	for dataset in mnist fashion-mnist; do \
+	  $(BIN)/leery arena $$dataset --out runs/arena-$$dataset && \
+	  mkdir -p docs/results/arena/$$dataset && \
+	  cp runs/arena-$$dataset/*.csv runs/arena-$$dataset/manifest.json docs/results/arena/$$dataset/ || exit 1; \
+	done
 	$(BIN)/python docs/tables.py
 
 choices: .venv/runtime

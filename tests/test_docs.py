@@ -44,8 +44,16 @@ def own_modules() -> Iterator[None]:
             sys.modules["net"] = another
 
 
+SLOW = ("arena",)
+
+
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if blocks(page)], ids=lambda page: str(page.stem)
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if page.stem in SLOW else [], id=page.stem)
+        for page in PAGES
+        if blocks(page)
+    ],
 )
 def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path) -> None:
     shown = io.StringIO()
@@ -116,9 +124,10 @@ def tables() -> object:
     return module
 
 
-def test_the_tables_of_choosing_are_those_of_the_measurements() -> None:
+@pytest.mark.parametrize("name", ["choosing"])
+def test_the_tables_of_a_page_are_those_of_the_measurements(name: str) -> None:
     module = tables()
-    page = ROOT / "docs" / "choosing.md"
+    page = ROOT / "docs" / f"{name}.md"
     assert module.filled(page) == page.read_text()  # type: ignore[attr-defined]
     assert "| FGSM 0.30 |" in page.read_text()
 

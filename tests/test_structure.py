@@ -34,11 +34,11 @@ FLOORS = [
     {"baselines"},
     {"evaluation"},
     {"scoring"},
-    {"study"},
+    {"study", "arena"},
     {"cli"},
     {"__main__"},
 ]
-PROGRAMS = {"study", "cli", "__main__"}
+PROGRAMS = {"study", "arena", "cli", "__main__"}
 
 
 def modules() -> list[Path]:
@@ -100,7 +100,7 @@ PUBLIC = {
     "leery.attacks": """ADAPTED AdaptedAttack Attack BIM BoundedAttack CORRUPTIONS
         Corruption CrossEntropy FGSM GradientAttack HARMLESS Harmless Objective
         ObjectiveOf PGD Preset gaussian_noise placed""",
-    "leery.classifiers": """Classifier DigitNet FashionNet RECIPES Recipe accuracy build
+    "leery.classifiers": """Classifier DigitNet FashionNet RECIPES Recipe ResNet20 accuracy build
         load_classifier pretrained save_classifier train""",
     "leery.combiners": """ConformalCombiner COMBINERS Combiner CombinerName
         FAMILY_WEIGHTS Facts LogisticCombiner MonotoneLogisticCombiner make_combiner""",
@@ -123,10 +123,11 @@ PUBLIC = {
         CLOSENESS_METRICS ClassKL Direction FitContext ForwardPass IMAGE InputStatistic
         KINDS KernelDensity LogitFeatureShift METRICS Mahalanobis Metric
         NearestNeighbours NoiseConsistency PAPER_METRICS PassUncertainty Pmf Precision
-        RECOMMENDED_METRICS References ShiftConsistency Squeezing UNCERTAINTY_METRICS
-        UnitDispersion aleatoric confidence direction_of energy epistemic make_metrics
-        log_margin margin max_softmax median_residual metric_refused mutual_information
-        predictive_entropy recommended_for residual_kurtosis scibilic variance""",
+        RECOMMENDED_METRICS References ShiftConsistency Squeezing TrainingPoints
+        UNCERTAINTY_METRICS UnitDispersion aleatoric bhattacharyya confidence direction_of energy
+        epistemic make_metrics log_margin margin max_softmax median_residual metric_refused
+        mutual_information predictive_entropy recommended_for residual_kurtosis scibilic
+        variance""",
     "leery.models": """INPUT_OF Logits assignments_undone
         check_layer check_logits check_recorded check_repeatable content_hashes device_of
         extract_features fast_layout fingerprint forward has_fast_layout
@@ -135,18 +136,24 @@ PUBLIC = {
         recorded_layers run_fast run_model submodules_of_images two_images unwrapped with_layout
         with_logits""",
     "leery.observation": "EACH FittableScorer HEAD Needs Observation Observer Scorer View Viewed",
-    "leery.reporting": """Cell INK MUTED PALETTE Sheet figure_style new_figure page_environment
+    "leery.reporting": """Cell INK MUTED PALETTE Plot Sheet figure_style new_figure page_environment
         page_resource themed to_svg""",
     "leery.scoring": "Summary score_to_file",
     "leery.study": """Condition METRIC_SETS PAGE RESULT_COLUMNS STUDIES StudyConfig StudyResult
         load_result report reproduce reproduce_all terminal_summary""",
-    "leery.tasks": """Task Workers default_workers discard_parts identity_of open_parts part_name
-        parts_folder worker_pool""",
-    "leery.training": """Augmentation AuxiliaryNetwork AuxiliaryRecipe MAX_PIXELS
-        TrainingSet train_auxiliary""",
-    "leery.baselines": "BASELINES SingleMetric",
-    "leery.names": """ATTACKS ATTACKS_OF_LIBRARIES BASELINES CLOSENESS_METRICS METRICS
-        PAPER_METRICS RECOMMENDED_METRICS UNCERTAINTY_METRICS""",
+    "leery.tasks": """Clock FileTask Task Workers default_workers discard_parts identity_of
+        open_parts part_name parts_folder read_seconds run_stages worker_count worker_pool
+        write_seconds""",
+    "leery.training": """Augmentation AuxiliaryNetwork AuxiliaryRecipe MAX_PIXELS Recipe
+        TrainingSet run_epochs train_auxiliary""",
+    "leery.arena": """ARENAS ArenaConfig Cell DETECTORS Entry PAGE run_arena summary""",
+    "leery.baselines": """BASELINES DeepNeighbours DeepNeighboursBaseline DetectorSubnetwork
+        FeatureSqueezing IntrinsicDimensionality KernelDensityUncertainty LaterMetrics
+        LayerMahalanobis LearnedDistance LocalIntrinsicDimensionality MetricBaseline Odds
+        PaperDetector SingleMetric StandardisedOdds SupervisedBaseline""",
+    "leery.names": """ATTACKS ATTACKS_OF_LIBRARIES BASELINES CLOSENESS_METRICS
+        IMAGE_BASELINES METRICS PAPER_METRICS RECOMMENDED_METRICS SUPERVISED_BASELINES
+        UNCERTAINTY_METRICS""",
     "leery.tuning": """CACHED_ELEMENTS CLOSENESS_IMAGES CLOSENESS_PIXELS CONVERTED
         ELEMENTS_AT_ONCE FEW_IMAGES FREED_BYTES IMAGES_AT_ONCE IMAGES_OF_A_THREAD
         MAX_PREPARED MAX_RESIDENT NARROW_FILTERS QUERIES REFERENCES SELECTED_ELEMENTS

@@ -8,9 +8,11 @@ __all__ = [
     "ATTACKS_OF_LIBRARIES",
     "BASELINES",
     "CLOSENESS_METRICS",
+    "IMAGE_BASELINES",
     "METRICS",
     "PAPER_METRICS",
     "RECOMMENDED_METRICS",
+    "SUPERVISED_BASELINES",
     "UNCERTAINTY_METRICS",
 ]
 
@@ -53,6 +55,7 @@ METRICS = (
     "aleatoric",
     "epistemic",
     "scibilic",
+    "bhattacharyya",
     "unit_dispersion",
     "logit_feature_shift",
     *CLOSENESS_METRICS,
@@ -72,7 +75,20 @@ BASELINES = (
     "mahalanobis",
     "relative_mahalanobis",
 )
-"""The baselines of ``leery evaluate --baselines``."""
+"""Baselines for inputs of any kind that need no adversarial examples."""
+
+IMAGE_BASELINES = ("feature_squeezing", "odds", "deep_knn")
+"""Baselines for images that need no adversarial examples."""
+
+SUPERVISED_BASELINES = (
+    "kernel_density_uncertainty",
+    "lid",
+    "layer_mahalanobis",
+    "detector_subnetwork",
+    "later_metrics",
+    "paper_metrics",
+)
+"""Baselines for images that learn from adversarial examples."""
 
 ATTACKS = ("fgsm", "bim", "pgd")
 """The attacks that leery implements."""

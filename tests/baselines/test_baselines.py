@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from leery import Detector
+from leery import Detector, names
 from leery.attacks import PGD, AdaptedAttack, Attack
 from leery.baselines import BASELINES, SingleMetric
 from leery.errors import InputError, NotFittedError
@@ -29,7 +29,7 @@ def test_the_score_is_the_metric_and_large_where_it_is_suspicious(
         assert np.allclose(baseline.score(images), sign * function(logits).numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", names.BASELINES)
 def test_the_differentiable_score_is_the_score_with_a_gradient(
     name: str, digit_net: nn.Module, digits: Batch, training_digits: Batch
 ) -> None:

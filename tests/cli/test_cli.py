@@ -57,10 +57,22 @@ def test_a_wrong_command_line_exits_with_2() -> None:
         assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["reproduce", "train"])
-def test_an_unknown_dataset_is_refused_and_leaves_nothing(command: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("train", "a dataset name, got 'cifar'; the names are mnist, fashion-mnist, cifar-10"),
+        (
+            "reproduce",
+            "one of mnist, fashion-mnist, the datasets of the paper, got 'cifar'; choose one",
+        ),
+        ("arena", "one of mnist, fashion-mnist, cifar-10 as dataset, got 'cifar'; choose one"),
+    ],
+)
+def test_an_unknown_dataset_is_refused_and_leaves_nothing(
+    command: str, expected: str, tmp_path: Path
+) -> None:
     message = refused(run(command, "cifar", "--out", str(tmp_path / "out")))
-    assert message == "expected a dataset name, got 'cifar'; the names are mnist, fashion-mnist"
+    assert message == f"expected {expected}"
     assert list(tmp_path.iterdir()) == []
 
 

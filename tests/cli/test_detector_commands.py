@@ -27,9 +27,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from leery import Detector
-from leery.baselines import BASELINES
 from leery.classifiers import pretrained
 from leery.cli import main
+from leery.names import BASELINES, IMAGE_BASELINES
 from tests.conftest import Batch
 
 NET = """
@@ -577,7 +577,7 @@ def test_an_evaluation_shows_the_baselines_on_other_libraries_attacks(place: Pla
     rivals = ("--baselines", "--train", "train.npz")
     rows = place.json(*arguments, *rivals)["rows"]
     found = {row["detector"]: row["auc"] for row in rows if row["positives"] == "successful"}
-    assert set(found) == {"detector", *BASELINES}
+    assert set(found) == {"detector", *BASELINES, *IMAGE_BASELINES}
     assert found["max_softmax"] > 0.95
     shown = place.run(*arguments, *rivals)
     assert "relative_mahalanobis" in shown

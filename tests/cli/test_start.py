@@ -91,7 +91,8 @@ def test_a_missing_extra_is_one_sentence_with_the_line_that_installs_it(
 def test_the_names_that_help_shows_are_those_that_there_are() -> None:
     assert tuple(_MAKERS) == names.METRICS
     assert [metric.name for metric in make_metrics(names.METRICS)] == list(names.METRICS)
-    assert tuple(BASELINES) == names.BASELINES
+    every = names.BASELINES + names.IMAGE_BASELINES + names.SUPERVISED_BASELINES
+    assert tuple(BASELINES) == every
     assert tuple(ADAPTED) == names.ATTACKS_OF_LIBRARIES
 
 

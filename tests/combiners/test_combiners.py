@@ -198,7 +198,7 @@ def test_what_cannot_be_a_reference_is_refused() -> None:
 
 def test_a_row_s_log_odds_do_not_depend_on_the_other_rows() -> None:
     """numpy adds in another order along the other axis, and for a single row."""
-    values = np.asfortranarray(np.random.default_rng(0).normal(size=(300, 10)) * 1e3)
+    values = np.asfortranarray(np.random.default_rng(0).normal(size=(300, 11)) * 1e3)
     names = [*UNCERTAINTY, "kernel_density", "kl_divergence", "kl_divergence_sum"]
     for kind in (LogisticCombiner, MonotoneLogisticCombiner):
         fitted = kind(facts(names)).fit(

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from leery.data import NamedDataset, cache_folder, data_sums, load
 from leery.data import _load as loading
+from leery.data import cache_folder, data_sums, load
+from leery.data._registry import IdxDataset
 from leery.data._sources import SourceError
 from leery.errors import CorruptDataError, DataError, InputError
 
@@ -32,9 +33,9 @@ RAW = {
 }
 
 
-def tiny(*mirrors: str, **clients: str) -> NamedDataset:
+def tiny(*mirrors: str, **clients: str) -> IdxDataset:
     sums = {name: hashlib.sha256(raw).hexdigest() for name, raw in RAW.items()}
-    return NamedDataset("tiny", ("0",), sums, mirrors, **clients)  # type: ignore[arg-type]
+    return IdxDataset("tiny", ("0",), (1, 2, 2), sums, mirrors, **clients)  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +80,7 @@ def mirror(tmp_path: Path) -> Iterator[str]:
     thread.join()
 
 
-def read(dataset: NamedDataset, root: Path | None = None) -> dict[str, bytes]:
+def read(dataset: IdxDataset, root: Path | None = None) -> dict[str, bytes]:
     return loading._read(dataset, NAMES[:2], root)
 
 

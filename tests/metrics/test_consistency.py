@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import median_filter
 from torch import Tensor, nn
 
 from leery import Detector
@@ -123,6 +124,15 @@ def test_the_median_is_numpy_s_on_each_neighbourhood(digit_net: nn.Module, digit
         assert float(view.images[1, 0, row, column]) == np.median(window)
 
 
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_the_median_is_scipy_s_with_a_mirrored_border(
+    size: int, digit_net: nn.Module, digits: Batch
+) -> None:
+    (view,) = observed(digit_net, Squeezing("median", size), digits[0][:3]).views.values()
+    expected = [median_filter(one[0].numpy(), size, mode="mirror") for one in digits[0][:3]]
+    assert np.array_equal(view.images[:, 0].numpy(), np.stack(expected))
+
+
 def test_squeezing_in_logits_is_the_largest_change_and_shares_the_view(
     digit_net: nn.Module, digits: Batch
 ) -> None:
@@ -186,8 +196,8 @@ def test_impossible_settings_are_refused() -> None:
         NoiseConsistency(-1)
     with pytest.raises(InputError, match="draws"):
         NoiseConsistency(draws=0)
-    with pytest.raises(InputError, match='the squeezer "bits" or'):
-        Squeezing("median", 4)
+    with pytest.raises(InputError, match="a size as a whole number of at least 2, got 1"):
+        Squeezing("median", 1)
     with pytest.raises(InputError, match='the squeezer "bits" or'):
         Squeezing("jpeg", 3)
     assert math.isclose(NoiseConsistency(0.1).options()["sigma"], 0.1)

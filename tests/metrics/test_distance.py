@@ -71,6 +71,7 @@ def test_parts_of_the_data_give_the_same_as_the_whole() -> None:
         (NearestNeighbours(5, references=20), NearestNeighbours(5, references=20)),
         (Mahalanobis(), Mahalanobis()),
         (Mahalanobis("relative"), Mahalanobis("relative")),
+        (Mahalanobis("closest"), Mahalanobis("closest")),
     ):
         one, other = fitted(whole, data), fitted(parts, data, (50, 120))
         assert np.allclose(values(one, rows, classes), values(other, rows, classes), rtol=1e-9)
@@ -107,7 +108,27 @@ def test_the_relative_distance_takes_off_that_to_all_training_data() -> None:
     assert found == pytest.approx([16.0])
 
 
-@pytest.mark.parametrize("kind", ["class", "relative"])
+def test_the_closest_distance_is_the_smallest_over_the_classes() -> None:
+    data, (rows, _) = points(), points(40, seed=1)
+    own = [
+        values(fitted(Mahalanobis(), data), rows, torch.full((40,), label)) for label in range(3)
+    ]
+    found = values(fitted(Mahalanobis("closest"), data), rows, torch.zeros(40, dtype=torch.int64))
+    assert np.allclose(found, np.min(own, 0), rtol=1e-12)
+
+
+def test_pooled_maps_are_the_means_over_their_positions() -> None:
+    (train, labels), (rows, classes) = points(), points(40, seed=1)
+    spread = torch.tensor([[1.0, -1.0], [2.0, -2.0]])
+    maps, shown = (part[:, :, None, None] + spread for part in (train, rows))
+    plain = values(fitted(Mahalanobis(), (train, labels)), rows, classes)
+    found = values(fitted(Mahalanobis(pooled=True), (maps, labels)), shown, classes)
+    assert np.allclose(found, plain, rtol=1e-4)
+    flat = values(fitted(Mahalanobis(pooled=True), (train, labels)), rows, classes)
+    assert np.array_equal(flat, plain)
+
+
+@pytest.mark.parametrize("kind", ["class", "relative", "closest"])
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
 def test_scale_and_dead_features_do_not_matter(kind: str, scale: float) -> None:
     (train, labels), (rows, classes) = points(), points(40, seed=1)
@@ -150,7 +171,7 @@ def test_the_pixels_can_stand_for_a_layer_and_both_come_back_from_a_file(
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(NotFittedError, match="fitted NearestNeighbours"):
         NearestNeighbours().score(torch.zeros(2, 3), torch.tensor([0, 1]))
-    with pytest.raises(InputError, match='kind "class" or "relative", got'):
+    with pytest.raises(InputError, match='kind "class", "relative" or "closest", got'):
         Mahalanobis("all")  # type: ignore[arg-type]
     metric = Mahalanobis()
     with pytest.raises(InputError, match="at most 4096 features"):

@@ -24,6 +24,7 @@ ALL: list[Metric] = [
     metrics.aleatoric,
     metrics.epistemic,
     metrics.scibilic,
+    metrics.bhattacharyya,
 ]
 
 
@@ -58,6 +59,12 @@ def slow(probs: Tensor) -> dict[str, list[float]]:
         table["epistemic"].append(spread / passes / classes)
         table["aleatoric"].append(noise / passes / classes)
         table["scibilic"].append(spread / noise)
+        first, second, *_ = sorted(range(classes), key=lambda c: -mean[c])
+        histograms = [
+            np.histogram([values[t][image][c] for t in range(passes)], bins=20, range=(0, 1))[0]
+            for c in (first, second)
+        ]
+        table["bhattacharyya"].append(float(np.sqrt(histograms[0] * histograms[1]).sum()) / passes)
     return table
 
 
@@ -94,6 +101,10 @@ CLOSED_FORMS: list[tuple[Metric, Tensor, float]] = [
     (metrics.scibilic, one_hot(1, 1), 0.0),
     (metrics.scibilic, one_hot(0, 1), math.inf),
     (metrics.scibilic, torch.full((2, 1, 4), 0.25), 0.0),
+    (metrics.bhattacharyya, one_hot(2, 2), 0.0),
+    (metrics.bhattacharyya, one_hot(0, 1), 1.0),
+    (metrics.bhattacharyya, one_hot(0, 0, 0, 1), math.sqrt(3 / 4 * 1 / 4) * 2),
+    (metrics.bhattacharyya, torch.ones(3, 1, 1), 0.0),
 ]
 
 
@@ -118,6 +129,7 @@ def test_laws(metric: Metric, seed: int, passes: int, classes: int) -> None:
         "predictive_entropy": (0.0, math.log(classes)),
         "mutual_information": (0.0, math.log(classes)),
         "scibilic": (0.0, math.inf),
+        "bhattacharyya": (0.0, 1.0),
     }.get(metric.__name__, (0.0, 0.25))
     assert float(found.min()) >= low - 1e-12
     assert float(found.max()) <= high + 1e-12

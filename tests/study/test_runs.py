@@ -105,7 +105,9 @@ def test_impossible_configurations_are_refused(tmp_path: Path) -> None:
         StudyConfig("mnist", limit=4)
     with pytest.raises(InputError, match="seed of at least 0, got -1"):
         StudyConfig("mnist", seed=-1)
-    with pytest.raises(InputError, match="got 'cifar'; the names are"):
+    with pytest.raises(
+        InputError, match="one of mnist, fashion-mnist, the datasets of the paper, got 'cifar'"
+    ):
         StudyConfig("cifar")
     with pytest.raises(InputError, match="at least 1 seed, got 0"):
         StudyConfig("mnist", seeds=0)

@@ -1,9 +1,39 @@
-"""Published detectors for comparison; each scores images with a single metric.
+"""Published detectors for comparison, one file per paper.
 
-Evaluations compare them with a detector on the same images and at the same false-alarm rate. Each
-is one of leery's metrics, whose docstring lists the departures from the paper.
+Evaluations compare them with a detector on the same images and at the same false-alarm rate. Most
+are sets of leery's metrics; each docstring lists the departures from its paper. Detectors that
+learn from attacks say so in ``learns_from_attacks``.
 """
 
-from leery.baselines._single import BASELINES, SingleMetric
+from leery.baselines._base import MetricBaseline, SupervisedBaseline
+from leery.baselines._registry import BASELINES
+from leery.baselines._single import SingleMetric
+from leery.baselines.deep_knn import DeepNeighbours, DeepNeighboursBaseline
+from leery.baselines.feinman import KernelDensityUncertainty
+from leery.baselines.later_metrics import LaterMetrics, LearnedDistance
+from leery.baselines.lee import LayerMahalanobis
+from leery.baselines.lid import IntrinsicDimensionality, LocalIntrinsicDimensionality
+from leery.baselines.metzen import DetectorSubnetwork
+from leery.baselines.odds import Odds, StandardisedOdds
+from leery.baselines.squeezing import FeatureSqueezing
+from leery.baselines.tuna import PaperDetector
 
-__all__ = ["BASELINES", "SingleMetric"]
+__all__ = [
+    "BASELINES",
+    "DeepNeighbours",
+    "DeepNeighboursBaseline",
+    "DetectorSubnetwork",
+    "FeatureSqueezing",
+    "IntrinsicDimensionality",
+    "KernelDensityUncertainty",
+    "LaterMetrics",
+    "LayerMahalanobis",
+    "LearnedDistance",
+    "LocalIntrinsicDimensionality",
+    "MetricBaseline",
+    "Odds",
+    "PaperDetector",
+    "SingleMetric",
+    "StandardisedOdds",
+    "SupervisedBaseline",
+]

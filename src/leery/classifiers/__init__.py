@@ -1,8 +1,9 @@
-"""The classifiers of Tuna, Catak, Eskil (2020), their training and trained weights."""
+"""Classifiers of the named datasets, their training and trained weights."""
 
-from leery.classifiers._networks import DigitNet, FashionNet
-from leery.classifiers._training import RECIPES, Classifier, Recipe, accuracy, build, train
+from leery.classifiers._networks import DigitNet, FashionNet, ResNet20
+from leery.classifiers._training import RECIPES, Classifier, accuracy, build, train
 from leery.classifiers._weights import load_classifier, pretrained, save_classifier
+from leery.training import Recipe
 
 __all__ = [
     "RECIPES",
@@ -10,6 +11,7 @@ __all__ = [
     "DigitNet",
     "FashionNet",
     "Recipe",
+    "ResNet20",
     "accuracy",
     "build",
     "load_classifier",

@@ -1,4 +1,4 @@
-"""Seeded training of a classifier with the settings of Tuna, Catak, Eskil (2020), table 2."""
+"""Seeded training of the classifiers of named datasets."""
 
 import os
 import platform
@@ -8,58 +8,41 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from leery import data
-from leery._checks import check_batch_size, check_images, check_labels, check_seed
-from leery._progress import progress_bars
-from leery.classifiers._networks import DigitNet, FashionNet
-from leery.errors import InputError
+from leery._checks import check_images, check_labels, check_seed
+from leery.classifiers._networks import DigitNet, FashionNet, ResNet20
 from leery.models import device_of, isolated, run_model
+from leery.training import Recipe, run_epochs
 
 __all__ = ["RECIPES", "Classifier", "Recipe", "accuracy", "build", "train"]
 
 NETWORKS: Mapping[str, Callable[[float], nn.Module]] = {
     "mnist": DigitNet,
     "fashion-mnist": FashionNet,
+    "cifar-10": ResNet20,
 }
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Training settings: Adam on the cross-entropy, no augmentation, no learning-rate schedule.
-
-    Raises:
-        InputError: when a setting is outside its range.
-
-    Source:
-        Tuna, Catak, Eskil (2020), table 2.
-    """
-
-    epochs: int = 10
-    batch_size: int = 64
-    learning_rate: float = 0.001
-    dropout: float = 0.5
-
-    def __post_init__(self) -> None:
-        """Raise if a setting is outside its range."""
-        check_batch_size(self.batch_size)
-        if self.epochs < 1:
-            message = f"expected at least 1 epoch, got {self.epochs}; pass a larger number"
-            raise InputError(message)
-        if not self.learning_rate > 0:
-            message = f"expected a learning rate above 0, got {self.learning_rate}; correct it"
-            raise InputError(message)
-        if not 0 <= self.dropout < 1:
-            message = f"expected a dropout probability in [0, 1), got {self.dropout}; correct it"
-            raise InputError(message)
-
-
-RECIPES: Mapping[str, Recipe] = {"mnist": Recipe(), "fashion-mnist": Recipe(dropout=0.25)}
+RECIPES: Mapping[str, Recipe] = {
+    "mnist": Recipe(),
+    "fashion-mnist": Recipe(dropout=0.25),
+    "cifar-10": Recipe(
+        epochs=16,
+        batch_size=128,
+        learning_rate=0.3,
+        dropout=0.2,
+        optimiser="sgd",
+        weight_decay=5e-4,
+        shift=4,
+        mirror=True,
+        half=True,
+    ),
+}
 """Training settings of the shipped weights, by dataset.
 
 FashionNet falls short of the paper's accuracy with the paper's dropout of 0.5 and reaches it with
-the 0.25 of the authors' later notebooks.
+the 0.25 of the authors' later notebooks. CIFAR-10 is not in the paper.
 """
 
 
@@ -82,7 +65,7 @@ def build(dataset: str, *, dropout: float | None = None) -> nn.Module:
     Channels-last changes only the memory layout of the convolutions: same results, faster.
 
     Args:
-        dataset: "mnist" or "fashion-mnist".
+        dataset: "mnist", "fashion-mnist" or "cifar-10".
         dropout: the probability of dropping a unit; by default that of the shipped weights.
 
     Raises:
@@ -108,7 +91,7 @@ def train(
     global random state is restored.
 
     Args:
-        dataset: "mnist" or "fashion-mnist".
+        dataset: "mnist", "fashion-mnist" or "cifar-10".
         recipe: training settings; by default those of the shipped weights.
         seed: random seed of the initial weights, the order of the images and the dropout masks.
         root: a folder with the data files, as for :func:`leery.data.load`.
@@ -125,7 +108,7 @@ def train(
         # Not torch.manual_seed, which would also seed every GPU without restoring its state.
         torch.default_generator.manual_seed(seed)
         model = build(dataset, dropout=recipe.dropout)
-        _run_epochs(model, images, labels, recipe, f"training {dataset}", progress=progress)
+        run_epochs(model, images, labels, recipe, f"training {dataset}", progress=progress)
     test_images, test_labels = data.load(dataset, "test", root)
     record = {
         "dataset": dataset,
@@ -133,7 +116,7 @@ def train(
         "recipe": asdict(recipe),
         "seed": seed,
         "test_accuracy": accuracy(model, test_images, test_labels),
-        "data_sha256": data.data_sums(dataset),
+        "data_sha256": data.data_sums(dataset, root),
         "command": f"leery train {dataset} --seed {seed} --dropout {recipe.dropout}",
         "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
         "threads": torch.get_num_threads(),
@@ -156,26 +139,3 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: in
         logits = [run_model(still, batch.to(device)) for batch in images.split(batch_size)]
     hits = torch.cat(logits).argmax(1) == labels.to(device)
     return float(hits.double().mean())
-
-
-def _run_epochs(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    recipe: Recipe,
-    title: str,
-    *,
-    progress: bool,
-) -> None:
-    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
-    model.train()
-    with progress_bars(enabled=progress) as bars:
-        task = bars.add_task(title, total=recipe.epochs * len(images))
-        for _ in range(recipe.epochs):
-            for rows in torch.randperm(len(images)).split(recipe.batch_size):
-                loss = functional.cross_entropy(model(images[rows]), labels[rows])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                bars.advance(task, len(rows))
-    model.eval()

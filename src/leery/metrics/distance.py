@@ -25,7 +25,7 @@ from leery.tuning import QUERIES
 
 __all__ = ["IMAGE", "Mahalanobis", "MahalanobisKind", "NearestNeighbours"]
 
-MahalanobisKind = Literal["class", "relative"]
+MahalanobisKind = Literal["class", "relative", "closest"]
 
 _WIDEST = 4096
 """Largest number of features for which a covariance matrix is stored (128 MiB)."""
@@ -109,11 +109,14 @@ class Mahalanobis(Metric):
     .. math:: (h - \mu_c)^T \Sigma^{-1} (h - \mu_c)
 
     with one covariance for all classes, shrunk towards its diagonal. The relative kind subtracts
-    the Mahalanobis distance to the mean of all training features, with their covariance.
+    the Mahalanobis distance to the mean of all training features, with their covariance. The
+    closest kind takes the class with the smallest distance instead of the predicted one.
 
     Args:
-        kind: "class" or "relative".
-        layer: layer whose flattened output is the features.
+        kind: "class", "relative" or "closest".
+        layer: layer whose output is the features.
+        pooled: True to average the output of a convolution ``(N, channels, height, width)`` over
+            its positions, False to flatten it.
 
     Attributes:
         counts: float64 ``(classes,)``, number of training images per class.
@@ -139,14 +142,18 @@ class Mahalanobis(Metric):
     products: Tensor
     shift: Tensor
 
-    def __init__(self, kind: MahalanobisKind = "class", *, layer: str = HEAD) -> None:
+    def __init__(
+        self, kind: MahalanobisKind = "class", *, layer: str = HEAD, pooled: bool = False
+    ) -> None:
         super().__init__()
         if kind not in get_args(MahalanobisKind):
-            message = f'expected kind "class" or "relative", got {kind!r}; choose one'
+            message = f'expected kind "class", "relative" or "closest", got {kind!r}; choose one'
             raise InputError(message)
         self.kind: MahalanobisKind = kind
         self.layer = layer
-        self.name = _named("mahalanobis" if kind == "class" else "relative_mahalanobis", layer)
+        self.pooled = pooled
+        name = "mahalanobis" if kind == "class" else f"{kind}_mahalanobis"
+        self.name = _named(f"pooled_{name}" if pooled else name, layer)
         self.needs = Needs(layers=(layer,))
         for name in ("counts", "sums", "products", "shift"):
             self.register_buffer(name, None)
@@ -154,7 +161,7 @@ class Mahalanobis(Metric):
 
     def update(self, seen: Observation, labels: Tensor) -> None:
         """Add the features of a part of the training data."""
-        features = seen.layers[self.layer].flatten(1)
+        features = self._features(seen)
         check_features(features)
         wide = features.detach().double()
         if wide.shape[1] > _WIDEST:
@@ -187,12 +194,14 @@ class Mahalanobis(Metric):
 
     def forward(self, seen: Observation) -> Tensor:
         """The squared distance of each image, float64 ``(N,)``."""
-        features = seen.layers[self.layer].flatten(1).double()
+        features = self._features(seen).double()
         if features.device not in self._ready:
             self._ready[features.device] = self._whitened(features.device)
         own, overall = self._ready[features.device]
         centres = (self.sums / self.counts.unsqueeze(1)).to(features.device)
         rows = features - self.shift.to(features.device)
+        if self.kind == "closest":
+            return torch.stack([own.lengths(rows - centre) for centre in centres]).amin(0)
         found = own.lengths(rows - centres[seen.predicted])
         if self.kind == "class":
             return found
@@ -201,7 +210,7 @@ class Mahalanobis(Metric):
 
     def options(self) -> dict[str, Any]:
         """Constructor arguments of this metric."""
-        return {"kind": self.kind, "layer": self.layer}
+        return {"kind": self.kind, "layer": self.layer, "pooled": self.pooled}
 
     def restore(self, state: Mapping[str, Tensor]) -> Self:
         """Load the state of a fitted metric.
@@ -235,6 +244,11 @@ class Mahalanobis(Metric):
                 f"{len(self.counts)} with training images; fit again"
             )
             raise InputError(message)
+
+    def _features(self, seen: Observation) -> Tensor:
+        values = seen.layers[self.layer]
+        maps = self.pooled and values.ndim == 4  # noqa: PLR2004 - of a convolution
+        return values.flatten(2).mean(2) if maps else values.flatten(1)
 
     def _add(self, counts: Tensor, sums: Tensor, products: Tensor, shift: Tensor) -> None:
         if self.counts is None:

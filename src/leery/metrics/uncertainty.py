@@ -19,6 +19,7 @@ __all__ = [
     "UNCERTAINTY",
     "PassUncertainty",
     "aleatoric",
+    "bhattacharyya",
     "confidence",
     "epistemic",
     "mutual_information",
@@ -28,6 +29,9 @@ __all__ = [
 ]
 
 _SUM_TOLERANCE = 1e-3
+
+_BINS = 20
+"""Number of bins of the histograms of the Bhattacharyya coefficient."""
 
 _Formula = Callable[[Tensor], Tensor]
 
@@ -239,6 +243,71 @@ def scibilic(probs: Tensor) -> Tensor:
     return torch.where(undefined, torch.zeros_like(between), ratio)
 
 
+@_of_probabilities
+def bhattacharyya(probs: Tensor) -> Tensor:
+    r"""Overlap of the passes' probabilities of the two most probable classes.
+
+    .. math:: \sum_b \sqrt{h_{1,b} h_{2,b}}
+
+    where h are histograms over the passes, with 20 equal bins in [0, 1] that sum to 1, of the
+    probabilities of the two classes that are most probable in the mean prediction.
+
+    Args:
+        probs: float ``(passes, batch, classes)``, rows sum to 1.
+
+    Returns:
+        float64 ``(batch,)`` in [0, 1]; larger is more uncertain.
+
+    Raises:
+        InputError: when ``probs`` are not probabilities of that shape.
+
+    Notes:
+        The histograms have no useful gradient. With a single class it is 0.
+
+    Source:
+        Combalia et al. (2020), "Uncertainty estimation in deep neural networks for dermoscopic
+        image classification"; the number of bins is not stated there.
+
+    Example:
+        >>> bhattacharyya(torch.tensor([[[0.9, 0.1]], [[0.2, 0.8]]]))
+        tensor([0.], dtype=torch.float64)
+        >>> bhattacharyya(torch.tensor([[[0.51, 0.49]], [[0.49, 0.51]]]))
+        tensor([1.], dtype=torch.float64)
+    """
+    first, second = _two_likeliest(probs)
+    counts = [
+        torch.nn.functional.one_hot(bins, _BINS).double().mean(0)
+        for bins in ((part * _BINS).long().clamp_max(_BINS - 1) for part in (first, second))
+    ]
+    return (counts[0] * counts[1]).sqrt().sum(-1)
+
+
+def _overlap_of_normals(probs: Tensor) -> Tensor:
+    """A differentiable :func:`bhattacharyya`: that of normal distributions in place of histograms.
+
+    The variance of a uniform distribution in a bin is added to theirs.
+    """
+    (mean, square), (other, other_square) = (
+        (part.mean(0), part.var(0, correction=0) + 1 / (12 * _BINS**2))
+        for part in _two_likeliest(probs)
+    )
+    total = square + other_square
+    scale = (2 * (square * other_square).sqrt() / total).sqrt()
+    return scale * torch.exp(-((mean - other) ** 2) / (4 * total))
+
+
+def _two_likeliest(probs: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities ``(passes, batch)`` of the two classes with the largest mean."""
+    if probs.shape[-1] < 2:  # noqa: PLR2004 - classes to compare
+        return probs[..., 0], torch.zeros_like(probs[..., 0])
+    order = probs.mean(0).topk(2, dim=-1).indices
+    first, second = (
+        probs.gather(-1, order[:, [place]].expand(len(probs), -1, -1)).squeeze(-1)
+        for place in (0, 1)
+    )
+    return first, second
+
+
 UNCERTAINTY: Mapping[str, Callable[[Tensor], Tensor]] = {
     function.__name__: function
     for function in (
@@ -249,6 +318,7 @@ UNCERTAINTY: Mapping[str, Callable[[Tensor], Tensor]] = {
         aleatoric,
         epistemic,
         scibilic,
+        bhattacharyya,
     )
 }
 """Functions of the pass probabilities by name."""
@@ -275,10 +345,17 @@ class PassUncertainty(Metric):
             raise InputError(message)
         self.name = function
         self.direction = "smaller" if function == "confidence" else "larger"
+        self.differentiable = function != "bhattacharyya"
 
     def forward(self, seen: Observation) -> Tensor:
         """The function of the pass probabilities, float64 ``(N,)``."""
         return _FORMULAS[self.name](seen.probs.double())
+
+    def smooth(self, seen: Observation) -> Tensor:
+        """The same function; of the Bhattacharyya coefficient a differentiable one."""
+        if self.differentiable:
+            return self.forward(seen)
+        return _overlap_of_normals(seen.probs.double())
 
     def options(self) -> dict[str, Any]:
         """Constructor arguments of this metric."""

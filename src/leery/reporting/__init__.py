@@ -4,6 +4,7 @@ These parts are independent of the content of a report. They require matplotlib 
 """
 
 from leery.reporting._page import page_environment, page_resource
+from leery.reporting._plot import Plot
 from leery.reporting._sheet import Cell, Sheet
 from leery.reporting._style import (
     INK,
@@ -20,6 +21,7 @@ __all__ = [
     "MUTED",
     "PALETTE",
     "Cell",
+    "Plot",
     "Sheet",
     "figure_style",
     "new_figure",

@@ -8,12 +8,19 @@ __all__ = ["page_environment", "page_resource"]
 
 
 def page_environment() -> jinja2.Environment:
-    """A Jinja environment that escapes values and raises on missing ones."""
+    """A Jinja environment that escapes values and raises on missing ones.
+
+    Templates can import ``sheet`` and ``figure`` from ``macros.html.jinja``.
+    """
     return jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(page_resource),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 
 def page_resource(name: str) -> str:
-    """The style sheet ``page.css`` or the script ``page.js`` that every page embeds."""
+    """A file of this package: ``page.css``, ``page.js`` or ``macros.html.jinja``."""
     return (files("leery.reporting") / name).read_text(encoding="utf-8")

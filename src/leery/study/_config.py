@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from leery._checks import check_seed
 from leery.attacks import BIM, FGSM, PGD, GradientAttack
-from leery.data import data_sums, named
+from leery.data import data_sums
 from leery.errors import InputError
 from leery.evaluation import FOLDS
 from leery.metrics import CLOSENESS_METRICS, PAPER_METRICS, UNCERTAINTY_METRICS
@@ -126,7 +126,12 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         """Raise if an option is outside its range."""
-        named(self.dataset)
+        if self.dataset not in STUDIES:
+            message = (
+                f"expected one of {', '.join(STUDIES)}, the datasets of the paper, got "
+                f"{self.dataset!r}; choose one"
+            )
+            raise InputError(message)
         if self.limit is not None and self.limit < FOLDS:
             message = (
                 f"expected a limit of at least {FOLDS} images, one for each fold, got "

@@ -1,9 +1,6 @@
 """The tasks of a study, with their output files and approximate cost."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from leery.study._as_printed import as_printed
 from leery.study._pictures import example, gallery
@@ -17,33 +14,12 @@ from leery.study._sweeps import (
     trace_shards,
 )
 from leery.study._workspace import MEASURED, SHARD, Workspace, all_versions
+from leery.tasks import FileTask
 
-__all__ = ["Task", "plan"]
-
-
-@dataclass(frozen=True)
-class Task:
-    """A call of a function on a workspace, done when its output file exists.
-
-    Attributes:
-        file: output file.
-        function: module-level function.
-        arguments: arguments of the function.
-        cost: approximate CPU time in seconds, for the order of tasks and the progress bar.
-    """
-
-    file: Path
-    function: Callable[..., None]
-    arguments: tuple[Any, ...]
-    cost: float
-
-    @property
-    def done(self) -> bool:
-        """True if the output file exists."""
-        return self.file.exists()
+__all__ = ["plan"]
 
 
-def plan(workspaces: Sequence[Workspace]) -> dict[str, list[Task]]:
+def plan(workspaces: Sequence[Workspace]) -> dict[str, list[FileTask]]:
     """Tasks of all workspaces by stage, in the order of the stages, the longest tasks first."""
     makers = {
         "classifier": _classifier,
@@ -64,55 +40,59 @@ def plan(workspaces: Sequence[Workspace]) -> dict[str, list[Task]]:
     }
 
 
-def _classifier(workspace: Workspace) -> Iterator[Task]:
+def _classifier(workspace: Workspace) -> Iterator[FileTask]:
     cost = 100 / _speed(workspace) if workspace.config.retrain else 1
-    yield Task(workspace.weights.with_suffix(".json"), make_classifier, (workspace,), cost)
+    yield FileTask(workspace.weights.with_suffix(".json"), make_classifier, (workspace,), cost)
 
 
-def _detector(workspace: Workspace) -> Iterator[Task]:
-    yield Task(workspace.detector_file, fit_detector, (workspace,), 10)
+def _detector(workspace: Workspace) -> Iterator[FileTask]:
+    yield FileTask(workspace.detector_file, fit_detector, (workspace,), 10)
 
 
-def _measure(workspace: Workspace) -> Iterator[Task]:
+def _measure(workspace: Workspace) -> Iterator[FileTask]:
     images = min(MEASURED, len(workspace.labels()))
     for version in all_versions(workspace.config):
         cost = images * (0.0004 + 0.00016 * version.gradients) / _speed(workspace)
         for start in workspace.measured():
-            yield Task(
+            yield FileTask(
                 workspace.table_file(version, start), measure, (workspace, version, start), cost
             )
 
 
-def _evaluate(workspace: Workspace) -> Iterator[Task]:
+def _evaluate(workspace: Workspace) -> Iterator[FileTask]:
     for condition in workspace.config.conditions:
         cost = len(workspace.labels()) * 0.0005
-        yield Task(workspace.evaluation_file(condition), evaluate, (workspace, condition), cost)
+        yield FileTask(workspace.evaluation_file(condition), evaluate, (workspace, condition), cost)
 
 
-def _success(workspace: Workspace) -> Iterator[Task]:
+def _success(workspace: Workspace) -> Iterator[FileTask]:
     images = min(SUCCESS_IMAGES, len(workspace.labels()))
     for condition in success_conditions():
         cost = images * 0.00016 * condition.make().steps / _speed(workspace)
-        yield Task(workspace.success_file(condition), success, (workspace, condition), cost)
+        yield FileTask(workspace.success_file(condition), success, (workspace, condition), cost)
 
 
-def _trace(workspace: Workspace) -> Iterator[Task]:
+def _trace(workspace: Workspace) -> Iterator[FileTask]:
     for attack in TRACED:
         for shard in trace_shards(workspace):
             cost = (15 if attack == "BIM" else 4) / _speed(workspace)
-            yield Task(workspace.trace_file(attack, shard), trace, (workspace, attack, shard), cost)
+            yield FileTask(
+                workspace.trace_file(attack, shard), trace, (workspace, attack, shard), cost
+            )
 
 
-def _as_printed(workspace: Workspace) -> Iterator[Task]:
+def _as_printed(workspace: Workspace) -> Iterator[FileTask]:
     for condition in workspace.config.conditions:
-        yield Task(workspace.reading_file(condition), as_printed, (workspace, condition), 3)
+        yield FileTask(workspace.reading_file(condition), as_printed, (workspace, condition), 3)
 
 
-def _pictures(workspace: Workspace) -> Iterator[Task]:
-    yield Task(workspace.picture_file("example"), example, (workspace,), 1)
+def _pictures(workspace: Workspace) -> Iterator[FileTask]:
+    yield FileTask(workspace.picture_file("example"), example, (workspace,), 1)
     for condition in workspace.config.conditions:
         cost = SHARD * 0.00016 * condition.make().steps / _speed(workspace)
-        yield Task(workspace.picture_file(condition.name), gallery, (workspace, condition), cost)
+        yield FileTask(
+            workspace.picture_file(condition.name), gallery, (workspace, condition), cost
+        )
 
 
 def _speed(workspace: Workspace) -> float:

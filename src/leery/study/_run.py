@@ -2,50 +2,30 @@
 
 import hashlib
 import json
-import math
 import os
 import platform
 import shlex
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
-
 from leery import data
 from leery._files import make_folder, write_atomically
-from leery._progress import progress_bars
 from leery.errors import InputError
 from leery.study._config import STUDIES, StudyConfig
 from leery.study._gather import gather
-from leery.study._plan import Task, plan
+from leery.study._plan import plan
 from leery.study._report import report
 from leery.study._tables import MANIFEST, StudyResult, load_result, save_tables
 from leery.study._workspace import Workspace
-from leery.tasks import Workers, default_workers, worker_pool
+from leery.tasks import Clock, run_stages, worker_count
 
 __all__ = ["reproduce", "reproduce_all"]
 
 _REPORTED = ("leery", "torch", "numpy", "scipy", "scikit-learn", "pandas", "safetensors")
-
-
-@dataclass
-class _Clock:
-    """Wall time of each stage of this run, and the number of its tasks that were done before."""
-
-    stages: dict[str, dict[str, float]] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str, tasks: int = 1, reused: int = 0) -> Iterator[None]:
-        start = time.monotonic()
-        yield
-        seconds = round(time.monotonic() - start, 2)
-        self.stages[name] = {"seconds": seconds, "tasks": tasks, "reused": reused}
 
 
 def reproduce(
@@ -113,11 +93,7 @@ def reproduce_all(
 
 def _run(studies: Mapping[Path, StudyConfig], *, workers: int | None, progress: bool) -> None:
     """Run all stages of all studies and write their tables and manifests."""
-    count = default_workers() if workers is None else workers
-    if count < 1:
-        message = f"expected at least 1 worker, got {count}; pass a larger number"
-        raise InputError(message)
-    clock = _Clock()
+    count, clock = worker_count(workers), Clock()
     with clock.stage("data"):
         for config in studies.values():
             _check_data(config)
@@ -126,10 +102,7 @@ def _run(studies: Mapping[Path, StudyConfig], *, workers: int | None, progress: 
         for folder, config in studies.items()
     }
     stages = plan([workspace for group in workspaces.values() for workspace in group])
-    with worker_pool(count) as pool, progress_bars(enabled=progress) as bars:
-        whole = _Whole(bars, sum(map(_cost, stages.values())))
-        for name, tasks in stages.items():
-            _do(name, tasks, pool, whole, clock, said=progress)
+    run_stages(stages, clock, workers=count, progress=progress)
     with clock.stage("tables"):
         sums = {folder: save_tables(folder, gather(group)) for folder, group in workspaces.items()}
     for folder, config in studies.items():
@@ -159,60 +132,8 @@ def _stage_folder(config: StudyConfig, out: Path) -> Path:
     return folder
 
 
-def _cost(tasks: Sequence[Task]) -> float:
-    return sum(task.cost for task in tasks)
-
-
-class _Whole:
-    """Progress of the whole study, in per cent of its cost, and the remaining time.
-
-    Args:
-        bars: progress bars to which this one is added.
-        cost: total cost of all tasks.
-    """
-
-    def __init__(self, bars: Progress, cost: float) -> None:
-        self.bars = bars
-        self._start = time.monotonic()
-        self._cost = cost
-        self._done = self._worked = 0.0
-        self._bar = bars.add_task(f"{'whole, %':<12}", total=100)
-
-    def advance(self, cost: float, *, worked: bool = True) -> None:
-        """Add the cost of tasks that were done now or found done."""
-        self._done += cost
-        self._worked += cost if worked else 0
-        self.bars.update(self._bar, completed=100 * self._done / self._cost)
-
-    def __str__(self) -> str:
-        """The completed fraction and, once it can be estimated, the remaining minutes."""
-        said = f"{self._done / self._cost:.0%} of the whole done"
-        if not self._worked:
-            return said
-        left = (time.monotonic() - self._start) * (self._cost - self._done) / self._worked
-        return f"{said}, about {math.ceil(left / 60)} min left"
-
-
-def _do(
-    name: str, tasks: Sequence[Task], pool: Workers, whole: _Whole, clock: _Clock, *, said: bool
-) -> None:
-    """Run the missing tasks of a stage; print a line if bars are hidden."""
-    missing = [task for task in tasks if not task.done]
-    done = len(tasks) - len(missing)
-    title = f"{name} ({done} done before)" if done else name
-    bars = whole.bars
-    bar = bars.add_task(f"{title:<12}", total=len(tasks), completed=done)
-    whole.advance(_cost(tasks) - _cost(missing), worked=False)
-    if bars.disable and said:
-        bars.console.print(f"{title}: {len(missing)} of {len(tasks)} tasks to do; {whole}")
-    with clock.stage(name, len(tasks), done):
-        for place in pool.run([(task.function, task.arguments) for task in missing]):
-            bars.advance(bar)
-            whole.advance(missing[place].cost)
-
-
 def _manifest(
-    config: StudyConfig, workspaces: Sequence[Workspace], workers: int, clock: _Clock
+    config: StudyConfig, workspaces: Sequence[Workspace], workers: int, clock: Clock
 ) -> dict[str, Any]:
     """Manifest: command, configuration, classifiers, versions, machine and times of a study."""
     return {
@@ -229,7 +150,7 @@ def _manifest(
             "workers": workers,
         },
         "stages": clock.stages,
-        "seconds": round(sum(stage["seconds"] for stage in clock.stages.values()), 2),
+        "seconds": clock.seconds,
     }
 
 

@@ -7,8 +7,18 @@ This package does not depend on what a part computes.
 from leery.tasks._identity import identity_of
 from leery.tasks._parts import discard_parts, open_parts, part_name, parts_folder
 from leery.tasks._pool import Task, Workers, default_workers, worker_pool
+from leery.tasks._stages import (
+    Clock,
+    FileTask,
+    read_seconds,
+    run_stages,
+    worker_count,
+    write_seconds,
+)
 
 __all__ = [
+    "Clock",
+    "FileTask",
     "Task",
     "Workers",
     "default_workers",
@@ -17,5 +27,9 @@ __all__ = [
     "open_parts",
     "part_name",
     "parts_folder",
+    "read_seconds",
+    "run_stages",
+    "worker_count",
     "worker_pool",
+    "write_seconds",
 ]

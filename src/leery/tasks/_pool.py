@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -92,6 +93,8 @@ def _interrupts_held_back() -> Iterator[None]:
 
 def _settle_in() -> None:
     """Set up a worker that uses one computing thread and ends with its parent."""
+    # Deprecations that other libraries' use of torch triggers are not the user's to mend.
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch")
     torch.set_num_threads(1)
     imported("threadpoolctl", "study").threadpool_limits(1)
     threading.Thread(target=_die_with_parent, daemon=True).start()

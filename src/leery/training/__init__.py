@@ -1,7 +1,7 @@
-"""Training of the networks that leery uses in addition to the classifier.
+"""Training of classifiers and of the networks that leery uses in addition to a classifier.
 
-The only one so far is the auxiliary network, whose disagreement with the classifier is evidence of
-an attack. Training uses only labelled clean images and is independent of metrics and detectors.
+An auxiliary network, whose disagreement with the classifier is evidence of an attack, is trained on
+labelled clean images. This package is independent of metrics and detectors.
 """
 
 from leery.training._augmentation import Augmentation
@@ -12,12 +12,15 @@ from leery.training._auxiliary import (
     TrainingSet,
     train_auxiliary,
 )
+from leery.training._classifier import Recipe, run_epochs
 
 __all__ = [
     "MAX_PIXELS",
     "Augmentation",
     "AuxiliaryNetwork",
     "AuxiliaryRecipe",
+    "Recipe",
     "TrainingSet",
+    "run_epochs",
     "train_auxiliary",
 ]

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from leery._files import write_atomically
 from leery.errors import StudyFileError
+from leery.reporting import Plot
 from leery.study._config import STUDIES
 from leery.study._report._claims import claims_table, evidence_table, judge
 from leery.study._report._page import render
-from leery.study._report._plots import Plot, joint_success_plot, plots
+from leery.study._report._plots import joint_success_plot, plots
 from leery.study._tables import MANIFEST, TABLES, StudyResult, load_result, to_csv
 
 __all__ = ["PAGE", "judge", "report"]

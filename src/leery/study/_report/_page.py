@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 
 from leery import __version__
-from leery.reporting import Cell, Sheet, page_environment, page_resource
+from leery.reporting import Cell, Plot, Sheet, page_environment, page_resource
 from leery.study._report._claims import READINGS, VERDICTS, Judged
 from leery.study._report._errata import errata
-from leery.study._report._plots import PLOTS, Plot
+from leery.study._report._plots import PLOTS
 from leery.study._report._sheets import (
     all_six_sheet,
     classifier_sheet,

@@ -1,14 +1,12 @@
 """Figures of the report, with title, alternative text and caption."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
 
 import pandas as pd
 
 from leery._files import make_folder, write_atomically
-from leery.reporting import figure_style, themed, to_svg
+from leery.reporting import Plot, figure_style, themed, to_svg
 from leery.study._report.figures import (
     FIGURES,
     attack_success_figure,
@@ -17,34 +15,7 @@ from leery.study._report.figures import (
 )
 from leery.study._tables import TABLES, StudyResult, to_csv
 
-__all__ = ["PLOTS", "Plot", "joint_success_plot", "plots"]
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure of the report.
-
-    Attributes:
-        name: name of the figure in files and element ids.
-        title: dataset, content and number of the figure in the paper.
-        alt: alternative text for readers who cannot see the figure.
-        caption: what the figure shows.
-        svg: SVG adapted for embedding in the page.
-        data: path of its data, relative to the page.
-        file: path of its SVG, relative to the page.
-    """
-
-    name: str
-    title: str
-    alt: str
-    caption: str
-    svg: str
-    data: str
-    file: str
-
-    def seen_from_above(self, folder: str) -> Self:
-        """A copy of the figure for a page in the parent folder."""
-        return replace(self, data=f"{folder}/{self.data}", file=f"{folder}/{self.file}")
+__all__ = ["PLOTS", "joint_success_plot", "plots"]
 
 
 def plots(study: StudyResult) -> dict[str, Plot]:

@@ -1,0 +1,27 @@
+"""Every detector against every attack under one protocol, with tables and a page.
+
+This program fits detectors, runs attacks and gathers verdicts; it holds no arithmetic of metrics.
+Detectors of others join by the protocol :class:`leery.observation.FittableScorer`.
+"""
+
+from leery._extras import imported
+
+imported("threadpoolctl", "study")
+imported("foolbox", "attacks")
+
+from leery.arena._config import ARENAS, ArenaConfig, Cell  # noqa: E402 - see above
+from leery.arena._detectors import DETECTORS, Entry  # noqa: E402
+from leery.arena._gather import summary  # noqa: E402
+from leery.arena._page import PAGE  # noqa: E402
+from leery.arena._run import run_arena  # noqa: E402
+
+__all__ = [
+    "ARENAS",
+    "DETECTORS",
+    "PAGE",
+    "ArenaConfig",
+    "Cell",
+    "Entry",
+    "run_arena",
+    "summary",
+]

@@ -1,0 +1,124 @@
+"""The detectors of an arena, each the name of a function of the classifier."""
+
+import hashlib
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from leery.errors import InputError
+from leery.models import loaded_object
+from leery.names import BASELINES, IMAGE_BASELINES, SUPERVISED_BASELINES
+from leery.observation import FittableScorer
+
+__all__ = ["DETECTORS", "Entry", "entries"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A detector of an arena.
+
+    Attributes:
+        name: name in tables.
+        factory: ``module:function`` of a function of the classifier.
+        settings: keyword arguments of the function.
+    """
+
+    name: str
+    factory: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def module(self) -> str:
+        """The name of the module of the function."""
+        return self.factory.partition(":")[0]
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The function of the classifier.
+
+        Raises:
+            InputError: when it cannot be found.
+        """
+        found: Callable[..., Any] = loaded_object(self.factory, "detector")
+        return found
+
+    @property
+    def source(self) -> str:
+        """A hash of the file of the function, also if it belongs to an installed package."""
+        path = inspect.getsourcefile(inspect.unwrap(self.function))
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
+
+    @property
+    def supervised(self) -> bool:
+        """True if the function has an attribute ``learns_from_attacks`` that is true."""
+        return bool(getattr(self.function, "learns_from_attacks", False))
+
+    def make(self, model: nn.Module) -> FittableScorer:
+        """The detector of a classifier, before its fit.
+
+        Raises:
+            InputError: when the function cannot be found.
+        """
+        made: FittableScorer = self.function(model, **self.settings)
+        return made
+
+
+_PLACES = {
+    "feature_squeezing": "leery.baselines.squeezing:FeatureSqueezing",
+    "odds": "leery.baselines.odds:Odds",
+    "deep_knn": "leery.baselines.deep_knn:DeepNeighboursBaseline",
+    "kernel_density_uncertainty": "leery.baselines.feinman:KernelDensityUncertainty",
+    "lid": "leery.baselines.lid:LocalIntrinsicDimensionality",
+    "layer_mahalanobis": "leery.baselines.lee:LayerMahalanobis",
+    "detector_subnetwork": "leery.baselines.metzen:DetectorSubnetwork",
+    "later_metrics": "leery.baselines.later_metrics:LaterMetrics",
+    "paper_metrics": "leery.baselines.tuna:PaperDetector",
+}
+
+
+def _baseline(name: str) -> Entry:
+    if name in _PLACES:
+        return Entry(name, _PLACES[name])
+    return Entry(name, "leery.baselines._single:SingleMetric", {"metric": name})
+
+
+DETECTORS: Sequence[Entry] = (
+    Entry("leery", "leery.arena._default:DefaultDetector"),
+    *(_baseline(name) for name in (*BASELINES, *IMAGE_BASELINES, *SUPERVISED_BASELINES)),
+)
+"""leery's default and the baselines."""
+
+
+def entries(given: Sequence[str] = (), only: Collection[str] | None = None) -> list[Entry]:
+    """The detectors of an arena.
+
+    Args:
+        given: further ones, as ``module:function``.
+        only: names of the others that take part; None for all of :data:`DETECTORS`.
+
+    Raises:
+        InputError: when one cannot be found or has the name of another.
+    """
+    known = {entry.name: entry for entry in DETECTORS}
+    names = list(known) if only is None else list(dict.fromkeys(only))
+    for name in names:
+        if name not in known:
+            message = f"expected detectors from {', '.join(known)}, got {name!r}; choose some"
+            raise InputError(message)
+    own = [Entry(name.partition(":")[2] or name, name) for name in given]
+    for entry in own:
+        if [*known, *(other.name for other in own)].count(entry.name) > 1:
+            message = (
+                f"expected detectors of different names, got {entry.name!r} more than once; rename "
+                "the function"
+            )
+            raise InputError(message)
+        _ = entry.function
+    if not names and not own:
+        message = "expected at least one detector, got none; name one"
+        raise InputError(message)
+    return [*(known[name] for name in names), *own]

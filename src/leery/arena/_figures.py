@@ -1,0 +1,95 @@
+"""Figures of an arena."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from leery.reporting import INK, MUTED, PALETTE, new_figure
+
+__all__ = ["alarms_figure", "cells_figure", "cost_figure", "trainings_figure"]
+
+_DARK = 0.5
+"""Share above which a cell of a heat map is dark, so that its number is white."""
+
+
+def cells_figure(shares: pd.DataFrame) -> Figure:
+    """Share of successful attacks that is found, by detector (rows) and attack (columns)."""
+    return _heat_map(shares, "Blues")
+
+
+def alarms_figure(shares: pd.DataFrame) -> Figure:
+    """Share of images that is flagged, by detector (rows) and harmless change (columns)."""
+    return _heat_map(shares, "Oranges", top=0.1)
+
+
+def trainings_figure(panels: Sequence[tuple[str, pd.DataFrame]]) -> Figure:
+    """A heat map for each detector: what it learned from (rows) and attack (columns)."""
+    rows = sum(len(shares) for _, shares in panels)
+    figure = new_figure(9.0, 0.26 * rows + 0.5 * len(panels) + 1.1)
+    heights = [len(shares) for _, shares in panels]
+    every = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights, sharex=True)
+    for axes, (name, shares) in zip(every[:, 0], panels, strict=True):
+        _draw(axes, shares, "Blues", top=1.0)
+        axes.set_title(name, loc="left", fontsize=8)
+        axes.tick_params(labelbottom=axes is every[-1, 0])
+    return figure
+
+
+def cost_figure(table: pd.DataFrame) -> Figure:
+    """Cost per image against the share found of the attack that is found least.
+
+    Detectors that no other one surpasses in both are connected.
+
+    Args:
+        table: columns detector, score_ms and worst.
+    """
+    figure = new_figure(7.0, 4.2)
+    axes = figure.subplots()
+    best = table.sort_values(["score_ms", "worst"], ascending=[True, False])
+    best = best[best["worst"] > best["worst"].cummax().shift(fill_value=-1)]
+    axes.plot(best["score_ms"], best["worst"], color=PALETTE["vermillion"], linewidth=1, zorder=1)
+    axes.scatter(table["score_ms"], table["worst"], color=PALETTE["blue"], zorder=2)
+    for row in table.itertuples():
+        axes.annotate(
+            str(row.detector),
+            (float(row.score_ms), float(row.worst)),
+            xytext=(4, 3),
+            textcoords="offset points",
+            fontsize=7,
+            color=INK,
+        )
+    axes.set_xscale("log")
+    axes.set_ylim(-0.03, 1.03)
+    axes.margins(x=0.2)
+    axes.set_xlabel("processor time per image, ms")
+    axes.set_ylabel("found of the attack that is found least")
+    return figure
+
+
+def _heat_map(shares: pd.DataFrame, colours: str, top: float = 1.0) -> Figure:
+    figure = new_figure(9.0, 0.3 * len(shares) + 1.2)
+    _draw(figure.subplots(), shares, colours, top)
+    return figure
+
+
+def _draw(axes: Axes, shares: pd.DataFrame, colours: str, top: float) -> None:
+    values = shares.to_numpy(dtype=float)
+    axes.pcolormesh(
+        np.arange(values.shape[1] + 1), np.arange(values.shape[0] + 1), values,
+        cmap=colours, vmin=0, vmax=top, edgecolors=MUTED, linewidth=0.3,
+    )  # fmt: skip
+    for row, column in np.ndindex(*values.shape):
+        share = values[row, column]
+        if np.isfinite(share):
+            axes.text(
+                column + 0.5, row + 0.5, f"{share:.2f}".removeprefix("0"), fontsize=6.5,
+                ha="center", va="center", color="#ffffff" if share > _DARK * top else "#1a1a1a",
+            )  # fmt: skip
+    axes.set_xticks(np.arange(values.shape[1]) + 0.5, shares.columns, rotation=45, ha="right")
+    axes.set_yticks(np.arange(values.shape[0]) + 0.5, shares.index)
+    axes.tick_params(labelsize=7, length=0)
+    axes.invert_yaxis()
+    axes.grid(visible=False)

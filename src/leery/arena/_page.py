@@ -1,0 +1,286 @@
+"""The page of an arena, from its saved tables."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from leery import __version__
+from leery._files import make_folder, write_atomically
+from leery.arena._figures import alarms_figure, cells_figure, cost_figure, trainings_figure
+from leery.arena._gather import summary
+from leery.reporting import (
+    Cell,
+    Plot,
+    Sheet,
+    figure_style,
+    page_environment,
+    page_resource,
+    themed,
+    to_svg,
+)
+
+__all__ = ["PAGE", "write_page"]
+
+PAGE = "report.html"
+"""The page's file name."""
+
+_SECTIONS = (
+    ("summary", "Summary"),
+    ("attacks", "Every attack"),
+    ("cost", "Cost"),
+    ("training", "Supervised detectors"),
+    ("alarms", "False alarms"),
+    ("manifest", "Manifest"),
+)
+
+Tables = Mapping[str, pd.DataFrame]
+
+
+def write_page(out: Path, tables: Tables, manifest: Mapping[str, Any]) -> Path:
+    """Write the figures and the page of an arena.
+
+    Args:
+        out: folder of the tables.
+        tables: the tables by name; figures and short tables show the first classifier.
+        manifest: the manifest.
+
+    Returns:
+        The path of the page.
+    """
+    shown = {name: table[table["seed"] == table["seed"].min()] for name, table in tables.items()}
+    dataset, board = manifest["config"]["dataset"], summary(tables["leaderboard"])
+    template = (files("leery.arena") / "page.html.jinja").read_text(encoding="utf-8")
+    accuracy = manifest["classifiers"][0]["test_accuracy"]
+    page = page_environment().from_string(template).render(
+        title=f"leery's arena: {dataset}",
+        lead=f"Detectors of adversarial examples for one classifier of {dataset} "
+        f"({manifest['classifiers'][0]['network']}, accuracy {accuracy:.2%}), by leery "
+        f"{__version__}.",
+        css=page_resource("page.css"),
+        js=page_resource("page.js"),
+        sections=_SECTIONS,
+        tiles=_tiles(board, shown["attacks"]),
+        leaderboard=_leaderboard(board, tables["times"]),
+        cells=_cells_sheet(shown["cells"]),
+        attacks=_attacks_sheet(shown["attacks"]),
+        alarms=_alarms_sheet(shown["false-alarms"]),
+        plots=_plots(out, shown, board, dataset),
+        again=manifest["again"],
+        manifest=json.dumps(manifest, indent=2),
+    )  # fmt: skip
+    path = out / PAGE
+    write_atomically(path, page)
+    return path
+
+
+def _tiles(board: pd.DataFrame, attacks: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    yield str(len(board)), "detectors"
+    yield str(len(attacks)), f"attacks on {attacks['images'].max():,} images or fewer"
+    if "worst_at_1_fpr" in board:
+        best = board.iloc[0]
+        yield (
+            f"{best['worst_at_1_fpr']:.2f}",
+            f"found of its worst attack by {best['detector']}, the largest such share, at 1 % "
+            "false alarms",
+        )
+
+
+def _leaderboard(board: pd.DataFrame, times: pd.DataFrame) -> Sheet:
+    """Detectors by the share of the attack that they find least."""
+    rows = []
+    cost = times.groupby("detector")["score_ms"].mean()
+    for row in board.to_dict("records"):
+        name = str(row["detector"])
+        head = [Cell(f"{name} *" if row["learns_from_attacks"] else name)]
+        if row["error"]:
+            rows.append([*head, Cell(str(row["error"])), *[Cell("-")] * 9])
+            continue
+        rows.append(
+            [
+                *head,
+                Cell(str(row["worst_attack_at_1_fpr"])),
+                _share(row, "worst_at_1_fpr"),
+                Cell(f"{row['worst_at_1_fpr_low']:.2f} to {row['worst_at_1_fpr_high']:.2f}"),
+                *(
+                    _share(row, column)
+                    for column in (
+                        *("mean_at_1_fpr", "every_attack_at_1_fpr"),
+                        *("worst_at_1_fpr_clean_threshold", "mean_at_1_fpr_clean_threshold"),
+                        *("worst_at_5_fpr", "mean_at_5_fpr"),
+                    )
+                ),
+                Cell(f"{row['false_alarms_at_1_fpr']:.3f}", float(row["false_alarms_at_1_fpr"])),
+                Cell(f"{cost[name]:.2f}", float(cost[name])),
+            ]
+        )
+    headings = ["detector", "its worst attack", "found of it at 1 %", "interval", "mean, 1 %"]
+    headings += ["images on which every successful attack is found", "worst, threshold of clean"]
+    headings += ["mean, threshold of clean", "worst, 5 %", "mean, 5 %", "false alarms at 1 %"]
+    return Sheet(
+        "leaderboard",
+        "Detectors by the attack that they find least",
+        [*headings, "ms per image"],
+        rows,
+        note="Found: share of the successful attacks that is flagged. Threshold of clean: set on "
+        "clean images only. Times are processor time of one thread where the detector ran.",
+    )
+
+
+def _share(row: Mapping[str, Any], column: str) -> Cell:
+    """A share, with the standard deviation over several classifiers where it is known."""
+    share, spread = float(row[column]), float(row.get(f"{column}_sd", float("nan")))
+    if math.isnan(share):
+        return Cell("-", None)
+    return Cell(f"{share:.2f}" + ("" if math.isnan(spread) else f" ± {spread:.2f}"), share)
+
+
+def _cells_sheet(table: pd.DataFrame) -> Sheet:
+    rows = [
+        [
+            *(Cell(str(row[name])) for name in ("detector", "attack", "positives")),
+            Cell(str(row["trained_on"] or "-")),
+            Cell(f"{row['images']:,}", float(row["images"])),
+            *(
+                Cell(
+                    f"{row[name]:.3f} ({row[f'{name}_low']:.3f} to {row[f'{name}_high']:.3f})",
+                    float(row[name]),
+                )
+                for name in ("tpr_at_1_fpr", "tpr_at_5_fpr", "auc")
+            ),
+        ]
+        for row in table[table["unseen"]].to_dict("records")
+    ]
+    headings = ["detector", "attack", "which", "trained on", "images"]
+    return Sheet(
+        "cells",
+        "Every detector and attack",
+        [*headings, "at 1 %", "at 5 %", "AUC against clean"],
+        rows,
+    )
+
+
+def _attacks_sheet(table: pd.DataFrame) -> Sheet:
+    rows = [
+        [
+            *(Cell(str(row[name])) for name in ("attack", "family")),
+            Cell(f"{row['images']:,}", float(row["images"])),
+            *(Cell(f"{row[name]:.2f}", float(row[name])) for name in ("success", "mean_l2")),
+            Cell(f"{row['mean_linf']:.3f}", float(row["mean_linf"])),
+            Cell("yes" if row["trains_supervised"] else "no"),
+        ]
+        for row in table.to_dict("records")
+    ]
+    headings = ["attack", "kind", "images", "successful", "mean L2", "mean L-infinity"]
+    return Sheet("attack-table", "The attacks", [*headings, "for training"], rows)
+
+
+def _alarms_sheet(table: pd.DataFrame) -> Sheet:
+    rows = [
+        [
+            *(
+                Cell(str(row[name] or "-"))
+                for name in ("detector", "trained_on", "change", "class")
+            ),
+            Cell(f"{row['rate']:.0%}", float(row["rate"])),
+            Cell(f"{row['images']:,}", float(row["images"])),
+            Cell(
+                f"{row['share']:.3f} ({row['low']:.3f} to {row['high']:.3f})", float(row["share"])
+            ),
+        ]
+        for row in table.to_dict("records")
+    ]
+    headings = ["detector", "trained on", "change", "class", "threshold for", "images", "flagged"]
+    return Sheet("alarm-table", "False alarms", headings, rows)
+
+
+def _plots(out: Path, tables: Tables, board: pd.DataFrame, dataset: str) -> dict[str, Plot | None]:
+    """Draw the figures for which there is data, and write the SVG files."""
+    order = list(board["detector"])
+    found: dict[str, Plot | None] = dict.fromkeys(("cells", "cost", "trainings", "alarms"))
+    if tables["cells"].empty:
+        return found
+    make_folder(out / "figures")
+    cells = tables["cells"][tables["cells"]["positives"] == "successful"]
+    drawn = {
+        "cells": (
+            "Successful attacks found at 1 % false alarms",
+            "Share of the successful attacks that each detector finds. Detectors that learn from "
+            "attacks have learned from attacks of other kinds.",
+            "cells.csv",
+            lambda: cells_figure(_wide(cells[cells["unseen"]], "attack", "tpr_at_1_fpr", order)),
+        ),
+        "cost": (
+            "Cost and the attack that is found least",
+            "Processor time per image against the share found of the worst attack, at 1 % false "
+            "alarms. The line connects detectors that no other one surpasses in both.",
+            "times.csv",
+            lambda: cost_figure(_costs(board, tables["times"])),
+        ),
+        "alarms": (
+            "Images flagged without an attack, threshold for 1 %",
+            "Share of correctly classified images that is flagged, clean and with harmless "
+            "changes. The threshold was set on clean images and on four of the changes.",
+            "false-alarms.csv",
+            lambda: alarms_figure(_wide(_alarms(tables["false-alarms"]), "change", "share", order)),
+        ),
+    }
+    panels = list(_trainings(cells, order))
+    if panels:
+        drawn["trainings"] = (
+            "Trained on (rows), tested on (columns), at 1 % false alarms",
+            "Share of the successful attacks that each supervised detector finds, by what it was "
+            "trained on: one attack, all of five, or all except those of a kind.",
+            "cells.csv",
+            lambda: trainings_figure(panels),
+        )
+    for name, (title, caption, data, draw) in drawn.items():
+        found[name] = _plot(
+            out, name, title=f"{dataset}: {title}", caption=caption, data=data, figure=draw
+        )
+    return found
+
+
+def _plot(out: Path, name: str, *, title: str, caption: str, data: str, figure: Any) -> Plot:  # noqa: ANN401 - a function that draws
+    with figure_style():
+        drawn: Figure = figure()
+        svg = to_svg(drawn, name)
+    file = f"figures/{name}.svg"
+    write_atomically(out / file, svg)
+    return Plot(name, title, caption, caption, themed(svg, name), data, file)
+
+
+def _wide(table: pd.DataFrame, column: str, value: str, order: list[str]) -> pd.DataFrame:
+    """Shares by detector (rows) and attack or change (columns), in their order."""
+    wide = table.pivot_table(index="detector", columns=column, values=value, sort=False)
+    return wide.reindex([name for name in order if name in wide.index])
+
+
+def _costs(board: pd.DataFrame, times: pd.DataFrame) -> pd.DataFrame:
+    cost = times.groupby("detector")["score_ms"].mean()
+    table = board.rename(columns={"worst_at_1_fpr": "worst"}).assign(
+        score_ms=board["detector"].map(cost)
+    )
+    return table[["detector", "score_ms", "worst"]].dropna()
+
+
+def _alarms(table: pd.DataFrame) -> pd.DataFrame:
+    """False alarms at 1 %; of a supervised detector the largest over its trainings."""
+    rows = table[(table["rate"] == 0.01) & (table["class"] == "all")]  # noqa: PLR2004 - shown
+    return rows.groupby(["detector", "change"], sort=False)["share"].max().reset_index()
+
+
+def _trainings(cells: pd.DataFrame, order: list[str]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """For each supervised detector: shares by training and attack."""
+    for name in order:
+        own = cells[(cells["detector"] == name) & (cells["trained_on"] != "")]
+        if not own.empty:
+            wide = own.pivot_table(
+                index="trained_on", columns="attack", values="tpr_at_1_fpr", sort=False
+            )
+            yield name, wide

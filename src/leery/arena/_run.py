@@ -1,0 +1,163 @@
+"""Execution of an arena: parts in worker processes, then tables and the page."""
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from leery import data
+from leery._files import make_folder, write_atomically
+from leery.arena._attack_stage import make_classifier, predict_all, run_attack
+from leery.arena._config import ArenaConfig
+from leery.arena._detectors import Entry, entries
+from leery.arena._gather import gather
+from leery.arena._page import write_page
+from leery.arena._score_stage import score_detector
+from leery.arena._workspace import ATTACK_LIBRARIES, CLEAN_IMAGES, Workspace
+from leery.tasks import Clock, FileTask, run_stages, worker_count
+
+__all__ = ["MANIFEST", "RUN", "run_arena"]
+
+MANIFEST, RUN = "manifest.json", "run.json"
+"""What was computed, and the times and the machine of the last run."""
+
+_REPORTED = ("leery", "torch", "numpy", "scipy", "scikit-learn", *ATTACK_LIBRARIES)
+
+
+def run_arena(
+    config: ArenaConfig, out: Path, *, workers: int | None = None, progress: bool = False
+) -> dict[str, pd.DataFrame]:
+    """Run every attack and every detector of an arena, and write its tables.
+
+    Every file is written completely or not at all. Finished parts are stored under ``parts``, each
+    by the identity of everything that it depends on, so that an interrupted run can be resumed;
+    that folder can be deleted at any time.
+
+    Args:
+        config: options of the arena.
+        out: output folder, created if missing.
+        workers: number of processes, by default one per CPU core; it does not change the results.
+        progress: show bars on standard error.
+
+    Returns:
+        The tables by name: leaderboard, cells, false-alarms, attacks and times.
+
+    Raises:
+        InputError: when a setting is outside its range, or a detector cannot be found.
+        DataError: when the data cannot be obtained.
+        OutputError: when the folder cannot be written to.
+    """
+    count, clock, known = worker_count(workers), Clock(), entries(config.detectors, config.only)
+    with clock.stage("data"):
+        for split in ("train", "test"):
+            data.load(config.dataset, split, config.data_dir)
+    folder = make_folder(make_folder(out) / "parts")
+    workspaces = [Workspace(config, folder, seed) for seed in range(config.seeds)]
+    made = {"classifier": [task for one in workspaces for task in _classifier(one)]}
+    run_stages(made, clock, workers=count, progress=progress)
+    stages = {
+        "attacks": [task for one in workspaces for task in _attacks(one, known)],
+        "detectors": [task for one in workspaces for task in _detectors(one, known)],
+    }
+    longest = {name: sorted(tasks, key=lambda task: -task.cost) for name, tasks in stages.items()}
+    run_stages(longest, clock, workers=count, progress=progress)
+    with clock.stage("tables"):
+        tables = gather(workspaces, known)
+        sums = {name: _write(out, name, table) for name, table in tables.items()}
+    del sums["times"]
+    manifest = _write_manifests(config, out, workspaces, sums, count, clock)
+    write_page(out, tables, manifest)
+    return tables
+
+
+def _classifier(workspace: Workspace) -> Iterator[FileTask]:
+    cost = 1 if workspace.classifier_seed == 0 else 300 * _slowness(workspace)
+    yield FileTask(workspace.classifier_file, make_classifier, (workspace,), cost)
+
+
+def _attacks(workspace: Workspace, known: Sequence[Entry]) -> Iterator[FileTask]:
+    config = workspace.config
+    yield FileTask(workspace.predictions_file, predict_all, (workspace,), 10)
+    training = config.training_attacks if any(entry.supervised for entry in known) else ()
+    for role, cells in (("judging", config.cells), ("training", training)):
+        for cell in cells:
+            images = config.count(cell) if role == "judging" else CLEAN_IMAGES
+            cost = config.cells[cell].seconds * images * _slowness(workspace)
+            file = workspace.attack_file(cell, role)
+            yield FileTask(file, run_attack, (workspace, cell, role), cost)
+
+
+def _detectors(workspace: Workspace, known: Sequence[Entry]) -> Iterator[FileTask]:
+    for entry in known:
+        cost, file = 100 * _slowness(workspace), workspace.scores_file(entry)
+        yield FileTask(file, score_detector, (workspace, entry, file), cost)
+
+
+def _slowness(workspace: Workspace) -> float:
+    """Time of a forward pass of the dataset's network in those of DigitNet."""
+    return {"mnist": 1.0, "fashion-mnist": 3.0}.get(workspace.config.dataset, 20.0)
+
+
+def _write(out: Path, name: str, table: pd.DataFrame) -> str:
+    """Write a table and return the SHA-256 of the file."""
+    content = str(table.to_csv(index=False, float_format="%.6g")).encode()
+    write_atomically(out / f"{name}.csv", content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _write_manifests(
+    config: ArenaConfig,
+    out: Path,
+    workspaces: Sequence[Workspace],
+    sums: dict[str, str],
+    workers: int,
+    clock: Clock,
+) -> dict[str, Any]:
+    """Write what was computed, and apart from it what differs between runs; return the first."""
+    content: dict[str, Any] = {
+        "again": _command(config),
+        "config": {**asdict(config), "data_dir": str(config.data_dir or "")},
+        "data_sha256": data.data_sums(config.dataset, config.data_dir),
+        "classifiers": [workspace.classifier().record for workspace in workspaces],
+        "versions": {name: version(name) for name in _REPORTED},
+        "tables": sums,
+    }
+    write_atomically(out / MANIFEST, json.dumps(content, indent=2) + "\n")
+    run = {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "machine": {
+            "python": platform.python_version(),
+            "system": platform.platform(),
+            "processors": os.cpu_count(),
+            "workers": workers,
+        },
+        "stages": clock.stages,
+        "seconds": clock.seconds,
+    }
+    write_atomically(out / RUN, json.dumps(run, indent=2) + "\n")
+    return content
+
+
+def _command(config: ArenaConfig) -> str:
+    """The command that makes the tables again, without the output folder."""
+    words = ["leery", "arena", config.dataset, "--limit", str(config.limit)]
+    for option, names in (("--only", config.only or ()), ("--detector", config.detectors)):
+        for name in names:
+            words += [option, name]
+    for option, value in (
+        ("--seed", config.seed or None),
+        ("--seeds", config.seeds if config.seeds > 1 else None),
+        ("--data-dir", config.data_dir),
+    ):
+        if value is not None:
+            words += [option, str(value)]
+    return shlex.join(words)

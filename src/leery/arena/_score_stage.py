@@ -1,0 +1,176 @@
+"""Fitting of a detector and scoring of every set of images."""
+
+import copy
+import io
+import random
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from leery._files import make_folder, write_atomically
+from leery.arena._detectors import Entry
+from leery.arena._workspace import Labelled, Workspace, error_file
+from leery.baselines import SupervisedBaseline
+from leery.detector import MetricTable
+from leery.errors import DataError, InputError, OutputError, StudyFileError, brief
+from leery.models import content_hashes
+from leery.tasks import write_seconds
+
+__all__ = ["score_detector"]
+
+Scores = dict[str, np.ndarray]
+
+
+def score_detector(workspace: Workspace, entry: Entry, path: Path) -> None:
+    """Fit a detector, score every set of images, and write the scores and their times.
+
+    Scores are written as ``trained_on|set``; for a detector that does not learn from attacks the
+    first part is empty. If the detector raises, or if its scores are not numbers, only the error is
+    written, next to the file, and the detector is tried again in the next run.
+
+    Args:
+        workspace: data of the arena.
+        entry: the detector.
+        path: the file of its scores.
+    """
+    _seed_everything(crc32(entry.name.encode()) ^ workspace.config.seed)
+    make_folder(path.parent)
+    seconds: dict[str, float] = {}
+    try:
+        arrays = _scores(workspace, entry, seconds)
+    except (DataError, OutputError, StudyFileError, MemoryError):
+        raise
+    # A detector may be user code, which can raise any exception.
+    except Exception as error:
+        write_atomically(error_file(path), brief(error))
+        return
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)  # type: ignore[arg-type]  # mypy takes them for allow_pickle
+    write_seconds(path, seconds)
+    write_atomically(path, stream.getvalue())
+    error_file(path).unlink(missing_ok=True)
+
+
+def _seed_everything(seed: int) -> None:
+    """Seed the global generators, which a user's detector may use."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the global one
+    torch.manual_seed(seed)
+
+
+def _sets_of(workspace: Workspace) -> Iterator[tuple[str, Tensor]]:
+    """Every set of images by name, one at a time; copies, which a detector may change."""
+    for name, images in workspace.changed():
+        yield name, images.clone()
+    for cell in workspace.config.cells:
+        yield f"attack|{cell}", workspace.adversarial(cell, "judging")["images"]
+
+
+def _scores(workspace: Workspace, entry: Entry, seconds: dict[str, float]) -> Scores:
+    """The scores of every set, after every training."""
+    model = copy.deepcopy(workspace.classifier().model)
+    trainings: Mapping[str, tuple[str, ...]] = {"": ()}
+    if entry.supervised:
+        trainings = workspace.config.trainings
+    detector: Any = None
+    tables: dict[str, MetricTable] = {}
+    arrays: Scores = {}
+    for trained_on, cells in trainings.items():
+        start = time.process_time()
+        attacks = [_Stored(workspace, cell) for cell in cells]
+        if _measures_once(detector):
+            detector.learn(_clean(workspace), attacks)
+        else:
+            # A new one for each training, so that none has seen the attacks of another.
+            detector = entry.make(model)
+            detector.fit(workspace.train(), _clean(workspace), attacks)
+        seconds.setdefault("fit", time.process_time() - start)
+        for name, scores in _scored(workspace, detector, tables, seconds):
+            arrays[f"{trained_on}|{name}"] = scores
+    return arrays
+
+
+def _measures_once(detector: object) -> bool:
+    """True if a detector's metrics do not depend on the attacks that it learns from."""
+    return isinstance(detector, SupervisedBaseline) and not detector.metrics_learn
+
+
+def _scored(
+    workspace: Workspace,
+    detector: Any,  # noqa: ANN401 - of any class
+    tables: dict[str, MetricTable],
+    seconds: dict[str, float],
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The scores of every set; metrics that are known, in ``tables``, are not measured again."""
+    if tables:
+        yield from ((name, detector.score_of(table)) for name, table in tables.items())
+        return
+    for name, images in _sets_of(workspace):
+        start = time.process_time()
+        if _measures_once(detector):
+            tables[name] = detector.measure(images)
+            scores = detector.score_of(tables[name])
+        else:
+            scores = np.asarray(detector.score(images), dtype=np.float64)
+        seconds["score"] = seconds.get("score", 0) + time.process_time() - start
+        seconds["images"] = seconds.get("images", 0) + len(images)
+        yield name, _checked(scores, len(images), name)
+
+
+def _clean(workspace: Workspace) -> Labelled:
+    """The clean images and their labels; copies, which a detector may change."""
+    images, labels = workspace.split().clean
+    return images.clone(), labels.clone()
+
+
+class _Stored:
+    """An attack whose adversarial images are known.
+
+    Args:
+        workspace: data of the arena.
+        cell: name of the attack.
+    """
+
+    def __init__(self, workspace: Workspace, cell: str) -> None:
+        self._made = workspace.adversarial(cell, "training")["images"]
+        hashes = content_hashes(workspace.split().clean[0]).tolist()
+        self._rows = {key: row for row, key in enumerate(hashes)}
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, *, seed: int = 0
+    ) -> Tensor:
+        """The adversarial versions of some of the clean images.
+
+        Raises:
+            InputError: when an image is not one of them.
+        """
+        del model, labels, seed
+        rows = [self._rows.get(key) for key in content_hashes(images).tolist()]
+        if None in rows:
+            message = (
+                "expected some of the clean images that fit() was given, got others; attack these"
+            )
+            raise InputError(message)
+        found: Tensor = self._made[torch.tensor(rows)]
+        return found.to(images.device)
+
+
+def _checked(scores: np.ndarray, count: int, name: str) -> np.ndarray:
+    """Scores, if there is a finite one for each image.
+
+    Raises:
+        InputError: when there is not.
+    """
+    if scores.shape != (count,) or not np.isfinite(scores).all():
+        message = (
+            f"expected {count} finite scores of {name}, got shape {scores.shape} with "
+            f"{int((~np.isfinite(scores)).sum())} that are not finite; correct the detector"
+        )
+        raise InputError(message)
+    return scores

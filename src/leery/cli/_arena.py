@@ -1,0 +1,131 @@
+"""``leery arena``: every detector against every attack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from leery.cli._groups import with_groups
+from leery.cli._options import DataDir, Seed, stoppable
+from leery.names import BASELINES, IMAGE_BASELINES, SUPERVISED_BASELINES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["arena"]
+
+_NAMES = (*BASELINES, *IMAGE_BASELINES, *SUPERVISED_BASELINES)
+
+_Dataset = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATASET", help="Dataset: mnist, fashion-mnist or cifar-10.", show_default=False
+    ),
+]
+
+_Limit = Annotated[
+    int,
+    typer.Option(
+        help="Number of images that each attack is run on, at least 20; slow attacks are run on at "
+        "most 150."
+    ),
+]
+
+_Out = Annotated[
+    Path | None,
+    typer.Option(help="Output folder; by default runs/arena-DATASET.", show_default=False),
+]
+
+_Detectors = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--detector",
+        metavar="MODULE:FUNCTION",
+        help="A detector of your own: a function of the classifier that returns a "
+        "leery.observation.FittableScorer. Can be repeated.",
+        show_default=False,
+    ),
+]
+
+_Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        help=f"Run only this one: leery, {', '.join(_NAMES)}. Can be repeated. By default all run.",
+        show_default=False,
+    ),
+]
+
+_Seeds = Annotated[
+    int,
+    typer.Option(help="Number of classifiers: the shipped one, and others trained with new seeds."),
+]
+
+_Workers = Annotated[
+    int | None,
+    typer.Option(help="Number of processes; by default one per processor.", show_default=False),
+]
+
+
+@with_groups
+def arena(
+    dataset: _Dataset,
+    *,
+    limit: _Limit = 1000,
+    out: _Out = None,
+    only: _Only = None,
+    detector: _Detectors = None,
+    seed: Seed = 0,
+    seeds: _Seeds = 1,
+    workers: _Workers = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Compare detectors under every attack; write tables to a folder.
+
+    leery's default and published detectors are fitted to one classifier. Each has a threshold of
+    its own, set on the same clean images, and is judged on the same attacked ones. Detectors that
+    learn from attacks are judged on attacks of other kinds. The attacker knows the classifier but
+    not the detector. An interrupted run resumes where it stopped.
+
+    Examples:
+      leery arena mnist --limit 300
+      leery arena fashion-mnist --detector mine:MyDetector
+      leery arena cifar-10 --data-dir data/ --out runs/cifar
+    """
+    from leery.arena import PAGE, ArenaConfig, run_arena, summary
+
+    config = ArenaConfig(
+        dataset, limit=limit, only=tuple(only) if only else None, detectors=tuple(detector or ()),
+        seed=seed, seeds=seeds, data_dir=data_dir,
+    )  # fmt: skip
+    folder = out or Path("runs") / f"arena-{dataset}"
+    with stoppable("run the command again, and it goes on where it stopped"):
+        tables = run_arena(config, folder, workers=workers, progress=True)
+    console = Console(highlight=False)
+    console.print(_leaderboard(summary(tables["leaderboard"])))
+    console.print(f"Page: {folder / PAGE}")
+
+
+def _leaderboard(table: pd.DataFrame) -> Table:
+    """The detectors, those that find most of their worst attack first."""
+    shown = Table(title="Successful attacks found at 1 % false alarms")
+    shown.add_column("detector", no_wrap=True)
+    shown.add_column("worst attack")
+    for heading in ("found of it", "mean", "false alarms"):
+        shown.add_column(heading, justify="right")
+    for row in table.itertuples():
+        name = f"{row.detector} *" if row.learns_from_attacks else str(row.detector)
+        if row.error:
+            shown.add_row(name, str(row.error), "", "", "")
+            continue
+        shown.add_row(
+            name,
+            str(row.worst_attack_at_1_fpr),
+            *(f"{share:.2f}" for share in (row.worst_at_1_fpr, row.mean_at_1_fpr)),
+            f"{row.false_alarms_at_1_fpr:.1%}",
+        )
+    shown.caption = "* learns from attacks; judged on attacks of other kinds"
+    return shown

@@ -1,0 +1,156 @@
+"""Seeded training of classifiers."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from leery._checks import check_batch_size, check_count
+from leery._progress import progress_bars
+from leery.errors import InputError
+
+__all__ = ["Recipe", "run_epochs"]
+
+Optimiser = Literal["adam", "sgd"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings for training a classifier on the cross-entropy; the defaults are the paper's.
+
+    Attributes:
+        epochs: number of passes over the training images.
+        batch_size: images per step.
+        learning_rate: of Adam, constant; or the peak of the one-cycle schedule of SGD.
+        dropout: probability of dropping a unit.
+        optimiser: "adam", or "sgd" with Nesterov momentum 0.9 and a one-cycle schedule.
+        weight_decay: weight decay.
+        label_smoothing: share of the target probability that is spread over all classes.
+        shift: largest shift of an image in pixels, in both directions, with zeros from outside.
+        mirror: True to mirror every second image from left to right, at random.
+        half: True to round the trained weights to half precision.
+
+    Raises:
+        InputError: when a setting is outside its range.
+
+    Source:
+        Adam: Tuna, Catak, Eskil (2020), table 2. SGD: Smith and Topin (2019), arXiv:1708.07120.
+    """
+
+    epochs: int = 10
+    batch_size: int = 64
+    learning_rate: float = 0.001
+    dropout: float = 0.5
+    optimiser: Optimiser = "adam"
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.0
+    shift: int = 0
+    mirror: bool = False
+    half: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise if a setting is outside its range."""
+        check_batch_size(self.batch_size)
+        check_count(self.shift, "a shift", least=0)
+        if self.epochs < 1:
+            message = f"expected at least 1 epoch, got {self.epochs}; pass a larger number"
+            raise InputError(message)
+        if not self.learning_rate > 0:
+            message = f"expected a learning rate above 0, got {self.learning_rate}; correct it"
+            raise InputError(message)
+        if not 0 <= self.dropout < 1:
+            message = f"expected a dropout probability in [0, 1), got {self.dropout}; correct it"
+            raise InputError(message)
+        if self.optimiser not in get_args(Optimiser):
+            message = f'expected optimiser "adam" or "sgd", got {self.optimiser!r}; choose one'
+            raise InputError(message)
+        if not (self.weight_decay >= 0 and 0 <= self.label_smoothing < 1):
+            message = (
+                "expected a weight decay of at least 0 and a label smoothing in [0, 1), got "
+                f"{self.weight_decay} and {self.label_smoothing}; correct them"
+            )
+            raise InputError(message)
+
+
+def run_epochs(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    title: str,
+    *,
+    progress: bool,
+) -> None:
+    """Train a model in place, with torch's global random state, and leave it in eval mode.
+
+    Args:
+        model: returns logits ``(N, classes)``.
+        images: float ``(N, channels, height, width)``.
+        labels: int64 ``(N,)``.
+        recipe: settings.
+        title: title of the progress bar.
+        progress: show a bar on standard error.
+    """
+    steps = recipe.epochs * -(-len(images) // recipe.batch_size)
+    optimiser, schedule = _optimiser(model, recipe, steps)
+    model.train()
+    with progress_bars(enabled=progress) as bars:
+        task = bars.add_task(title, total=recipe.epochs * len(images))
+        for _ in range(recipe.epochs):
+            for rows in torch.randperm(len(images)).split(recipe.batch_size):
+                logits = model(_augmented(images[rows], recipe))
+                loss = functional.cross_entropy(
+                    logits, labels[rows], label_smoothing=recipe.label_smoothing
+                )
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                if schedule is not None:
+                    schedule.step()
+                bars.advance(task, len(rows))
+    model.eval()
+    if recipe.half:
+        # What is stored; other buffers are made by the constructor.
+        for value in model.state_dict().values():
+            if value.is_floating_point():
+                value.copy_(value.half())
+
+
+def _optimiser(
+    model: nn.Module, recipe: Recipe, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
+    if recipe.optimiser == "adam":
+        adam = torch.optim.Adam(
+            model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        return adam, None
+    sgd = torch.optim.SGD(
+        model.parameters(),
+        recipe.learning_rate,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=recipe.weight_decay,
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        sgd, recipe.learning_rate, total_steps=steps, cycle_momentum=False
+    )
+    return sgd, schedule
+
+
+def _augmented(images: Tensor, recipe: Recipe) -> Tensor:
+    """Mirrored and shifted images, as the recipe says."""
+    if recipe.mirror:
+        turned = torch.rand(len(images)) < 0.5  # noqa: PLR2004 - every second
+        images = torch.where(turned.view(-1, 1, 1, 1), images.flip(-1), images)
+    if recipe.shift:
+        height, width = images.shape[2:]
+        wide = functional.pad(images, (recipe.shift,) * 4)
+        down, right = torch.randint(2 * recipe.shift + 1, (2, len(images)))
+        rows = down.unsqueeze(1) + torch.arange(height)
+        columns = right.unsqueeze(1) + torch.arange(width)
+        every = torch.arange(len(images)).view(-1, 1, 1)
+        # Channels come last in an indexed tensor whose indices are not adjacent.
+        images = wide[every, :, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
+    return images
