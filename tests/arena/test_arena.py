@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from leery.arena import ARENAS, DETECTORS, ArenaConfig
-from leery.arena._attack_stage import make_classifier
+from leery.arena._classifier_stage import make_classifier
 from leery.arena._detectors import entries
 from leery.arena._gather import _Scored
 from leery.arena._workspace import CHANGES, FRESH_CHANGES, Workspace
-from leery.errors import InputError
+from leery.classifiers import Classifier, build, pretrained, save_classifier
+from leery.errors import DataError, InputError
+from leery.models import fingerprint
 
 OWN = '''
 import numpy as np
@@ -69,7 +71,7 @@ class Learner(Constant):
 
 def test_no_detector_is_judged_on_a_kind_of_attack_that_it_was_trained_on() -> None:
     for dataset in ARENAS:
-        config = ArenaConfig(dataset)
+        config = ArenaConfig(dataset, classifier=Path("net"))
         trainings = config.trainings
         assert set(config.training_attacks) <= set(config.cells)
         assert trainings["all"] == config.training_attacks
@@ -91,6 +93,7 @@ def test_slow_attacks_are_run_on_fewer_images() -> None:
     [
         ({"dataset": "imagenet"}, "one of mnist, fashion-mnist, cifar-10 as dataset"),
         ({"limit": 19}, "a limit as a whole number of at least 20, got 19"),
+        ({"dataset": "cifar-10"}, "of which none is shipped, got none; run `leery train cifar-10`"),
         ({"seeds": 0}, "seeds as a whole number of at least 1, got 0"),
     ],
 )
@@ -160,6 +163,22 @@ def test_detectors_of_one_s_own_have_names_and_are_found(
         entries([], ["mine"])
     with pytest.raises(InputError, match="at least one detector, got none"):
         entries([], [])
+
+
+def test_a_classifier_of_one_s_own_is_used(tmp_path: Path) -> None:
+    net = build("mnist")
+    save_classifier(Classifier(net, {**pretrained("mnist").record, "seed": 7}), tmp_path / "own")
+    config = ArenaConfig("mnist", limit=20, classifier=tmp_path / "own")
+    workspace, shipped = (
+        Workspace(one, tmp_path / "parts") for one in (config, ArenaConfig("mnist", limit=20))
+    )
+    assert workspace.attack_id("DDN", "judging") != shipped.attack_id("DDN", "judging")
+    make_classifier(workspace)
+    assert workspace.classifier().record["seed"] == 7
+    assert fingerprint(workspace.classifier().model) == fingerprint(net)
+    missing = Workspace(ArenaConfig("mnist", classifier=tmp_path), tmp_path / "parts")
+    with pytest.raises(DataError, match="a classifier in .*mnist.safetensors, got .*leery train"):
+        missing.attack_id("DDN", "judging")
 
 
 def test_every_detector_of_the_arena_can_be_made(digit_net: torch.nn.Module) -> None:

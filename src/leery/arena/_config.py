@@ -6,6 +6,7 @@ from pathlib import Path
 
 from leery._checks import check_count, check_seed
 from leery.attacks import BIM, FGSM, PGD, AdaptedAttack, Attack
+from leery.classifiers import SHIPPED
 from leery.errors import InputError
 
 __all__ = ["ARENAS", "RATES", "SLOW_IMAGES", "TRAINING_ATTACKS", "ArenaConfig", "Cell"]
@@ -120,6 +121,7 @@ class ArenaConfig:
         seed: random seed of attacks and changes of the images, and of the global generators while a
             detector is fitted.
         seeds: number of classifiers, trained with the seeds 0 (shipped), 1 and so on.
+        classifier: folder of a classifier written by ``leery train``; None for the shipped one.
         data_dir: a folder with the data files, as for :func:`leery.data.load`.
 
     Raises:
@@ -132,6 +134,7 @@ class ArenaConfig:
     detectors: tuple[str, ...] = ()
     seed: int = 0
     seeds: int = 1
+    classifier: Path | None = None
     data_dir: Path | None = None
 
     def __post_init__(self) -> None:
@@ -144,6 +147,12 @@ class ArenaConfig:
         check_count(self.limit, "a limit", least=20)
         check_count(self.seeds, "seeds")
         check_seed(self.seed)
+        if self.classifier is None and self.dataset not in SHIPPED:
+            message = (
+                f"expected the folder of a classifier of {self.dataset}, of which none is shipped, "
+                f"got none; run `leery train {self.dataset}` and pass its folder as --classifier"
+            )
+            raise InputError(message)
         # Lists too; workspaces are kept by their options.
         object.__setattr__(self, "detectors", tuple(self.detectors))
         if self.only is not None:

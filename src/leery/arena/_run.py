@@ -16,7 +16,8 @@ import pandas as pd
 
 from leery import data
 from leery._files import make_folder, write_atomically
-from leery.arena._attack_stage import make_classifier, predict_all, run_attack
+from leery.arena._attack_stage import run_attack
+from leery.arena._classifier_stage import make_classifier, predict_all
 from leery.arena._config import ArenaConfig
 from leery.arena._detectors import Entry, entries
 from leery.arena._gather import gather
@@ -125,7 +126,10 @@ def _write_manifests(
     """Write what was computed, and apart from it what differs between runs; return the first."""
     content: dict[str, Any] = {
         "again": _command(config),
-        "config": {**asdict(config), "data_dir": str(config.data_dir or "")},
+        "config": {
+            **asdict(config),
+            **{name: str(getattr(config, name) or "") for name in ("classifier", "data_dir")},
+        },
         "data_sha256": data.data_sums(config.dataset, config.data_dir),
         "classifiers": [workspace.classifier().record for workspace in workspaces],
         "versions": {name: version(name) for name in _REPORTED},
@@ -156,6 +160,7 @@ def _command(config: ArenaConfig) -> str:
     for option, value in (
         ("--seed", config.seed or None),
         ("--seeds", config.seeds if config.seeds > 1 else None),
+        ("--classifier", config.classifier),
         ("--data-dir", config.data_dir),
     ):
         if value is not None:

@@ -1,12 +1,14 @@
 """Images, classifier, file names and identities of an arena of one classifier."""
 
 import hashlib
+import inspect
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from leery.arena._config import ArenaConfig
 from leery.arena._detectors import Entry
 from leery.attacks import CORRUPTIONS, HARMLESS
 from leery.classifiers import RECIPES, Classifier, load_classifier
-from leery.errors import StudyFileError, brief
+from leery.errors import DataError, StudyFileError, brief
 from leery.models import predict
 from leery.tasks import identity_of
 
@@ -118,7 +120,8 @@ class Workspace:
         count = self.config.count(cell) if role == "judging" else CLEAN_IMAGES
         facts = [
             *(self._classifier_id(), repr(attack), role, count, self.config.seed),
-            *(_source("_workspace"), _source("_attack_stage")),
+            *(_SHUFFLE, CLEAN_IMAGES),
+            *(_sources(), _source("_attack_stage")),
             [version(library) for library in ATTACK_LIBRARIES],
         ]
         return identity_of(facts, [type(attack).__module__, "leery.models"])
@@ -196,8 +199,8 @@ class Workspace:
     def predictions_file(self) -> Path:
         """The predicted classes of the clean and harmlessly changed images."""
         facts = [
-            *(self._classifier_id(), self.config.seed, self._fresh_count()),
-            *(_source("_workspace"), _source("_attack_stage")),
+            *(self._classifier_id(), self.config.seed, self._fresh_count(), _SHUFFLE, CLEAN_IMAGES),
+            *(_sources(), _source("_classifier_stage")),
         ]
         own = identity_of(facts, ["leery.attacks", "leery.models"])
         return self.folder / f"predictions-{own[:16]}.npz"
@@ -214,6 +217,11 @@ def error_file(scores: Path) -> Path:
     return scores.with_suffix(".error.txt")
 
 
+def _sources() -> str:
+    """The source of the functions that choose and change the images."""
+    return inspect.getsource(_split) + inspect.getsource(Workspace.changed)
+
+
 def _source(module: str) -> str:
     """The source of a module of this package, without what it imports."""
     return (files("leery.arena") / f"{module}.py").read_text(encoding="utf-8")
@@ -224,14 +232,27 @@ def _plain(name: str) -> str:
     return "".join(sign if sign.isalnum() or sign in ".-_" else "_" for sign in name)
 
 
+def _sum(path: Traversable) -> str:
+    """The SHA-256 of a file of a classifier.
+
+    Raises:
+        DataError: when it cannot be read.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        message = f"expected a classifier in {path}, got {brief(error)}; run leery train"
+        raise DataError(message) from error
+
+
 @cache
 def _classifier_id(workspace: Workspace) -> str:
     config = workspace.config
     sums = data.data_sums(config.dataset, config.data_dir)
     if workspace.classifier_seed == 0:
-        weights = files("leery.classifiers") / "weights"
-        shipped = [weights / f"{config.dataset}.{suffix}" for suffix in ("safetensors", "json")]
-        made = [hashlib.sha256(path.read_bytes()).hexdigest() for path in shipped]
+        folder = config.classifier or files("leery.classifiers") / "weights"
+        paths = [folder / f"{config.dataset}.{suffix}" for suffix in ("safetensors", "json")]
+        made = [_sum(path) for path in paths]
     else:
         made = [str(workspace.classifier_seed), repr(RECIPES[config.dataset])]
     return identity_of([sums, made], ["leery.classifiers", "leery.data"])

@@ -59,6 +59,15 @@ _Only = Annotated[
     ),
 ]
 
+_Classifier = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of a classifier written by leery train; by default the shipped one. None is "
+        "shipped for cifar-10.",
+        show_default=False,
+    ),
+]
+
 _Seeds = Annotated[
     int,
     typer.Option(help="Number of classifiers: the shipped one, and others trained with new seeds."),
@@ -80,6 +89,7 @@ def arena(
     detector: _Detectors = None,
     seed: Seed = 0,
     seeds: _Seeds = 1,
+    classifier: _Classifier = None,
     workers: _Workers = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -93,13 +103,13 @@ def arena(
     Examples:
       leery arena mnist --limit 300
       leery arena fashion-mnist --detector mine:MyDetector
-      leery arena cifar-10 --data-dir data/ --out runs/cifar
+      leery arena cifar-10 --classifier runs/cifar-10/classifier
     """
     from leery.arena import PAGE, ArenaConfig, run_arena, summary
 
     config = ArenaConfig(
         dataset, limit=limit, only=tuple(only) if only else None, detectors=tuple(detector or ()),
-        seed=seed, seeds=seeds, data_dir=data_dir,
+        seed=seed, seeds=seeds, classifier=classifier, data_dir=data_dir,
     )  # fmt: skip
     folder = out or Path("runs") / f"arena-{dataset}"
     with stoppable("run the command again, and it goes on where it stopped"):
