@@ -11,14 +11,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import binomtest
+from sklearn.metrics import roc_auc_score
 
 from leery.arena import ARENAS, DETECTORS, ArenaConfig
 from leery.arena._classifier_stage import make_classifier
 from leery.arena._detectors import entries
-from leery.arena._gather import _Scored
-from leery.arena._workspace import CHANGES, FRESH_CHANGES, Workspace
+from leery.arena._gather import _cells, _leaderboard, _Scored, summary
+from leery.arena._score_stage import _Stored
+from leery.arena._workspace import CHANGES, FRESH_CHANGES, Split, Workspace
 from leery.classifiers import Classifier, build, pretrained, save_classifier
 from leery.errors import DataError, InputError
+from leery.evaluation import roc_auc_interval
 from leery.models import fingerprint
 
 OWN = '''
@@ -120,25 +124,142 @@ def test_no_test_image_is_used_twice(tmp_path: Path) -> None:
     assert torch.equal(split.fresh[0][split.index_among_fresh], split.attacked[0])
 
 
-def scored(threshold: dict[str, np.ndarray], attack: np.ndarray, folder: Path) -> _Scored:
-    """Made scores of a detector that learns from no attack."""
-    arrays = {f"|threshold|{kind}": values for kind, values in threshold.items()}
-    return _Scored(
-        Workspace(ArenaConfig("mnist"), folder), DETECTORS[0], {**arrays, "|attack|DDN": attack}
-    )
+class Made:
+    """Made scores and successes of a detector that learns from no attack, on ten images."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.cells = ("FGSM 0.30", "PGD 0.30", "DDN")
+        self.success = {
+            "FGSM 0.30": [1, 0, 0, 0, 1, 0],
+            "PGD 0.30": [1, 1, 0, 0, 1, 0],
+            "DDN": [1, 1, 0, 1],
+        }
+        # Above 9.9 is flagged at 1 %.
+        scores = {
+            "attack|FGSM 0.30": [20, 1, 1, 1, 1, 1],
+            "attack|PGD 0.30": [20, 20, 1, 1, 20, 1],
+            "attack|DDN": [20, -1, 20, 20],
+        }
+        everything = ARENAS["mnist"]
+        monkeypatch.setitem(ARENAS, "mnist", {name: everything[name] for name in self.cells})
+        right = {f"threshold|{kind}": np.arange(1000) < 900 for kind in ("clean", *CHANGES)}
+        right |= {f"fresh|{kind}": np.arange(10) < 8 for kind in ("clean", *FRESH_CHANGES)}
+        monkeypatch.setattr(Workspace, "right", lambda _self, name: right[name])
+        monkeypatch.setattr(
+            Workspace, "success", lambda _self, cell: np.array(self.success[cell], dtype=bool)
+        )
+        # The attacked images are the fresh ones with odd numbers and so on: never the first ones.
+        monkeypatch.setattr(
+            Workspace,
+            "index_among_fresh",
+            lambda _self, cell: np.array([1, 2, 3, 5, 6, 7])[: len(self.success[cell])],
+        )
+        arrays = {f"|{name}": np.array(values, dtype=float) for name, values in scores.items()}
+        calm = np.linspace(0, 9.9, 900)
+        for kind in ("clean", *CHANGES):
+            arrays[f"|threshold|{kind}"] = np.append(calm, np.full(100, 1e9))
+        for kind in FRESH_CHANGES:
+            arrays[f"|fresh|{kind}"] = np.zeros(10)
+        arrays["|fresh|clean"] = np.array([0, 0, 0, 0, 0, 30, 0, 0, 40, 40.0])
+        arrays["|fresh|blur"] = np.array([30, 30, 0, 0, 30, 0, 0, 0, 40, 40.0])
+        self.scored = _Scored(Workspace(ArenaConfig("mnist"), folder), DETECTORS[0], arrays)
 
 
 def test_the_threshold_keeps_its_rate_on_every_kind_of_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kinds = ("clean", *CHANGES)
-    right = np.arange(1000) < 900
-    monkeypatch.setattr(Workspace, "right", lambda _self, _name: right)
-    threshold = {kind: np.arange(1000.0) + 1000 * place for place, kind in enumerate(kinds)}
-    made = scored(threshold, np.array([4899.0, 4891.0, 4892.0, 0.0]), tmp_path)
+    monkeypatch.setattr(Workspace, "right", lambda _self, _name: np.arange(1000) < 900)
+    arrays = {
+        f"|threshold|{kind}": np.arange(1000.0) + 1000 * place for place, kind in enumerate(kinds)
+    }
+    arrays["|attack|DDN"] = np.array([4899.0, 4891.0, 4892.0, 0.0, 893.0])
+    made = _Scored(Workspace(ArenaConfig("mnist"), tmp_path), DETECTORS[0], arrays)
     # 900 right images of the last kind: 4000 to 4899; 8 of them and the image are under 1 % of 901.
-    assert made.flagged("", "attack|DDN", 0.01).tolist() == [True, False, True, False]
-    assert made.judged == [""]
+    expected = [True, False, True, False, False]
+    assert made.flagged("", "attack|DDN", 0.01).tolist() == expected
+    # Clean ones alone: 0 to 899.
+    clean = made.flagged("", "attack|DDN", 0.01, ["clean"])
+    assert clean.tolist() == [True, True, True, False, True]
+
+
+def test_a_leaderboard_has_the_worst_attack_and_what_is_flagged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (row,) = _leaderboard(Made(tmp_path, monkeypatch).scored)
+    # Found of the successful ones: FGSM 1 of 2, PGD 3 of 3, DDN 2 of 3.
+    assert row["worst_attack_at_1_fpr"] == "FGSM 0.30"
+    assert row["worst_at_1_fpr"] == 0.5
+    assert row["worst_images_at_1_fpr"] == 2
+    interval = binomtest(1, 2).proportion_ci(method="wilson")
+    assert row["worst_at_1_fpr_low"] == pytest.approx(interval.low)
+    assert row["worst_at_1_fpr_high"] == pytest.approx(interval.high)
+    assert row["mean_at_1_fpr"] == pytest.approx((1 / 2 + 1 + 2 / 3) / 3)
+    # Of the four images that all attacks were run on, three were attacked successfully: the first
+    # is always flagged, the second is missed by DDN, the fourth is flagged.
+    assert row["every_attack_at_1_fpr"] == pytest.approx(2 / 3)
+    # Of the first eight images, which are right: one clean one, three blurred ones.
+    assert row["false_alarms_at_1_fpr"] == 1 / 8
+    assert row["most_false_alarms_at_1_fpr"] == 3 / 8
+    assert row["most_false_alarms_on_at_1_fpr"] == "blur"
+
+
+def test_the_area_of_a_cell_is_scikit_learn_s_and_clustered_by_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Made(tmp_path, monkeypatch)
+    rows = {(row["attack"], row["positives"]): row for row in _cells(made.scored)}
+    assert set(rows) == {
+        (cell, kind) for cell in made.cells for kind in ("all", "successful", "failed")
+    }
+    row = rows["DDN", "successful"]
+    assert (row["images"], row["unseen"], row["trained_on"]) == (3, True, "")
+    assert row["tpr_at_1_fpr"] == pytest.approx(2 / 3)
+    negative = [0, 0, 0, 0, 0, 30, 0, 0]
+    scores = np.array([20, -1, 20, *negative], dtype=float)
+    truth = np.arange(len(scores)) < 3
+    assert row["auc"] == pytest.approx(roc_auc_score(truth, scores))
+    # The attacked images 1, 2 and 5 are among the clean ones 0 to 7.
+    expected = roc_auc_interval(scores, truth, np.array([1, 2, 5, *range(8)]))
+    assert (row["auc_low"], row["auc_high"]) == (expected.low, expected.high)
+    other = roc_auc_interval(scores, truth, np.array([101, 102, 105, *range(8)]))
+    assert (other.low, other.high) != (expected.low, expected.high)
+
+
+def test_a_summary_has_means_over_classifiers_and_the_worst_attack_of_the_worst() -> None:
+    table = pd.DataFrame(
+        {
+            "seed": [0, 1, 0, 1],
+            "detector": ["a", "a", "b", "b"],
+            "learns_from_attacks": False,
+            "error": "",
+            "worst_attack_at_1_fpr": ["DDN", "FGSM 0.30", "DDN", "DDN"],
+            "worst_at_1_fpr": [0.8, 0.2, 0.6, 0.7],
+            "mean_at_1_fpr": [0.9, 0.9, 0.8, 0.8],
+        }
+    )
+    found = summary(table)
+    assert found.detector.tolist() == ["b", "a"]
+    assert found.worst_at_1_fpr.tolist() == pytest.approx([0.65, 0.5])
+    assert found.worst_attack_at_1_fpr.tolist() == ["DDN", "FGSM 0.30"]
+    assert found.worst_at_1_fpr_sd.tolist() == pytest.approx([0.1 / 2**0.5, 0.6 / 2**0.5])
+
+
+def test_an_attack_that_was_run_gives_its_images_in_any_order_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    images, labels = (part[:6] for part in digits)
+    workspace = Workspace(ArenaConfig("mnist"), tmp_path)
+    same = images, labels
+    split = Split(same, same, same, same, torch.arange(6))
+    monkeypatch.setattr(Workspace, "split", lambda _self: split)
+    monkeypatch.setattr(Workspace, "adversarial", lambda *_: {"images": images + 1})
+    attack = _Stored(workspace, "DDN")
+    net = torch.nn.Flatten()
+    order = torch.tensor([4, 0, 2])
+    assert torch.equal(attack(net, images[order], labels[order]), images[order] + 1)
+    with pytest.raises(InputError, match="some of the clean images that fit.. was given"):
+        attack(net, images[:2] + 0.5, labels[:2])
 
 
 def test_detectors_of_one_s_own_have_names_and_are_found(
