@@ -478,7 +478,10 @@ class Scorer(Protocol):
 
 
 class FittableScorer(Scorer, Protocol):
-    """Interface of a detector that can be fitted to clean images and, possibly, attacks."""
+    """Interface of a detector that can be fitted to clean images and, possibly, attacks.
+
+    A class that needs attacks has an attribute ``learns_from_attacks`` that is true.
+    """
 
     def fit(
         self,
@@ -486,4 +489,11 @@ class FittableScorer(Scorer, Protocol):
         clean: tuple[Tensor, Tensor],
         attacks: Sequence[Callable[..., Tensor]] = (),
     ) -> Self:
-        """Fit on labelled training images and on labelled clean images held out from them."""
+        """Fit on labelled training images and on labelled clean images held out from them.
+
+        Args:
+            train: training images ``(N, ...)`` and their true classes.
+            clean: other images and their true classes.
+            attacks: functions as :class:`leery.attacks.Attack`, to be run on the clean images or on
+                some of them; empty for detectors that do not learn from attacks.
+        """

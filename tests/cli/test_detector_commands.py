@@ -24,6 +24,7 @@ import safetensors
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from scipy.stats import binomtest
 from torch import Tensor
 
 from leery import Detector
@@ -278,6 +279,9 @@ def test_attack_and_evaluate_agree(place: Place) -> None:
     assert rows[0]["positives"] == "all"
     assert rows[0]["auc"] > 0.9
     assert rows[0]["found"] > 0.3
+    trials = rows[0]["n_adversarial"]
+    interval = binomtest(round(rows[0]["found"] * trials), trials).proportion_ci(method="wilson")
+    assert [rows[0][f"found_{end}"] for end in ("low", "high")] == pytest.approx(list(interval))
     assert rows[0]["false_alarms"] < 0.15
     shown = place.run(*arguments)
     assert "The attacker knows the classifier and not the detector." in shown

@@ -13,6 +13,7 @@ from leery.attacks import Attack, gaussian_noise, placed
 from leery.detector import Detector, MetricTable
 from leery.errors import InputError
 from leery.evaluation._detection import POSITIVES, detection
+from leery.evaluation._intervals import share_interval
 from leery.evaluation._pool import Pool
 from leery.inputs import Images, labelled_batches
 from leery.models import predict
@@ -57,7 +58,8 @@ def evaluate(
         Columns: detector ("detector", or the name of a baseline), attack, positives, success
         (fraction of adversarial images that are misclassified), the attributes of
         :class:`leery.evaluation.Detection` and, for a calibrated detector, found (fraction of
-        positives flagged), false_alarms and false_alarms_noisy.
+        positives flagged), found_low and found_high (its 95 % confidence interval), false_alarms
+        and false_alarms_noisy.
 
     Raises:
         NotFittedError: when the detector has no combiner.
@@ -194,8 +196,11 @@ def _shares(pool: Pool, positive: np.ndarray) -> dict[str, float]:
     flagged = pool.table.column(_FLAGGED)
     if np.isnan(flagged).any():
         return {}
+    found = share_interval(int(flagged[positive].sum()), int(positive.sum()))
     shares = {
-        "found": flagged[positive].mean(),
+        "found": found.estimate,
+        "found_low": found.low,
+        "found_high": found.high,
         "false_alarms": flagged[~pool.adversarial & ~pool.noisy].mean(),
     }
     if pool.noisy.any():
