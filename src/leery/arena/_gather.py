@@ -40,7 +40,6 @@ def gather(workspaces: Sequence[Workspace], entries: Sequence[Entry]) -> dict[st
         "leaderboard": _leaderboard,
         "cells": _cells,
         "false-alarms": _false_alarms,
-        "times": _times,
     }
     tables = {
         name: pd.DataFrame(
@@ -51,7 +50,7 @@ def gather(workspaces: Sequence[Workspace], entries: Sequence[Entry]) -> dict[st
         for name, make in makers.items()
     }
     attacks = [row for workspace in workspaces for row in _attacks(workspace)]
-    return {**tables, "attacks": pd.DataFrame(attacks)}
+    return {**tables, "attacks": pd.DataFrame(attacks), "times": _times(workspaces, entries)}
 
 
 def summary(leaderboard: pd.DataFrame) -> pd.DataFrame:
@@ -320,14 +319,31 @@ def _false_alarms(scored: _Scored) -> Rows:
                         }
 
 
-def _times(scored: _Scored) -> Rows:
-    """Processor time of the first fit and of a score."""
-    found = read_seconds(scored.workspace.scores_file(scored.entry))
-    images = found.get("images", 0)
-    yield {
-        "fit_seconds": found.get("fit", float("nan")),
-        "score_ms": 1000 * found["score"] / images if images else float("nan"),
-    }
+def _times(workspaces: Sequence[Workspace], entries: Sequence[Entry]) -> pd.DataFrame:
+    """Processor time of every attack and detector, wherever and whenever it ran."""
+    rows: list[dict[str, Any]] = []
+    for workspace in workspaces:
+        config = workspace.config
+        training = config.training_attacks if any(entry.supervised for entry in entries) else ()
+        for role, cells in (("judging", config.cells), ("training", training)):
+            for cell in cells:
+                found = read_seconds(workspace.attack_file(cell, role))
+                own = {"kind": f"attack for {role}", "name": cell}
+                rows.append({**own, "seconds": found.get("attack", float("nan"))})
+        for entry in entries:
+            found = read_seconds(workspace.scores_file(entry))
+            images = found.get("images", 0)
+            rows.append(
+                {
+                    "kind": "detector",
+                    "name": entry.name,
+                    "seconds": found.get("total", float("nan")),
+                    "fit_seconds": found.get("fit", float("nan")),
+                    "score_ms": 1000 * found["score"] / images if images else float("nan"),
+                }
+            )
+    table = pd.DataFrame(rows)
+    return table.assign(share=table["seconds"] / table["seconds"].sum())
 
 
 def _attacks(workspace: Workspace) -> Rows:

@@ -53,7 +53,10 @@ def write_page(out: Path, tables: Tables, manifest: Mapping[str, Any]) -> Path:
     Returns:
         The path of the page.
     """
-    shown = {name: table[table["seed"] == table["seed"].min()] for name, table in tables.items()}
+    shown = {
+        name: table[table["seed"] == table["seed"].min()] if "seed" in table else table
+        for name, table in tables.items()
+    }
     dataset, board = manifest["config"]["dataset"], summary(tables["leaderboard"])
     template = (files("leery.arena") / "page.html.jinja").read_text(encoding="utf-8")
     accuracy = manifest["classifiers"][0]["test_accuracy"]
@@ -70,6 +73,7 @@ def write_page(out: Path, tables: Tables, manifest: Mapping[str, Any]) -> Path:
         cells=_cells_sheet(shown["cells"]),
         attacks=_attacks_sheet(shown["attacks"]),
         alarms=_alarms_sheet(shown["false-alarms"]),
+        times=_times_sheet(tables["times"]),
         plots=_plots(out, shown, board, dataset),
         again=manifest["again"],
         manifest=json.dumps(manifest, indent=2),
@@ -94,7 +98,7 @@ def _tiles(board: pd.DataFrame, attacks: pd.DataFrame) -> Iterator[tuple[str, st
 def _leaderboard(board: pd.DataFrame, times: pd.DataFrame) -> Sheet:
     """Detectors by the share of the attack that they find least."""
     rows = []
-    cost = times.groupby("detector")["score_ms"].mean()
+    cost = _cost_of(times)
     for row in board.to_dict("records"):
         name = str(row["detector"])
         head = [Cell(f"{name} *" if row["learns_from_attacks"] else name)]
@@ -199,6 +203,24 @@ def _alarms_sheet(table: pd.DataFrame) -> Sheet:
     return Sheet("alarm-table", "False alarms", headings, rows)
 
 
+def _times_sheet(table: pd.DataFrame) -> Sheet:
+    rows = [
+        [
+            *(Cell(str(row[name])) for name in ("kind", "name")),
+            Cell(f"{row['seconds']:.0f}", float(row["seconds"])),
+            Cell(f"{row['share']:.1%}", float(row["share"])),
+        ]
+        for row in table.sort_values("seconds", ascending=False).to_dict("records")
+    ]
+    return Sheet(
+        "time-table",
+        "Processor time of the arena",
+        ["what", "name", "seconds", "share"],
+        rows,
+        note="Of parts that were made in earlier runs, the time of that run.",
+    )
+
+
 def _plots(out: Path, tables: Tables, board: pd.DataFrame, dataset: str) -> dict[str, Plot | None]:
     """Draw the figures for which there is data, and write the SVG files."""
     order = list(board["detector"])
@@ -261,8 +283,14 @@ def _wide(table: pd.DataFrame, column: str, value: str, order: list[str]) -> pd.
     return wide.reindex([name for name in order if name in wide.index])
 
 
+def _cost_of(times: pd.DataFrame) -> pd.Series:
+    """Milliseconds per image of each detector."""
+    rows = times[times["kind"] == "detector"]
+    return rows.groupby("name")["score_ms"].mean()
+
+
 def _costs(board: pd.DataFrame, times: pd.DataFrame) -> pd.DataFrame:
-    cost = times.groupby("detector")["score_ms"].mean()
+    cost = _cost_of(times)
     table = board.rename(columns={"worst_at_1_fpr": "worst"}).assign(
         score_ms=board["detector"].map(cost)
     )

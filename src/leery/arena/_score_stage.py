@@ -42,6 +42,7 @@ def score_detector(workspace: Workspace, entry: Entry, path: Path) -> None:
     _seed_everything(crc32(entry.name.encode()) ^ workspace.config.seed)
     make_folder(path.parent)
     seconds: dict[str, float] = {}
+    start = time.process_time()
     try:
         arrays = _scores(workspace, entry, seconds)
     except (DataError, OutputError, StudyFileError, MemoryError):
@@ -50,6 +51,7 @@ def score_detector(workspace: Workspace, entry: Entry, path: Path) -> None:
     except Exception as error:
         write_atomically(error_file(path), brief(error))
         return
+    seconds["total"] = time.process_time() - start
     stream = io.BytesIO()
     np.savez(stream, **arrays)  # type: ignore[arg-type]  # mypy takes them for allow_pickle
     write_seconds(path, seconds)
