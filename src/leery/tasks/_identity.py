@@ -85,5 +85,8 @@ def _imported(source: bytes, name: str, *, package: bool) -> Iterator[str]:
                 above = name.split(".")[: None if package and node.level == 1 else -1]
                 above = above[: len(above) - max(0, node.level - 1 - int(package))]
                 base = ".".join([*above, *([base] if base else [])])
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+            parts = [f"{base}.{alias.name}" for alias in node.names]
+            # The package itself imports everything, but only when a name of its own is used.
+            if base != "leery" or not all(map(_own_source, parts)):
+                yield base
+            yield from parts
