@@ -253,8 +253,8 @@ def _classifier_id(workspace: Workspace) -> str:
         folder = config.classifier or files("leery.classifiers") / "weights"
         paths = [folder / f"{config.dataset}.{suffix}" for suffix in ("safetensors", "json")]
         made = [_sum(path) for path in paths]
-    else:
-        made = [str(workspace.classifier_seed), repr(RECIPES[config.dataset])]
+        return identity_of([sums, made], ["leery.classifiers._networks", "leery.data"])
+    made = [str(workspace.classifier_seed), repr(RECIPES[config.dataset])]
     return identity_of([sums, made], ["leery.classifiers", "leery.data"])
 
 

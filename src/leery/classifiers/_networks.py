@@ -117,7 +117,7 @@ class ResNet20(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, dropout: float = 0.2) -> None:
+    def __init__(self, dropout: float = 0.1) -> None:
         super().__init__()
         for name, values in (("mean", (0.491, 0.482, 0.447)), ("scale", (0.247, 0.244, 0.262))):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
