@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from leery.arena import summary
+
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "results"
-README, CHOOSING, PAPER = DOCS.parent / "README.md", DOCS / "choosing.md", DOCS / "paper.md"
+README, CHOOSING = DOCS.parent / "README.md", DOCS / "choosing.md"
+PAPER, ARENA = DOCS / "paper.md", DOCS / "arena.md"
 WEIGHTS = DOCS.parent / "src" / "leery" / "classifiers" / "weights"
 
 PAPERS = "the paper's six"
@@ -153,11 +156,43 @@ def default_table() -> str:
     return _table([*names, "maximum softmax, worst", "maximum softmax, mean"], rows)
 
 
+def arena_shares(dataset: str) -> pd.DataFrame:
+    """What each detector (columns) finds of each attack (rows) at 1 %, unseen and successful."""
+    table = pd.read_csv(RESULTS / "arena" / dataset / "cells.csv")
+    table = table[table.unseen & (table.positives == "successful") & (table.seed == 0)]
+    return table.pivot_table(index="attack", columns="detector", values="tpr_at_1_fpr", sort=False)
+
+
+def leaderboard(dataset: str) -> str:
+    """The detectors of an arena by the attack that they find least, and what they cost."""
+    folder = RESULTS / "arena" / dataset
+    times = pd.read_csv(folder / "times.csv").query("kind == 'detector'")
+    cost = times.groupby("name").score_ms.mean()
+    rows = []
+    for row in summary(pd.read_csv(folder / "leaderboard.csv")).to_dict("records"):
+        name = f"`{row['detector']}`" + (" *" if row["learns_from_attacks"] else "")
+        low, high = (f"{row[f'worst_at_1_fpr_{end}']:.2f}" for end in ("low", "high"))
+        cells = [
+            name,
+            row["worst_attack_at_1_fpr"],
+            f"{row['worst_at_1_fpr']:.2f} ({low} to {high})",
+        ]
+        columns = ("mean_at_1_fpr", "every_attack_at_1_fpr", "worst_at_1_fpr_clean_threshold")
+        cells += ["" if pd.isna(row[column]) else f"{row[column]:.2f}" for column in columns]
+        cells += [f"{row[f'{what}_at_5_fpr']:.2f}" for what in ("worst", "mean")]
+        alarms = [row["false_alarms_at_1_fpr"], row["most_false_alarms_at_1_fpr"]]
+        cells += [f"{alarms[0]:.1%}", f"{alarms[1]:.1%} ({row['most_false_alarms_on_at_1_fpr']})"]
+        rows.append([*cells, f"{cost[row['detector']]:.2f}"])
+    names = ["detector", "its worst attack", "share found", "mean", "every attack on an image"]
+    names += ["worst, clean threshold", "worst at 5 %", "mean at 5 %", "false alarms"]
+    return _table([*names, "most, on changed images", "ms per image"], rows)
+
+
 def shipped_table() -> str:
     """What the default finds of each attack on the README's classifier, the worst first."""
-    shares = found(detection_tables()["digits-0"])[["default", "baseline max_softmax"]]
-    shares = shares.sort_values(["default", "baseline max_softmax"], kind="stable")
-    low = shares["default"] < 0.99  # noqa: PLR2004 - the others are one row
+    shares = arena_shares("mnist")[["leery", "max_softmax"]]
+    shares = shares.sort_values(["leery", "max_softmax"], kind="stable")
+    low = shares["leery"] < 0.99  # noqa: PLR2004 - the others are one row
     rows = [[str(cell), *(f"{share:.3f}" for share in own)] for cell, own in shares[low].iterrows()]
     others = shares[~low]
     spans = [f"{column.min():.3f} to {column.max():.3f}" for _, column in others.items()]
@@ -329,6 +364,11 @@ def blocks(path: Path) -> dict[str, str]:
             "costs": costs_table(),
             "densities": densities_table(),
         }
+    if path == ARENA:
+        return {
+            f"leaderboard of {folder.name}": leaderboard(folder.name)
+            for folder in sorted((RESULTS / "arena").iterdir())
+        }
     if path == README:
         return {"results": shipped_table(), "elsewhere": elsewhere()}
     return {
@@ -351,5 +391,5 @@ def filled(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    for path in (README, CHOOSING, PAPER):
+    for path in (README, CHOOSING, PAPER, ARENA):
         path.write_text(filled(path))

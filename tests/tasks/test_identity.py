@@ -47,6 +47,18 @@ def test_code_that_is_imported_counts_and_other_code_does_not(modules: Path) -> 
     assert identity() not in (before, changed)
 
 
+def test_comments_docstrings_and_layout_do_not_count(modules: Path) -> None:
+    (modules / "mine_below.py").write_text("def number(a):\n    return a + 1\n")
+    before = identity()
+    text = (
+        '"""A module."""\n\ndef number(a): # one more\n    """Its next."""\n\n    return (a + 1)\n'
+    )
+    (modules / "mine_below.py").write_text(text)
+    assert identity() == before
+    (modules / "mine_below.py").write_text(text.replace("a + 1", "a + 2"))
+    assert identity() != before
+
+
 def sources_of(module: str) -> set[str]:
     """The modules whose code counts for a module."""
     sources: set[str] = set()

@@ -1,7 +1,7 @@
 """Every detector against every attack under one protocol, with tables and a page.
 
-This program fits detectors, runs attacks and gathers verdicts; it holds no arithmetic of metrics.
-Detectors of others join by the protocol :class:`leery.observation.FittableScorer`.
+This package fits detectors, runs attacks and gathers verdicts; it computes no metrics itself. Other
+people's detectors take part through the protocol :class:`leery.observation.FittableScorer`.
 """
 
 from leery._extras import imported

@@ -24,8 +24,8 @@ class Cell:
 
     Attributes:
         attack: the attack.
-        family: attacks of a family are similar; detectors that learn from one are not judged on
-            another as if they had not seen it.
+        family: name of a group of similar attacks; a detector that learned from one of them does
+            not count the others as unseen.
         seconds: approximate CPU time per MNIST image.
         slow: True if at most :data:`SLOW_IMAGES` images are attacked.
     """
@@ -65,7 +65,7 @@ def _apgd(linf: Mapping[str, float], l2: Mapping[str, float]) -> dict[str, Cell]
 
 
 def _others(square: str, epsilon: float) -> dict[str, Cell]:
-    """Attacks of the smallest change, without gradients, spatial and sparse."""
+    """Attacks that search for the smallest change, gradient-free, spatial and sparse attacks."""
     return {
         "DeepFool": Cell(AdaptedAttack("deepfool"), "smallest change", 0.03),
         "DDN": Cell(AdaptedAttack("ddn"), "smallest change", 0.1),
@@ -105,7 +105,7 @@ TRAINING_ATTACKS: Mapping[str, tuple[str, ...]] = {
     "fashion-mnist": ("FGSM 0.12", "PGD 0.12", "PGD-L2 2", "DeepFool", "DDN"),
     "cifar-10": ("FGSM 8/255", "PGD 8/255", "PGD-L2 1", "DeepFool", "DDN"),
 }
-"""Attacks from which supervised detectors learn, of different kinds."""
+"""Attacks from which supervised detectors learn; they belong to three families."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +114,14 @@ class ArenaConfig:
 
     Args:
         dataset: "mnist", "fashion-mnist" or "cifar-10".
-        limit: number of images that each attack is run on; slow ones on at most 150.
+        limit: maximum number of images that each attack is run on; at most 150 for slow attacks.
         only: names of the detectors that take part, besides ``detectors``; None for all.
         detectors: further detectors as ``module:factory``, each a function of the classifier that
             returns a :class:`leery.observation.FittableScorer`.
         seed: random seed of attacks and changes of the images, and of the global generators while a
             detector is fitted.
-        seeds: number of classifiers, trained with the seeds 0 (shipped), 1 and so on.
+        seeds: number of classifiers: ``classifier`` or the shipped one, and others trained with the
+            seeds 1, 2 and so on.
         classifier: folder of a classifier written by ``leery train``; None for the shipped one.
         data_dir: a folder with the data files, as for :func:`leery.data.load`.
 
@@ -153,7 +154,7 @@ class ArenaConfig:
                 f"got none; run `leery train {self.dataset}` and pass its folder as --classifier"
             )
             raise InputError(message)
-        # Lists too; workspaces are kept by their options.
+        # Lists are accepted too; tuples make the options hashable, as the caches need.
         object.__setattr__(self, "detectors", tuple(self.detectors))
         if self.only is not None:
             object.__setattr__(self, "only", tuple(self.only))
@@ -170,9 +171,9 @@ class ArenaConfig:
 
     @property
     def trainings(self) -> Mapping[str, tuple[str, ...]]:
-        """The attacks of each fit of a supervised detector, by a name.
+        """The sets of attacks on which supervised detectors are trained, by name.
 
-        Each attack alone, all of them, and all except those of a family.
+        Each attack alone, all of them, and for each family all except those of that family.
         """
         families = dict.fromkeys(self.cells[name].family for name in self.training_attacks)
         return {
@@ -182,7 +183,7 @@ class ArenaConfig:
         }
 
     def unseen(self, cell: str) -> str:
-        """The training that has no attack of the family of this one."""
+        """Name of the set of training attacks that leaves out the family of this attack."""
         family = self.cells[cell].family
         return f"without {family}" if self._without(family) != self.training_attacks else "all"
 

@@ -17,8 +17,8 @@ __all__ = ["DefaultDetector"]
 class DefaultDetector:
     """A detector whose combiner is fitted to clean images and to their harmless changes.
 
-    :meth:`leery.Detector.calibrate` does the same with one half of its images; an arena sets the
-    threshold with the other half, in the same way for every detector.
+    :meth:`leery.Detector.calibrate` fits the combiner in the same way on one half of its images. It
+    is not used here, because an arena sets the threshold of every detector itself, on other images.
 
     Args:
         model: the classifier.

@@ -1,4 +1,4 @@
-"""The detectors of an arena, each the name of a function of the classifier."""
+"""The detectors of an arena, each given as the import path of a function of the classifier."""
 
 import hashlib
 import inspect
@@ -23,7 +23,7 @@ class Entry:
 
     Attributes:
         name: name in tables.
-        factory: ``module:function`` of a function of the classifier.
+        factory: ``module:function``; the function takes the classifier and returns a detector.
         settings: keyword arguments of the function.
     """
 
@@ -48,7 +48,7 @@ class Entry:
 
     @property
     def source(self) -> str:
-        """A hash of the file of the function, also if it belongs to an installed package."""
+        """SHA-256 of the file that defines the function, even in an installed package."""
         path = inspect.getsourcefile(inspect.unwrap(self.function))
         return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
 
@@ -97,17 +97,17 @@ def entries(given: Sequence[str] = (), only: Collection[str] | None = None) -> l
     """The detectors of an arena.
 
     Args:
-        given: further ones, as ``module:function``.
-        only: names of the others that take part; None for all of :data:`DETECTORS`.
+        given: detectors of the user, as ``module:function``.
+        only: names of those of :data:`DETECTORS` that take part; None for all.
 
     Raises:
-        InputError: when one cannot be found or has the name of another.
+        InputError: when a detector cannot be found, two have the same name, or there is none.
     """
     known = {entry.name: entry for entry in DETECTORS}
     names = list(known) if only is None else list(dict.fromkeys(only))
     for name in names:
         if name not in known:
-            message = f"expected detectors from {', '.join(known)}, got {name!r}; choose some"
+            message = f"expected detectors from {', '.join(known)}, got {name!r}; choose from these"
             raise InputError(message)
     own = [Entry(name.partition(":")[2] or name, name) for name in given]
     for entry in own:

@@ -12,7 +12,7 @@ from leery.reporting import INK, MUTED, PALETTE, new_figure
 __all__ = ["alarms_figure", "cells_figure", "cost_figure", "trainings_figure"]
 
 _DARK = 0.5
-"""Share above which a cell of a heat map is dark, so that its number is white."""
+"""Fraction of the colour scale above which a cell of a heat map is dark and its number white."""
 
 
 def cells_figure(shares: pd.DataFrame) -> Figure:
@@ -39,9 +39,9 @@ def trainings_figure(panels: Sequence[tuple[str, pd.DataFrame]]) -> Figure:
 
 
 def cost_figure(table: pd.DataFrame) -> Figure:
-    """Cost per image against the share found of the attack that is found least.
+    """Share that each detector finds of its worst attack, against the cost per image.
 
-    Detectors that no other one surpasses in both are connected.
+    A line connects the detectors for which no other is both cheaper and better.
 
     Args:
         table: columns detector, score_ms and worst.
@@ -65,7 +65,7 @@ def cost_figure(table: pd.DataFrame) -> Figure:
     axes.set_ylim(-0.03, 1.03)
     axes.margins(x=0.2)
     axes.set_xlabel("processor time per image, ms")
-    axes.set_ylabel("found of the attack that is found least")
+    axes.set_ylabel("share found of the worst attack")
     return figure
 
 

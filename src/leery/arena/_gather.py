@@ -54,15 +54,16 @@ def gather(workspaces: Sequence[Workspace], entries: Sequence[Entry]) -> dict[st
 
 
 def summary(leaderboard: pd.DataFrame) -> pd.DataFrame:
-    """A leaderboard with one row per detector, those that find most of their worst attack first.
+    """A leaderboard with one row per detector, sorted by the share found of its worst attack.
 
     Args:
         leaderboard: the table of that name.
 
     Returns:
-        Means over the classifiers; texts are those of the classifier with the smallest worst share.
-        Columns whose names end in ``_sd`` hold the standard deviation of the worst and mean shares
-        over the classifiers, NaN for one.
+        Columns of floats are means over the classifiers; other columns are those of the classifier
+        with the smallest share of the worst attack. Columns whose names end in ``_sd`` hold the
+        standard deviation of the worst and mean shares at 1 % over the classifiers, NaN if there is
+        only one.
     """
     if "worst_at_1_fpr" not in leaderboard:
         return leaderboard.drop_duplicates("detector")
@@ -207,8 +208,8 @@ def _found(scored: _Scored, rate: float, kinds: Sequence[str]) -> dict[str, np.n
 def _every_attack(scored: _Scored, rate: float) -> float:
     """Share of images on which every successful attack is flagged.
 
-    Of the images that all attacks were run on, and that at least one attacked successfully. NaN for
-    supervised detectors, which are judged with different trainings.
+    Only images count on which all attacks were run and at least one succeeded. NaN for supervised
+    detectors, which are trained on different attacks for different cells.
     """
     config = scored.workspace.config
     if scored.entry.supervised:
@@ -226,7 +227,7 @@ def _every_attack(scored: _Scored, rate: float) -> float:
 def _alarms(scored: _Scored, rate: float, suffix: str) -> dict[str, Any]:
     """The false-alarm rate on clean images, and the largest one on changed images.
 
-    Of a supervised detector, the largest over the trainings with which it is judged.
+    For a supervised detector, the largest over its sets of training attacks in ``judged``.
     """
     shares = {
         kind: max(
@@ -245,7 +246,7 @@ def _alarms(scored: _Scored, rate: float, suffix: str) -> dict[str, Any]:
 
 
 def _cells(scored: _Scored) -> Rows:
-    """Every training and attack: shares found, AUC, by which attacks count as positives."""
+    """Shares found and AUC for every set of training attacks, attack and choice of positives."""
     workspace = scored.workspace
     clean = workspace.right("fresh|clean")
     for trained_on in scored.trainings:
@@ -270,7 +271,7 @@ def _cells(scored: _Scored) -> Rows:
 
 
 def _shares(scored: _Scored, trained_on: str, cell: str, rows: np.ndarray) -> dict[str, float]:
-    """Shares that are flagged, with intervals, and with a threshold from clean images only."""
+    """Flagged shares with intervals; without, for a threshold set on clean images only."""
     found: dict[str, float] = {}
     for rate in RATES:
         flagged = scored.flagged(trained_on, f"attack|{cell}", rate)[rows]

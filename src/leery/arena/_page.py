@@ -47,7 +47,8 @@ def write_page(out: Path, tables: Tables, manifest: Mapping[str, Any]) -> Path:
 
     Args:
         out: folder of the tables.
-        tables: the tables by name; figures and short tables show the first classifier.
+        tables: the tables by name. The leaderboard, costs and times cover all classifiers; the
+            other figures and tables show the first one.
         manifest: the manifest.
 
     Returns:
@@ -62,8 +63,8 @@ def write_page(out: Path, tables: Tables, manifest: Mapping[str, Any]) -> Path:
     accuracy = manifest["classifiers"][0]["test_accuracy"]
     page = page_environment().from_string(template).render(
         title=f"leery's arena: {dataset}",
-        lead=f"Detectors of adversarial examples for one classifier of {dataset} "
-        f"({manifest['classifiers'][0]['network']}, accuracy {accuracy:.2%}), by leery "
+        lead=f"Detectors of adversarial examples on {dataset} (classifier "
+        f"{manifest['classifiers'][0]['network']}, accuracy {accuracy:.2%}), by leery "
         f"{__version__}.",
         css=page_resource("page.css"),
         js=page_resource("page.js"),
@@ -90,13 +91,13 @@ def _tiles(board: pd.DataFrame, attacks: pd.DataFrame) -> Iterator[tuple[str, st
         best = board.iloc[0]
         yield (
             f"{best['worst_at_1_fpr']:.2f}",
-            f"found of its worst attack by {best['detector']}, the largest such share, at 1 % "
-            "false alarms",
+            f"is the share that {best['detector']} finds of its worst attack, the largest of all "
+            "detectors, at 1 % false alarms",
         )
 
 
 def _leaderboard(board: pd.DataFrame, times: pd.DataFrame) -> Sheet:
-    """Detectors by the share of the attack that they find least."""
+    """The detectors, sorted by the share that each finds of its worst attack."""
     rows = []
     cost = _cost_of(times)
     for row in board.to_dict("records"):
@@ -123,16 +124,17 @@ def _leaderboard(board: pd.DataFrame, times: pd.DataFrame) -> Sheet:
                 Cell(f"{cost[name]:.2f}", float(cost[name])),
             ]
         )
-    headings = ["detector", "its worst attack", "found of it at 1 %", "interval", "mean, 1 %"]
-    headings += ["images on which every successful attack is found", "worst, threshold of clean"]
-    headings += ["mean, threshold of clean", "worst, 5 %", "mean, 5 %", "false alarms at 1 %"]
+    headings = ["detector", "its worst attack", "share found at 1 %", "interval", "mean, 1 %"]
+    headings += ["images on which every successful attack is found", "worst, clean threshold"]
+    headings += ["mean, clean threshold", "worst, 5 %", "mean, 5 %", "false alarms at 1 %"]
     return Sheet(
         "leaderboard",
         "Detectors by the attack that they find least",
         [*headings, "ms per image"],
         rows,
-        note="Found: share of the successful attacks that is flagged. Threshold of clean: set on "
-        "clean images only. Times are processor time of one thread where the detector ran.",
+        note="Found: share of the successful attacks that is flagged. Clean threshold: set on "
+        "clean images only. Times: processor time of one thread on the machine that ran the "
+        "detector.",
     )
 
 
@@ -160,7 +162,7 @@ def _cells_sheet(table: pd.DataFrame) -> Sheet:
         ]
         for row in table[table["unseen"]].to_dict("records")
     ]
-    headings = ["detector", "attack", "which", "trained on", "images"]
+    headings = ["detector", "attack", "outcome", "trained on", "images"]
     return Sheet(
         "cells",
         "Every detector and attack",
@@ -217,7 +219,7 @@ def _times_sheet(table: pd.DataFrame) -> Sheet:
         "Processor time of the arena",
         ["what", "name", "seconds", "share"],
         rows,
-        note="Of parts that were made in earlier runs, the time of that run.",
+        note="What an earlier run computed counts with the time that it took then.",
     )
 
 
@@ -238,9 +240,10 @@ def _plots(out: Path, tables: Tables, board: pd.DataFrame, dataset: str) -> dict
             lambda: cells_figure(_wide(cells[cells["unseen"]], "attack", "tpr_at_1_fpr", order)),
         ),
         "cost": (
-            "Cost and the attack that is found least",
-            "Processor time per image against the share found of the worst attack, at 1 % false "
-            "alarms. The line connects detectors that no other one surpasses in both.",
+            "Cost and share found of the worst attack",
+            "Share that each detector finds of its worst attack, at 1 % false alarms, against "
+            "processor time per image. The line connects the detectors for which no other is both "
+            "cheaper and better.",
             "times.csv",
             lambda: cost_figure(_costs(board, tables["times"])),
         ),
@@ -257,7 +260,7 @@ def _plots(out: Path, tables: Tables, board: pd.DataFrame, dataset: str) -> dict
         drawn["trainings"] = (
             "Trained on (rows), tested on (columns), at 1 % false alarms",
             "Share of the successful attacks that each supervised detector finds, by what it was "
-            "trained on: one attack, all of five, or all except those of a kind.",
+            "trained on: one attack, all five, or all except those of one kind.",
             "cells.csv",
             lambda: trainings_figure(panels),
         )
@@ -278,7 +281,7 @@ def _plot(out: Path, name: str, *, title: str, caption: str, data: str, figure: 
 
 
 def _wide(table: pd.DataFrame, column: str, value: str, order: list[str]) -> pd.DataFrame:
-    """Shares by detector (rows) and attack or change (columns), in their order."""
+    """Shares by detector (rows, in the given order) and attack or change (columns)."""
     wide = table.pivot_table(index="detector", columns=column, values=value, sort=False)
     return wide.reindex([name for name in order if name in wide.index])
 
@@ -298,7 +301,7 @@ def _costs(board: pd.DataFrame, times: pd.DataFrame) -> pd.DataFrame:
 
 
 def _alarms(table: pd.DataFrame) -> pd.DataFrame:
-    """False alarms at 1 %; of a supervised detector the largest over its trainings."""
+    """False alarms at 1 %; for a supervised detector the largest over its training attacks."""
     rows = table[(table["rate"] == 0.01) & (table["class"] == "all")]  # noqa: PLR2004 - shown
     return rows.groupby(["detector", "change"], sort=False)["share"].max().reset_index()
 

@@ -29,7 +29,7 @@ from leery.tasks import Clock, FileTask, run_stages, worker_count
 __all__ = ["MANIFEST", "RUN", "run_arena"]
 
 MANIFEST, RUN = "manifest.json", "run.json"
-"""What was computed, and the times and the machine of the last run."""
+"""Names of two files: what was computed; the times and the machine of the last run."""
 
 _REPORTED = ("leery", "torch", "numpy", "scipy", "scikit-learn", *ATTACK_LIBRARIES)
 
@@ -39,9 +39,9 @@ def run_arena(
 ) -> dict[str, pd.DataFrame]:
     """Run every attack and every detector of an arena, and write its tables.
 
-    Every file is written completely or not at all. Finished parts are stored under ``parts``, each
-    by the identity of everything that it depends on, so that an interrupted run can be resumed;
-    that folder can be deleted at any time.
+    Every file is written completely or not at all. Finished parts are stored in the folder
+    ``parts``, each under a hash of everything that it depends on, so that an interrupted run can be
+    resumed; that folder can be deleted at any time.
 
     Args:
         config: options of the arena.
@@ -104,7 +104,7 @@ def _detectors(workspace: Workspace, known: Sequence[Entry]) -> Iterator[FileTas
 
 
 def _slowness(workspace: Workspace) -> float:
-    """Time of a forward pass of the dataset's network in those of DigitNet."""
+    """Time of a forward pass of the dataset's network, relative to DigitNet's."""
     return {"mnist": 1.0, "fashion-mnist": 3.0}.get(workspace.config.dataset, 20.0)
 
 
@@ -123,7 +123,7 @@ def _write_manifests(
     workers: int,
     clock: Clock,
 ) -> dict[str, Any]:
-    """Write what was computed, and apart from it what differs between runs; return the first."""
+    """Write the manifest and, in a file of its own, what differs between runs; return the first."""
     content: dict[str, Any] = {
         "again": _command(config),
         "config": {

@@ -30,9 +30,10 @@ Scores = dict[str, np.ndarray]
 def score_detector(workspace: Workspace, entry: Entry, path: Path) -> None:
     """Fit a detector, score every set of images, and write the scores and their times.
 
-    Scores are written as ``trained_on|set``; for a detector that does not learn from attacks the
-    first part is empty. If the detector raises, or if its scores are not numbers, only the error is
-    written, next to the file, and the detector is tried again in the next run.
+    The scores of each set are written under the name ``trained_on|set``; for a detector that does
+    not learn from attacks the first part is empty. If the detector raises, or does not give one
+    finite score per image, only the error is written, to a file in the same folder, and the
+    detector is tried again in the next run.
 
     Args:
         workspace: data of the arena.
@@ -75,7 +76,7 @@ def _sets_of(workspace: Workspace) -> Iterator[tuple[str, Tensor]]:
 
 
 def _scores(workspace: Workspace, entry: Entry, seconds: dict[str, float]) -> Scores:
-    """The scores of every set, after every training."""
+    """The scores of every set of images, after training on every set of attacks."""
     model = copy.deepcopy(workspace.classifier().model)
     trainings: Mapping[str, tuple[str, ...]] = {"": ()}
     if entry.supervised:
@@ -89,7 +90,7 @@ def _scores(workspace: Workspace, entry: Entry, seconds: dict[str, float]) -> Sc
         if _measures_once(detector):
             detector.learn(_clean(workspace), attacks)
         else:
-            # A new one for each training, so that none has seen the attacks of another.
+            # A new one each time, so that it has seen no attacks other than these.
             detector = entry.make(model)
             detector.fit(workspace.train(), _clean(workspace), attacks)
         seconds.setdefault("fit", time.process_time() - start)
@@ -109,7 +110,7 @@ def _scored(
     tables: dict[str, MetricTable],
     seconds: dict[str, float],
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The scores of every set; metrics that are known, in ``tables``, are not measured again."""
+    """The scores of every set; metrics that are already in ``tables`` are not measured again."""
     if tables:
         yield from ((name, detector.score_of(table)) for name, table in tables.items())
         return
@@ -132,7 +133,7 @@ def _clean(workspace: Workspace) -> Labelled:
 
 
 class _Stored:
-    """An attack whose adversarial images are known.
+    """An attack that returns stored adversarial images.
 
     Args:
         workspace: data of the arena.
@@ -156,7 +157,8 @@ class _Stored:
         rows = [self._rows.get(key) for key in content_hashes(images).tolist()]
         if None in rows:
             message = (
-                "expected some of the clean images that fit() was given, got others; attack these"
+                "expected some of the clean images that fit() was given, got others; attack only "
+                "those given"
             )
             raise InputError(message)
         found: Tensor = self._made[torch.tensor(rows)]

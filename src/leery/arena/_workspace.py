@@ -1,7 +1,8 @@
-"""Images, classifier, file names and identities of an arena of one classifier."""
+"""Images, classifier, file names and identities of an arena for one classifier."""
 
 import hashlib
 import inspect
+import textwrap
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from leery.attacks import CORRUPTIONS, HARMLESS
 from leery.classifiers import RECIPES, Classifier, load_classifier
 from leery.errors import DataError, StudyFileError, brief
 from leery.models import predict
-from leery.tasks import identity_of
+from leery.tasks import code_of, identity_of
 
 __all__ = [
     "ATTACK_LIBRARIES",
@@ -43,17 +44,17 @@ _SHUFFLE = 2020
 """Seed of the order of the test images; the order of a published test set is not random."""
 
 CLEAN_IMAGES = 1250
-"""Number of test images for the fit of combiners and supervised detectors, and as many for the
-threshold."""
+"""Number of test images for fitting combiners and supervised detectors, before misclassified ones
+are left out. As many others set the threshold."""
 
 ATTACK_LIBRARIES = ("foolbox", "adversarial-robustness-toolbox")
-"""Distributions of which some attacks are."""
+"""Names of the packages that provide some of the attacks."""
 
 _FRESH = 2500
 """Maximum number of clean images on which false alarms are counted."""
 
 _FRESH_PER_ATTACKED = 5
-"""Number of these images per attacked image, with few attacked ones."""
+"""Number of these images per attacked image, if few images are attacked."""
 
 
 BOUNDS = (0.0, 1.0)
@@ -67,14 +68,13 @@ FRESH_CHANGES = tuple(CORRUPTIONS)
 
 @dataclass(frozen=True)
 class Split:
-    """The test images by what they are used for; none is used twice.
+    """Half of the test images, divided by use; only the fresh and the attacked ones overlap.
 
     Attributes:
-        clean: correctly classified images, to which combiners are fitted and on which supervised
-            detectors learn.
+        clean: correctly classified images, to which combiners and supervised detectors are fitted.
         threshold: images that set the threshold.
         fresh: images on which false alarms are counted.
-        attacked: correctly classified images that are attacked, some of the fresh ones.
+        attacked: correctly classified fresh images, which are attacked.
         index_among_fresh: int64, index of each attacked image among the fresh ones.
     """
 
@@ -87,12 +87,12 @@ class Split:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Data and parts of an arena of one classifier.
+    """Data and parts of an arena for one classifier.
 
     Attributes:
         config: options of the arena.
         folder: folder of the parts.
-        classifier_seed: training seed of the classifier; 0 is the shipped one.
+        classifier_seed: training seed of the classifier; 0 for the user's or the shipped one.
     """
 
     config: ArenaConfig
@@ -150,7 +150,7 @@ class Workspace:
         return data.load(self.config.dataset, "train", self.config.data_dir)
 
     def split(self) -> Split:
-        """The test images by what they are used for, found once per process."""
+        """The test images divided by use, computed once per process."""
         return _split(self)
 
     def changed(self) -> Iterator[tuple[str, Tensor]]:
@@ -164,7 +164,7 @@ class Workspace:
                 yield f"{use}|{name}", CORRUPTIONS[name](1)(images, self.config.seed, BOUNDS)
 
     def adversarial(self, cell: str, role: str) -> Mapping[str, Tensor]:
-        """Adversarial images and whether they are misclassified, bool: "images", "success".
+        """The adversarial images ("images") and whether each is misclassified ("success", bool).
 
         Raises:
             StudyFileError: when the file cannot be read.
@@ -219,16 +219,17 @@ def error_file(scores: Path) -> Path:
 
 def _sources() -> str:
     """The source of the functions that choose and change the images."""
-    return inspect.getsource(_split) + inspect.getsource(Workspace.changed)
+    changed = textwrap.dedent(inspect.getsource(Workspace.changed))
+    return code_of(inspect.getsource(_split)) + code_of(changed)
 
 
 def _source(module: str) -> str:
     """The source of a module of this package, without what it imports."""
-    return (files("leery.arena") / f"{module}.py").read_text(encoding="utf-8")
+    return code_of((files("leery.arena") / f"{module}.py").read_bytes())
 
 
 def _plain(name: str) -> str:
-    """A name in which only letters, digits, points, hyphens and underscores are left."""
+    """A name with ``_`` for every character but letters, digits, dots, hyphens, underscores."""
     return "".join(sign if sign.isalnum() or sign in ".-_" else "_" for sign in name)
 
 

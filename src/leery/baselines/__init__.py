@@ -1,8 +1,8 @@
-"""Published detectors for comparison, one file per paper.
+"""Published detectors for comparison.
 
 Evaluations compare them with a detector on the same images and at the same false-alarm rate. Most
-are sets of leery's metrics; each docstring lists the departures from its paper. Detectors that
-learn from attacks say so in ``learns_from_attacks``.
+are sets of leery's metrics; departures from a paper are listed in the docstring of the detector or
+of its metrics. Detectors that learn from attacks have a true attribute ``learns_from_attacks``.
 """
 
 from leery.baselines._base import MetricBaseline, SupervisedBaseline

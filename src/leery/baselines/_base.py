@@ -76,8 +76,8 @@ class MetricBaseline(ABC):
 
         Args:
             train: training images ``(N, ...)`` and their true classes.
-            clean: other labelled images, on which detectors that learn from attacks are trained.
-            attacks: attacks that those detectors learn from; the others ignore both.
+            clean: other labelled images; ignored unless the detector learns from attacks.
+            attacks: attacks on those images; ignored unless the detector learns from attacks.
         """
         del clean, attacks
         images, labels = self.training_part(train)
@@ -207,18 +207,19 @@ def training_versions(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Images from which a detector learns what an attack is.
 
-    Noise has the mean L2 norm of the successful perturbations, so that its size tells nothing.
+    The noise has the mean L2 norm of the successful perturbations, so that the size of a change
+    does not tell noise and attacks apart.
 
     Args:
         model: the classifier.
         clean: images ``(N, ...)`` and their true classes.
         attacks: attacks, at least one.
-        bounds: pixel bounds of noise and of attacks without own bounds; (0, 1) by default.
+        bounds: pixel bounds of the noise and of attacks that have none; (0, 1) by default.
         seed: random seed of noise and attacks.
 
     Returns:
-        The clean images that are classified correctly, their noisy versions, and the adversarial
-        versions of all attacks that are misclassified.
+        The clean images that are classified correctly, their noisy versions, and those adversarial
+        versions, over all attacks, that are misclassified.
 
     Raises:
         InputError: when clean images or attacks are missing, or no attack succeeds.

@@ -13,7 +13,7 @@ __all__ = ["SingleMetric"]
 
 
 class SingleMetric(MetricBaseline):
-    """A detector whose score is one metric, with its sign set so that larger is suspicious.
+    """A detector whose score is one metric, its sign set so that larger is more suspicious.
 
     Args:
         model: the classifier.

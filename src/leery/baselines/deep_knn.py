@@ -17,7 +17,7 @@ from leery.tuning import QUERIES
 __all__ = ["DeepNeighbours", "DeepNeighboursBaseline"]
 
 _WIDEST = 4096
-"""Largest number of features per layer; outputs of convolutions are averaged down to it."""
+"""Number of features per layer above which outputs of convolutions are averaged down."""
 
 
 class _Stored(TrainingPoints):
@@ -48,10 +48,10 @@ class DeepNeighbours(Metric):
 
     Source:
         Papernot and McDaniel (2018), arXiv:1803.04765: the nonconformity of the class that the
-        classifier predicts, divided by the number of neighbours. Departures: their credibility is
-        that of the class that the neighbours support most; exact neighbours among a part of the
-        training images, features that are not centred, and layers of more than 4,096 elements
-        averaged over neighbouring positions.
+        classifier predicts, divided by the number of neighbours. Departures: they compute the
+        credibility, of the class that the neighbours support most. Here neighbours are exact but
+        are searched in a part of the training images, features are not centred, and outputs of
+        convolutions with more than 4,096 elements are averaged over neighbouring positions.
     """
 
     name = "deep_neighbours"

@@ -26,10 +26,11 @@ class DetectorSubnetwork:
     Args:
         model: the classifier.
         layer: name of a layer with outputs ``(N, channels, height, width)``; by default the first
-            one with at most a quarter of the positions of the first such layer.
+            one with at most a quarter of the positions of the first such layer, or else the last
+            one. Without such layers, the middle one of all layers.
         steps: number of training steps, each on 32 adversarial images and 32 others.
-        seed: random seed of its weights and of the choice of the images.
-        bounds: pixel bounds of the noise and of attacks without own bounds.
+        seed: random seed of the network's weights and of the choice of the images.
+        bounds: pixel bounds of the noise and of attacks that have none.
 
     Attributes:
         model: the classifier.
@@ -69,7 +70,7 @@ class DetectorSubnetwork:
         """Train the network on clean images, their noisy versions and successful attacks on them.
 
         Args:
-            train: training images, of which the first two show the layers.
+            train: training images; only the first two are used, to find the layer.
             clean: labelled images, which are attacked.
             attacks: attacks, at least one.
 
@@ -111,7 +112,7 @@ class DetectorSubnetwork:
         return _odds(self._network, self._hidden(images)).double()
 
     def _found(self, images: Tensor) -> str:
-        """The first layer with a quarter of the positions of the first, or the last with maps."""
+        """The default layer, as the class describes it."""
         names = submodules_of_images(self.model, images)
         with torch.no_grad(), isolated(self.model, images) as still:
             _, seen = forward(still, images.to(device_of(self.model)), names)
@@ -123,7 +124,7 @@ class DetectorSubnetwork:
         return few[0] if few else maps[-1]
 
     def _hidden(self, images: Tensor) -> Tensor:
-        """The layer ``(N, channels, height, width)``; of vectors, maps of one position."""
+        """The layer's output ``(N, channels, height, width)``; vectors become 1 x 1 maps."""
         assert self._layer is not None
         with isolated(self.model, images) as still:
             _, seen = forward(still, images, [self._layer])
@@ -150,7 +151,7 @@ class DetectorSubnetwork:
 
 
 def _subnetwork(channels: int) -> nn.Sequential:
-    """Three convolutions and one that gives a log odds per position."""
+    """Three convolutions, and one that gives the log odds at each position."""
     return nn.Sequential(
         *(nn.Conv2d(channels, 48, 3, padding=1), nn.BatchNorm2d(48), nn.ReLU()),
         nn.MaxPool2d(2, ceil_mode=True),

@@ -40,9 +40,9 @@ class StandardisedOdds(Metric):
         that predicted class. A standard deviation below 1e-6 counts as 1e-6.
 
     Source:
-        Roth, Kilcher, Hofmann (2019), arXiv:1902.04818, eq. 5 to 8, with the mean over the
-        strengths of the authors' code. Departures: Gaussian noise only, 8 draws instead of 256, and
-        the same noise for every image.
+        Roth, Kilcher, Hofmann (2019), arXiv:1902.04818, eq. 5 to 8, with a mean over the noise
+        strengths as in the authors' code. Departures: Gaussian noise only, 8 draws instead of 256,
+        and the same noise for every image.
     """
 
     name = "standardised_odds"

@@ -22,8 +22,9 @@ class FeatureSqueezing(MetricBaseline):
         settings: keyword arguments of :class:`leery.Detector`.
 
     Source:
-        Xu, Evans, Qi (2018), arXiv:1704.01155, the joint detector. Departures: without non-local
-        means, which they add for coloured images, and pixels beyond the border mirror those within.
+        Xu, Evans, Qi (2018), arXiv:1704.01155, the joint detector. Departures: there is no squeezer
+        by non-local means, which they add for coloured images; pixels beyond the border mirror
+        those inside.
     """
 
     differentiable = False

@@ -54,7 +54,8 @@ _Detectors = Annotated[
 _Only = Annotated[
     list[str] | None,
     typer.Option(
-        help=f"Run only this one: leery, {', '.join(_NAMES)}. Can be repeated. By default all run.",
+        help=f"Name of a detector to run: leery, {', '.join(_NAMES)}. Can be repeated. By default "
+        "all run. Detectors given with --detector run in any case.",
         show_default=False,
     ),
 ]
@@ -70,7 +71,10 @@ _Classifier = Annotated[
 
 _Seeds = Annotated[
     int,
-    typer.Option(help="Number of classifiers: the shipped one, and others trained with new seeds."),
+    typer.Option(
+        help="Number of classifiers: the shipped one or that of --classifier, and others trained "
+        "with new seeds."
+    ),
 ]
 
 _Workers = Annotated[
@@ -95,10 +99,10 @@ def arena(
 ) -> None:
     """Compare detectors under every attack; write tables to a folder.
 
-    leery's default and published detectors are fitted to one classifier. Each has a threshold of
-    its own, set on the same clean images, and is judged on the same attacked ones. Detectors that
-    learn from attacks are judged on attacks of other kinds. The attacker knows the classifier but
-    not the detector. An interrupted run resumes where it stopped.
+    leery's default detector and published ones are fitted to the same classifier. Each has its own
+    threshold, set on the same clean and harmlessly changed images, and is judged on the same
+    adversarial images. Detectors that learn from attacks are judged on attacks of other kinds. The
+    attacker knows the classifier but not the detector. An interrupted run resumes where it stopped.
 
     Examples:
       leery arena mnist --limit 300
@@ -120,11 +124,11 @@ def arena(
 
 
 def _leaderboard(table: pd.DataFrame) -> Table:
-    """The detectors, those that find most of their worst attack first."""
+    """One row per detector, sorted by the share that it finds of its worst attack."""
     shown = Table(title="Successful attacks found at 1 % false alarms")
     shown.add_column("detector", no_wrap=True)
     shown.add_column("worst attack")
-    for heading in ("found of it", "mean", "false alarms"):
+    for heading in ("share found", "mean share", "false alarms"):
         shown.add_column(heading, justify="right")
     for row in table.itertuples():
         name = f"{row.detector} *" if row.learns_from_attacks else str(row.detector)

@@ -47,7 +47,9 @@ __all__ = [
 
 Dataset = Annotated[
     str,
-    typer.Argument(metavar="DATASET", help="Dataset: mnist or fashion-mnist.", show_default=False),
+    typer.Argument(
+        metavar="DATASET", help="Dataset: mnist, fashion-mnist or cifar-10.", show_default=False
+    ),
 ]
 
 DataDir = Annotated[

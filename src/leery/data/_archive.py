@@ -72,7 +72,7 @@ def archive_sums(dataset: ArchiveDataset, root: str | os.PathLike[str] | None) -
 
 
 def _found(dataset: ArchiveDataset, root: str | os.PathLike[str] | None) -> Path:
-    """The archive, or the folder with binary or parquet files, downloaded if there is none.
+    """The archive or a folder with binary or parquet files; without either, a downloaded archive.
 
     Raises:
         CorruptDataError: when the archive is not the published one.
@@ -113,7 +113,11 @@ def _downloaded(dataset: ArchiveDataset, target: Path, given: Path | None) -> Pa
 
 
 def _checked(dataset: ArchiveDataset, path: Path) -> Path:
-    """The path of an archive that is the published one."""
+    """The path, if the archive there is the published one.
+
+    Raises:
+        CorruptDataError: when it is not.
+    """
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False))
         found = digest.hexdigest()

@@ -55,7 +55,7 @@ class IdxDataset(NamedDataset):
 
 @dataclass(frozen=True)
 class ArchiveDataset(NamedDataset):
-    """A dataset in one archive of binary files, whose records are a label and the pixels.
+    """A dataset in one archive of binary files; each record is a label followed by the pixels.
 
     Attributes:
         archive: file name of the archive.

@@ -109,7 +109,7 @@ class Mahalanobis(Metric):
     .. math:: (h - \mu_c)^T \Sigma^{-1} (h - \mu_c)
 
     with one covariance for all classes, shrunk towards its diagonal. The relative kind subtracts
-    the Mahalanobis distance to the mean of all training features, with their covariance. The
+    the squared distance to the mean of all training features under their overall covariance. The
     closest kind takes the class with the smallest distance instead of the predicted one.
 
     Args:
@@ -122,12 +122,14 @@ class Mahalanobis(Metric):
         counts: float64 ``(classes,)``, number of training images per class.
         sums: float64 ``(classes, D)``, sums of the features minus ``shift``.
         products: float64 ``(D, D)``, sum of outer products of the features minus ``shift``.
-        shift: float64 ``(D,)``, mean of the first part; subtracting it limits rounding error.
+        shift: float64 ``(D,)``, mean of the first part of the training features; subtracting it
+            limits rounding error.
 
     Notes:
-        Features are divided by their standard deviation within classes, so that their scale does
-        not matter; constant ones are left out. The covariance is then shrunk by the oracle
-        approximating shrinkage estimate for Gaussian data, and by at least 1e-3.
+        Features are divided by the standard deviations of the covariance, so that their scale does
+        not matter; constant ones are left out. The correlation matrix is then shrunk towards the
+        identity; the weight of the identity is the oracle approximating shrinkage (OAS) estimate
+        for Gaussian data, and at least 1e-3.
 
     Source:
         Lee et al. (2018), arXiv:1807.03888; relative: Ren et al. (2021), arXiv:2106.09022;

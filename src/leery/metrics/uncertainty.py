@@ -249,8 +249,8 @@ def bhattacharyya(probs: Tensor) -> Tensor:
 
     .. math:: \sum_b \sqrt{h_{1,b} h_{2,b}}
 
-    where h are histograms over the passes, with 20 equal bins in [0, 1] that sum to 1, of the
-    probabilities of the two classes that are most probable in the mean prediction.
+    where h are histograms, over the passes, of the probabilities of the two classes that are most
+    probable in the mean prediction. A histogram has 20 equal bins in [0, 1] and sums to 1.
 
     Args:
         probs: float ``(passes, batch, classes)``, rows sum to 1.
@@ -262,7 +262,7 @@ def bhattacharyya(probs: Tensor) -> Tensor:
         InputError: when ``probs`` are not probabilities of that shape.
 
     Notes:
-        The histograms have no useful gradient. With a single class it is 0.
+        The histograms have no useful gradient. With a single class the overlap is 0.
 
     Source:
         Combalia et al. (2020), "Uncertainty estimation in deep neural networks for dermoscopic
@@ -283,9 +283,9 @@ def bhattacharyya(probs: Tensor) -> Tensor:
 
 
 def _overlap_of_normals(probs: Tensor) -> Tensor:
-    """A differentiable :func:`bhattacharyya`: that of normal distributions in place of histograms.
+    """A differentiable :func:`bhattacharyya`, with normal distributions in place of histograms.
 
-    The variance of a uniform distribution in a bin is added to theirs.
+    The variance of a uniform distribution in one bin is added to the variance of each.
     """
     (mean, square), (other, other_square) = (
         (part.mean(0), part.var(0, correction=0) + 1 / (12 * _BINS**2))

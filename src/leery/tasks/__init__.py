@@ -4,7 +4,7 @@ A part writes one file, completely or not at all, so that interrupted work resum
 This package does not depend on what a part computes.
 """
 
-from leery.tasks._identity import identity_of
+from leery.tasks._identity import code_of, identity_of
 from leery.tasks._parts import discard_parts, open_parts, part_name, parts_folder
 from leery.tasks._pool import Task, Workers, default_workers, worker_pool
 from leery.tasks._stages import (
@@ -21,6 +21,7 @@ __all__ = [
     "FileTask",
     "Task",
     "Workers",
+    "code_of",
     "default_workers",
     "discard_parts",
     "identity_of",

@@ -10,7 +10,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-__all__ = ["identity_of"]
+__all__ = ["code_of", "identity_of"]
 
 _COMPUTING = ("torch", "numpy", "scipy", "scikit-learn")
 """Libraries whose versions are part of the hash."""
@@ -20,7 +20,7 @@ def identity_of(facts: object, modules: Iterable[str]) -> str:
     """The SHA-256 of facts, of the code that computes with them, and of the libraries' versions.
 
     The code is that of the modules and of everything they import, if it belongs to leery or the
-    user; installed packages and the standard library are left out.
+    user; installed packages, the standard library, comments and docstrings are left out.
 
     Args:
         facts: JSON-serialisable values.
@@ -47,8 +47,26 @@ def _code(modules: frozenset[str]) -> str:
             waiting += _imported(sources[name], name, package=path.name == "__init__.py")
     digest = hashlib.sha256()
     for name, source in sorted(sources.items()):
-        digest.update(f"{name}\0{len(source)}\0".encode() + source)
+        digest.update(f"{name}\0{code_of(source)}\0".encode())
     return digest.hexdigest()
+
+
+def code_of(source: str | bytes) -> str:
+    """What a source does: its syntax tree, without comments, layout and docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.body = [part for part in node.body if not _is_text(part)]
+    return ast.dump(tree)
+
+
+def _is_text(node: ast.stmt) -> bool:
+    """True for a docstring, or another string that stands alone."""
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
 
 
 def _own_source(name: str) -> Path | None:

@@ -96,9 +96,9 @@ def run_stages(
 
     Args:
         stages: the tasks of each stage, in the order in which they are started.
-        clock: where the time of each stage is noted.
+        clock: records the time of each stage.
         workers: number of processes.
-        progress: show bars on standard error, or lines if it is no terminal.
+        progress: show bars on standard error, or lines if it is not a terminal.
     """
     with worker_pool(workers) as pool, progress_bars(enabled=progress) as bars:
         whole = _Whole(bars, sum(map(_cost, stages.values())))
@@ -123,17 +123,17 @@ class _Whole:
         self._start = time.monotonic()
         self._cost = cost
         self._done = self._worked = 0.0
-        self._bar = bars.add_task(f"{'whole, %':<12}", total=100)
+        self._bar = bars.add_task(f"{'total, %':<12}", total=100)
 
     def advance(self, cost: float, *, worked: bool = True) -> None:
-        """Add the cost of tasks that were done now or found done."""
+        """Add the cost of tasks that were run now (``worked``) or were already done."""
         self._done += cost
         self._worked += cost if worked else 0
         self.bars.update(self._bar, completed=100 * self._done / self._cost)
 
     def __str__(self) -> str:
         """The completed fraction and, once it can be estimated, the remaining minutes."""
-        said = f"{self._done / self._cost:.0%} of the whole done"
+        said = f"{self._done / self._cost:.0%} of the work done"
         if not self._worked:
             return said
         left = (time.monotonic() - self._start) * (self._cost - self._done) / self._worked

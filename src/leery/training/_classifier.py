@@ -23,13 +23,13 @@ class Recipe:
     Attributes:
         epochs: number of passes over the training images.
         batch_size: images per step.
-        learning_rate: of Adam, constant; or the peak of the one-cycle schedule of SGD.
+        learning_rate: constant learning rate of Adam, or peak of SGD's one-cycle schedule.
         dropout: probability of dropping a unit.
         optimiser: "adam", or "sgd" with Nesterov momentum 0.9 and a one-cycle schedule.
         weight_decay: weight decay.
         label_smoothing: share of the target probability that is spread over all classes.
-        shift: largest shift of an image in pixels, in both directions, with zeros from outside.
-        mirror: True to mirror every second image from left to right, at random.
+        shift: largest random shift of an image along each axis, in pixels; 0 fills the gap.
+        mirror: True to mirror each image from left to right with probability 0.5.
         half: True to round the trained weights to half precision.
 
     Raises:
@@ -112,7 +112,7 @@ def run_epochs(
                 bars.advance(task, len(rows))
     model.eval()
     if recipe.half:
-        # What is stored; other buffers are made by the constructor.
+        # Only stored tensors are rounded; the constructor makes the other buffers.
         for value in model.state_dict().values():
             if value.is_floating_point():
                 value.copy_(value.half())
@@ -142,7 +142,7 @@ def _optimiser(
 def _augmented(images: Tensor, recipe: Recipe) -> Tensor:
     """Mirrored and shifted images, as the recipe says."""
     if recipe.mirror:
-        turned = torch.rand(len(images)) < 0.5  # noqa: PLR2004 - every second
+        turned = torch.rand(len(images)) < 0.5  # noqa: PLR2004 - a half
         images = torch.where(turned.view(-1, 1, 1, 1), images.flip(-1), images)
     if recipe.shift:
         height, width = images.shape[2:]
@@ -151,6 +151,6 @@ def _augmented(images: Tensor, recipe: Recipe) -> Tensor:
         rows = down.unsqueeze(1) + torch.arange(height)
         columns = right.unsqueeze(1) + torch.arange(width)
         every = torch.arange(len(images)).view(-1, 1, 1)
-        # Channels come last in an indexed tensor whose indices are not adjacent.
+        # Index tensors on both sides of a slice move its dimension, the channels, to the end.
         images = wide[every, :, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
     return images
