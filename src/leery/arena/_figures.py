@@ -1,6 +1,6 @@
 """Figures of an arena."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,9 @@ __all__ = ["alarms_figure", "cells_figure", "cost_figure", "trainings_figure"]
 _DARK = 0.5
 """Fraction of the colour scale above which a cell of a heat map is dark and its number white."""
 
+_NAMED = 0.05
+"""Share found from which a point in the figure of costs has a name; below, names would overlap."""
+
 
 def cells_figure(shares: pd.DataFrame) -> Figure:
     """Share of successful attacks that is found, by detector (rows) and attack (columns)."""
@@ -22,7 +25,7 @@ def cells_figure(shares: pd.DataFrame) -> Figure:
 
 def alarms_figure(shares: pd.DataFrame) -> Figure:
     """Share of images that is flagged, by detector (rows) and harmless change (columns)."""
-    return _heat_map(shares, "Oranges", top=0.1)
+    return _heat_map(shares, "Oranges", top=0.1, form=lambda share: f"{100 * share:.1f}")
 
 
 def trainings_figure(panels: Sequence[tuple[str, pd.DataFrame]]) -> Figure:
@@ -39,43 +42,56 @@ def trainings_figure(panels: Sequence[tuple[str, pd.DataFrame]]) -> Figure:
 
 
 def cost_figure(table: pd.DataFrame) -> Figure:
-    """Share that each detector finds of its worst attack, against the cost per image.
+    """Cost per image against what is found: of the worst attack (left), and on average (right).
 
-    A line connects the detectors for which no other is both cheaper and better.
+    Detectors for which no other one is both cheaper and better are connected.
 
     Args:
-        table: columns detector, score_ms and worst.
+        table: columns detector, score_ms, worst and mean.
     """
-    figure = new_figure(7.0, 4.2)
-    axes = figure.subplots()
-    best = table.sort_values(["score_ms", "worst"], ascending=[True, False])
-    best = best[best["worst"] > best["worst"].cummax().shift(fill_value=-1)]
-    axes.plot(best["score_ms"], best["worst"], color=PALETTE["vermillion"], linewidth=1, zorder=1)
-    axes.scatter(table["score_ms"], table["worst"], color=PALETTE["blue"], zorder=2)
-    for row in table.itertuples():
-        axes.annotate(
-            str(row.detector),
-            (float(row.score_ms), float(row.worst)),
-            xytext=(4, 3),
-            textcoords="offset points",
-            fontsize=7,
-            color=INK,
-        )
-    axes.set_xscale("log")
-    axes.set_ylim(-0.03, 1.03)
-    axes.margins(x=0.2)
-    axes.set_xlabel("processor time per image, ms")
-    axes.set_ylabel("share found of the worst attack")
+    figure = new_figure(9.0, 4.2)
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, column, title in zip(
+        panels, ("worst", "mean"), ("worst attack", "mean"), strict=True
+    ):
+        best = table.sort_values(["score_ms", column], ascending=[True, False])
+        best = best[best[column] > best[column].cummax().shift(fill_value=-1)]
+        axes.plot(best["score_ms"], best[column], color=PALETTE["vermillion"], linewidth=1)
+        axes.scatter(table["score_ms"], table[column], color=PALETTE["blue"], s=14, zorder=2)
+        for row in table[table[column] >= _NAMED].to_dict("records"):
+            point = (float(row["score_ms"]), float(row[column]))
+            axes.annotate(
+                str(row["detector"]), point, xytext=(4, 3), textcoords="offset points",
+                fontsize=6.5, color=INK,
+            )  # fmt: skip
+        axes.set_title(title)
+    panels[0].set_xscale("log")
+    panels[0].set_ylim(-0.03, 1.05)
+    panels[0].margins(x=0.2)
+    panels[0].set_ylabel("share found")
+    figure.supxlabel("processor time per image, ms", fontsize=9)
     return figure
 
 
-def _heat_map(shares: pd.DataFrame, colours: str, top: float = 1.0) -> Figure:
+def _plain(share: float) -> str:
+    return f"{share:.2f}".removeprefix("0")
+
+
+def _heat_map(
+    shares: pd.DataFrame, colours: str, top: float = 1.0, form: Callable[[float], str] = _plain
+) -> Figure:
     figure = new_figure(9.0, 0.3 * len(shares) + 1.2)
-    _draw(figure.subplots(), shares, colours, top)
+    _draw(figure.subplots(), shares, colours, top, form)
     return figure
 
 
-def _draw(axes: Axes, shares: pd.DataFrame, colours: str, top: float) -> None:
+def _draw(
+    axes: Axes,
+    shares: pd.DataFrame,
+    colours: str,
+    top: float,
+    form: Callable[[float], str] = _plain,
+) -> None:
     values = shares.to_numpy(dtype=float)
     axes.pcolormesh(
         np.arange(values.shape[1] + 1), np.arange(values.shape[0] + 1), values,
@@ -85,7 +101,7 @@ def _draw(axes: Axes, shares: pd.DataFrame, colours: str, top: float) -> None:
         share = values[row, column]
         if np.isfinite(share):
             axes.text(
-                column + 0.5, row + 0.5, f"{share:.2f}".removeprefix("0"), fontsize=6.5,
+                column + 0.5, row + 0.5, form(float(share)), fontsize=6.5,
                 ha="center", va="center", color="#ffffff" if share > _DARK * top else "#1a1a1a",
             )  # fmt: skip
     axes.set_xticks(np.arange(values.shape[1]) + 0.5, shares.columns, rotation=45, ha="right")
