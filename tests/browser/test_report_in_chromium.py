@@ -3,15 +3,21 @@
 make test-browser runs these; LEERY_CHROMIUM names a browser that lies elsewhere.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
+
+from leery.arena._page import write_page
+
+RESULTS = Path(__file__).parent.parent.parent / "docs" / "results"
 
 VIEWS = {
     "phone": {"viewport": {"width": 360, "height": 780}, "color_scheme": "light"},
@@ -72,6 +78,46 @@ def test_the_report_is_whole_readable_and_fits(
     # The contrast rule must have looked at something, or its silence would say nothing.
     looked = {entry["id"]: len(entry["nodes"]) for entry in found["passes"]}
     assert looked["color-contrast"] > 50
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def arena_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of the committed arena of MNIST."""
+    folder = tmp_path_factory.mktemp("arena")
+    results = RESULTS / "arena" / "mnist"
+    names = ("leaderboard", "cells", "false-alarms", "attacks", "times")
+    empty = {"error": "", "trained_on": ""}
+    tables = {
+        name: pd.read_csv(results / f"{name}.csv", dtype=dict.fromkeys(empty, str)).fillna(empty)
+        for name in names
+    }
+    manifest = json.loads((results / "manifest.json").read_text())
+    return write_page(folder, tables, manifest)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_the_page_of_an_arena_is_whole_and_fits(arena_page: Path, chromium: Any, view: str) -> None:
+    context = chromium.new_context(**VIEWS[view])
+    page = context.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    if view == "paper":
+        page.emulate_media(media="print")
+    page.goto(arena_page.as_uri())
+    assert said == []
+    assert [url for url in asked if not url.startswith("data:")] == [arena_page.as_uri()]
+    width = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert width[0] <= width[1]
+    assert page.locator("figure svg").count() == 4
+    names = page.evaluate("[...document.querySelectorAll('[id]')].map(element => element.id)")
+    assert len(names) == len(set(names))
+    assert page.locator("#leaderboard tbody tr").first.inner_text().startswith("leery")
+    found = Axe().run(page, options={"resultTypes": ["violations"]}).response
+    assert [(entry["id"], entry["nodes"][0]["html"]) for entry in found["violations"]] == []
     context.close()
 
 
