@@ -6,8 +6,8 @@ people's detectors take part through the protocol :class:`leery.observation.Fitt
 
 from leery._extras import imported
 
-imported("threadpoolctl", "study")
-imported("foolbox", "attacks")
+for _library in ("jinja2", "matplotlib", "threadpoolctl"):
+    imported(_library, "study")
 
 from leery.arena._config import ARENAS, ArenaConfig, Cell  # noqa: E402 - see above
 from leery.arena._detectors import DETECTORS, Entry  # noqa: E402

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from leery import data
+from leery._extras import imported
 from leery._files import make_folder, write_atomically
 from leery.arena._attack_stage import run_attack
 from leery.arena._classifier_stage import make_classifier, predict_all
@@ -57,6 +58,8 @@ def run_arena(
         DataError: when the data cannot be obtained.
         OutputError: when the folder cannot be written to.
     """
+    for library in ("foolbox", "art"):
+        imported(library, "attacks")
     count, clock, known = worker_count(workers), Clock(), entries(config.detectors, config.only)
     with clock.stage("data"):
         for split in ("train", "test"):
