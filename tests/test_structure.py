@@ -141,9 +141,9 @@ PUBLIC = {
     "leery.scoring": "Summary score_to_file",
     "leery.study": """Condition METRIC_SETS PAGE RESULT_COLUMNS STUDIES StudyConfig StudyResult
         load_result report reproduce reproduce_all terminal_summary""",
-    "leery.tasks": """Clock FileTask Task Workers code_of default_workers discard_parts identity_of
-        open_parts part_name parts_folder read_seconds run_stages worker_count worker_pool
-        write_seconds""",
+    "leery.tasks": """Clock FileTask Task Workers code_of default_workers discard_parts
+        identity_of open_parts part_name parts_folder read_seconds run_record
+        run_stages worker_count worker_pool write_seconds""",
     "leery.training": """Augmentation AuxiliaryNetwork AuxiliaryRecipe MAX_PIXELS Recipe
         TrainingSet run_epochs train_auxiliary""",
     "leery.arena": """ARENAS ArenaConfig Cell DETECTORS Entry PAGE run_arena summary""",

@@ -4,14 +4,15 @@ import hashlib
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from leery.baselines import BASELINES
 from leery.errors import InputError
 from leery.models import loaded_object
-from leery.names import BASELINES, IMAGE_BASELINES, SUPERVISED_BASELINES
 from leery.observation import FittableScorer
 
 __all__ = ["DETECTORS", "Entry", "entries"]
@@ -67,28 +68,17 @@ class Entry:
         return made
 
 
-_PLACES = {
-    "feature_squeezing": "leery.baselines.squeezing:FeatureSqueezing",
-    "odds": "leery.baselines.odds:Odds",
-    "deep_knn": "leery.baselines.deep_knn:DeepNeighboursBaseline",
-    "kernel_density_uncertainty": "leery.baselines.feinman:KernelDensityUncertainty",
-    "lid": "leery.baselines.lid:LocalIntrinsicDimensionality",
-    "layer_mahalanobis": "leery.baselines.lee:LayerMahalanobis",
-    "detector_subnetwork": "leery.baselines.metzen:DetectorSubnetwork",
-    "later_metrics": "leery.baselines.later_metrics:LaterMetrics",
-    "paper_metrics": "leery.baselines.tuna:PaperDetector",
-}
-
-
 def _baseline(name: str) -> Entry:
-    if name in _PLACES:
-        return Entry(name, _PLACES[name])
-    return Entry(name, "leery.baselines._single:SingleMetric", {"metric": name})
+    """A baseline, by the module that defines it, so that no other one counts for its scores."""
+    made = BASELINES[name]
+    settings = made.keywords if isinstance(made, partial) else {}
+    function = made.func if isinstance(made, partial) else made
+    return Entry(name, f"{function.__module__}:{function.__name__}", settings)
 
 
 DETECTORS: Sequence[Entry] = (
     Entry("leery", "leery.arena._default:DefaultDetector"),
-    *(_baseline(name) for name in (*BASELINES, *IMAGE_BASELINES, *SUPERVISED_BASELINES)),
+    *map(_baseline, BASELINES),
 )
 """leery's default and the baselines."""
 

@@ -104,7 +104,7 @@ def _leaderboard(board: pd.DataFrame, times: pd.DataFrame) -> Sheet:
         name = str(row["detector"])
         head = [Cell(f"{name} *" if row["learns_from_attacks"] else name)]
         if row["error"]:
-            rows.append([*head, Cell(str(row["error"])), *[Cell("-")] * 9])
+            rows.append([*head, Cell(str(row["error"])), *[Cell("-")] * 10])
             continue
         rows.append(
             [
@@ -160,7 +160,8 @@ def _cells_sheet(table: pd.DataFrame) -> Sheet:
                 for name in ("tpr_at_1_fpr", "tpr_at_5_fpr", "auc")
             ),
         ]
-        for row in table[table["unseen"] & (table["positives"] == "successful")].to_dict("records")
+        for row in table.to_dict("records")
+        if row["unseen"] and row["positives"] == "successful"
     ]
     headings = ["detector", "attack", "trained on", "images"]
     return Sheet(
@@ -196,7 +197,8 @@ def _alarms_sheet(table: pd.DataFrame) -> Sheet:
                 f"{row['share']:.3f} ({row['low']:.3f} to {row['high']:.3f})", float(row["share"])
             ),
         ]
-        for row in table[(table["rate"] == 0.01) & (table["class"] == "all")].to_dict("records")  # noqa: PLR2004
+        for row in table.to_dict("records")
+        if row["rate"] == 0.01 and row["class"] == "all"  # noqa: PLR2004 - shown
     ]
     return Sheet(
         "alarm-table",

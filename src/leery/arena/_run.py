@@ -2,10 +2,7 @@
 
 import hashlib
 import json
-import os
-import platform
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -25,7 +22,7 @@ from leery.arena._gather import gather
 from leery.arena._page import write_page
 from leery.arena._score_stage import score_detector
 from leery.arena._workspace import ATTACK_LIBRARIES, CLEAN_IMAGES, Workspace
-from leery.tasks import Clock, FileTask, run_stages, worker_count
+from leery.tasks import Clock, FileTask, run_record, run_stages, worker_count
 
 __all__ = ["MANIFEST", "RUN", "run_arena"]
 
@@ -139,18 +136,7 @@ def _write_manifests(
         "tables": sums,
     }
     write_atomically(out / MANIFEST, json.dumps(content, indent=2) + "\n")
-    run = {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "machine": {
-            "python": platform.python_version(),
-            "system": platform.platform(),
-            "processors": os.cpu_count(),
-            "workers": workers,
-        },
-        "stages": clock.stages,
-        "seconds": clock.seconds,
-    }
-    write_atomically(out / RUN, json.dumps(run, indent=2) + "\n")
+    write_atomically(out / RUN, json.dumps(run_record(clock, workers), indent=2) + "\n")
     return content
 
 

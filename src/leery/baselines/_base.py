@@ -1,4 +1,4 @@
-"""Base classes of the detectors that fuse some of leery's metrics."""
+"""Base classes of published detectors that combine several metrics into one score."""
 
 import math
 from abc import ABC, abstractmethod
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from leery._checks import Bounds
 from leery.attacks import gaussian_noise, placed
 from leery.combiners import Facts, LogisticCombiner
 from leery.detector import Detector, MetricTable
@@ -202,8 +203,7 @@ def training_versions(
     clean: Labelled | None,
     attacks: Sequence[Callable[..., Tensor]],
     *,
-    bounds: Any = None,  # noqa: ANN401 - Bounds or None
-    seed: int = 0,
+    bounds: Bounds | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Images from which a detector learns what an attack is.
 
@@ -215,7 +215,6 @@ def training_versions(
         clean: images ``(N, ...)`` and their true classes.
         attacks: attacks, at least one.
         bounds: pixel bounds of the noise and of attacks that have none; (0, 1) by default.
-        seed: random seed of noise and attacks.
 
     Returns:
         The clean images that are classified correctly, their noisy versions, and those adversarial
@@ -236,8 +235,7 @@ def training_versions(
     images, labels = images[right], labels[right]
     made, sources = [], []
     for attack in attacks:
-        seeded = {"seed": seed} if seed else {}
-        attacked = placed(attack, bounds)(model, images, labels, **seeded)
+        attacked = placed(attack, bounds)(model, images, labels)
         wrong = predict(model, attacked) != labels
         made.append(attacked[wrong])
         sources.append(images[wrong])
@@ -250,5 +248,5 @@ def training_versions(
         raise InputError(message)
     norms = (adversarial - torch.cat(sources)).flatten(1).norm(dim=1)
     sigma = float(norms.mean()) / math.sqrt(images[0].numel())
-    noisy = gaussian_noise(images, sigma, seed=seed, bounds=bounds or (0.0, 1.0))
+    noisy = gaussian_noise(images, sigma, bounds=bounds or (0.0, 1.0))
     return images, noisy, adversarial

@@ -1,4 +1,4 @@
-"""The later metrics of the authors of leery's paper, with the distance of a trained network."""
+"""A detector on the metrics of the later notebooks of Tuna, Catak and Eskil."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self

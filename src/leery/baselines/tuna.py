@@ -1,4 +1,4 @@
-"""The detector of leery's paper, of Tuna, Catak and Eskil."""
+"""The detector of Tuna, Catak and Eskil (2020), the paper that leery comes from."""
 
 from collections.abc import Sequence
 

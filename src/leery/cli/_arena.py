@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from leery.cli._groups import with_groups
-from leery.cli._options import DataDir, Seed, stoppable
+from leery.cli._options import DataDir, Dataset, Seed, Workers, stoppable
 from leery.names import BASELINES, IMAGE_BASELINES, SUPERVISED_BASELINES
 
 if TYPE_CHECKING:
@@ -19,13 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["arena"]
 
 _NAMES = (*BASELINES, *IMAGE_BASELINES, *SUPERVISED_BASELINES)
-
-_Dataset = Annotated[
-    str,
-    typer.Argument(
-        metavar="DATASET", help="Dataset: mnist, fashion-mnist or cifar-10.", show_default=False
-    ),
-]
 
 _Limit = Annotated[
     int,
@@ -77,15 +70,10 @@ _Seeds = Annotated[
     ),
 ]
 
-_Workers = Annotated[
-    int | None,
-    typer.Option(help="Number of processes; by default one per processor.", show_default=False),
-]
-
 
 @with_groups
 def arena(
-    dataset: _Dataset,
+    dataset: Dataset,
     *,
     limit: _Limit = 1000,
     out: _Out = None,
@@ -94,7 +82,7 @@ def arena(
     seed: Seed = 0,
     seeds: _Seeds = 1,
     classifier: _Classifier = None,
-    workers: _Workers = None,
+    workers: Workers = None,
     data_dir: DataDir = None,
 ) -> None:
     """Compare detectors under every attack; write tables to a folder.

@@ -36,6 +36,7 @@ __all__ = [
     "Resize",
     "RightOnly",
     "Seed",
+    "Workers",
     "check_replaceable",
     "facts_table",
     "no_attack",
@@ -50,6 +51,11 @@ Dataset = Annotated[
     typer.Argument(
         metavar="DATASET", help="Dataset: mnist, fashion-mnist or cifar-10.", show_default=False
     ),
+]
+
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Number of processes; by default one per processor.", show_default=False),
 ]
 
 DataDir = Annotated[

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from leery.cli._groups import with_groups
-from leery.cli._options import DataDir, Seed, stoppable
+from leery.cli._options import DataDir, Seed, Workers, stoppable
 
 __all__ = ["reproduce"]
 
@@ -48,11 +48,6 @@ _Seeds = Annotated[
     ),
 ]
 
-_Workers = Annotated[
-    int | None,
-    typer.Option(help="Number of processes; by default one per processor.", show_default=False),
-]
-
 
 @with_groups
 def reproduce(
@@ -63,7 +58,7 @@ def reproduce(
     retrain: _Retrain = False,
     seed: Seed = 0,
     seeds: _Seeds = None,
-    workers: _Workers = None,
+    workers: Workers = None,
     data_dir: DataDir = None,
 ) -> None:
     """Repeat the study of arXiv:2012.06390; write tables, figures and a report to a folder.

@@ -599,7 +599,7 @@ class Detector:
         return self
 
     def has_seen(self, images: Tensor) -> np.ndarray:
-        """Which images the fit or the combiner has learned from.
+        """Tell which images the fit or the combiner has learned from.
 
         Args:
             images: ``(N, ...)``.

@@ -2,10 +2,7 @@
 
 import hashlib
 import json
-import os
-import platform
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -21,7 +18,7 @@ from leery.study._plan import plan
 from leery.study._report import report
 from leery.study._tables import MANIFEST, StudyResult, load_result, save_tables
 from leery.study._workspace import Workspace
-from leery.tasks import Clock, run_stages, worker_count
+from leery.tasks import Clock, run_record, run_stages, worker_count
 
 __all__ = ["reproduce", "reproduce_all"]
 
@@ -137,20 +134,12 @@ def _manifest(
 ) -> dict[str, Any]:
     """Manifest: command, configuration, classifiers, versions, machine and times of a study."""
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        **run_record(clock, workers),
         "again": _command(config),
         "config": {**asdict(config), "data_dir": str(config.data_dir or "")},
         "identities": [workspace.config.identity() for workspace in workspaces],
         "classifiers": [workspace.classifier().record for workspace in workspaces],
         "versions": {name: version(name) for name in _REPORTED},
-        "machine": {
-            "python": platform.python_version(),
-            "system": platform.platform(),
-            "processors": os.cpu_count(),
-            "workers": workers,
-        },
-        "stages": clock.stages,
-        "seconds": clock.seconds,
     }
 
 

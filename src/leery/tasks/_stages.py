@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import platform
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +20,15 @@ from leery._progress import progress_bars
 from leery.errors import InputError
 from leery.tasks._pool import Workers, default_workers, worker_pool
 
-__all__ = ["Clock", "FileTask", "read_seconds", "run_stages", "worker_count", "write_seconds"]
+__all__ = [
+    "Clock",
+    "FileTask",
+    "read_seconds",
+    "run_record",
+    "run_stages",
+    "worker_count",
+    "write_seconds",
+]
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,21 @@ class Clock:
     def seconds(self) -> float:
         """Wall time of all stages."""
         return round(sum(stage["seconds"] for stage in self.stages.values()), 2)
+
+
+def run_record(clock: Clock, workers: int) -> dict[str, Any]:
+    """The command, machine and times of this run, which differ between runs."""
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "machine": {
+            "python": platform.python_version(),
+            "system": platform.platform(),
+            "processors": os.cpu_count(),
+            "workers": workers,
+        },
+        "stages": clock.stages,
+        "seconds": clock.seconds,
+    }
 
 
 def write_seconds(file: Path, seconds: Mapping[str, float]) -> None:
