@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,9 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.mark.parametrize(
-    ("place", "view"), [*((".", view) for view in VIEWS), ("mnist", "phone"), ("mnist", "paper")]
-)
-def test_the_report_is_whole_readable_and_fits(
-    reports: Path, chromium: Any, place: str, view: str
-) -> None:
+@contextmanager
+def visited(chromium: Any, view: str, path: Path) -> Iterator[Any]:
+    """A page in a view, which prints nothing, asks for nothing else and is not too wide."""
     context = chromium.new_context(**VIEWS[view])
     page = context.new_page()
     said: list[str] = []
@@ -55,23 +53,13 @@ def test_the_report_is_whole_readable_and_fits(
     page.on("request", lambda request: asked.append(request.url))
     if view == "paper":
         page.emulate_media(media="print")
-    address = (reports / place / "report.html").resolve().as_uri()
+    address = path.resolve().as_uri()
     page.goto(address)
-    if view == "paper":
-        page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
-        folded = "[...document.querySelectorAll('main details:not([open])')].map(d => d.innerText)"
-        assert page.evaluate(folded) == ["Every comparison"]
+    yield page
     assert said == []
     assert [url for url in asked if not url.startswith("data:")] == [address]
     width = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
     assert width[0] <= width[1]
-    broken = "[...document.images].filter(i => !i.complete || !i.naturalWidth).length"
-    assert page.evaluate(broken) == 0
-    heights = page.evaluate(
-        "[...document.querySelectorAll('figure svg')].map(s => s.getBoundingClientRect().height)"
-    )
-    assert len(heights) >= 12
-    assert min(heights) > 90
     options = {"resultTypes": ["violations", "passes"]}
     found = Axe().run(page, options=options).response
     assert [(entry["id"], entry["nodes"][0]["html"]) for entry in found["violations"]] == []
@@ -79,6 +67,25 @@ def test_the_report_is_whole_readable_and_fits(
     looked = {entry["id"]: len(entry["nodes"]) for entry in found["passes"]}
     assert looked["color-contrast"] > 50
     context.close()
+
+
+@pytest.mark.parametrize(
+    ("place", "view"), [*((".", view) for view in VIEWS), ("mnist", "phone"), ("mnist", "paper")]
+)
+def test_the_report_is_whole_readable_and_fits(
+    reports: Path, chromium: Any, place: str, view: str
+) -> None:
+    with visited(chromium, view, reports / place / "report.html") as page:
+        if view == "paper":
+            page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+            folded = "[...document.querySelectorAll('main details:not([open])')]"
+            assert page.evaluate(f"{folded}.map(d => d.innerText)") == ["Every comparison"]
+        broken = "[...document.images].filter(i => !i.complete || !i.naturalWidth).length"
+        assert page.evaluate(broken) == 0
+        sizes = "[...document.querySelectorAll('figure svg')].map(s => s.getBoundingClientRect())"
+        heights = page.evaluate(f"{sizes}.map(size => size.height)")
+        assert len(heights) >= 12
+        assert min(heights) > 90
 
 
 @pytest.fixture(scope="module")
@@ -98,27 +105,11 @@ def arena_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_the_page_of_an_arena_is_whole_and_fits(arena_page: Path, chromium: Any, view: str) -> None:
-    context = chromium.new_context(**VIEWS[view])
-    page = context.new_page()
-    said: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    if view == "paper":
-        page.emulate_media(media="print")
-    page.goto(arena_page.as_uri())
-    assert said == []
-    assert [url for url in asked if not url.startswith("data:")] == [arena_page.as_uri()]
-    width = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
-    assert width[0] <= width[1]
-    assert page.locator("figure svg").count() == 4
-    names = page.evaluate("[...document.querySelectorAll('[id]')].map(element => element.id)")
-    assert len(names) == len(set(names))
-    assert page.locator("#leaderboard tbody tr").first.inner_text().startswith("leery")
-    found = Axe().run(page, options={"resultTypes": ["violations"]}).response
-    assert [(entry["id"], entry["nodes"][0]["html"]) for entry in found["violations"]] == []
-    context.close()
+    with visited(chromium, view, arena_page) as page:
+        assert page.locator("figure svg").count() == 4
+        names = page.evaluate("[...document.querySelectorAll('[id]')].map(element => element.id)")
+        assert len(names) == len(set(names))
+        assert page.locator("#leaderboard tbody tr").first.inner_text().startswith("leery")
 
 
 def test_headings_sort_and_the_filter_hides(reports: Path, chromium: Any) -> None:

@@ -126,6 +126,15 @@ def test_a_folder_may_hold_the_archive_or_its_files(tmp_path: Path) -> None:
     }
 
 
+def test_the_sums_are_of_the_files_that_are_read(tmp_path: Path) -> None:
+    for name, content in BINARY.items():
+        (tmp_path / name).write_bytes(content)
+    labels = LABELS["test_batch.bin"].astype(np.int64)
+    table = pa.table({"images": pictures("test_batch.bin"), "labels": labels})
+    pq.write_table(table, tmp_path / "test.parquet")
+    assert sorted(archive_sums(made(), tmp_path)) == [*sorted(made().train), "test.parquet"]
+
+
 def test_an_archive_that_is_not_the_published_one_is_refused(server: str, tmp_path: Path) -> None:
     other = made(b"other", server)
     with pytest.raises(DataError, match=r"got no download from .* with MD5 .*pickled"):

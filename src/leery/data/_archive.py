@@ -60,12 +60,10 @@ def archive_sums(dataset: ArchiveDataset, root: str | os.PathLike[str] | None) -
     """The SHA-256 of the archive or, in the user's folder, of the files that are read."""
     path = _found(dataset, root)
     splits: tuple[Split, ...] = ("train", "test")
-    if path.is_file():
-        files = [path]
-    else:
-        parquets = [_parquet_of(path, split) for split in splits]
-        names = [name for split in splits for name in dataset.files_of(split)]
-        files = [found for found in parquets if found] or [path / name for name in names]
+    files = [path] if path.is_file() else []
+    for split in splits if path.is_dir() else ():
+        parquet = _parquet_of(path, split)
+        files += [parquet] if parquet else [path / name for name in dataset.files_of(split)]
     return {
         file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()
     }
