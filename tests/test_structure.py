@@ -111,8 +111,9 @@ PUBLIC = {
         LeeryWarning NoDropoutError NotFittedError OutputError StudyFileError
         UnknownLayerError UnsupportedModelError WrongModelError""",
     "leery.evaluation": """Abstention Detection FOLDS Interval POSITIVES PROTOCOLS Pool
-        Positives Protocol abstention cross_fit detection evaluate held_out_scores
-        in_sample_scores mean_difference roc_auc_difference roc_auc_interval
+        Positives Protocol abstention alarm_rows cross_fit detection evaluate
+        every_attack_found false_alarms held_out_scores in_sample_scores
+        mean_difference roc_auc_difference roc_auc_interval
         select_positives share_difference share_interval tpr_at_fpr""",
     "leery.inputs": """Channels Format Images InputSpec Item Moments batches bounds_seen
         count files halves image_batches known_count labelled_batches load

@@ -275,7 +275,11 @@ def test_attack_and_evaluate_agree(place: Place) -> None:
     assert facts["success"]["bim:0.3"] == pytest.approx(changed.mean())
     assert changed.mean() > 0.95
     arguments = ["evaluate", "guard.leery", "--data", "test.npz", "--attack", "bim:0.3"]
-    rows = place.json(*arguments, "--noise", "0.3")["rows"]
+    facts = place.json(*arguments, "--noise", "0.3")
+    rows, alarms = facts["rows"], facts["false_alarms"]
+    assert [alarms[0][name] for name in ("change", "class")] == ["clean", "all"]
+    assert alarms[0]["share"] == rows[0]["false_alarms"]
+    assert alarms[0]["images"] == sum(row["images"] for row in alarms[1:11])
     assert rows[0]["positives"] == "all"
     assert rows[0]["auc"] > 0.9
     assert rows[0]["found"] > 0.3
@@ -285,6 +289,8 @@ def test_attack_and_evaluate_agree(place: Place) -> None:
     assert rows[0]["false_alarms"] < 0.15
     shown = place.run(*arguments)
     assert "The attacker knows the classifier and not the detector." in shown
+    assert re.search(r"Every successful attack is found on \d+\.\d% of the\s+images", shown)
+    assert re.search(r"Most on images with a harmless change: \d", shown)
     assert re.search(
         r"False alarms among the \d+ clean images that the classifier gets right", shown
     )

@@ -17,6 +17,7 @@ from leery.evaluation import (
     abstention,
     cross_fit,
     detection,
+    every_attack_found,
     held_out_scores,
     in_sample_scores,
     mean_difference,
@@ -121,6 +122,15 @@ def test_tpr_at_fpr_is_the_best_threshold_within_the_rate() -> None:
     assert tpr_at_fpr(scores, truth, 0.4) == 0.8
     assert tpr_at_fpr(scores, truth, 1.0) == 1.0
     assert tpr_at_fpr(np.zeros(10), truth, 0.05) == 0.0
+
+
+def test_an_image_counts_as_found_if_every_successful_attack_on_it_is_flagged() -> None:
+    success = np.array([[1, 1, 0, 0, 1], [1, 0, 0, 1, 1]], bool)
+    flagged = np.array([[1, 0, 1, 0, 1], [1, 1, 0, 1, 0]], bool)
+    found = every_attack_found(success, flagged)
+    assert found is not None
+    assert found == share_interval(2, 4)
+    assert every_attack_found(success & False, flagged) is None
 
 
 def table(predicted: list[int], value: float) -> MetricTable:

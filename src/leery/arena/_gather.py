@@ -14,7 +14,13 @@ from leery.arena._detectors import Entry
 from leery.arena._workspace import CHANGES, FRESH_CHANGES, Workspace, error_file
 from leery.detector import Calibration
 from leery.errors import StudyFileError, brief
-from leery.evaluation import POSITIVES, roc_auc_interval, share_interval
+from leery.evaluation import (
+    POSITIVES,
+    alarm_rows,
+    every_attack_found,
+    roc_auc_interval,
+    share_interval,
+)
 from leery.tasks import read_seconds
 
 __all__ = ["gather", "summary"]
@@ -215,13 +221,10 @@ def _every_attack(scored: _Scored, rate: float) -> float:
     if scored.entry.supervised:
         return float("nan")
     count = min(len(scored.workspace.success(cell)) for cell in config.cells)
-    missed, attacked = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
-    for cell in config.cells:
-        success = scored.workspace.success(cell)[:count]
-        flagged = scored.flagged("", f"attack|{cell}", rate)[:count]
-        attacked |= success
-        missed |= success & ~flagged
-    return float((~missed)[attacked].mean()) if attacked.any() else float("nan")
+    success = [scored.workspace.success(cell)[:count] for cell in config.cells]
+    flagged = [scored.flagged("", f"attack|{cell}", rate)[:count] for cell in config.cells]
+    found = every_attack_found(np.stack(success), np.stack(flagged))
+    return found.estimate if found else float("nan")
 
 
 def _alarms(scored: _Scored, rate: float, suffix: str) -> dict[str, Any]:
@@ -304,20 +307,8 @@ def _false_alarms(scored: _Scored) -> Rows:
             for kind in ("clean", *FRESH_CHANGES):
                 right = workspace.right(f"fresh|{kind}")
                 flagged = scored.flagged(trained_on, f"fresh|{kind}", rate)
-                for label in ("all", *np.unique(labels).tolist()):
-                    rows = right if label == "all" else right & (labels == label)
-                    if rows.any():
-                        share = share_interval(int(flagged[rows].sum()), int(rows.sum()))
-                        yield {
-                            "trained_on": trained_on,
-                            "rate": rate,
-                            "change": kind,
-                            "class": str(label),
-                            "images": int(rows.sum()),
-                            "share": share.estimate,
-                            "low": share.low,
-                            "high": share.high,
-                        }
+                for row in alarm_rows(kind, flagged, right, labels):
+                    yield {"trained_on": trained_on, "rate": rate, **row}
 
 
 def _times(workspaces: Sequence[Workspace], entries: Sequence[Entry]) -> pd.DataFrame:

@@ -97,7 +97,8 @@ def evaluate(
 
     The attacks know the classifier but not the detector; an attacker who knows both does better.
     Results are shown for all adversarial images, then separately for those whose prediction changed
-    and those whose prediction did not.
+    and those whose prediction did not. For a calibrated detector, false alarms on clean and on
+    harmlessly changed images are counted too, in all and per class.
 
     Examples:
       leery evaluate guard.leery --model net:make --data test.npz --attack pgd:0.1 --noise 0.1
@@ -111,12 +112,7 @@ def evaluate(
     attacks, limits = parse_attacks(attack), parse_bounds(bounds)
     if not attacks:
         raise no_attack()
-    if baselines != bool(train):
-        message = (
-            "expected --baselines and --train together, because baselines learn from training "
-            "images, got one of them; add the other"
-        )
-        raise InputError(message)
+    _check_together(baselines=baselines, train=bool(train))
     with stoppable("nothing was written"), progress_bars() as bars:
         bars.add_task("attacking and measuring", total=None)
         images, labels = leery.inputs.load_labelled(data, form)
@@ -131,10 +127,23 @@ def evaluate(
             seed=seed,
             baselines=rivals,
         )
+        alarms = None
+        if detector.calibration_ is not None:
+            alarms = leery.evaluation.false_alarms(detector, images, labels, seed=seed)
     if as_json:
-        print_json({"rows": found.to_dict(orient="records")})
+        tables = {"rows": found} if alarms is None else {"rows": found, "false_alarms": alarms}
+        print_json({name: table.to_dict(orient="records") for name, table in tables.items()})
     else:
-        _console().print(_table(found), _false_alarms(found))
+        _console().print(_table(found), _worst_case(found), _false_alarms(found, alarms), sep="\n")
+
+
+def _check_together(*, baselines: bool, train: bool) -> None:
+    if baselines != train:
+        message = (
+            "expected --baselines and --train together, because baselines learn from training "
+            "images, got one of them; add the other"
+        )
+        raise InputError(message)
 
 
 def _fitted_baselines(
@@ -190,19 +199,41 @@ def _table(found: pd.DataFrame) -> Table:
     return table
 
 
-def _false_alarms(found: pd.DataFrame) -> str:
-    if "found" not in found:
+def _worst_case(found: pd.DataFrame) -> str:
+    """The worst attack, and the images on which every successful attack is found."""
+    own = found[(found.detector == "detector") & (found.positives == "successful")]
+    if own.empty:
+        return "No attack succeeded."
+    share = "found" if "found" in own else "tpr_at_1_fpr"
+    every = "every_attack" if "found" in own else "every_attack_at_1_fpr"
+    at = "the detector's threshold" if "found" in own else "1 % false alarms"
+    worst, row = own.loc[own[share].idxmin()], own.iloc[0]
+    return (
+        f"At {at}, {worst[share]:.1%} of successful attacks are found for the worst attack, "
+        f"{worst.attack}. Every successful attack is found on {row[every]:.1%} of the images "
+        f"({row[f'{every}_low']:.1%} to {row[f'{every}_high']:.1%})."
+    )
+
+
+def _false_alarms(found: pd.DataFrame, alarms: pd.DataFrame | None) -> str:
+    if alarms is None:
         return "Not calibrated: no verdicts."
-    row = found.iloc[0]
+    row, (clean, *others) = found.iloc[0], alarms[alarms["class"] == "all"].itertuples()
     noisy = (
         f"; among noisy versions: {row.false_alarms_noisy:.2%}"
         if "false_alarms_noisy" in row
         else ""
     )
-    return (
-        f"False alarms among the {row.n_clean:,} clean images that the classifier gets right: "
-        f"{row.false_alarms:.2%}{noisy}."
+    text = (
+        f"False alarms among the {clean.images:,} clean images that the classifier gets right: "
+        f"{clean.share:.2%} ({clean.low:.2%} to {clean.high:.2%}){noisy}."
     )
+    if others:
+        most = max(others, key=lambda other: other.share)
+        text += f" Most on images with a harmless change: {most.share:.2%} ({most.change})."
+    classes = alarms[(alarms["class"] != "all") & (alarms.change == "clean")]
+    most = classes.loc[classes.share.idxmax()]
+    return f"{text} Most in one class: {most.share:.2%} of {most.images} (class {most['class']})."
 
 
 def _console() -> Console:

@@ -9,6 +9,7 @@ from leery.evaluation._detection import (
     select_positives,
 )
 from leery.evaluation._evaluate import evaluate
+from leery.evaluation._false_alarms import alarm_rows, false_alarms
 from leery.evaluation._intervals import (
     Interval,
     mean_difference,
@@ -25,6 +26,7 @@ from leery.evaluation._protocols import (
     in_sample_scores,
 )
 from leery.evaluation._roc import roc_auc_difference, roc_auc_interval, tpr_at_fpr
+from leery.evaluation._worst_case import every_attack_found
 
 __all__ = [
     "FOLDS",
@@ -37,9 +39,12 @@ __all__ = [
     "Positives",
     "Protocol",
     "abstention",
+    "alarm_rows",
     "cross_fit",
     "detection",
     "evaluate",
+    "every_attack_found",
+    "false_alarms",
     "held_out_scores",
     "in_sample_scores",
     "mean_difference",

@@ -1,6 +1,7 @@
 """Evaluation of a detector against attacks that do not know it."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +16,8 @@ from leery.errors import InputError
 from leery.evaluation._detection import POSITIVES, detection
 from leery.evaluation._intervals import share_interval
 from leery.evaluation._pool import Pool
+from leery.evaluation._roc import flagged_at_fpr
+from leery.evaluation._worst_case import every_attack_found
 from leery.inputs import Images, labelled_batches
 from leery.models import predict
 from leery.observation import Scorer
@@ -22,6 +25,11 @@ from leery.observation import Scorer
 __all__ = ["evaluate"]
 
 _SCORE, _FLAGGED = "score", "flagged"
+
+_RATES = (0.01, 0.05)
+"""False-alarm rates at which the worst case is also measured."""
+
+_ENDS = ("", "_low", "_high")
 
 
 def evaluate(
@@ -59,7 +67,11 @@ def evaluate(
         (fraction of adversarial images that are misclassified), the attributes of
         :class:`leery.evaluation.Detection` and, for a calibrated detector, found (fraction of
         positives flagged), found_low and found_high (its 95 % confidence interval), false_alarms
-        and false_alarms_noisy.
+        and false_alarms_noisy. Further columns have the same value in every row of a detector: the
+        share of images on which every successful attack is flagged, at a false-alarm rate of 1 %
+        (every_attack_at_1_fpr), of 5 % (every_attack_at_5_fpr) and, for a calibrated detector, at
+        its threshold (every_attack), each with its 95 % confidence interval in columns that end in
+        _low and _high; NaN if no attack succeeds.
 
     Raises:
         NotFittedError: when the detector has no combiner.
@@ -78,17 +90,20 @@ def evaluate(
     scorers = {"detector": scorer, **(baselines or {})}
     parts, classes = _parts(scorers, _labelled(images, labels), attacks, noise, bounds, seed)
     tables = {name: MetricTable.joined(found) for name, found in parts.items()}
-    rows: list[dict[str, Any]] = []
-    for name in attacks:
-        for detector in scorers:
-            clean, attacked, noisy = (
-                tables.get((detector, version)) for version in ("clean", f"attack {name}", "noisy")
-            )
-            assert clean is not None
-            assert attacked is not None
-            pool = Pool.of_versions(clean, attacked, noisy, classes)
-            rows += [{"detector": detector, **row} for row in _rows(pool, name)]
-    return pd.DataFrame(rows)
+    found: list[dict[str, Any]] = []
+    for detector in scorers:
+        clean, noisy = tables[detector, "clean"], tables.get((detector, "noisy"))
+        pools = {
+            name: Pool.of_versions(clean, tables[detector, f"attack {name}"], noisy, classes)
+            for name in attacks
+        }
+        worst = _every_attack(list(pools.values()))
+        for name, pool in pools.items():
+            found += [{"detector": detector, **row, **worst} for row in _rows(pool, name)]
+    order = {name: place for place, name in enumerate(attacks)}
+    return pd.DataFrame(found).sort_values(
+        "attack", key=lambda names: names.map(order), kind="stable", ignore_index=True
+    )
 
 
 def _parts(
@@ -189,6 +204,28 @@ def _rows(pool: Pool, name: str) -> list[dict[str, Any]]:
         for positives in POSITIVES
         if counts[positives].any()
     ]
+
+
+def _every_attack(pools: Sequence[Pool]) -> dict[str, float]:
+    """Shares of images on which every successful attack is flagged; one pool per attack."""
+    verdicts = {
+        f"_at_{100 * rate:.0f}_fpr": [
+            flagged_at_fpr(pool.table.column(_SCORE), pool.adversarial, rate) for pool in pools
+        ]
+        for rate in _RATES
+    }
+    if not any(np.isnan(pool.table.column(_FLAGGED)).any() for pool in pools):
+        verdicts[""] = [pool.table.column(_FLAGGED) > 0 for pool in pools]
+    success = np.stack([pool.successful[pool.adversarial] for pool in pools])
+    shares: dict[str, float] = {}
+    for suffix, masks in verdicts.items():
+        flagged = [mask[pool.adversarial] for mask, pool in zip(masks, pools, strict=True)]
+        found = every_attack_found(success, np.stack(flagged))
+        ends = (math.nan,) * 3 if found is None else (found.estimate, found.low, found.high)
+        shares |= {
+            f"every_attack{suffix}{end}": share for end, share in zip(_ENDS, ends, strict=True)
+        }
+    return shares
 
 
 def _shares(pool: Pool, positive: np.ndarray) -> dict[str, float]:

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_curve
 from leery.errors import InputError
 from leery.evaluation._intervals import Interval, share_interval
 
-__all__ = ["roc_auc_difference", "roc_auc_interval", "tpr_at_fpr"]
+__all__ = ["flagged_at_fpr", "roc_auc_difference", "roc_auc_interval", "tpr_at_fpr"]
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,21 @@ def tpr_at_fpr(scores: np.ndarray, positive: np.ndarray, fpr: float) -> float:
     Raises:
         InputError: when one kind is missing, the lengths differ or a score is not finite.
     """
+    return float(flagged_at_fpr(scores, positive, fpr)[positive].mean())
+
+
+def flagged_at_fpr(scores: np.ndarray, positive: np.ndarray, fpr: float) -> np.ndarray:
+    """The rows flagged by the lowest threshold with a false-alarm rate of at most ``fpr``.
+
+    Args and errors are those of :func:`tpr_at_fpr`.
+
+    Returns:
+        bool ``(N,)``.
+    """
     _check(scores, positive)
-    false_alarms, found, _ = roc_curve(positive, scores, drop_intermediate=False)
-    return float(found[false_alarms <= fpr].max())
+    false_alarms, _, thresholds = roc_curve(positive, scores, drop_intermediate=False)
+    flagged: np.ndarray = scores >= thresholds[false_alarms <= fpr].min()
+    return flagged
 
 
 def _placements(scores: np.ndarray, positive: np.ndarray) -> _Placements:
