@@ -34,6 +34,12 @@ KINDS = {
 }
 """Kinds of scenes, by how their names begin."""
 
+THRESHOLDS = {
+    "clean and changed images": "tpr_at_1_fpr",
+    "clean images": "tpr_at_1_fpr_clean_threshold",
+}
+"""Columns of an arena's cells, by the images on which the threshold was set."""
+
 COLUMNS = {
     "variance": "variance",
     "predictive_entropy": "entropy",
@@ -129,17 +135,6 @@ def found(
     return rows.pivot_table(index="cell", columns="metrics", values="share", sort=False)
 
 
-def detection_table(scenes: str) -> str:
-    """What the default finds in every cell of some scenes, and maximum softmax beside it."""
-    every = {name: found(t) for name, t in detection_tables().items() if name.startswith(scenes)}
-    frame = pd.DataFrame({name: table["default"] for name, table in every.items()})
-    softmax = pd.DataFrame({name: table["baseline max_softmax"] for name, table in every.items()})
-    frame["mean"], frame["maximum softmax"] = frame.mean(axis=1), softmax.mean(axis=1)
-    if len(every) == 1:
-        frame = frame.drop(columns="mean")
-    return _shares("attack", frame.loc[frame.iloc[:, -2].sort_values(kind="stable").index])
-
-
 def default_table() -> str:
     """The worst and the mean cell of the default and of maximum softmax, by kind of classifier."""
     rows = []
@@ -156,11 +151,48 @@ def default_table() -> str:
     return _table([*names, "maximum softmax, worst", "maximum softmax, mean"], rows)
 
 
-def arena_shares(dataset: str) -> pd.DataFrame:
-    """What each detector (columns) finds of each attack (rows) at 1 %, unseen and successful."""
+def arenas() -> list[str]:
+    """Names of the datasets whose arena is committed."""
+    return sorted(folder.name for folder in (RESULTS / "arena").iterdir())
+
+
+def arena_shares(dataset: str, column: str = "tpr_at_1_fpr") -> pd.DataFrame:
+    """What each detector (columns) finds of each attack (rows), unseen and successful.
+
+    Means over the classifiers.
+    """
     table = pd.read_csv(RESULTS / "arena" / dataset / "cells.csv")
-    table = table[table.unseen & (table.positives == "successful") & (table.seed == 0)]
-    return table.pivot_table(index="attack", columns="detector", values="tpr_at_1_fpr", sort=False)
+    table = table[table.unseen & (table.positives == "successful")]
+    return table.pivot_table(index="attack", columns="detector", values=column, sort=False)
+
+
+def arena_table() -> str:
+    """The worst and the mean share that leery finds in each arena, and the best of the others."""
+    rows = []
+    for dataset in arenas():
+        for what, column in THRESHOLDS.items():
+            shares = arena_shares(dataset, column)
+            cells = [dataset, str(len(shares)), what]
+            for measured in (shares.min(), shares.mean()):
+                others = measured.drop("leery")
+                cells += [f"{measured['leery']:.2f}", f"{others.max():.2f} (`{others.idxmax()}`)"]
+            rows.append(cells)
+    names = ["dataset", "attacks", "threshold set on", "leery, worst", "best other, worst"]
+    return _table([*names, "leery, mean", "best other, mean"], rows)
+
+
+def attacks_table(dataset: str) -> str:
+    """What leery finds of each attack beside the best other detector, the worst first."""
+    first, second = (arena_shares(dataset, column) for column in THRESHOLDS.values())
+    rows = []
+    for attack in first.sort_values("leery", kind="stable").index:
+        cells = [str(attack)]
+        for shares in (first.loc[attack], second.loc[attack]):
+            others = shares.drop("leery")
+            cells += [f"{shares['leery']:.3f}", f"{others.max():.3f} (`{others.idxmax()}`)"]
+        rows.append(cells)
+    names = ["attack", "leery", "best of the others"]
+    return _table([*names, "leery, clean threshold", "best of the others, clean threshold"], rows)
 
 
 def leaderboard(dataset: str) -> str:
@@ -353,8 +385,8 @@ def blocks(path: Path) -> dict[str, str]:
     if path == CHOOSING:
         return {
             "default": default_table(),
-            "detection": detection_table("digits"),
-            "fashion": detection_table("fashion"),
+            "arenas": arena_table(),
+            **{f"attacks of {dataset}": attacks_table(dataset) for dataset in arenas()},
             "strangers": strangers_table("clean and harmless"),
             "strangers, clean": strangers_table("clean"),
             "exceptions": exceptions_table(),
@@ -365,10 +397,7 @@ def blocks(path: Path) -> dict[str, str]:
             "densities": densities_table(),
         }
     if path == ARENA:
-        return {
-            f"leaderboard of {folder.name}": leaderboard(folder.name)
-            for folder in sorted((RESULTS / "arena").iterdir())
-        }
+        return {f"leaderboard of {dataset}": leaderboard(dataset) for dataset in arenas()}
     if path == README:
         return {"results": shipped_table(), "elsewhere": elsewhere()}
     return {
