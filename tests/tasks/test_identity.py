@@ -47,6 +47,19 @@ def test_code_that_is_imported_counts_and_other_code_does_not(modules: Path) -> 
     assert identity() not in (before, changed)
 
 
+def test_code_that_is_imported_inside_a_function_counts_before_it_is_loaded(modules: Path) -> None:
+    (modules / "mine_package").mkdir()
+    (modules / "mine_package" / "__init__.py").write_text("raise RuntimeError\n")
+    late = modules / "mine_package" / "late.py"
+    late.write_text("number = 1\n")
+    text = "def of(a):\n    from mine_package.late import number\n    return number\n"
+    (modules / "mine_top.py").write_text(text)
+    before = identity()
+    assert "mine_package" not in sys.modules
+    late.write_text("number = 2\n")
+    assert identity() != before
+
+
 def test_comments_docstrings_and_layout_do_not_count(modules: Path) -> None:
     (modules / "mine_below.py").write_text("def number(a):\n    return a + 1\n")
     before = identity()

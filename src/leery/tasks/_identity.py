@@ -7,6 +7,7 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from functools import cache
+from importlib.machinery import PathFinder
 from importlib.metadata import version
 from pathlib import Path
 
@@ -72,17 +73,30 @@ def _is_text(node: ast.stmt) -> bool:
 def _own_source(name: str) -> Path | None:
     """The source file of a module of leery or the user; None for any other module.
 
-    No module is imported for this, so a user's module is found only if it is loaded.
+    No module is imported for this.
     """
     if name == "leery" or name.startswith("leery."):
         place = Path(__file__).parent.parent.parent.joinpath(*name.split("."))
         found = (place.with_suffix(".py"), place / "__init__.py")
         return next((path for path in found if path.is_file()), None)
-    loaded = getattr(sys.modules.get(name), "__file__", None)
-    if not loaded or not loaded.endswith(".py"):
+    source = getattr(sys.modules.get(name), "__file__", None) or _source_on_path(name)
+    if not source or not source.endswith(".py"):
         return None
-    path = Path(loaded).resolve()
+    path = Path(source).resolve()
     return None if any(path.is_relative_to(place) for place in _installed()) else path
+
+
+def _source_on_path(name: str) -> str | None:
+    """The file of a module that is not loaded yet, such as one imported inside a function."""
+    folders = None
+    above = name.rpartition(".")[0]
+    if above:
+        package = _own_source(above)
+        if package is None or package.name != "__init__.py":
+            return None
+        folders = [str(package.parent)]
+    spec = PathFinder.find_spec(name, folders)
+    return spec.origin if spec else None
 
 
 @cache
