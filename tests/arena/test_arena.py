@@ -16,20 +16,29 @@ from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from leery.arena import ARENAS, DETECTORS, ArenaConfig
+from leery.arena._attack_stage import run_attack
 from leery.arena._classifier_stage import make_classifier
+from leery.arena._config import Cell
 from leery.arena._detectors import entries
 from leery.arena._gather import _cells, _leaderboard, _Scored, summary
 from leery.arena._page import write_page
 from leery.arena._score_stage import _Stored
 from leery.arena._workspace import CHANGES, FRESH_CHANGES, Split, Workspace
+from leery.attacks import PGD
 from leery.classifiers import Classifier, build, pretrained, save_classifier
 from leery.errors import DataError, InputError
 from leery.evaluation import roc_auc_interval
-from leery.models import fingerprint
+from leery.models import fingerprint, predict
 
 OWN = '''
+from functools import partial
+
 import numpy as np
 import torch
+
+from leery.baselines import LocalIntrinsicDimensionality
+
+few_neighbours = partial(LocalIntrinsicDimensionality, k=5)
 
 
 class Constant:
@@ -74,6 +83,8 @@ class Learner(Constant):
         return -(images - self.centre).flatten(1).norm(dim=1).numpy()
 '''
 
+OWN_NAMES = ("Constant", "Raises", "NotANumber", "Learner", "few_neighbours")
+
 
 def test_no_detector_is_judged_on_a_kind_of_attack_that_it_was_trained_on() -> None:
     for dataset in ARENAS:
@@ -92,6 +103,26 @@ def test_slow_attacks_are_run_on_fewer_images() -> None:
     config = ArenaConfig("mnist", limit=300)
     assert (config.count("PGD 0.30"), config.count("C&W 0")) == (300, 150)
     assert ArenaConfig("mnist", limit=100).count("C&W 0") == 100
+
+
+def test_the_parts_of_a_slow_attack_are_all_its_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"mnist": {"quick": Cell(PGD(0.3, steps=2), "iterative", 0.01, slow=True)}}
+    monkeypatch.setattr("leery.arena._config.ARENAS", own)
+    workspace = Workspace(ArenaConfig("mnist", limit=120), tmp_path)
+    make_classifier(workspace)
+    assert len(workspace.attack_files("quick", "judging")) == 3
+    for part in range(3):
+        run_attack(workspace, "quick", "judging", part)
+    made = workspace.adversarial("quick", "judging")
+    images, labels = workspace.split().attacked
+    moved = (made["images"] - images).flatten(1)
+    assert len(moved) == len(made["success"]) == 120
+    assert float(moved.abs().amax()) == pytest.approx(0.3)
+    assert bool((moved.abs().amax(1) > 0.1).all())
+    predicted = predict(workspace.classifier().model, made["images"])
+    assert torch.equal(made["success"], predicted != labels)
 
 
 @pytest.mark.parametrize(
@@ -297,6 +328,10 @@ def test_detectors_of_one_s_own_have_names_and_are_found(
         entries(["own_detectors:Constant", "own_detectors:Constant"])
     with pytest.raises(InputError, match="function or class 'Missing' in own_detectors, got none"):
         entries(["own_detectors:Missing"])
+    (lid,) = entries(["own_detectors:few_neighbours"], [])
+    assert lid.supervised
+    assert lid.source
+    assert lid.module == "own_detectors"
     assert [entry.name for entry in entries(["own_detectors:Raises"], ["odds"])] == [
         "odds",
         "Raises",
@@ -351,9 +386,9 @@ def test_an_arena_that_was_killed_twice_has_the_same_tables_and_shows_what_is_br
     tmp_path: Path,
 ) -> None:
     (tmp_path / "own_detectors.py").write_text(OWN)
-    names = [f"own_detectors:{name}" for name in ("Constant", "Raises", "NotANumber", "Learner")]
+    names = [f"own_detectors:{name}" for name in OWN_NAMES]
     own = [word for name in names for word in ("--detector", name)]
-    own += ["--only", "energy", "--only", "kernel_density_uncertainty"]
+    own += ["--only", "energy", "--only", "kernel_density_uncertainty", "--only", "lid"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     done = subprocess.run(
         command(whole, *own), cwd=tmp_path, capture_output=True, text=True, check=False
@@ -382,6 +417,8 @@ def test_an_arena_that_was_killed_twice_has_the_same_tables_and_shows_what_is_br
     assert float(board.false_alarms_at_1_fpr["Constant"]) == 0.0
     assert board.learns_from_attacks["Learner"] == "True"
     assert float(board.mean_at_1_fpr["energy"]) > 0
+    assert board.error["few_neighbours"] == ""
+    assert board.mean_at_5_fpr["few_neighbours"] != board.mean_at_5_fpr["lid"]
     cells = pd.read_csv(whole / "cells.csv", keep_default_na=False)
     assert set(cells.trained_on[cells.detector == "Learner"]) == set(ArenaConfig("mnist").trainings)
     assert set(cells.attack) == set(ARENAS["mnist"])

@@ -9,13 +9,24 @@ from leery.attacks import BIM, FGSM, PGD, AdaptedAttack, Attack
 from leery.classifiers import SHIPPED
 from leery.errors import InputError
 
-__all__ = ["ARENAS", "RATES", "SLOW_IMAGES", "TRAINING_ATTACKS", "ArenaConfig", "Cell"]
+__all__ = [
+    "ARENAS",
+    "RATES",
+    "SLOW_IMAGES",
+    "SLOW_PART",
+    "TRAINING_ATTACKS",
+    "ArenaConfig",
+    "Cell",
+]
 
 RATES = (0.01, 0.05)
 """False-alarm rates at which detectors are compared."""
 
 SLOW_IMAGES = 150
 """Maximum number of images for slow attacks."""
+
+SLOW_PART = 50
+"""Number of images that one part of a slow attack is run on."""
 
 
 @dataclass(frozen=True)

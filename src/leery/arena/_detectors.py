@@ -50,13 +50,13 @@ class Entry:
     @property
     def source(self) -> str:
         """SHA-256 of the file that defines the function, even in an installed package."""
-        path = inspect.getsourcefile(inspect.unwrap(self.function))
+        path = inspect.getsourcefile(inspect.unwrap(_unbound(self.function)))
         return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
 
     @property
     def supervised(self) -> bool:
         """True if the function has an attribute ``learns_from_attacks`` that is true."""
-        return bool(getattr(self.function, "learns_from_attacks", False))
+        return bool(getattr(_unbound(self.function), "learns_from_attacks", False))
 
     def make(self, model: nn.Module) -> FittableScorer:
         """The detector of a classifier, before its fit.
@@ -68,11 +68,16 @@ class Entry:
         return made
 
 
+def _unbound(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function or class to which ``functools.partial`` gives some arguments."""
+    return function.func if isinstance(function, partial) else function
+
+
 def _baseline(name: str) -> Entry:
     """A baseline, by the module that defines it, so that no other one counts for its scores."""
     made = BASELINES[name]
     settings = made.keywords if isinstance(made, partial) else {}
-    function = made.func if isinstance(made, partial) else made
+    function = _unbound(made)
     return Entry(name, f"{function.__module__}:{function.__name__}", settings)
 
 

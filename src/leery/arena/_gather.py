@@ -319,9 +319,9 @@ def _times(workspaces: Sequence[Workspace], entries: Sequence[Entry]) -> pd.Data
         training = config.training_attacks if any(entry.supervised for entry in entries) else ()
         for role, cells in (("judging", config.cells), ("training", training)):
             for cell in cells:
-                found = read_seconds(workspace.attack_file(cell, role))
-                own = {"kind": f"attack for {role}", "name": cell}
-                rows.append({**own, "seconds": found.get("attack", float("nan"))})
+                parts = [read_seconds(path) for path in workspace.attack_files(cell, role)]
+                seconds = sum(found.get("attack", float("nan")) for found in parts)
+                rows.append({"kind": f"attack for {role}", "name": cell, "seconds": seconds})
         for entry in entries:
             found = read_seconds(workspace.scores_file(entry))
             images = found.get("images", 0)

@@ -93,8 +93,9 @@ def _attacks(workspace: Workspace, known: Sequence[Entry]) -> Iterator[FileTask]
         for cell in cells:
             images = config.count(cell) if role == "judging" else CLEAN_IMAGES
             cost = config.cells[cell].seconds * images * _slowness(workspace)
-            file = workspace.attack_file(cell, role)
-            yield FileTask(file, run_attack, (workspace, cell, role), cost)
+            paths = workspace.attack_files(cell, role)
+            for part, path in enumerate(paths):
+                yield FileTask(path, run_attack, (workspace, cell, role, part), cost / len(paths))
 
 
 def _detectors(workspace: Workspace, known: Sequence[Entry]) -> Iterator[FileTask]:

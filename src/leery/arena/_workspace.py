@@ -18,7 +18,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from leery import data
-from leery.arena._config import ArenaConfig
+from leery.arena._config import SLOW_PART, ArenaConfig
 from leery.arena._detectors import Entry
 from leery.attacks import CORRUPTIONS, HARMLESS
 from leery.classifiers import RECIPES, Classifier, load_classifier
@@ -105,10 +105,16 @@ class Workspace:
         folder = self.folder / f"classifier-{self.classifier_seed}-{self._classifier_id()[:16]}"
         return folder / f"{self.config.dataset}.json"
 
-    def attack_file(self, cell: str, role: str) -> Path:
-        """The adversarial images of an attack, on images for "judging" or for "training"."""
-        own = self.attack_id(cell, role)[:16]
-        return self.folder / f"attack-{_plain(cell)}-{role}-{own}.safetensors"
+    def attack_files(self, cell: str, role: str) -> list[Path]:
+        """The adversarial images of an attack, on images for "judging" or for "training".
+
+        There is one file per part: all images, or :data:`SLOW_PART` of them for a slow attack.
+        """
+        own, config = self.attack_id(cell, role)[:16], self.config
+        slow = role == "judging" and config.cells[cell].slow
+        parts = -(-config.count(cell) // SLOW_PART) if slow else 1
+        name = f"attack-{_plain(cell)}-{role}-{own}"
+        return [self.folder / f"{name}-{part}.safetensors" for part in range(parts)]
 
     def scores_file(self, entry: Entry) -> Path:
         """The scores of a detector on every set of images."""
@@ -120,7 +126,7 @@ class Workspace:
         count = self.config.count(cell) if role == "judging" else CLEAN_IMAGES
         facts = [
             *(self._classifier_id(), repr(attack), role, count, self.config.seed),
-            *(_SHUFFLE, CLEAN_IMAGES),
+            *(_SHUFFLE, CLEAN_IMAGES, SLOW_PART),
             *(_sources(), _source("_attack_stage")),
             [version(library) for library in ATTACK_LIBRARIES],
         ]
@@ -167,17 +173,10 @@ class Workspace:
         """The adversarial images ("images") and whether each is misclassified ("success", bool).
 
         Raises:
-            StudyFileError: when the file cannot be read.
+            StudyFileError: when a file cannot be read.
         """
-        path = self.attack_file(cell, role)
-        try:
-            return load(path.read_bytes())
-        except Exception as error:
-            message = (
-                f"expected adversarial images in {path}, got {brief(error)}; delete it and run "
-                "the command again"
-            )
-            raise StudyFileError(message) from error
+        parts = [_adversarial(path) for path in self.attack_files(cell, role)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def right(self, name: str) -> np.ndarray:
         """Mask of the images of a set that are correctly classified, bool ``(N,)``."""
@@ -210,6 +209,22 @@ class Workspace:
 
     def _classifier_id(self) -> str:
         return _classifier_id(self)
+
+
+def _adversarial(path: Path) -> dict[str, Tensor]:
+    """The content of a file of adversarial images.
+
+    Raises:
+        StudyFileError: when it cannot be read.
+    """
+    try:
+        return load(path.read_bytes())
+    except Exception as error:
+        message = (
+            f"expected adversarial images in {path}, got {brief(error)}; delete it and run the "
+            "command again"
+        )
+        raise StudyFileError(message) from error
 
 
 def error_file(scores: Path) -> Path:
