@@ -31,12 +31,12 @@ SLOW_PART = 50
 
 @dataclass(frozen=True)
 class Cell:
-    """An attack at a strength.
+    """An attack with a fixed strength.
 
     Attributes:
         attack: the attack.
-        family: name of a group of similar attacks; a detector that learned from one of them does
-            not count the others as unseen.
+        family: name of a group of similar attacks; for a detector that learned from one of them,
+            the others do not count as unseen.
         seconds: approximate CPU time per MNIST image.
         slow: True if at most :data:`SLOW_IMAGES` images are attacked.
     """
@@ -125,10 +125,11 @@ class ArenaConfig:
 
     Args:
         dataset: "mnist", "fashion-mnist" or "cifar-10".
-        limit: maximum number of images that each attack is run on; at most 150 for slow attacks.
+        limit: maximum number of images per attack; at most 150 for slow attacks. False alarms are
+            counted on at most five times as many images, up to 2,500.
         only: names of the detectors that take part, besides ``detectors``; None for all.
-        detectors: further detectors as ``module:factory``, each a function of the classifier that
-            returns a :class:`leery.observation.FittableScorer`.
+        detectors: further detectors as ``module:factory``, each a class or function that takes the
+            classifier and returns a :class:`leery.observation.FittableScorer`.
         seed: random seed of attacks and changes of the images, and of the global generators while a
             detector is fitted.
         seeds: number of classifiers: ``classifier`` or the shipped one, and others trained with the
@@ -161,8 +162,9 @@ class ArenaConfig:
         check_seed(self.seed)
         if self.classifier is None and self.dataset not in SHIPPED:
             message = (
-                f"expected the folder of a classifier of {self.dataset}, of which none is shipped, "
-                f"got none; run `leery train {self.dataset}` and pass its folder as --classifier"
+                f"expected the folder of a trained {self.dataset} classifier, because none is "
+                f"shipped, got no folder; run `leery train {self.dataset}` and pass its folder as "
+                "--classifier"
             )
             raise InputError(message)
         # Lists are accepted too; tuples make the options hashable, as the caches need.

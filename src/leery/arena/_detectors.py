@@ -1,4 +1,4 @@
-"""The detectors of an arena, each given as the import path of a function of the classifier."""
+"""The detectors of an arena, each a class or function that takes the classifier, by its path."""
 
 import hashlib
 import inspect
@@ -39,7 +39,7 @@ class Entry:
 
     @property
     def function(self) -> Callable[..., Any]:
-        """The function of the classifier.
+        """The class or function that takes the classifier.
 
         Raises:
             InputError: when it cannot be found.
@@ -74,7 +74,7 @@ def _unbound(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _baseline(name: str) -> Entry:
-    """A baseline, by the module that defines it, so that no other one counts for its scores."""
+    """A baseline, by its own module, so that its stored scores depend on no other baseline."""
     made = BASELINES[name]
     settings = made.keywords if isinstance(made, partial) else {}
     function = _unbound(made)

@@ -60,16 +60,16 @@ def gather(workspaces: Sequence[Workspace], entries: Sequence[Entry]) -> dict[st
 
 
 def summary(leaderboard: pd.DataFrame) -> pd.DataFrame:
-    """A leaderboard with one row per detector, sorted by the share found of its worst attack.
+    """A leaderboard with one row per detector, sorted by the share found for its worst attack.
 
     Args:
         leaderboard: the table of that name.
 
     Returns:
         Columns of floats are means over the classifiers; other columns are those of the classifier
-        with the smallest share of the worst attack. Columns whose names end in ``_sd`` hold the
-        standard deviation of the worst and mean shares at 1 % over the classifiers, NaN if there is
-        only one.
+        with the smallest share found for the worst attack. Columns whose names end in ``_sd`` hold
+        the standard deviation of the worst and mean shares at 1 % over the classifiers, NaN if
+        there is only one.
     """
     if "worst_at_1_fpr" not in leaderboard:
         return leaderboard.drop_duplicates("detector")
@@ -274,7 +274,7 @@ def _cells(scored: _Scored) -> Rows:
 
 
 def _shares(scored: _Scored, trained_on: str, cell: str, rows: np.ndarray) -> dict[str, float]:
-    """Flagged shares with intervals; without, for a threshold set on clean images only."""
+    """Flagged shares with intervals, and without for a threshold set on clean images only."""
     found: dict[str, float] = {}
     for rate in RATES:
         flagged = scored.flagged(trained_on, f"attack|{cell}", rate)[rows]

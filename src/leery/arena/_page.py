@@ -86,18 +86,18 @@ def write_page(out: Path, tables: Tables, manifest: Mapping[str, Any]) -> Path:
 
 def _tiles(board: pd.DataFrame, attacks: pd.DataFrame) -> Iterator[tuple[str, str]]:
     yield str(len(board)), "detectors"
-    yield str(len(attacks)), f"attacks on {attacks['images'].max():,} images or fewer"
+    yield str(len(attacks)), f"attacks, each on at most {attacks['images'].max():,} images"
     if "worst_at_1_fpr" in board:
         best = board.iloc[0]
         yield (
             f"{best['worst_at_1_fpr']:.2f}",
-            f"is the share that {best['detector']} finds of its worst attack, the largest of all "
-            "detectors, at 1 % false alarms",
+            f"share found by {best['detector']} for its worst attack at 1 % false alarms, the "
+            "largest of all detectors",
         )
 
 
 def _leaderboard(board: pd.DataFrame, times: pd.DataFrame) -> Sheet:
-    """The detectors, sorted by the share that each finds of its worst attack."""
+    """The detectors, sorted by the share found for the worst attack."""
     rows = []
     cost = _cost_of(times)
     for row in board.to_dict("records"):
@@ -124,12 +124,13 @@ def _leaderboard(board: pd.DataFrame, times: pd.DataFrame) -> Sheet:
                 Cell(f"{cost[name]:.2f}", float(cost[name])),
             ]
         )
-    headings = ["detector", "its worst attack", "share found at 1 %", "interval", "mean, 1 %"]
-    headings += ["images on which every successful attack is found", "worst, clean threshold"]
-    headings += ["mean, clean threshold", "worst, 5 %", "mean, 5 %", "false alarms at 1 %"]
+    headings = ["detector", "its worst attack", "share found at 1 %", "95 % interval"]
+    headings += ["mean at 1 %", "images with every attack found", "worst at 1 %, clean threshold"]
+    headings += ["mean at 1 %, clean threshold", "worst at 5 %", "mean at 5 %"]
+    headings += ["false alarms at 1 %"]
     return Sheet(
         "leaderboard",
-        "Detectors by the attack that they find least",
+        "Detectors ranked by the share found for their worst attack",
         [*headings, "ms per image"],
         rows,
         note="Found: share of the successful attacks that is flagged. Clean threshold: set on "
@@ -223,7 +224,7 @@ def _times_sheet(table: pd.DataFrame) -> Sheet:
         "Processor time of the arena",
         ["what", "name", "seconds", "share"],
         rows,
-        note="What an earlier run computed counts with the time that it took then.",
+        note="Parts of an earlier run are listed with the time that they took then.",
     )
 
 
@@ -245,14 +246,14 @@ def _plots(out: Path, tables: Tables, board: pd.DataFrame, dataset: str) -> dict
         ),
         "cost": (
             "Cost and share found, at 1 % false alarms",
-            "Share that each detector finds of its worst attack (left) and of all attacks on "
+            "Share found for the worst attack (left) and of all attacks on "
             "average (right), against processor time per image. Lines connect the detectors for "
-            "which no other is both cheaper and better; points below 0.05 have no name.",
+            "which no other is both cheaper and better; points below 0.05 are not labelled.",
             "times.csv",
             lambda: cost_figure(_costs(board, tables["times"])),
         ),
         "alarms": (
-            "Images flagged without an attack, in %, threshold for 1 %",
+            "False-alarm rate in %, with a threshold for 1 %",
             "Share of correctly classified images that is flagged, clean and with harmless "
             "changes. The threshold was set on clean images and on four of the changes.",
             "false-alarms.csv",

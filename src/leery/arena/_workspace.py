@@ -45,7 +45,7 @@ _SHUFFLE = 2020
 
 CLEAN_IMAGES = 1250
 """Number of test images for fitting combiners and supervised detectors, before misclassified ones
-are left out. As many others set the threshold."""
+are left out. The same number of other images set the threshold."""
 
 ATTACK_LIBRARIES = ("foolbox", "adversarial-robustness-toolbox")
 """Names of the packages that provide some of the attacks."""

@@ -35,4 +35,4 @@ BASELINES: Mapping[str, Callable[..., Any]] = {
     name: _OTHERS.get(name) or partial(SingleMetric, metric=name)
     for name in (*_NAMES, *IMAGE_BASELINES, *SUPERVISED_BASELINES)
 }
-"""Published detectors by name; each is a function of the classifier and of keyword settings."""
+"""Published detectors by name; each takes the classifier and keyword settings."""

@@ -17,11 +17,11 @@ from leery.tuning import QUERIES
 __all__ = ["DeepNeighbours", "DeepNeighboursBaseline"]
 
 _WIDEST = 4096
-"""Number of features per layer above which outputs of convolutions are averaged down."""
+"""Number of features per layer above which outputs of convolutions are average-pooled."""
 
 
 class _Stored(TrainingPoints):
-    """Features of training images of one layer, averaged down and scaled to length 1."""
+    """Features of training images of one layer, average-pooled and scaled to length 1."""
 
     def __init__(self, references: int, seed: int, layer: str) -> None:
         super().__init__(references, seed, layer)
@@ -35,7 +35,7 @@ class _Stored(TrainingPoints):
 
 
 class DeepNeighbours(Metric):
-    """Share of the nearest training images, over all layers, that are of another class.
+    """Share of the nearest training images, over all layers, that are not of the predicted class.
 
     Neighbours are those with the largest cosine similarity.
 
@@ -48,10 +48,10 @@ class DeepNeighbours(Metric):
 
     Source:
         Papernot and McDaniel (2018), arXiv:1803.04765: the nonconformity of the class that the
-        classifier predicts, divided by the number of neighbours. Departures: they compute the
-        credibility, of the class that the neighbours support most. Here neighbours are exact but
-        are searched in a part of the training images, features are not centred, and outputs of
-        convolutions with more than 4,096 elements are averaged over neighbouring positions.
+        classifier predicts, divided by the number of neighbours. Departures: the paper computes the
+        credibility of the class that the neighbours support most. Here the search is exact but
+        covers only a part of the training images, features are not centred, and outputs of
+        convolutions with more than 4,096 elements are average-pooled.
     """
 
     name = "deep_neighbours"
@@ -130,14 +130,14 @@ def _classes(stored: TrainingPoints) -> Tensor:
 
 
 def _narrowed(values: Tensor) -> Tensor:
-    """Features ``(N, D)`` of a layer, averaged over neighbouring positions until few enough."""
+    """Features ``(N, D)`` of a layer, average-pooled until there are few enough."""
     while values[0].numel() > _WIDEST and values.ndim == 4 and min(values.shape[2:]) > 1:  # noqa: PLR2004 - of a convolution
         values = functional.avg_pool2d(values, 2, ceil_mode=True)
     return values.flatten(1)
 
 
 class DeepNeighboursBaseline(MetricBaseline):
-    """Share of the nearest training images, over all layers, that are of another class.
+    """Share of the nearest training images, over all layers, that are not of the predicted class.
 
     Args:
         model: the classifier.

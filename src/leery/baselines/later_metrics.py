@@ -15,7 +15,7 @@ __all__ = ["LaterMetrics", "LearnedDistance"]
 
 
 class LearnedDistance(Metric):
-    """Log odds of being adversarial that a small network gives to the features of an image.
+    """Log odds that an image is adversarial, by a small network on its features.
 
     Before :meth:`train_network` it is 0.
 

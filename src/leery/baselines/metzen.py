@@ -17,18 +17,18 @@ from leery.tuning import WHOLE_MODEL
 __all__ = ["DetectorSubnetwork"]
 
 _HALF = 32
-"""Number of adversarial images, and of others, in a training step."""
+"""Number of adversarial images, and of clean or noisy ones, in a training step."""
 
 
 class DetectorSubnetwork:
-    """Log odds of being adversarial that a convolutional network gives to a hidden layer.
+    """Log odds that an image is adversarial, by a convolutional network on a hidden layer.
 
     Args:
         model: the classifier.
         layer: name of a layer with outputs ``(N, channels, height, width)``; by default the first
-            one with at most a quarter of the positions of the first such layer, or else the last
-            one. Without such layers, the middle one of all layers.
-        steps: number of training steps, each on 32 adversarial images and 32 others.
+            one with at most a quarter of the positions of the first such layer, or the last one if
+            there is none. If no layer has such outputs, the middle one of all.
+        steps: number of training steps, each on 32 adversarial images and 32 clean or noisy ones.
         seed: random seed of the network's weights and of the choice of the images.
         bounds: pixel bounds of the noise and of attacks that have none.
 
@@ -40,7 +40,7 @@ class DetectorSubnetwork:
     Source:
         Metzen et al. (2017), arXiv:1702.04267. Departures: half of the channels of its figure 1 and
         one pooling layer, a learning rate of 1e-3 and fewer steps, held-out images instead of the
-        training set, noisy images among the others, and the choice of the layer.
+        training set, noisy images among the clean ones, and the choice of the layer.
     """
 
     learns_from_attacks: ClassVar[bool] = True

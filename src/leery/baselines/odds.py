@@ -17,14 +17,15 @@ __all__ = ["Odds", "StandardisedOdds"]
 
 
 class StandardisedOdds(Metric):
-    r"""Largest standardised increase of another class's logit under noise.
+    r"""Largest standardised increase, under noise, of another logit relative to the predicted one.
 
     .. math:: \max_{j \ne c} \frac1S \sum_\sigma
         \frac{g_{c,j,\sigma}(x) - \mu_{c,j,\sigma}}{s_{c,j,\sigma}},
         \qquad g_{c,j,\sigma}(x) = \frac1V \sum_v
         \bigl[(z_j - z_c)(x + \sigma n_v) - (z_j - z_c)(x)\bigr]
 
-    with the mean and standard deviation of g over training images whose predicted class is c.
+    with the mean and standard deviation of g over training images whose predicted class is c, the
+    logits z, S standard deviations of the noise and V noisy versions for each.
 
     Args:
         sigmas: standard deviations of the noise, as fractions of the pixel range.
@@ -126,7 +127,7 @@ def _against(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 class Odds(MetricBaseline):
-    """The largest standardised change of log odds under noise.
+    """Largest standardised increase, under noise, of another logit relative to the predicted one.
 
     Args:
         model: the classifier.

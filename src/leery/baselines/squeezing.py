@@ -16,15 +16,15 @@ class FeatureSqueezing(MetricBaseline):
 
     Args:
         model: the classifier.
-        bits: number of bits to which pixels are rounded; by default 1 for grey images and 5 for
-            coloured ones.
+        bits: number of bits to which pixels are rounded; by default 1 for greyscale and 5 for
+            colour images.
         window: width of the median filter in pixels.
         settings: keyword arguments of :class:`leery.Detector`.
 
     Source:
-        Xu, Evans, Qi (2018), arXiv:1704.01155, the joint detector. Departures: there is no squeezer
-        by non-local means, which they add for coloured images; pixels beyond the border mirror
-        those inside.
+        Xu, Evans, Qi (2018), arXiv:1704.01155, the joint detector. Departures: no squeezer by
+        non-local means, which the paper adds for colour images; the median filter pads by
+        reflection.
     """
 
     differentiable = False

@@ -23,8 +23,8 @@ _NAMES = (*BASELINES, *IMAGE_BASELINES, *SUPERVISED_BASELINES)
 _Limit = Annotated[
     int,
     typer.Option(
-        help="Number of images that each attack is run on, at least 20; slow attacks are run on at "
-        "most 150."
+        help="Maximum number of images per attack, at least 20; for slow attacks at most 150. "
+        "False alarms are counted on at most five times as many images, up to 2500."
     ),
 ]
 
@@ -38,7 +38,7 @@ _Detectors = Annotated[
     typer.Option(
         "--detector",
         metavar="MODULE:FUNCTION",
-        help="A detector of your own: a function of the classifier that returns a "
+        help="Your own detector: a class or function that takes the classifier and returns a "
         "leery.observation.FittableScorer. Can be repeated.",
         show_default=False,
     ),
@@ -104,7 +104,7 @@ def arena(
         seed=seed, seeds=seeds, classifier=classifier, data_dir=data_dir,
     )  # fmt: skip
     folder = out or Path("runs") / f"arena-{dataset}"
-    with stoppable("run the command again, and it goes on where it stopped"):
+    with stoppable("run the command again to resume where it stopped"):
         tables = run_arena(config, folder, workers=workers, progress=True)
     console = Console(highlight=False)
     console.print(_leaderboard(summary(tables["leaderboard"])))
@@ -112,7 +112,7 @@ def arena(
 
 
 def _leaderboard(table: pd.DataFrame) -> Table:
-    """One row per detector, sorted by the share that it finds of its worst attack."""
+    """One row per detector, sorted by the share found for its worst attack."""
     shown = Table(title="Successful attacks found at 1 % false alarms")
     shown.add_column("detector", no_wrap=True)
     shown.add_column("worst attack")

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 _LOG_WIDTH = 140
-"""Columns of the table where it is not shown in a terminal."""
+"""Smallest width of the output in characters, if standard output is not a terminal."""
 
 _Data = Annotated[
     list[Path],
@@ -95,10 +95,11 @@ def evaluate(
 ) -> None:
     """Attack clean images and measure how many of the adversarial versions are detected.
 
-    The attacks know the classifier but not the detector; an attacker who knows both does better.
+    The attacker knows the classifier but not the detector; one who knows both evades it more
+    often.
     Results are shown for all adversarial images, then separately for those whose prediction changed
     and those whose prediction did not. For a calibrated detector, false alarms on clean and on
-    harmlessly changed images are counted too, in all and per class.
+    harmlessly changed images are counted too, overall and per class.
 
     Examples:
       leery evaluate guard.leery --model net:make --data test.npz --attack pgd:0.1 --noise 0.1
@@ -168,13 +169,13 @@ def _table(found: pd.DataFrame) -> Table:
     table = Table(title="The attacker knows the classifier and not the detector.")
     compared = found.detector.nunique() > 1
     calibrated = "found" in found
-    table.add_column("attack, label", no_wrap=True)
+    table.add_column("attack, prediction", no_wrap=True)
     if compared:
         table.add_column("detector", no_wrap=True)
     # Beside the names of other detectors there is no room for intervals.
-    heads = ["attacked", "AUC", "95 % interval", "TPR at 1 %", "at 5 %"]
+    heads = ["images", "AUC", "95 % interval", "TPR at 1 %", "at 5 %"]
     if compared:
-        heads = ["attacked", "AUC", "at 1 %", "at 5 %"]
+        heads = ["images", "AUC", "at 1 %", "at 5 %"]
     for head in [*heads, "flagged"] if calibrated else heads:
         table.add_column(head, justify="right")
     words = {"all": "{}", "successful": "  changed", "failed": "  unchanged"}
@@ -209,9 +210,10 @@ def _worst_case(found: pd.DataFrame) -> str:
     at = "the detector's threshold" if "found" in own else "1 % false alarms"
     worst, row = own.loc[own[share].idxmin()], own.iloc[0]
     return (
-        f"At {at}, {worst[share]:.1%} of successful attacks are found for the worst attack, "
-        f"{worst.attack}. Every successful attack is found on {row[every]:.1%} of the images "
-        f"({row[f'{every}_low']:.1%} to {row[f'{every}_high']:.1%})."
+        f"At {at}, the worst attack is {worst.attack}: {worst[share]:.1%} of its successful "
+        "adversarial images are flagged. Among the images on which an attack succeeds, every "
+        f"successful attack is flagged on {row[every]:.1%} (95 % interval "
+        f"{row[f'{every}_low']:.1%} to {row[f'{every}_high']:.1%})."
     )
 
 
@@ -230,10 +232,13 @@ def _false_alarms(found: pd.DataFrame, alarms: pd.DataFrame | None) -> str:
     )
     if others:
         most = max(others, key=lambda other: other.share)
-        text += f" Most on images with a harmless change: {most.share:.2%} ({most.change})."
+        text += f" Highest rate under a harmless change: {most.share:.2%} ({most.change})."
     classes = alarms[(alarms["class"] != "all") & (alarms.change == "clean")]
     most = classes.loc[classes.share.idxmax()]
-    return f"{text} Most in one class: {most.share:.2%} of {most.images} (class {most['class']})."
+    return (
+        f"{text} Highest rate in one class: {most.share:.2%} of {most.images} images (class "
+        f"{most['class']})."
+    )
 
 
 def _console() -> Console:

@@ -1,4 +1,4 @@
-"""Evaluation of a detector against attacks that do not know it."""
+"""Evaluation of a detector against attackers who do not know it."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,11 +43,11 @@ def evaluate(
     seed: int = 0,
     baselines: Mapping[str, Scorer] | None = None,
 ) -> pd.DataFrame:
-    """Measure how well a detector separates adversarial images from their unseen originals.
+    """Measure how well a detector separates adversarial images from their originals.
 
     The attacker knows the classifier but not the detector; this is the weakest test that a detector
     must pass. Positives are the adversarial versions of the correctly classified images. Negatives
-    are the originals and, if ``noise`` is above 0, their noisy versions.
+    are the originals, which the detector must not have seen, and, if ``noise`` is above 0, their noisy versions.
 
     Args:
         scorer: a :class:`leery.Detector` with a combiner, or any other
@@ -56,8 +56,8 @@ def evaluate(
         labels: int ``(N,)``, the true classes.
         attacks: attacks by name.
         noise: standard deviation of the noisy versions; 0 for none.
-        bounds: pixel bounds for noise and for attacks without own bounds; by default those of the
-            detector, else (0, 1).
+        bounds: pixel bounds for noise and for attacks that have no bounds of their own; by default
+            those of the detector, else (0, 1).
         seed: random seed of noise and attacks, to which the index of the batch is added.
         baselines: other detectors of the same classifier by name, which score the same images.
 
@@ -68,14 +68,15 @@ def evaluate(
         :class:`leery.evaluation.Detection` and, for a calibrated detector, found (fraction of
         positives flagged), found_low and found_high (its 95 % confidence interval), false_alarms
         and false_alarms_noisy. Further columns have the same value in every row of a detector: the
-        share of images on which every successful attack is flagged, at a false-alarm rate of 1 %
-        (every_attack_at_1_fpr), of 5 % (every_attack_at_5_fpr) and, for a calibrated detector, at
-        its threshold (every_attack), each with its 95 % confidence interval in columns that end in
-        _low and _high; NaN if no attack succeeds.
+        share, among the images on which an attack succeeds, of those on which every successful
+        attack is flagged, at a false-alarm rate of 1 % (every_attack_at_1_fpr), of 5 %
+        (every_attack_at_5_fpr) and, for a calibrated detector, at its threshold (every_attack),
+        each with its 95 % confidence interval in columns that end in _low and _high; NaN if no
+        attack succeeds.
 
     Raises:
         NotFittedError: when the detector has no combiner.
-        InputError: when images and labels do not fit, there is no attack, or the detector has
+        InputError: when images and labels do not match, there is no attack, or the detector has
             learned from more than a few of the images.
     """
     if not isinstance(attacks, Mapping) or not all(map(callable, attacks.values())):

@@ -24,10 +24,10 @@ def false_alarms(
     changes: Mapping[str, Harmless] | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Count the false alarms on clean and on harmlessly changed images, in all and per class.
+    """Count the false alarms on clean and on harmlessly changed images, overall and per class.
 
     Only images that the classifier gets right count, because a warning about a wrong prediction is
-    no false alarm.
+    not a false alarm.
 
     Args:
         detector: a calibrated detector.
@@ -44,7 +44,7 @@ def false_alarms(
 
     Raises:
         NotFittedError: when the detector has no combiner.
-        InputError: when it is not calibrated, or images, labels and changes do not fit.
+        InputError: when it is not calibrated, or images, labels and changes do not match.
     """
     if detector.calibration_ is None:
         message = "expected a calibrated detector, got one without a threshold; call calibrate()"
@@ -79,7 +79,7 @@ def false_alarms(
 def alarm_rows(
     change: str, flagged: np.ndarray, right: np.ndarray, classes: np.ndarray
 ) -> Iterator[dict[str, Any]]:
-    """The flagged share of correctly classified images with its interval, in all and per class.
+    """The flagged share of correctly classified images with its interval, overall and per class.
 
     Args:
         change: name of the kind of images.
