@@ -47,7 +47,8 @@ def evaluate(
 
     The attacker knows the classifier but not the detector; this is the weakest test that a detector
     must pass. Positives are the adversarial versions of the correctly classified images. Negatives
-    are the originals, which the detector must not have seen, and, if ``noise`` is above 0, their noisy versions.
+    are the originals, which the detector must not have seen, and, if ``noise`` is above 0, their
+    noisy versions.
 
     Args:
         scorer: a :class:`leery.Detector` with a combiner, or any other
