@@ -97,9 +97,9 @@ PUBLIC = {
         LeeryError LeeryWarning MCDropout METRICS MetricTable NoDropoutError
         NotFittedError OutputError PAPER_METRICS RECOMMENDED_METRICS UnknownLayerError
         UnsupportedModelError Verdicts WrongModelError __version__""",
-    "leery.attacks": """ADAPTED AdaptedAttack Attack BIM BoundedAttack CORRUPTIONS
-        Corruption CrossEntropy FGSM GradientAttack HARMLESS Harmless Objective
-        ObjectiveOf PGD Preset gaussian_noise placed""",
+    "leery.attacks": """ADAPTED AdaptedAttack Attack BIM BoundedAttack CORRUPTIONS Corruption
+        CrossEntropy FGSM GradientAttack HARMLESS Harmless Objective ObjectiveOf
+        PGD Preset check_harmless gaussian_noise placed""",
     "leery.classifiers": """Classifier DigitNet FashionNet RECIPES Recipe ResNet20 SHIPPED
         accuracy build load_classifier pretrained save_classifier train""",
     "leery.combiners": """ConformalCombiner COMBINERS Combiner CombinerName

@@ -333,8 +333,10 @@ def test_detectors_of_one_s_own_have_names_and_are_found(
         entries(["own_detectors:Missing"])
     (lid,) = entries(["own_detectors:few_neighbours"], [])
     assert lid.supervised
-    assert lid.source
     assert lid.module == "own_detectors"
+    before = lid.source
+    (tmp_path / "own_detectors.py").write_text(OWN.replace("k=5", "k=50"))
+    assert lid.source != before
     assert [entry.name for entry in entries(["own_detectors:Raises"], ["odds"])] == [
         "odds",
         "Raises",

@@ -60,6 +60,24 @@ def test_code_that_is_imported_inside_a_function_counts_before_it_is_loaded(modu
     assert identity() != before
 
 
+@pytest.mark.parametrize("package", ["mine_plain", "mine_plain.deep"])
+def test_a_package_without_init_counts_the_same_before_and_after_it_is_loaded(
+    modules: Path, package: str
+) -> None:
+    folder = modules.joinpath(*package.split("."))
+    folder.mkdir(parents=True)
+    (folder / "late.py").write_text("number = 1\n")
+    text = f"def of(a):\n    from {package}.late import number\n    return number\n"
+    (modules / "mine_top.py").write_text(text)
+    before = identity()
+    importlib.import_module(f"{package}.late")
+    assert identity() == before
+    (folder / "late.py").write_text("number = 2\n")
+    assert identity() != before
+    for name in [name for name in sys.modules if name.startswith("mine_plain")]:
+        del sys.modules[name]
+
+
 def test_comments_docstrings_and_layout_do_not_count(modules: Path) -> None:
     (modules / "mine_below.py").write_text("def number(a):\n    return a + 1\n")
     before = identity()

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -49,14 +50,20 @@ class Entry:
 
     @property
     def source(self) -> str:
-        """SHA-256 of the file that defines the function, even in an installed package."""
-        path = inspect.getsourcefile(inspect.unwrap(_unbound(self.function)))
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
+        """SHA-256 of the named module and of the file that defines the function.
+
+        They count even in an installed package.
+        """
+        names = (self.module, getattr(inspect.unwrap(_unbound(self.function)), "__module__", None))
+        paths = (getattr(sys.modules.get(name or ""), "__file__", None) for name in names)
+        read = [Path(path).read_bytes() for path in paths if path]
+        return hashlib.sha256(b"\0".join(read)).hexdigest()
 
     @property
     def supervised(self) -> bool:
         """True if the function has an attribute ``learns_from_attacks`` that is true."""
-        return bool(getattr(_unbound(self.function), "learns_from_attacks", False))
+        inner = getattr(_unbound(self.function), "learns_from_attacks", False)
+        return bool(getattr(self.function, "learns_from_attacks", inner))
 
     def make(self, model: nn.Module) -> FittableScorer:
         """The detector of a classifier, before its fit.

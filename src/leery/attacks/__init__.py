@@ -13,7 +13,13 @@ False
 from leery.attacks._adapters import ADAPTED, AdaptedAttack, Preset
 from leery.attacks._bounded import BoundedAttack, placed
 from leery.attacks._gradient import BIM, FGSM, PGD, Attack, GradientAttack
-from leery.attacks._harmless import CORRUPTIONS, HARMLESS, Corruption, Harmless
+from leery.attacks._harmless import (
+    CORRUPTIONS,
+    HARMLESS,
+    Corruption,
+    Harmless,
+    check_harmless,
+)
 from leery.attacks._noise import gaussian_noise
 from leery.attacks._objectives import CrossEntropy, Objective, ObjectiveOf
 
@@ -34,6 +40,7 @@ __all__ = [
     "Objective",
     "ObjectiveOf",
     "Preset",
+    "check_harmless",
     "gaussian_noise",
     "placed",
 ]

@@ -13,7 +13,7 @@ from torch.nn import functional
 from leery._checks import Bounds, bounds_like, check_images, clamp
 from leery.errors import InputError
 
-__all__ = ["CORRUPTIONS", "HARMLESS", "Corruption", "Harmless"]
+__all__ = ["CORRUPTIONS", "HARMLESS", "Corruption", "Harmless", "check_harmless"]
 
 Harmless = Callable[[Tensor, int, Bounds], Tensor]
 """Function of images ``(N, C, H, W)``, a seed and bounds that returns images of the same shape."""
@@ -180,3 +180,28 @@ those that a detector is most likely to mistake for an attack. In one developmen
 example, a detector with Mahalanobis distance flags over 40 % of images with impulse noise if it
 is not calibrated on them. With these four included, the false-alarm rate on the other six
 corruptions stays near the requested one (docs/choosing.md)."""
+
+
+def check_harmless(changes: object, bounds: Bounds | None) -> Mapping[str, Harmless]:
+    """Return harmless changes by name, or raise.
+
+    Args:
+        changes: what was given as such.
+        bounds: pixel bounds; None if they are unknown.
+
+    Raises:
+        InputError: when these are no changes by name, or the bounds that they need are unknown.
+    """
+    if not isinstance(changes, Mapping) or not all(map(callable, changes.values())):
+        message = (
+            f"expected harmless changes by name, got {type(changes).__name__}; pass a dictionary "
+            "of functions of images, a seed and bounds"
+        )
+        raise InputError(message)
+    if changes and bounds is None:
+        message = (
+            "expected the bounds of the pixels for harmless changes, got none; pass bounds=, or no "
+            "changes: {}"
+        )
+        raise InputError(message)
+    return changes

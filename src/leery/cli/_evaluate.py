@@ -130,7 +130,9 @@ def evaluate(
         )
         alarms = None
         if detector.calibration_ is not None:
-            alarms = leery.evaluation.false_alarms(detector, images, labels, seed=seed)
+            alarms = leery.evaluation.false_alarms(
+                detector, images, labels, bounds=limits, seed=seed
+            )
     if as_json:
         tables = {"rows": found} if alarms is None else {"rows": found, "false_alarms": alarms}
         print_json({name: table.to_dict(orient="records") for name, table in tables.items()})
@@ -205,15 +207,19 @@ def _worst_case(found: pd.DataFrame) -> str:
     own = found[(found.detector == "detector") & (found.positives == "successful")]
     if own.empty:
         return "No attack succeeded."
-    share = "found" if "found" in own else "tpr_at_1_fpr"
-    every = "every_attack" if "found" in own else "every_attack_at_1_fpr"
-    at = "the detector's threshold" if "found" in own else "1 % false alarms"
+    calibrated = "found" in found
+    share = "found" if calibrated else "tpr_at_1_fpr"
     worst, row = own.loc[own[share].idxmin()], own.iloc[0]
+    one = every = ""
+    if calibrated:
+        one = f" (95 % interval {worst.found_low:.1%} to {worst.found_high:.1%})"
+        every = f" (95 % interval {row.every_attack_low:.1%} to {row.every_attack_high:.1%})"
+    on_every = row["every_attack" if calibrated else "every_attack_at_1_fpr"]
     return (
-        f"At {at}, the worst attack is {worst.attack}: {worst[share]:.1%} of its successful "
-        "adversarial images are flagged. Among the images on which an attack succeeds, every "
-        f"successful attack is flagged on {row[every]:.1%} (95 % interval "
-        f"{row[f'{every}_low']:.1%} to {row[f'{every}_high']:.1%})."
+        f"At {'the threshold' if calibrated else '1 % false alarms'}, the worst attack is "
+        f"{worst.attack}: {worst[share]:.1%} of its {worst.n_adversarial:,} successful adversarial "
+        f"images are flagged{one}. Among the images on which an attack succeeds, every successful "
+        f"attack is flagged on {on_every:.1%}{every}."
     )
 
 
@@ -228,17 +234,19 @@ def _false_alarms(found: pd.DataFrame, alarms: pd.DataFrame | None) -> str:
     )
     text = (
         f"False alarms among the {clean.images:,} clean images that the classifier gets right: "
-        f"{clean.share:.2%} ({clean.low:.2%} to {clean.high:.2%}){noisy}."
+        f"{clean.share:.2%} (95 % interval {clean.low:.2%} to {clean.high:.2%}){noisy}."
     )
-    if others:
-        most = max(others, key=lambda other: other.share)
-        text += f" Highest rate under a harmless change: {most.share:.2%} ({most.change})."
     classes = alarms[(alarms["class"] != "all") & (alarms.change == "clean")]
-    most = classes.loc[classes.share.idxmax()]
-    return (
-        f"{text} Highest rate in one class: {most.share:.2%} of {most.images} images (class "
-        f"{most['class']})."
-    )
+    if clean.share:
+        most = classes.loc[classes.share.idxmax()]
+        text += (
+            f" Highest rate in one class: {most.share:.2%} of {most.images:,} clean images (class "
+            f"{most['class']})."
+        )
+    if not others:
+        return f"{text} Harmless changes need floating-point images with known bounds."
+    most = max(others, key=lambda other: other.share)
+    return f"{text} Highest rate under a harmless change: {most.share:.2%} ({most.change})."
 
 
 def _console() -> Console:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import threading
@@ -232,8 +233,17 @@ def _plain(text: str) -> Text:
 
 
 def print_json(facts: Mapping[str, Any]) -> None:
-    """One JSON object on standard output."""
-    typer.echo(json.dumps(facts, indent=2))
+    """One JSON object on standard output; a number that is not finite is null."""
+    typer.echo(json.dumps(_plain_values(facts), indent=2, allow_nan=False))
+
+
+def _plain_values(value: Any) -> Any:  # noqa: ANN401 - of any JSON type
+    """The value with None for each number in it that is not finite."""
+    if isinstance(value, Mapping):
+        return {name: _plain_values(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain_values(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from leery._checks import Bounds, check_count, check_seed
-from leery.attacks import HARMLESS, Attack, Harmless, placed
+from leery.attacks import HARMLESS, Attack, Harmless, check_harmless, placed
 from leery.combiners import COMBINERS, CombinerName, Facts, make_combiner
 from leery.detector._calibration import Calibration, Promise
 from leery.detector._clean import CleanImages, check_unseen, measure_clean, no_labels
@@ -833,19 +833,7 @@ class Detector:
         inputs = self.inputs_
         if harmless is None:
             return HARMLESS if inputs.are_images else {}
-        if not isinstance(harmless, Mapping) or not all(map(callable, harmless.values())):
-            message = (
-                f"expected harmless changes by name, got {type(harmless).__name__}; pass a "
-                "dictionary of functions of images, a seed and bounds"
-            )
-            raise InputError(message)
-        if harmless and inputs.bounds is None:
-            message = (
-                "expected the bounds of the pixels for harmless changes, got none; pass bounds= to "
-                "the detector, or harmless={}"
-            )
-            raise InputError(message)
-        return harmless
+        return check_harmless(harmless, inputs.bounds)
 
     def _attacked(self, attack: Attack, images: Tensor, labels: Tensor) -> Tensor:
         """Adversarial versions of images, within the detector's bounds if the attack has none."""

@@ -14,7 +14,7 @@ from leery.attacks import Attack, gaussian_noise, placed
 from leery.detector import Detector, MetricTable
 from leery.errors import InputError
 from leery.evaluation._detection import POSITIVES, detection
-from leery.evaluation._intervals import share_interval
+from leery.evaluation._intervals import Interval, share_interval
 from leery.evaluation._pool import Pool
 from leery.evaluation._roc import flagged_at_fpr
 from leery.evaluation._worst_case import every_attack_found
@@ -22,14 +22,12 @@ from leery.inputs import Images, labelled_batches
 from leery.models import predict
 from leery.observation import Scorer
 
-__all__ = ["evaluate"]
+__all__ = ["check_unseen", "evaluate"]
 
 _SCORE, _FLAGGED = "score", "flagged"
 
 _RATES = (0.01, 0.05)
 """False-alarm rates at which the worst case is also measured."""
-
-_ENDS = ("", "_low", "_high")
 
 
 def evaluate(
@@ -71,9 +69,10 @@ def evaluate(
         and false_alarms_noisy. Further columns have the same value in every row of a detector: the
         share, among the images on which an attack succeeds, of those on which every successful
         attack is flagged, at a false-alarm rate of 1 % (every_attack_at_1_fpr), of 5 %
-        (every_attack_at_5_fpr) and, for a calibrated detector, at its threshold (every_attack),
-        each with its 95 % confidence interval in columns that end in _low and _high; NaN if no
-        attack succeeds.
+        (every_attack_at_5_fpr) and, for a calibrated detector, at its threshold (every_attack, with
+        its 95 % confidence interval every_attack_low and every_attack_high); NaN if no attack
+        succeeds. Rates at 1 % and 5 % use the largest share of these images that a threshold gives
+        at that rate, so they have no interval.
 
     Raises:
         NotFittedError: when the detector has no combiner.
@@ -125,7 +124,7 @@ def _parts(
     for number, (batch, truth) in enumerate(batches):
         own = seed + number
         truths.append(truth.cpu().numpy())
-        learned += _check_unseen(detector, batch, learned, sum(map(len, truths)))
+        learned += check_unseen(detector, batch, learned, sum(map(len, truths)))
         versions = {"clean": batch}
         if noise:
             limits = known or (0.0, 1.0)
@@ -147,7 +146,7 @@ def _labelled(images: Images, labels: Tensor | None) -> Iterator[tuple[Tensor, T
         yield batch, truth
 
 
-def _check_unseen(scorer: Scorer, images: Tensor, before: int, count: int) -> int:
+def check_unseen(scorer: Scorer, images: Tensor, before: int, count: int) -> int:
     """Refuse images when the detector has learned from more than a few of them so far.
 
     Args:
@@ -222,11 +221,11 @@ def _every_attack(pools: Sequence[Pool]) -> dict[str, float]:
     shares: dict[str, float] = {}
     for suffix, masks in verdicts.items():
         flagged = [mask[pool.adversarial] for mask, pool in zip(masks, pools, strict=True)]
-        found = every_attack_found(success, np.stack(flagged))
-        ends = (math.nan,) * 3 if found is None else (found.estimate, found.low, found.high)
-        shares |= {
-            f"every_attack{suffix}{end}": share for end, share in zip(_ENDS, ends, strict=True)
-        }
+        found = every_attack_found(success, np.stack(flagged)) or Interval(*(math.nan,) * 3)
+        shares[f"every_attack{suffix}"] = found.estimate
+        # The interval holds for a threshold that does not depend on these images.
+        if not suffix:
+            shares |= {"every_attack_low": found.low, "every_attack_high": found.high}
     return shares
 
 

@@ -175,6 +175,9 @@ def loaded_object(name: str, what: str) -> Any:  # noqa: ANN401 - whatever the m
             "name"
         )
         raise InputError(message)
+    if here not in sys.path:
+        # At the end, for modules beside this one that its functions import when they are called.
+        sys.path.append(here)
     return found
 
 

@@ -7,7 +7,6 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from functools import cache
-from importlib.machinery import PathFinder
 from importlib.metadata import version
 from pathlib import Path
 
@@ -76,27 +75,22 @@ def _own_source(name: str) -> Path | None:
     No module is imported for this.
     """
     if name == "leery" or name.startswith("leery."):
-        place = Path(__file__).parent.parent.parent.joinpath(*name.split("."))
-        found = (place.with_suffix(".py"), place / "__init__.py")
-        return next((path for path in found if path.is_file()), None)
-    source = getattr(sys.modules.get(name), "__file__", None) or _source_on_path(name)
-    if not source or not source.endswith(".py"):
+        return _source_in(Path(__file__).parent.parent.parent, name)
+    loaded = getattr(sys.modules.get(name), "__file__", None)
+    # A module that a function imports may not be loaded yet.
+    places = (_source_in(Path(place), name) for place in sys.path)
+    path = Path(loaded) if loaded else next(filter(None, places), None)
+    if path is None or path.suffix != ".py":
         return None
-    path = Path(source).resolve()
+    path = path.resolve()
     return None if any(path.is_relative_to(place) for place in _installed()) else path
 
 
-def _source_on_path(name: str) -> str | None:
-    """The file of a module that is not loaded yet, such as one imported inside a function."""
-    folders = None
-    above = name.rpartition(".")[0]
-    if above:
-        package = _own_source(above)
-        if package is None or package.name != "__init__.py":
-            return None
-        folders = [str(package.parent)]
-    spec = PathFinder.find_spec(name, folders)
-    return spec.origin if spec else None
+def _source_in(folder: Path, name: str) -> Path | None:
+    """The source file of a module below a folder of the module search path."""
+    place = folder.joinpath(*name.split("."))
+    found = (place / "__init__.py", place.with_suffix(".py"))
+    return next((path for path in found if path.is_file()), None)
 
 
 @cache
