@@ -26,7 +26,7 @@ def run_attack(workspace: Workspace, cell: str, role: str, part: int) -> None:
     images, labels = attacked
     model, attack = workspace.classifier().model, placed(config.cells[cell].attack, BOUNDS)
     start = time.process_time()
-    # The first part has the seed itself, and no two parts have the same random starts.
+    # A seed of its own, or the random starts of all parts would be the same.
     made = attack(model, images, labels, seed=config.seed + part)
     seconds = time.process_time() - start
     content = {"images": made, "success": predict(model, made) != labels}

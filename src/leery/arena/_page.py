@@ -246,7 +246,7 @@ def _plots(out: Path, tables: Tables, board: pd.DataFrame, dataset: str) -> dict
         ),
         "cost": (
             "Cost and share found, at 1 % false alarms",
-            "Share found for the worst attack (left) and of all attacks on "
+            "Share found for the worst attack (left) and for all attacks on "
             "average (right), against processor time per image. Lines connect the detectors for "
             "which no other is both cheaper and better; points below 0.05 are not labelled.",
             "times.csv",

@@ -95,11 +95,10 @@ def evaluate(
 ) -> None:
     """Attack clean images and measure how many of the adversarial versions are detected.
 
-    The attacker knows the classifier but not the detector; one who knows both evades it more
-    often.
+    The attacker knows the classifier but not the detector; one who knows both evades it more often.
     Results are shown for all adversarial images, then separately for those whose prediction changed
     and those whose prediction did not. For a calibrated detector, false alarms on clean and on
-    harmlessly changed images are counted too, overall and per class.
+    harmlessly changed images are counted too.
 
     Examples:
       leery evaluate guard.leery --model net:make --data test.npz --attack pgd:0.1 --noise 0.1
@@ -141,6 +140,7 @@ def evaluate(
 
 
 def _check_together(*, baselines: bool, train: bool) -> None:
+    """Raise if only one of the two options is given."""
     if baselines != train:
         message = (
             "expected --baselines and --train together, because baselines learn from training "

@@ -599,7 +599,7 @@ class Detector:
         return self
 
     def has_seen(self, images: Tensor) -> np.ndarray:
-        """Tell which images the fit or the combiner has learned from.
+        """Mark the images that were used to fit the metrics or the combiner.
 
         Args:
             images: ``(N, ...)``.
