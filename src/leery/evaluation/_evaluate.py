@@ -71,8 +71,8 @@ def evaluate(
         attack is flagged, at a false-alarm rate of 1 % (every_attack_at_1_fpr), of 5 %
         (every_attack_at_5_fpr) and, for a calibrated detector, at its threshold (every_attack, with
         its 95 % confidence interval every_attack_low and every_attack_high); NaN if no attack
-        succeeds. Rates at 1 % and 5 % use the largest share of these images that a threshold gives
-        at that rate, so they have no interval.
+        succeeds. The thresholds for 1 % and 5 % are set on the negatives of this evaluation itself,
+        so these shares have no interval.
 
     Raises:
         NotFittedError: when the detector has no combiner.
