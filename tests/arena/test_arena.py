@@ -420,7 +420,8 @@ def test_an_arena_that_was_killed_twice_has_the_same_tables_and_shows_what_is_br
     assert "finite scores" in board.error["NotANumber"]
     assert float(board.worst_at_1_fpr["Constant"]) == 0.0
     assert float(board.false_alarms_at_1_fpr["Constant"]) == 0.0
-    assert board.learns_from_attacks["Learner"] == "True"
+    assert board.learns_from_attacks["Learner"]
+    assert not board.learns_from_attacks["Constant"]
     assert float(board.mean_at_1_fpr["energy"]) > 0
     assert board.error["few_neighbours"] == ""
     assert board.mean_at_5_fpr["few_neighbours"] != board.mean_at_5_fpr["lid"]
