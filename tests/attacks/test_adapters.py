@@ -53,6 +53,7 @@ def test_most_images_are_moved_inside_their_bounds(
     assert np.array_equal(numpy_words(), numpy_state)
     assert not digit_net.training
     assert all(parameter.requires_grad for parameter in digit_net.parameters())
+    assert all(parameter.grad is None for parameter in digit_net.parameters())
     again = QUICK[name](digit_net, images, labels)
     assert torch.equal(again, made)
 

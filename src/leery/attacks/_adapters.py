@@ -175,9 +175,34 @@ class _OnUnitPixels(nn.Module):
         self.low, self.high, self.dtype = low, high, dtype
 
     def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = _ImagesOnly.apply(images, self._logits)  # type: ignore[no-untyped-call]
+        return logits
+
+    def _logits(self, images: Tensor) -> Tensor:
         # ART works in float32 whatever the classifier's dtype.
         own = images.to(self.dtype)
         return run_model(self.model, self.low + own * (self.high - self.low)).to(images.dtype)
+
+
+class _ImagesOnly(torch.autograd.Function):
+    """Logits whose backward pass reaches the images but no parameter of the classifier.
+
+    The libraries call ``backward``, which would also compute the gradients of all parameters, a
+    third of the work, and add them to ``parameter.grad`` of the user's classifier.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, logits_of: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: ANN401 - torch's
+        with torch.set_grad_enabled(ctx.needs_input_grad[0]):
+            ctx.images = images.detach().requires_grad_(ctx.needs_input_grad[0])
+            ctx.logits = logits_of(ctx.images)
+        return ctx.logits.detach()  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401 - torch's
+        # Kept, because DeepFool asks for the gradient of one class after the other.
+        gradients = torch.autograd.grad(ctx.logits, ctx.images, upstream, retain_graph=True)
+        return gradients[0], None
 
 
 @contextmanager
