@@ -17,6 +17,9 @@ _DARK = 0.5
 _NAMED = 0.05
 """Share found from which a point in the figure of costs has a name; below, names would overlap."""
 
+_LONG, _HIGH = 0.7, 0.03
+"""Length of a name in decades of cost, and its height as a share, in the figure of costs."""
+
 
 def cells_figure(shares: pd.DataFrame) -> Figure:
     """Share of successful attacks that is found, by detector (rows) and attack (columns)."""
@@ -44,7 +47,8 @@ def trainings_figure(panels: Sequence[tuple[str, pd.DataFrame]]) -> Figure:
 def cost_figure(table: pd.DataFrame) -> Figure:
     """Cost per image against what is found: of the worst attack (left), and on average (right).
 
-    Detectors for which no other one is both cheaper and better are connected.
+    Detectors for which no other one is both cheaper and better are connected. Where points are
+    close, only the best one is named.
 
     Args:
         table: columns detector, score_ms, worst and mean.
@@ -58,12 +62,7 @@ def cost_figure(table: pd.DataFrame) -> Figure:
         best = best[best[column] > best[column].cummax().shift(fill_value=-1)]
         axes.plot(best["score_ms"], best[column], color=PALETTE["vermillion"], linewidth=1)
         axes.scatter(table["score_ms"], table[column], color=PALETTE["blue"], s=14, zorder=2)
-        for row in table[table[column] >= _NAMED].to_dict("records"):
-            point = (float(row["score_ms"]), float(row[column]))
-            axes.annotate(
-                str(row["detector"]), point, xytext=(4, 3), textcoords="offset points",
-                fontsize=6.5, color=INK,
-            )  # fmt: skip
+        _name(axes, table[table[column] >= _NAMED], column)
         axes.set_title(title)
     panels[0].set_xscale("log")
     panels[0].set_ylim(-0.03, 1.05)
@@ -71,6 +70,23 @@ def cost_figure(table: pd.DataFrame) -> Figure:
     panels[0].set_ylabel("share found")
     figure.supxlabel("processor time per image, ms", fontsize=9)
     return figure
+
+
+def _name(axes: Axes, table: pd.DataFrame, column: str) -> None:
+    """Write each detector's name beside its point, unless it would cover one that found more."""
+    written: list[tuple[float, float]] = []
+    for row in table.sort_values(column, ascending=False).to_dict("records"):
+        cost, share = float(row["score_ms"]), float(row[column])
+        if any(
+            abs(np.log10(cost / other)) < _LONG and abs(share - height) < _HIGH
+            for other, height in written
+        ):
+            continue
+        written.append((cost, share))
+        axes.annotate(
+            str(row["detector"]), (cost, share), xytext=(4, 3), textcoords="offset points",
+            fontsize=6.5, color=INK,
+        )  # fmt: skip
 
 
 def _plain(share: float) -> str:
