@@ -150,7 +150,7 @@ PUBLIC = {
     "leery.arena": """ARENAS ArenaConfig Cell DETECTORS Entry PAGE run_arena summary""",
     "leery.baselines": """BASELINES DeepNeighbours DeepNeighboursBaseline DetectorSubnetwork
         FeatureSqueezing IntrinsicDimensionality KernelDensityUncertainty LaterMetrics
-        LayerMahalanobis LearnedDistance LocalIntrinsicDimensionality MetricBaseline Odds
+        LayerMahalanobis LocalIntrinsicDimensionality MetricBaseline Odds
         PaperDetector SingleMetric StandardisedOdds SupervisedBaseline""",
     "leery.names": """ATTACKS ATTACKS_OF_LIBRARIES BASELINES CLOSENESS_METRICS
         IMAGE_BASELINES METRICS PAPER_METRICS RECOMMENDED_METRICS SUPERVISED_BASELINES

@@ -298,7 +298,7 @@ def test_odds(digit_net: nn.Module, train: Batch, shown: Tensor) -> None:
 def test_later_metrics(digit_net: nn.Module, train: Batch, clean: Batch, shown: Tensor) -> None:
     attack = BIM(0.3)
     baseline = LaterMetrics(digit_net, passes=20).fit(train, clean, [attack])
-    distance: Any = baseline._fitted.metrics_["learned_distance"]
+    distance: Any = baseline._distance
 
     def measured(images: Tensor) -> np.ndarray:
         probs = MCDropout(digit_net, 20).sample(images).double().numpy()

@@ -87,7 +87,7 @@ def _scores(workspace: Workspace, entry: Entry, seconds: dict[str, float]) -> Sc
     for trained_on, cells in trainings.items():
         start = time.process_time()
         attacks = [_Stored(workspace, cell) for cell in cells]
-        if _measures_once(detector):
+        if isinstance(detector, SupervisedBaseline):
             detector.learn(_clean(workspace), attacks)
         else:
             # A new one each time, so that it has seen no attacks other than these.
@@ -97,11 +97,6 @@ def _scores(workspace: Workspace, entry: Entry, seconds: dict[str, float]) -> Sc
         for name, scores in _scored(workspace, detector, tables, seconds):
             arrays[f"{trained_on}|{name}"] = scores
     return arrays
-
-
-def _measures_once(detector: object) -> bool:
-    """True if a detector's metrics do not depend on the attacks that it learns from."""
-    return isinstance(detector, SupervisedBaseline) and not detector.metrics_learn
 
 
 def _scored(
@@ -116,7 +111,7 @@ def _scored(
         return
     for name, images in _sets_of(workspace):
         start = time.process_time()
-        if _measures_once(detector):
+        if isinstance(detector, SupervisedBaseline):
             tables[name] = detector.measure(images)
             scores = detector.score_of(tables[name])
         else:

@@ -10,7 +10,7 @@ from leery.baselines._registry import BASELINES
 from leery.baselines._single import SingleMetric
 from leery.baselines.deep_knn import DeepNeighbours, DeepNeighboursBaseline
 from leery.baselines.feinman import KernelDensityUncertainty
-from leery.baselines.later_metrics import LaterMetrics, LearnedDistance
+from leery.baselines.later_metrics import LaterMetrics
 from leery.baselines.lee import LayerMahalanobis
 from leery.baselines.lid import IntrinsicDimensionality, LocalIntrinsicDimensionality
 from leery.baselines.metzen import DetectorSubnetwork
@@ -28,7 +28,6 @@ __all__ = [
     "KernelDensityUncertainty",
     "LaterMetrics",
     "LayerMahalanobis",
-    "LearnedDistance",
     "LocalIntrinsicDimensionality",
     "MetricBaseline",
     "Odds",

@@ -133,8 +133,6 @@ class SupervisedBaseline(MetricBaseline):
     """
 
     learns_from_attacks: ClassVar[bool] = True
-    metrics_learn: ClassVar[bool] = False
-    """True if :meth:`learn` changes the metrics, not only the regression."""
 
     def __init__(self, model: nn.Module, **settings: Any) -> None:  # noqa: ANN401 - those of Detector
         super().__init__(model, **settings)
@@ -173,21 +171,25 @@ class SupervisedBaseline(MetricBaseline):
         detector = self._fitted
         given = training_versions(self.model, clean, attacks, bounds=detector.inputs_.bounds)
         adversarial = np.repeat([False, False, True], [len(images) for images in given])
-        self.prepare(given, torch.from_numpy(adversarial))
         table = MetricTable.joined([detector.measure(images) for images in given])
-        facts = [Facts.of(metric) for metric in detector.metrics_.values()]
-        self._combiner = LogisticCombiner(facts).fit(
-            table.values, table.predicted, adversarial=adversarial
+        values, predicted, attacked = map(
+            torch.from_numpy, (table.values, table.predicted, adversarial)
         )
+        self.fit_fusion(values, predicted, attacked)
         return self
 
-    def prepare(self, versions: Sequence[Tensor], adversarial: Tensor) -> None:
-        """Train metrics that learn from attacks; by default does nothing.
+    def fit_fusion(self, values: Tensor, predicted: Tensor, adversarial: Tensor) -> None:
+        """Fit what :meth:`fused` computes; by default the regression.
 
         Args:
-            versions: clean, noisy and adversarial images.
-            adversarial: bool ``(N,)``, for all of them.
+            values: float64 ``(N, M)``, the metrics of clean, noisy and adversarial images.
+            predicted: int64 ``(N,)``, their predicted classes.
+            adversarial: bool ``(N,)``.
         """
+        facts = [Facts.of(metric) for metric in self._fitted.metrics_.values()]
+        self._combiner = LogisticCombiner(facts).fit(
+            values.numpy(), predicted.numpy(), adversarial=adversarial.numpy()
+        )
 
     def fused(self, values: Tensor, predicted: Tensor) -> Tensor:
         """The log odds of being adversarial of each row of metrics, float64 ``(N,)``."""

@@ -1,66 +1,123 @@
 """A detector on the metrics of the later notebooks of Tuna, Catak and Eskil."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from leery.baselines._base import SupervisedBaseline
+from leery.combiners import Facts, LogisticCombiner
 from leery.metrics import Metric, PassUncertainty
+from leery.models import device_of, forward, isolated, last_hidden_layer
 from leery.observation import HEAD, Needs, Observation
 
-__all__ = ["LaterMetrics", "LearnedDistance"]
+__all__ = ["LaterMetrics"]
+
+_WIDTH = 64
+"""Number of units of each of the two hidden layers of the trained network."""
+
+_EPOCHS = 30
+_BATCH = 64
 
 
-class LearnedDistance(Metric):
-    """Log odds that an image is adversarial, by a small network on its features.
+class LaterMetrics(SupervisedBaseline):
+    """Logistic regression on four uncertainties and the distance that a trained network gives.
 
-    Before :meth:`train_network` it is 0.
+    Needs a classifier with dropout. The network and the regression learn from the same attacks. The
+    distance is the network's log odds, from the last hidden layer, that an image is adversarial.
 
     Args:
-        width: number of units of each of its two hidden layers.
-        epochs: number of passes over the images that it is trained on.
-        seed: random seed of its weights and of the order of the images.
+        model: the classifier.
+        settings: keyword arguments of :class:`leery.Detector`, such as ``passes``.
 
     Source:
-        The "distance" of the authors' later notebooks, whose network is not described there.
-        Departures: its widths and training are ours.
+        The later notebooks of Tuna, Catak and Eskil: aleatoric, epistemic and scibilic
+        uncertainty, entropy, and the distance of a network, which is not described there.
+        Departures: the widths and the training of the network are ours.
     """
 
-    name = "learned_distance"
-    family = "distance"
-    direction = "larger"
+    uncertainties: ClassVar = ("aleatoric", "epistemic", "scibilic", "predictive_entropy")
+
+    def __init__(self, model: nn.Module, **settings: Any) -> None:  # noqa: ANN401 - those of Detector
+        super().__init__(model, **settings)
+        self._distance: _Distance | None = None
+
+    def metrics_for(self, images: Tensor) -> Sequence[str | Metric]:
+        """The four uncertainties, and the units of the last hidden layer."""
+        layer = self._settings.get("feature_layer") or last_hidden_layer(self.model, images)
+        with torch.no_grad(), isolated(self.model, images) as still:
+            _, seen = forward(still, images.to(device_of(self.model)), [layer])
+        units = seen[layer].flatten(1).shape[1]
+        return [*map(PassUncertainty, self.uncertainties), *map(_Unit, range(units))]
+
+    def fit_fusion(self, values: Tensor, predicted: Tensor, adversarial: Tensor) -> None:
+        """Train the network of the distance, and fit the regression on its result."""
+        self._distance = _Distance(values[:, len(self.uncertainties) :], adversarial)
+        facts = [Facts.of(PassUncertainty(name)) for name in self.uncertainties]
+        distance = Facts("learned_distance", "distance", "larger")
+        self._combiner = LogisticCombiner([*facts, distance]).fit(
+            self._with_distance(values).numpy(), predicted.numpy(), adversarial=adversarial.numpy()
+        )
+
+    def fused(self, values: Tensor, predicted: Tensor) -> Tensor:
+        """The log odds of being adversarial of each row of metrics, float64 ``(N,)``."""
+        return super().fused(self._with_distance(values), predicted)
+
+    def _with_distance(self, values: Tensor) -> Tensor:
+        """The uncertainties and the distance, float64 ``(N, 5)``; unchanged before the training."""
+        if self._distance is None:
+            return values
+        uncertainties = values[:, : len(self.uncertainties)]
+        return torch.cat([uncertainties, self._distance(values[:, len(self.uncertainties) :])], 1)
+
+
+class _Unit(Metric):
+    """The output of one unit of the last hidden layer."""
+
+    family = "units"
+    direction = "both"
     needs = Needs(layers=(HEAD,))
 
-    def __init__(self, width: int = 64, *, epochs: int = 30, seed: int = 0) -> None:
+    def __init__(self, number: int) -> None:
         super().__init__()
-        self.width, self.epochs, self.seed = width, epochs, seed
-        self.network: nn.Sequential | None = None
-        self.mean: Tensor | None = None
-        self.scale: Tensor | None = None
+        self.name = f"unit_{number}"
+        self.number = number
 
-    def train_network(self, features: Tensor, adversarial: Tensor) -> Self:
-        """Train the network.
+    def forward(self, seen: Observation) -> Tensor:
+        """The output for each image, float64 ``(N,)``."""
+        return seen.layers[HEAD].flatten(1)[:, self.number].double()
 
-        Args:
-            features: float ``(N, D)`` of clean, noisy and adversarial images.
-            adversarial: bool ``(N,)``.
-        """
-        rows, truth = features.detach().float(), adversarial.float()
+    def options(self) -> dict[str, Any]:
+        """Constructor arguments of this metric."""
+        return {"number": self.number}
+
+
+class _Distance(nn.Module):
+    """Log odds that an image is adversarial, by a small network that is trained on construction.
+
+    Args:
+        features: float64 ``(N, D)`` of clean, noisy and adversarial images.
+        adversarial: bool ``(N,)``.
+        seed: random seed of the weights and of the order of the images.
+    """
+
+    def __init__(self, features: Tensor, adversarial: Tensor, seed: int = 0) -> None:
+        super().__init__()
+        rows, truth = features.float(), adversarial.float()
         self.mean, self.scale = rows.mean(0), rows.std(0).clamp_min(1e-6)
         rows = (rows - self.mean) / self.scale
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.seed)
+            torch.default_generator.manual_seed(seed)
             self.network = nn.Sequential(
-                *(nn.Linear(rows.shape[1], self.width), nn.ReLU()),
-                *(nn.Linear(self.width, self.width), nn.ReLU(), nn.Linear(self.width, 1)),
+                *(nn.Linear(rows.shape[1], _WIDTH), nn.ReLU()),
+                *(nn.Linear(_WIDTH, _WIDTH), nn.ReLU(), nn.Linear(_WIDTH, 1)),
             )
             optimiser = torch.optim.Adam(self.network.parameters(), 1e-3)
             weight = (~adversarial).sum() / adversarial.sum()
-            for _ in range(self.epochs):
-                for part in torch.randperm(len(rows)).split(64):
+            for _ in range(_EPOCHS):
+                for part in torch.randperm(len(rows)).split(_BATCH):
                     odds = self.network(rows[part]).squeeze(1)
                     loss = functional.binary_cross_entropy_with_logits(
                         odds, truth[part], pos_weight=weight
@@ -69,46 +126,8 @@ class LearnedDistance(Metric):
                     loss.backward()
                     optimiser.step()
         self.network.requires_grad_(requires_grad=False)
-        return self
 
-    def forward(self, seen: Observation) -> Tensor:
-        """The log odds of each image, float64 ``(N,)``."""
-        features = seen.layers[HEAD].flatten(1).float()
-        if self.network is None or self.mean is None or self.scale is None:
-            return features.new_zeros(len(features), dtype=torch.float64)
-        odds: Tensor = self.network((features - self.mean) / self.scale)
-        return odds.squeeze(1).double()
-
-    def options(self) -> dict[str, Any]:
-        """Constructor arguments of this metric."""
-        return {"width": self.width, "epochs": self.epochs, "seed": self.seed}
-
-
-class LaterMetrics(SupervisedBaseline):
-    """Logistic regression on four uncertainties and the distance that a trained network gives.
-
-    Needs a classifier with dropout. The network and the regression learn from the same attacks.
-
-    Args:
-        model: the classifier.
-        settings: keyword arguments of :class:`leery.Detector`, such as ``passes``.
-
-    Source:
-        The later notebooks of Tuna, Catak and Eskil: aleatoric, epistemic and scibilic
-        uncertainty, entropy, and the distance of a network.
-    """
-
-    metrics_learn: ClassVar[bool] = True
-    uncertainties: ClassVar = ("aleatoric", "epistemic", "scibilic", "predictive_entropy")
-
-    def metrics_for(self, images: Tensor) -> Sequence[str | Metric]:
-        """The four uncertainties and the distance."""
-        del images
-        return [*map(PassUncertainty, self.uncertainties), LearnedDistance()]
-
-    def prepare(self, versions: Sequence[Tensor], adversarial: Tensor) -> None:
-        """Train the network of the distance."""
-        distance = self._fitted.metrics_[LearnedDistance.name]
-        assert isinstance(distance, LearnedDistance)
-        features = torch.cat([self._fitted.features(images)[0] for images in versions])
-        distance.train_network(features, adversarial)
+    def forward(self, features: Tensor) -> Tensor:
+        """The log odds of each row, float64 ``(N, 1)``."""
+        odds: Tensor = self.network((features.float() - self.mean) / self.scale)
+        return odds.double()
