@@ -100,7 +100,7 @@ PUBLIC = {
     "leery.attacks": """ADAPTED AdaptedAttack Attack BIM BoundedAttack CORRUPTIONS Corruption
         CrossEntropy FGSM GradientAttack HARMLESS Harmless Objective ObjectiveOf
         PGD Preset check_harmless gaussian_noise placed""",
-    "leery.classifiers": """Classifier DigitNet FashionNet RECIPES Recipe ResNet20 SHIPPED
+    "leery.classifiers": """Classifier DigitNet FashionNet RECIPES Recipe ResNet20
         accuracy build load_classifier pretrained save_classifier train""",
     "leery.combiners": """ConformalCombiner COMBINERS Combiner CombinerName
         FAMILY_WEIGHTS Facts LogisticCombiner MonotoneLogisticCombiner make_combiner""",

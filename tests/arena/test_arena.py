@@ -130,10 +130,6 @@ def test_the_parts_of_a_slow_attack_are_all_its_images(
     [
         ({"dataset": "imagenet"}, "one of mnist, fashion-mnist, cifar-10 as dataset"),
         ({"limit": 19}, "a limit as a whole number of at least 20, got 19"),
-        (
-            {"dataset": "cifar-10"},
-            "because none is shipped, got no folder; run `leery train cifar-10`",
-        ),
         ({"seeds": 0}, "seeds as a whole number of at least 1, got 0"),
     ],
 )

@@ -11,6 +11,8 @@ from leery.classifiers import (
     RECIPES,
     DigitNet,
     FashionNet,
+    Recipe,
+    ResNet20,
     accuracy,
     load_classifier,
     pretrained,
@@ -31,6 +33,23 @@ def test_the_shipped_weights_reach_the_papers_accuracy(name: str, paper: float) 
     assert found == pytest.approx(classifier.record["test_accuracy"], abs=2e-4)
     assert classifier.record["seed"] == 0
     assert classifier.record["recipe"]["epochs"] == 10
+
+
+def test_the_weights_for_cifar_10_are_small_and_recorded() -> None:
+    classifier = pretrained("cifar-10")
+    assert isinstance(classifier.model, ResNet20)
+    weights = classifier.model.state_dict()
+    assert all(
+        torch.equal(tensor, tensor.half().float())
+        for tensor in weights.values()
+        if tensor.is_floating_point()
+    )
+    assert sum(tensor.numel() for tensor in weights.values()) < 300_000
+    record = classifier.record
+    assert Recipe(**record["recipe"]) == RECIPES["cifar-10"]
+    # The images are not part of the project: only the record tells the accuracy.
+    assert record["test_accuracy"] >= 0.88
+    assert all("jpeg" in name for name in record["data_sha256"])
 
 
 def test_the_networks_have_the_layers_of_table_1() -> None:

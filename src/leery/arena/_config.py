@@ -6,7 +6,6 @@ from pathlib import Path
 
 from leery._checks import check_count, check_seed
 from leery.attacks import BIM, FGSM, PGD, AdaptedAttack, Attack
-from leery.classifiers import SHIPPED
 from leery.errors import InputError
 
 __all__ = [
@@ -160,13 +159,6 @@ class ArenaConfig:
         check_count(self.limit, "a limit", least=20)
         check_count(self.seeds, "seeds")
         check_seed(self.seed)
-        if self.classifier is None and self.dataset not in SHIPPED:
-            message = (
-                f"expected the folder of a trained {self.dataset} classifier, because none is "
-                f"shipped, got no folder; run `leery train {self.dataset}` and pass its folder as "
-                "--classifier"
-            )
-            raise InputError(message)
         # Lists are accepted too; tuples make the options hashable, as the caches need.
         object.__setattr__(self, "detectors", tuple(self.detectors))
         if self.only is not None:

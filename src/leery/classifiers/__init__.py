@@ -2,12 +2,11 @@
 
 from leery.classifiers._networks import DigitNet, FashionNet, ResNet20
 from leery.classifiers._training import RECIPES, Classifier, accuracy, build, train
-from leery.classifiers._weights import SHIPPED, load_classifier, pretrained, save_classifier
+from leery.classifiers._weights import load_classifier, pretrained, save_classifier
 from leery.training import Recipe
 
 __all__ = [
     "RECIPES",
-    "SHIPPED",
     "Classifier",
     "DigitNet",
     "FashionNet",

@@ -13,42 +13,29 @@ from torch import Tensor
 
 from leery._files import make_folder, write_atomically
 from leery.classifiers._training import Classifier, build
-from leery.data import DATASETS, named
-from leery.errors import DataError, InputError
+from leery.data import named
+from leery.errors import DataError
 
-__all__ = ["SHIPPED", "load_classifier", "pretrained", "save_classifier"]
-
-SHIPPED = tuple(
-    name
-    for name in DATASETS
-    if (files("leery.classifiers") / "weights" / f"{name}.safetensors").is_file()
-)
-"""Names of the datasets whose trained weights ship with leery."""
+__all__ = ["load_classifier", "pretrained", "save_classifier"]
 
 
 def pretrained(dataset: str) -> Classifier:
     """The dataset's network with the weights that ship with leery, in eval mode, on the CPU.
 
     Args:
-        dataset: one of :data:`SHIPPED`.
+        dataset: "mnist", "fashion-mnist" or "cifar-10".
 
     Returns:
         The model and its record (recipe, seed, test accuracy in [0, 1], command, versions).
 
     Raises:
-        InputError: when the dataset is unknown or has no shipped weights.
+        InputError: when the dataset is unknown.
 
     Example:
         >>> pretrained("mnist").record["seed"]
         0
     """
     name = named(dataset).name
-    if name not in SHIPPED:
-        message = (
-            f"expected a dataset with shipped weights, {' or '.join(SHIPPED)}, got {name!r}; train "
-            "its classifier with leery.classifiers.train"
-        )
-        raise InputError(message)
     with as_file(files("leery.classifiers") / "weights") as folder:
         return load_classifier(folder, name)
 

@@ -56,8 +56,7 @@ _Only = Annotated[
 _Classifier = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of a classifier written by leery train; by default the shipped one. None is "
-        "shipped for cifar-10.",
+        help="Folder of a classifier written by leery train; by default the shipped one.",
         show_default=False,
     ),
 ]
@@ -95,7 +94,7 @@ def arena(
     Examples:
       leery arena mnist --limit 300
       leery arena fashion-mnist --detector mine:MyDetector
-      leery arena cifar-10 --classifier runs/cifar-10/classifier
+      leery arena mnist --classifier runs/mnist/classifier
     """
     from leery.arena import PAGE, ArenaConfig, run_arena, summary
 
