@@ -42,8 +42,8 @@ RECIPES: Mapping[str, Recipe] = {
 """Training settings by dataset, of the shipped weights.
 
 FashionNet falls short of the paper's accuracy with the paper's dropout of 0.5 and reaches it with
-the 0.25 of the authors' later notebooks. CIFAR-10 is not in the paper; its
-weights were trained on a JPEG copy of the images.
+the 0.25 of the authors' later notebooks. CIFAR-10 is not in the paper; its weights were trained on
+a JPEG copy of the images, for more epochs each time until the test accuracy reached 88 %.
 """
 
 
