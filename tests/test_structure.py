@@ -28,6 +28,7 @@ FLOORS = [
     {"attacks"},
     {"training"},
     {"classifiers"},
+    {"certify"},
     {"metrics"},
     {"combiners"},
     {"detector"},
@@ -100,6 +101,7 @@ PUBLIC = {
     "leery.attacks": """ADAPTED AdaptedAttack Attack BIM BoundedAttack CORRUPTIONS Corruption
         CrossEntropy FGSM GradientAttack HARMLESS Harmless Objective ObjectiveOf
         PGD Preset check_harmless gaussian_noise placed""",
+    "leery.certify": """Box Ramp interval_bounds margin_bounds""",
     "leery.classifiers": """Classifier DigitNet FashionNet RECIPES Recipe ResNet20
         accuracy build load_classifier pretrained save_classifier train""",
     "leery.combiners": """ConformalCombiner COMBINERS Combiner CombinerName
