@@ -191,6 +191,10 @@ def test_balls_are_cut_to_the_pixel_bounds() -> None:
     assert torch.allclose(box.upper, torch.tensor([[[[0.25, 0.7]], [[1.0, 0.4]]]]).double())
     cut = Box.around(images, 0.2, ((0.0, 0.6), (0.0, 1.0)))
     assert float(cut.upper[0, 0].max()) == 0.6
+    with pytest.raises(InputError, match="bounds"):
+        Box.around(images + 0.5, 0.2)
+    with pytest.raises(InputError, match="a width above 0, got -0.1"):
+        Ramp(width=-0.1)
     for wrong in (-0.1, float("nan"), float("inf")):
         with pytest.raises(InputError, match="an epsilon of at least 0, got"):
             Box.around(images, wrong)
@@ -203,8 +207,7 @@ class Doubled(nn.Linear):
         return 2 * super().forward(images)
 
 
-def hooked() -> nn.Module:
-    layer = nn.Linear(4, 4)
+def hooked(layer: nn.Module) -> nn.Module:
     layer.register_forward_hook(lambda *seen: 2 * seen[2])
     return layer
 
@@ -214,7 +217,8 @@ def hooked() -> nn.Module:
     [
         (nn.GELU(), r"GELU \(1.0\)"),
         (Doubled(4, 4), r"Doubled \(1.0\)"),
-        (hooked(), r"Linear \(1.0\)"),
+        (hooked(nn.Linear(4, 4)), r"Linear \(1.0\)"),
+        (hooked(nn.Sequential(nn.Linear(4, 4))), r"Sequential \(1.0\)"),
         (nn.LeakyReLU(-0.1), r"LeakyReLU \(1.0\)"),
         (nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"), r"Conv2d \(1.0\)"),
         (nn.BatchNorm1d(4, track_running_stats=False), r"BatchNorm1d \(1.0\)"),

@@ -187,8 +187,8 @@ class _OnUnitPixels(nn.Module):
 class _ImagesOnly(torch.autograd.Function):
     """Logits whose backward pass reaches the images but no parameter of the classifier.
 
-    The libraries call ``backward``, which would also compute the gradients of all parameters, a
-    third of the work, and add them to ``parameter.grad`` of the user's classifier.
+    The libraries call ``backward``, which would also compute the gradients of all parameters and
+    add them to ``parameter.grad`` of the user's classifier.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Published detectors, for comparison with leery's own.
+"""Published detectors with which leery's own detector is compared.
 
 Evaluations compare them with a detector on the same images and at the same false-alarm rate. Most
 are sets of leery's metrics; departures from a paper are listed in the docstring of the detector or

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from leery._checks import Bounds, bounds_like
+from leery._checks import Bounds, bounds_like, check_bounds
 from leery.errors import InputError, UnsupportedModelError
 
 __all__ = ["Box", "Ramp", "interval_bounds", "margin_bounds"]
@@ -20,48 +20,41 @@ class Box:
     """A box of images or of activations for each image.
 
     Attributes:
-        lower: ``(N, ...)``, the smallest value of each entry; float64 for proofs.
-        upper: like ``lower``, the largest value.
+        lower: float64 ``(N, ...)``, the smallest value of each entry.
+        upper: float64 ``(N, ...)``, the largest value.
     """
 
     lower: Tensor
     upper: Tensor
 
     @classmethod
-    def around(
-        cls,
-        images: Tensor,
-        epsilon: float,
-        bounds: Bounds = (0.0, 1.0),
-        *,
-        dtype: torch.dtype = torch.float64,
-    ) -> Self:
+    def around(cls, images: Tensor, epsilon: float, bounds: Bounds = (0.0, 1.0)) -> Self:
         """The L-infinity ball around each image, cut to the pixel bounds.
 
         Args:
             images: float ``(N, ...)`` within the bounds.
             epsilon: radius in pixel values, at least 0.
             bounds: lowest and highest pixel value, or a pair per channel.
-            dtype: data type of the box; float64 for proofs.
 
         Raises:
-            InputError: when the radius is negative or not finite.
+            InputError: when the radius is negative or not finite, or a pixel outside the bounds.
         """
         if not 0 <= epsilon < float("inf"):
             message = f"expected an epsilon of at least 0, got {epsilon}; correct it"
             raise InputError(message)
-        centre = images.detach().to(dtype)
+        check_bounds(images, bounds)
+        centre = images.detach().double()
         low, high = bounds_like(bounds, centre)
         return cls(torch.maximum(centre - epsilon, low), torch.minimum(centre + epsilon, high))
 
     @property
     def centre(self) -> Tensor:
-        """The middle of each side, like ``lower``."""
+        """The middle of each side, float64 ``(N, ...)``."""
         return (self.lower + self.upper) / 2
 
     @property
     def radius(self) -> Tensor:
-        """Half the length of each side, like ``lower``."""
+        """Half the length of each side, float64 ``(N, ...)``."""
         return (self.upper - self.lower) / 2
 
 
@@ -72,7 +65,10 @@ class Ramp(nn.Module):
 
     Args:
         middle: the pixel value m that is mapped to 1/2.
-        width: length w of the interval of pixel values that is mapped to [0, 1].
+        width: length w of the interval of pixel values that is mapped to [0, 1], above 0.
+
+    Raises:
+        InputError: when the width is not above 0.
 
     Notes:
         The derivative is 0 for almost all pixels, which would hide the network from gradient
@@ -81,6 +77,9 @@ class Ramp(nn.Module):
 
     def __init__(self, middle: float = 0.5, width: float = 0.05) -> None:
         super().__init__()
+        if not width > 0:
+            message = f"expected a width above 0, got {width}; correct it"
+            raise InputError(message)
         self.middle, self.width = middle, width
 
     def forward(self, images: Tensor) -> Tensor:
@@ -96,8 +95,7 @@ class Ramp(nn.Module):
 def interval_bounds(network: nn.Module, box: Box) -> Box:
     """Bounds of the network's outputs over a box of inputs.
 
-    For every input x in the box, each output lies within the bounds, up to rounding: weights are
-    cast to the dtype of the box. Gradients reach the weights, for training.
+    For every input in the box, each output lies within the bounds, up to the rounding of float64.
 
     Args:
         network: a layer of a supported type, or an ``nn.Sequential`` of them, in eval mode:
@@ -127,7 +125,7 @@ def margin_bounds(network: nn.Sequential, box: Box, labels: Tensor) -> Tensor:
         labels: int64 ``(N,)``.
 
     Returns:
-        Like the box, ``(N, classes)``, infinite in the column of the label.
+        float64 ``(N, classes)``, infinite in the column of the label.
 
     Raises:
         UnsupportedModelError: when the last layer is another one, or a layer has no bounds.
@@ -152,8 +150,8 @@ Rule = Callable[[Box], Box]
 
 
 def _layers(network: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The layers of nested sequences, with their names."""
-    if type(network) is not nn.Sequential:
+    """The layers of nested sequences, with their names; a sequence with hooks is not opened."""
+    if type(network) is not nn.Sequential or _hooked(network):
         yield prefix or "the network", network
         return
     for name, layer in network.named_children():
@@ -167,7 +165,7 @@ def _rule(name: str, layer: nn.Module) -> Rule:
         UnsupportedModelError: when there is no rule for it.
     """
     # Subclasses, and layers with hooks, may compute something else.
-    kind = None if layer._forward_hooks or layer._forward_pre_hooks else type(layer)  # noqa: SLF001 - no other way
+    kind = None if _hooked(layer) else type(layer)
     if layer.training and kind in _CHANGED_IN_TRAINING:
         message = f"expected {_shown(name, layer)} in eval mode, got train mode; call eval()"
         raise UnsupportedModelError(message)
@@ -180,6 +178,10 @@ def _rule(name: str, layer: nn.Module) -> Rule:
         )
         raise UnsupportedModelError(message)
     return partial(made, layer)
+
+
+def _hooked(layer: nn.Module) -> bool:
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)  # noqa: SLF001 - no other way
 
 
 def _shown(name: str, layer: nn.Module) -> str:
