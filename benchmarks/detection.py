@@ -38,7 +38,7 @@ EVERY = [
     *RECOMMENDED_METRICS,
     "max_softmax",
     "energy",
-    "shift_consistency",
+    "log_margin",
     "squeezing_1bit",
     "squeezing_3bit",
     "squeezing_3bit_logits",
@@ -65,7 +65,7 @@ BASELINE_METRICS = [
 ]
 FEW = [
     *dict.fromkeys([*RECOMMENDED_METRICS, *BASELINE_METRICS]),
-    *("squeezing_1bit", "squeezing_median3_logits", "shift_consistency"),
+    *("squeezing_1bit", "squeezing_median3_logits", "log_margin"),
     *("nearest_neighbours_image", "kernel_density", "median_residual"),
 ]
 """The metrics of strange classifiers, which need no dropout: the default, the baselines, others."""
@@ -277,7 +277,7 @@ SETS: Mapping[str, Sequence[str]] = {
         *RECOMMENDED_METRICS,
         *("squeezing_median3", "squeezing_median3_logits"),
     ],
-    "with shift_consistency": [*RECOMMENDED_METRICS, "shift_consistency"],
+    "with the margin": [*RECOMMENDED_METRICS, "log_margin"],
     "with distance": [*RECOMMENDED_METRICS, "nearest_neighbours", "mahalanobis"],
     "with distance in pixels": [*RECOMMENDED_METRICS, "nearest_neighbours_image"],
     "with boundary": [*RECOMMENDED_METRICS, "boundary_distance"],

@@ -2,13 +2,15 @@
 
     python benchmarks/scenes.py [SCENE ...] [--out runs/detection]
 
+The scene cifar-dev reads OUT/data/cifar-10, a folder as for ``leery.data.load``.
+
 A scene is a classifier with its training data and two shuffled halves of its test data. Choices
 (families, weights, the auxiliary's recipe) are made on the scenes named dev, with the first half of
 the test data; results are judged on other scenes and the second half; docs/choosing.md lists the
-choices that were made after results on these had been seen. Two more exceptions: scikit-learn's
-digits are few, and serve one scene of each kind, with other classifiers and divided otherwise; and
-the coloured articles for choosing are of both halves. Adversarial images of a scene are kept one
-file per attack, under the SHA-256 of the classifier.
+choices that were made after results on these had been seen. More exceptions: scikit-learn's
+digits are few, and serve one scene of each kind, with other classifiers and divided otherwise;
+cifar-dev has the shipped classifier; and the coloured articles for choosing are of both halves.
+Adversarial images of a scene are kept one file per attack, under the SHA-256 of the classifier.
 """
 
 import argparse
@@ -148,12 +150,36 @@ def trained(dataset: str, seed: int, out: Path) -> nn.Module:
     return load_classifier(folder, dataset).model
 
 
+def cells_of_photographs() -> dict[str, Cell]:
+    own = {
+        f"{attack.__name__} {shown}": Cell(attack(epsilon), 300)
+        for shown, epsilon in (("2/255", 2 / 255), ("8/255", 8 / 255))
+        for attack in (FGSM, PGD)
+    }
+    return own | {
+        "PGD-L2 0.5": Cell(PGD(0.5, norm="l2"), 300),
+        "PGD-L2 1": Cell(PGD(1.0, norm="l2"), 300),
+        "APGD 8/255": Cell(AdaptedAttack("apgd", 8 / 255), 150),
+        "DeepFool": Cell(AdaptedAttack("deepfool"), 300),
+        "DDN": Cell(AdaptedAttack("ddn"), 300),
+        "Square 8/255": Cell(AdaptedAttack("square", 8 / 255), 80),
+        "spatial": Cell(AdaptedAttack("spatial"), 300),
+        "sparse": Cell(AdaptedAttack("sparse"), 80),
+    }
+
+
 def of_dataset(
-    dataset: str, seed: int, cells: Mapping[str, Cell], out: Path, *, judged: bool
+    dataset: str,
+    seed: int,
+    cells: Mapping[str, Cell],
+    out: Path,
+    *,
+    judged: bool,
+    root: Path | None = None,
 ) -> Scene:
-    choosing, judging = halves(*load(dataset, "test"))
+    choosing, judging = halves(*load(dataset, "test", root))
     model = trained(dataset, seed, out)
-    return Scene(model, load(dataset, "train"), choosing, judging, cells, judged)
+    return Scene(model, load(dataset, "train", root), choosing, judging, cells, judged)
 
 
 def cells_of_strangers(strengths: tuple[float, float, float]) -> dict[str, Cell]:
@@ -322,6 +348,9 @@ def transformer_digits(out: Path) -> Scene:
 
 
 SCENES: Mapping[str, Callable[[Path], Scene]] = {
+    "cifar-dev": lambda out: of_dataset(
+        "cifar-10", 0, cells_of_photographs(), out, judged=False, root=out / "data"
+    ),
     "digits-dev": lambda out: of_dataset("mnist", 11, cells_of_digits(0.5), out, judged=False),
     "fashion-dev": lambda out: of_dataset(
         "fashion-mnist", 11, cells_of_fashion(0.5), out, judged=False
@@ -349,7 +378,7 @@ def attacked(scene: Scene, name: str, out: Path) -> Path:
     It holds images, labels, source (the index among the attacked images) and success.
     """
     folder = out / fingerprint(scene.model)[:12]
-    path = folder / f"{name.replace(' ', '_').replace('&', 'n')}.safetensors"
+    path = folder / f"{name.replace(' ', '_').replace('&', 'n').replace('/', '-')}.safetensors"
     if path.exists():
         return path
     images, labels = scene.attacked

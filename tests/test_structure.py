@@ -105,7 +105,7 @@ PUBLIC = {
     "leery.classifiers": """Classifier DigitNet FashionNet RECIPES Recipe ResNet20
         accuracy build load_classifier pretrained save_classifier train""",
     "leery.combiners": """ConformalCombiner COMBINERS Combiner CombinerName
-        FAMILY_WEIGHTS Facts LogisticCombiner MonotoneLogisticCombiner make_combiner""",
+        EXPONENT FAMILY_WEIGHTS Facts LogisticCombiner MonotoneLogisticCombiner make_combiner""",
     "leery.data": "DATASETS NamedDataset cache_folder data_sums load named parse_idx",
     "leery.detector": """Calibration Detector Explanation FitParts MetricTable Promise Verdict
         Verdicts describe recommended_metrics""",
@@ -135,7 +135,8 @@ PUBLIC = {
         check_layer check_logits check_recorded check_repeatable content_hashes device_of
         extract_features fast_layout fingerprint forward has_fast_layout
         has_linear_head isolated keep_freed_memory last_hidden_layer load_model loaded_object
-        logits_facts logits_of_facts model_errors normalized own_tensors predict python_randomness
+        logits_facts logits_of_facts model_errors multiplications normalized own_tensors predict
+        python_randomness
         recorded_layers run_fast run_model submodules_of_images two_images unwrapped with_layout
         with_logits""",
     "leery.observation": "EACH FittableScorer HEAD Needs Observation Observer Scorer View Viewed",

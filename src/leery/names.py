@@ -29,7 +29,8 @@ RECOMMENDED_METRICS = (
     "auxiliary_agreement",
     "noise_consistency",
     "squeezing_1bit_logits",
-    "log_margin",
+    "squeezing_median2_logits",
+    "shift_consistency",
 )
 """Default metrics of a detector for images; docs/choosing.md gives the reasons."""
 
@@ -45,6 +46,8 @@ METRICS = (
     "squeezing_1bit_logits",
     "squeezing_3bit",
     "squeezing_3bit_logits",
+    "squeezing_median2",
+    "squeezing_median2_logits",
     "squeezing_median3",
     "squeezing_median3_logits",
     "nearest_neighbours",

@@ -9,6 +9,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from leery.combiners import (
+    EXPONENT,
     FAMILY_WEIGHTS,
     Combiner,
     ConformalCombiner,
@@ -95,7 +96,7 @@ def test_above_the_largest_values_the_tail_is_exponential() -> None:
     assert found == pytest.approx([10 / 3, 10, 20], rel=0.2)
 
 
-def test_the_score_is_the_log_of_the_weighted_harmonic_mean_of_p_values() -> None:
+def test_the_score_is_the_log_of_the_weighted_power_mean_of_p_values() -> None:
     held = np.random.default_rng(0).normal(size=(2000, 2))
     families = ("agreement", "consistency")
     combiner = conformal([Facts(name, name, "larger") for name in families], held)
@@ -107,10 +108,12 @@ def test_the_score_is_the_log_of_the_weighted_harmonic_mean_of_p_values() -> Non
     first, second = (score(one, values[:, [place]]) for place, one in enumerate(alone))
     weights = np.array([FAMILY_WEIGHTS[name] for name in families])
     p_values = np.exp(-np.stack([first, second], 1))
-    mean = weights.sum() / (weights / p_values).sum(1)
+    mean = (weights / weights.sum() * p_values**-EXPONENT).sum(1) ** (-1 / EXPONENT)
     assert np.allclose(score(combiner, values), -np.log(mean))
-    # A family that is alone is not drowned.
-    assert (score(combiner, values) >= first + np.log(weights[0] / weights.sum())).all()
+    # Two moderate p-values are together more suspicious than either, and one tiny p-value counts.
+    moderate, tiny = np.array([[1.6, 1.6]]), np.array([[8.0, 0.0]])
+    assert score(combiner, moderate) > score(combiner, np.array([[1.6, 0.0]]))
+    assert score(combiner, tiny) > score(combiner, moderate)
 
 
 def test_a_family_of_many_metrics_alarms_as_often_as_one_of_few() -> None:
@@ -333,13 +336,13 @@ def test_damaged_references_are_refused() -> None:
         taught(MonotoneLogisticCombiner, reference(4), np.array([False, False, True, True]))
 
 
-def test_agreement_has_most_of_the_false_alarms_and_families_their_weights() -> None:
+def test_families_share_the_score_by_their_weights() -> None:
     # Rarer than anything in the reference, each family is as unusual as the other.
-    names = ("auxiliary_agreement", "noise_consistency", "log_margin")
+    names = ("auxiliary_agreement", "noise_consistency", "shift_consistency")
     generator = np.random.default_rng(0)
-    held = generator.normal(size=(500, 1)).repeat(3, 1) * [1, 1, -1]
+    held = generator.normal(size=(500, 1)).repeat(3, 1)
     combiner = conformal(facts(names), held)
-    (parts,) = contributions(combiner, np.array([[2.0, 2.0, -2.0]]))
+    (parts,) = contributions(combiner, np.array([[2.0, 2.0, 2.0]]))
     shares = parts / parts.sum()
-    assert FAMILY_WEIGHTS == {"agreement": 0.8, "consistency": 0.15}
-    assert shares == pytest.approx([0.8, 0.15, 0.05], abs=1e-9)
+    assert FAMILY_WEIGHTS == {"agreement": 0.5, "consistency": 0.25, "shift": 0.25}
+    assert shares == pytest.approx([0.5, 0.25, 0.25], abs=1e-9)

@@ -668,7 +668,7 @@ def test_the_file_is_plain_safetensors_with_json(detector: Detector) -> None:
     with safetensors.safe_open(save(detector), framework="pt") as stream:
         facts = json.loads(stream.metadata()["leery"])
         names = set(stream.keys())
-    assert facts["format"] == 2
+    assert facts["format"] == 3
     assert [metric["name"] for metric in facts["metrics"]] == list(leery.PAPER_METRICS)
     assert facts["calibration"]["fpr"] == 0.05
     assert {
@@ -735,12 +735,12 @@ def rewrite(path: Path, edit: Callable[[dict[str, Tensor], dict[str, object]], N
 
 EDITS: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, object]], object], str]] = {
     "a future format": (
-        lambda _, facts: facts.update(format=3),
-        "format 2, got format 3 in .*: upgrade leery",
+        lambda _, facts: facts.update(format=4),
+        "format 3, got format 4 in .*: upgrade leery",
     ),
-    "the first format": (
-        lambda _, facts: facts.update(format=1),
-        "format 2, got format 1 in .*; fit it again",
+    "an earlier format": (
+        lambda _, facts: facts.update(format=2),
+        "format 3, got format 2 in .*; fit it again",
     ),
     "a format without end": (
         lambda _, facts: facts.update(format=float("inf")),

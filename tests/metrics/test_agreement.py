@@ -138,6 +138,7 @@ def colours(count: int = 60) -> Batch:
 
 
 def small_net() -> nn.Module:
+    torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
 
 
@@ -253,6 +254,7 @@ def test_the_code_of_somebody_s_recipe_counts() -> None:
     metric = AuxiliaryAgreement(recipe=OwnRecipe(width=4, epochs=1, min_images=1))
     metric.prepare(
         FitContext(
+            model=small_net(),
             batches=lambda: iter([(images, labels)]),
             seed=0,
             device=torch.device("cpu"),

@@ -6,12 +6,13 @@ threshold.
 """
 
 from leery.combiners._base import Combiner, Facts
-from leery.combiners._conformal import FAMILY_WEIGHTS, ConformalCombiner
+from leery.combiners._conformal import EXPONENT, FAMILY_WEIGHTS, ConformalCombiner
 from leery.combiners._logistic import LogisticCombiner, MonotoneLogisticCombiner
 from leery.combiners._registry import COMBINERS, CombinerName, make_combiner
 
 __all__ = [
     "COMBINERS",
+    "EXPONENT",
     "FAMILY_WEIGHTS",
     "Combiner",
     "CombinerName",

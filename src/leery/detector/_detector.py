@@ -443,7 +443,7 @@ class Detector:
 
         Returns:
             float64 ``(N,)``; larger is more suspicious. The log odds of the logistic combiner; for
-            the conformal one, the negative log of a weighted harmonic mean of p-values, in nats.
+            the conformal one, the negative log of a weighted power mean of p-values, in nats.
 
         Raises:
             NotFittedError, WrongModelError, InputError: as :meth:`judge`.

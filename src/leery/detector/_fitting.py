@@ -222,6 +222,7 @@ def _prepare(
     with holding, progress_bars() as bars:
         task = bars.add_task("training", total=100)
         context = FitContext(
+            model=model,
             batches=batches,
             seed=settings.seed,
             device=device_of(model),

@@ -21,7 +21,7 @@ from leery.errors import DetectorFileError, InputError, brief
 
 __all__ = ["FORMAT", "below", "describe", "read_file", "write_file"]
 
-FORMAT = 2
+FORMAT = 3
 """The version of the layout that this release writes and reads."""
 
 MAX_CLASSES = 10**6

@@ -28,6 +28,7 @@ class FitContext:
     """Arguments for a metric that must be trained before the training data are observed.
 
     Attributes:
+        model: the classifier.
         batches: function that returns a new iterator over the training data, (images, labels).
         seed: random seed.
         device: device of the classifier.
@@ -40,6 +41,7 @@ class FitContext:
             determines it (as JSON-serialisable values), and a function that trains.
     """
 
+    model: nn.Module
     batches: Callable[[], Iterator[tuple[Tensor, Tensor]]]
     seed: int
     device: torch.device

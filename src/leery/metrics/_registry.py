@@ -103,7 +103,7 @@ def _uncertainty(name: str, _kept: References) -> Metric:
 
 _SQUEEZING = [
     Squeezing(squeezer, size, measure=measure)
-    for squeezer, size in (("bits", 1), ("bits", 3), ("median", 3))
+    for squeezer, size in (("bits", 1), ("bits", 3), ("median", 2), ("median", 3))
     for measure in get_args(SqueezingMeasure)
 ]
 

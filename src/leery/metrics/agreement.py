@@ -92,20 +92,24 @@ class AuxiliaryAgreement(Metric):
             raise InputError(message)
         data = TrainingSet.gathered(context.batches())
         code = {type(one).__module__ for one in (self, self.recipe, self.recipe.augmentation)}
+        images = data.images.to(first.dtype)
+        recipe = self.recipe.suited_to(context.model, images, data.labels, context.classes)
         facts = [
-            *(data.digest(), repr(self.recipe), context.classes, str(context.pixels)),
+            *(data.digest(), repr(recipe), context.classes, str(context.pixels)),
             *(context.seed, str(context.device)),
         ]
-        trained = context.part(code, facts, lambda: self._trained(data, context))
+        trained = context.part(code, facts, lambda: self._trained(data, recipe, context))
         own = {f"auxiliary.{name}": tensor for name, tensor in trained.items()}
         self.restore({"shape": self.shape, **own}).to(context.device)
 
-    def _trained(self, data: TrainingSet, context: FitContext) -> dict[str, Tensor]:
+    def _trained(
+        self, data: TrainingSet, recipe: AuxiliaryRecipe, context: FitContext
+    ) -> dict[str, Tensor]:
         """Train a network and return its weights."""
         network = train_auxiliary(
             data,
             classes=context.classes,
-            recipe=self.recipe,
+            recipe=recipe,
             pixels=context.pixels,
             seed=context.seed,
             device=context.device,
@@ -135,8 +139,7 @@ class AuxiliaryAgreement(Metric):
         """
         if not self.given:
             first, last = (
-                state.get(f"auxiliary.{name}")
-                for name in ("convolutions.0.weight", "classify.3.bias")
+                state.get(f"auxiliary.{name}") for name in ("features.0.0.weight", "classify.bias")
             )
             shape = state.get("shape")
             if first is None or last is None or shape is None or shape.shape != (3,):
@@ -159,7 +162,7 @@ class AuxiliaryAgreement(Metric):
     def check_classes(self, classes: int) -> None:
         """Raise if the network has another number of classes."""
         if isinstance(self.auxiliary, AuxiliaryNetwork):
-            self._check(self.auxiliary.classify[-1].bias.unsqueeze(0), classes)  # type: ignore[operator]
+            self._check(self.auxiliary.classify.bias.unsqueeze(0), classes)
 
     def _check(self, logits: Tensor, classes: int) -> None:
         if logits.shape[1] != classes:

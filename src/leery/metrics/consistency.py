@@ -87,7 +87,7 @@ class ShiftConsistency(Metric):
     """
 
     name = "shift_consistency"
-    family = "consistency"
+    family = "shift"
     direction = "larger"
 
     def __init__(self, pixels: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""Random augmentation of training images, from none to strong."""
+"""Random augmentation of training images, from none to moderate."""
 
 import math
 from dataclasses import dataclass
@@ -28,13 +28,13 @@ class Augmentation:
         noise: standard deviation of Gaussian noise, as a fraction of the pixel range.
     """
 
-    unchanged: float = 1 / 3
+    unchanged: float = 0.3
     rotation: float = 15.0
-    shift: float = 0.08
+    shift: float = 0.12
     scale: float = 0.1
-    contrast: float = 0.5
-    impulses: float = 0.1
-    noise: float = 0.4
+    contrast: float = 0.2
+    impulses: float = 0.02
+    noise: float = 0.1
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Augment images.

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Self
 
@@ -14,7 +14,7 @@ from torch.nn.utils import skip_init
 
 from leery._checks import Bounds, bounds_like, check_count
 from leery.errors import InputError
-from leery.models import content_hashes
+from leery.models import content_hashes, device_of, isolated, multiplications, predict
 from leery.training._augmentation import Augmentation
 
 __all__ = [
@@ -29,25 +29,43 @@ MAX_PIXELS = 64
 """The largest height and width of images for which an auxiliary network is trained by default."""
 
 _SMALLEST_MAP = 4
-"""Smallest height and width to which convolutions halve the image."""
+"""Smallest height and width to which the network halves the image."""
+
+_WIDTHS = (48, 32, 24, 16)
+"""Numbers of channels of the first convolution that a recipe chooses from."""
+
+_MOST_PRODUCTS = 36_000_000
+"""Maximum cost of a chosen network, in multiplications per image."""
+
+_TRIED = 1000
+"""Maximum number of training images on which the classifier is tried."""
+
+_LOSS = 0.05
+"""Largest loss of accuracy on mirror images with which the network learns from them."""
 
 _MAX_ELEMENTS = 2**29
 """Maximum number of elements of training images in memory (2 GiB)."""
 
 
 class AuxiliaryNetwork(nn.Module):
-    """A small convolutional classifier: strided convolutions, a hidden layer, logits.
+    """A small residual network: a strided convolution, then stages that halve the image, logits.
+
+    Each stage doubles the channels with a convolution and maximum pooling, and ends with a
+    residual convolution. The maximum over the last map goes into a linear layer.
 
     Args:
         shape: shape of one image, (channels, height, width).
         classes: the number of classes.
         pixels: the lowest and highest pixel value, or a pair per channel, mapped to [0, 1] first.
-        width: number of channels of the first convolution, doubled by each following one.
+        width: number of channels of the first convolution.
 
     Weights are uninitialised until :meth:`initialise` or ``load_state_dict`` is called.
 
     Shape:
         float ``(N, channels, height, width)`` -> logits ``(N, classes)``.
+
+    Source:
+        Residual connections: He et al. (2015), arXiv:1512.03385.
     """
 
     low: Tensor
@@ -59,7 +77,7 @@ class AuxiliaryNetwork(nn.Module):
         classes: int,
         *,
         pixels: Bounds = (0.0, 1.0),
-        width: int = 32,
+        width: int = 16,
     ) -> None:
         super().__init__()
         channels, height, length = shape
@@ -67,23 +85,16 @@ class AuxiliaryNetwork(nn.Module):
         each = (channels, 1, 1)
         self.register_buffer("low", low.broadcast_to(1, *each)[0].clone())
         self.register_buffer("span", (high - low).broadcast_to(1, *each)[0].clone())
-        layers: list[nn.Module] = []
-        while min(height, length) >= 2 * _SMALLEST_MAP - 1 or not layers:
-            kernel = 3 if layers else 5
+        layers: list[nn.Module] = [_convolution(channels, width, 5, stride=2), nn.ReLU()]
+        smaller = (min(height, length) + 1) // 2
+        while smaller >= 2 * _SMALLEST_MAP - 1:
             layers += [
-                skip_init(nn.Conv2d, channels, width, kernel, stride=2, padding=kernel // 2),
-                nn.BatchNorm2d(width),
-                nn.ReLU(),
+                *(_convolution(width, 2 * width), nn.MaxPool2d(2, ceil_mode=True), nn.ReLU()),
+                _Residual(2 * width),
             ]
-            channels, width = width, 2 * width
-            height, length = (height + 1) // 2, (length + 1) // 2
-        self.convolutions = nn.Sequential(*layers)
-        self.classify = nn.Sequential(
-            nn.Flatten(),
-            skip_init(nn.Linear, channels * height * length, 128),
-            nn.ReLU(),
-            skip_init(nn.Linear, 128, classes),
-        )
+            width, smaller = 2 * width, (smaller + 1) // 2
+        self.features = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten())
+        self.classify = skip_init(nn.Linear, width, classes)
 
     def initialise(self, generator: torch.Generator) -> Self:
         """Draw weights from the default distributions of torch's layers.
@@ -94,8 +105,9 @@ class AuxiliaryNetwork(nn.Module):
         for layer in self.modules():
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_uniform_(layer.weight, math.sqrt(5), generator=generator)
-                bound = 1 / math.sqrt(layer.weight[0].numel())
-                nn.init.uniform_(layer.bias, -bound, bound, generator=generator)  # type: ignore[arg-type]
+                if layer.bias is not None:
+                    bound = 1 / math.sqrt(layer.weight[0].numel())
+                    nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
         return self
 
     def scaled(self, images: Tensor) -> Tensor:
@@ -108,16 +120,38 @@ class AuxiliaryNetwork(nn.Module):
 
     def of_scaled(self, images: Tensor) -> Tensor:
         """Logits of images whose pixels are already in [0, 1]."""
-        logits: Tensor = self.classify(self.convolutions(images))
+        logits: Tensor = self.classify(self.features(images))
         return logits
+
+
+class _Residual(nn.Module):
+    """A convolution with a shortcut."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.change = _convolution(width, width)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps of a batch of maps."""
+        return functional.relu(maps + self.change(maps))
+
+
+def _convolution(before: int, after: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """A convolution with batch normalisation."""
+    return nn.Sequential(
+        skip_init(nn.Conv2d, before, after, kernel, stride=stride, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(after),
+    )
 
 
 @dataclass(frozen=True)
 class AuxiliaryRecipe:
-    """Settings for training an auxiliary network: AdamW with a one-cycle learning-rate schedule.
+    """Settings for training an auxiliary network: SGD with a one-cycle learning-rate schedule.
 
     Attributes:
-        width: channels of the first convolution.
+        width: number of channels of the first convolution; None to let :meth:`suited_to` choose.
+        mirror: True to mirror each image from left to right with probability 0.5; None to let
+            :meth:`suited_to` choose.
         max_images: maximum number of images seen in training, counting repetitions.
         epochs: number of epochs, unless that would exceed ``max_images``.
         min_images: minimum number of images seen in training, counting repetitions; a small
@@ -125,7 +159,7 @@ class AuxiliaryRecipe:
             more.
         batch_size: images per step.
         learning_rate: the peak of the one-cycle schedule.
-        weight_decay: weight decay of AdamW.
+        weight_decay: weight decay.
         augmentation: augmentation of the training images.
 
     Raises:
@@ -135,13 +169,14 @@ class AuxiliaryRecipe:
         One cycle: Smith and Topin (2019), arXiv:1708.07120, as implemented in torch.
     """
 
-    width: int = 32
+    width: int | None = None
+    mirror: bool | None = None
     max_images: int = 420_000
     epochs: int = 20
     min_images: int = 40_000
     batch_size: int = 128
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-4
+    learning_rate: float = 0.1
+    weight_decay: float = 5e-4
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
@@ -149,13 +184,43 @@ class AuxiliaryRecipe:
         # Batch norm is undefined for a batch of one image.
         check_count(self.batch_size, "a batch size", least=2)
         for name in ("width", "max_images", "epochs", "min_images"):
-            check_count(getattr(self, name), name)
+            if getattr(self, name) is not None:
+                check_count(getattr(self, name), name)
         if not (self.learning_rate > 0 and self.weight_decay >= 0):
             message = (
                 f"expected a learning rate above 0 and a decay of at least 0, got "
                 f"{self.learning_rate} and {self.weight_decay}; correct them"
             )
             raise InputError(message)
+
+    def suited_to(self, model: nn.Module, images: Tensor, labels: Tensor, classes: int) -> Self:
+        """Choose what is None for a classifier.
+
+        The width is the largest of 16, 24, 32 and 48 with which the network costs no more
+        multiplications per image than the classifier, and at most 36 million; otherwise 16. Images
+        are mirrored if the accuracy of the classifier on mirror images is at most 5 percentage
+        points lower than on the images themselves.
+
+        Args:
+            model: the classifier.
+            images: training images ``(N, channels, height, width)``; the first 1,000 are used.
+            labels: int64 ``(N,)``, their classes.
+            classes: the number of classes.
+        """
+        some, truth = images[:_TRIED], labels[:_TRIED]
+        width, mirror = self.width, self.mirror
+        if width is None:
+            with isolated(model, some) as still:
+                products = multiplications(still, some[:1].to(device_of(model)))
+            channels, height, length = images.shape[1:]
+            width = _largest_width((channels, height, length), classes, products)
+        if mirror is None:
+            views = some, some.flip(-1)
+            right, turned = (
+                float((predict(model, view) == truth).double().mean()) for view in views
+            )
+            mirror = turned >= right - _LOSS
+        return replace(self, width=width, mirror=mirror)
 
     def steps(self, count: int) -> int:
         """The number of steps for a training set of ``count`` images."""
@@ -225,7 +290,8 @@ def train_auxiliary(
     Args:
         data: the training images.
         classes: the number of classes.
-        recipe: training settings; by default ``AuxiliaryRecipe()``.
+        recipe: training settings; by default ``AuxiliaryRecipe()``. A width of None counts as 16,
+            and images are then not mirrored.
         pixels: lowest and highest pixel value, or a pair per channel.
         seed: random seed of the initial weights, the image order and the augmentation.
         device: device for training; by default the CPU.
@@ -238,13 +304,23 @@ def train_auxiliary(
     with torch.inference_mode(mode=False), torch.enable_grad():
         channels, height, length = data.images.shape[1:]
         network = AuxiliaryNetwork(
-            (channels, height, length), classes, pixels=pixels, width=recipe.width
+            (channels, height, length), classes, pixels=pixels, width=recipe.width or _WIDTHS[-1]
         ).initialise(torch.Generator().manual_seed(seed))
         network = network.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
         _run_steps(network, data, recipe, seed, progress)
     trained: AuxiliaryNetwork = network.eval()
     trained.requires_grad_(requires_grad=False)
     return trained
+
+
+def _largest_width(shape: tuple[int, int, int], classes: int, products: int) -> int:
+    """The largest width with which the network costs at most ``products``, or the smallest."""
+    for width in _WIDTHS[:-1]:
+        network = AuxiliaryNetwork(shape, classes, width=width).eval()
+        cost = multiplications(network.of_scaled, torch.zeros(1, *shape))
+        if cost <= min(products, _MOST_PRODUCTS):
+            return width
+    return _WIDTHS[-1]
 
 
 def _run_steps(
@@ -257,16 +333,23 @@ def _run_steps(
     """Run the training steps on the device of the network."""
     place, steps = network.low.device, recipe.steps(len(data.images))
     generator = torch.Generator(place).manual_seed(seed)
-    optimiser = torch.optim.AdamW(
-        network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
+    optimiser = torch.optim.SGD(
+        network.parameters(),
+        recipe.learning_rate,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=recipe.weight_decay,
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, recipe.learning_rate, total_steps=steps
+        optimiser, recipe.learning_rate, total_steps=steps, cycle_momentum=False
     )
     network.train()
     order = _endless(len(data.images), recipe.batch_size, seed)
     for step, rows in enumerate(islice(order, steps)):
         scaled = network.scaled(data.images[rows].to(place))
+        if recipe.mirror:
+            chance = torch.rand(len(rows), 1, 1, 1, generator=generator, device=place)
+            scaled = torch.where(chance < 0.5, scaled.flip(-1), scaled)  # noqa: PLR2004 - a half
         changed = recipe.augmentation(scaled, generator)
         logits = network.of_scaled(changed.contiguous(memory_format=torch.channels_last))
         loss = functional.cross_entropy(logits, data.labels[rows].to(place))
