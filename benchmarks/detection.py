@@ -273,7 +273,7 @@ SETS: Mapping[str, Sequence[str]] = {
         *RECOMMENDED_METRICS,
         *("squeezing_3bit", "squeezing_3bit_logits"),
     ],
-    "with squeezing by medians": [
+    "with 3 x 3 medians": [
         *RECOMMENDED_METRICS,
         *("squeezing_median3", "squeezing_median3_logits"),
     ],

@@ -7,7 +7,7 @@ The scene cifar-dev reads OUT/data/cifar-10, a folder as for ``leery.data.load``
 A scene is a classifier with its training data and two shuffled halves of its test data. Choices
 (families, weights, the auxiliary's recipe) are made on the scenes named dev, with the first half of
 the test data; results are judged on other scenes and the second half; docs/choosing.md lists the
-choices that were made after results on these had been seen. More exceptions: scikit-learn's
+choices that were made after results on these had been seen. Other exceptions: scikit-learn's
 digits are few, and serve one scene of each kind, with other classifiers and divided otherwise;
 cifar-dev has the shipped classifier; and the coloured articles for choosing are of both halves.
 Adversarial images of a scene are kept one file per attack, under the SHA-256 of the classifier.

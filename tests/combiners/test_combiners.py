@@ -110,10 +110,31 @@ def test_the_score_is_the_log_of_the_weighted_power_mean_of_p_values() -> None:
     p_values = np.exp(-np.stack([first, second], 1))
     mean = (weights / weights.sum() * p_values**-EXPONENT).sum(1) ** (-1 / EXPONENT)
     assert np.allclose(score(combiner, values), -np.log(mean))
-    # Two moderate p-values are together more suspicious than either, and one tiny p-value counts.
-    moderate, tiny = np.array([[1.6, 1.6]]), np.array([[8.0, 0.0]])
-    assert score(combiner, moderate) > score(combiner, np.array([[1.6, 0.0]]))
-    assert score(combiner, tiny) > score(combiner, moderate)
+    assert EXPONENT == 0.2
+
+
+def rank(combiner: ConformalCombiner, *rows: tuple[float, ...]) -> list[int]:
+    """Places of the rows from the most suspicious to the least."""
+    return [int(place) for place in np.argsort(-score(combiner, np.array(rows)))]
+
+
+def test_two_moderate_families_and_one_extreme_one_are_both_seen() -> None:
+    held = np.random.default_rng(0).normal(size=(4000, 2))
+    combiner = conformal([Facts(name, name, "larger") for name in ("one", "other")], held)
+    # By the smallest p-value alone, "single" would be before "moderate"; by the sum of the logs,
+    # "moderate" would be before "extreme".
+    moderate, extreme, single = (3.0, 3.0), (4.5, -1.0), (3.4, -1.0)
+    assert rank(combiner, moderate, extreme, single) == [1, 0, 2]
+
+
+def test_a_family_without_a_weight_of_its_own_is_not_drowned() -> None:
+    generator = np.random.default_rng(0)
+    names = ("agreement", "consistency", "shift", "distance")
+    combiner = conformal(
+        [Facts(name, name, "larger") for name in names], generator.normal(size=(2000, 4))
+    )
+    threshold = np.quantile(score(combiner, generator.normal(size=(4000, 4))), 0.99)
+    assert score(combiner, np.array([[0.0, 0.0, 0.0, 6.0]])) > threshold
 
 
 def test_a_family_of_many_metrics_alarms_as_often_as_one_of_few() -> None:

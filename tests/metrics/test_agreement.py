@@ -258,6 +258,7 @@ def test_the_code_of_somebody_s_recipe_counts() -> None:
             batches=lambda: iter([(images, labels)]),
             seed=0,
             device=torch.device("cpu"),
+            batch_size=100,
             classes=2,
             bounds=None,
             pixels=(0.0, 1.0),

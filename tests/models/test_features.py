@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from leery.errors import InputError, UnknownLayerError, UnsupportedModelError
-from leery.models import extract_features, multiplications, predict
+from leery.models import extract_features, predict
 from tests.conftest import Batch
 
 
@@ -82,13 +82,3 @@ def test_images_have_their_channels_last_where_convolutions_are_narrow(
     )
     predict(model, torch.rand(5, 3, 6, 6))
     assert seen[-1] == last
-
-
-def test_multiplications_of_convolutions_linear_layers_and_attention_are_counted() -> None:
-    convolution = nn.Conv2d(3, 8, 3, padding=1)
-    assert multiplications(convolution, torch.rand(2, 3, 10, 10)) == 10 * 10 * 8 * 3 * 9
-    assert multiplications(nn.Linear(6, 5), torch.rand(4, 6)) == 30
-    attention = nn.MultiheadAttention(8, 2, batch_first=True)
-    # Three projections and one after the heads, and two products of 5 x 5 pairs.
-    expected = 4 * 5 * 8 * 8 + 2 * 5 * 5 * 8
-    assert multiplications(lambda x: attention(x, x, x), torch.rand(2, 5, 8)) == expected

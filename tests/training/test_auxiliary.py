@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from leery.data import load
@@ -132,21 +133,39 @@ def test_augmentation_of_strength_zero_changes_nothing() -> None:
     assert torch.allclose(made, images, atol=1e-5)
 
 
-@pytest.mark.parametrize(("width", "chosen"), [(2, 16), (29, 24), (2000, 48)])
+@pytest.mark.parametrize(
+    ("size", "width", "chosen"),
+    [(32, 2, 16), (32, 29, 24), (32, 60, 32), (32, 2000, 48), (64, 2000, 16)],
+)
 def test_the_network_is_as_wide_as_the_cost_of_the_classifier_allows(
-    width: int, chosen: int
+    size: int, width: int, chosen: int
 ) -> None:
-    images, labels = torch.rand(20, 3, 32, 32), torch.arange(20) % 2
-    # Multiplications per image: 1024 * width * (3 + 288) + width * 2.
+    data = TrainingSet(torch.rand(20, 3, size, size), torch.arange(20) % 2)
+    # Multiplications per image: size ** 2 * width * (3 + 288) + 288 * 2.
     model = nn.Sequential(
         *(nn.Conv2d(3, width, 1), nn.Conv2d(width, 288, 1)),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(288, 2)),
     ).eval()
-    recipe = AuxiliaryRecipe(epochs=1, min_images=1).suited_to(model, images, labels, 2)
+    recipe = AuxiliaryRecipe(epochs=1, min_images=1).suited_to(model, data, classes=2)
     assert recipe.width == chosen
-    network = train_auxiliary(TrainingSet.gathered([(images, labels)]), classes=2, recipe=recipe)
+    network = train_auxiliary(data, classes=2, recipe=recipe)
     assert network.get_parameter("features.0.0.weight").shape == (chosen, 3, 5, 5)
-    assert chosen == 16 or multiplications(network, images) <= multiplications(model, images)
+    cost = multiplications(network, data.images)
+    assert cost <= 36e6
+    assert chosen == 16 or cost <= multiplications(model, data.images)
+
+
+class Uncountable(nn.Module):
+    """A classifier that refuses to run with gradients."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled()
+        return images.flatten(1)[:, :2]
+
+
+def test_a_classifier_that_cannot_be_counted_gets_the_narrowest_network() -> None:
+    data = TrainingSet(torch.rand(20, 3, 8, 8), torch.arange(20) % 2)
+    assert AuxiliaryRecipe().suited_to(Uncountable(), data, classes=2).width == 16
 
 
 class Brighter(nn.Module):
@@ -161,26 +180,45 @@ class Brighter(nn.Module):
         return torch.stack([first - second, second - first], 1)
 
 
+def brighter_halves(axis: int) -> TrainingSet:
+    images, labels = 0.4 * torch.rand(400, 1, 8, 8), torch.arange(400) % 2
+    for image, label in zip(images, labels.tolist(), strict=True):
+        image.narrow(axis - 1, 4 * label, 4).add_(0.5)
+    return TrainingSet(images, labels)
+
+
+def learned(axis: int, *, mirror: bool) -> float:
+    """Accuracy of a small network on new images."""
+    recipe = AuxiliaryRecipe(width=4, min_images=8000, mirror=mirror)
+    network = train_auxiliary(brighter_halves(axis), classes=2, recipe=recipe)
+    new = brighter_halves(axis)
+    return float((logits(network, new.images).argmax(1) == new.labels).double().mean())
+
+
 @pytest.mark.parametrize(("axis", "mirror"), [(3, False), (2, True)])
 def test_mirror_images_are_used_where_the_classifier_gets_them_right(
     axis: int, *, mirror: bool
 ) -> None:
-    images, model = 0.4 * torch.rand(400, 1, 8, 8), Brighter(axis)
-    labels = torch.arange(400) % 2
-    for image, label in zip(images, labels.tolist(), strict=True):
-        image.narrow(axis - 1, 4 * label, 4).add_(0.5)
-    assert torch.equal(model(images).argmax(1), labels)
-    recipe = AuxiliaryRecipe(width=4, epochs=10).suited_to(model, images, labels, 2)
-    assert recipe.mirror is mirror
-    assert replace(recipe, mirror=not mirror).suited_to(model, images, labels, 2) != recipe
-    network = train_auxiliary(TrainingSet.gathered([(images, labels)]), classes=2, recipe=recipe)
-    right = (logits(network, images).argmax(1) == labels).double().mean()
-    assert float(right) > 0.95
-    wrong = train_auxiliary(
-        TrainingSet.gathered([(images, labels)]), classes=2, recipe=replace(recipe, mirror=True)
-    )
-    worse = (logits(wrong, images).argmax(1) == labels).double().mean()
-    assert mirror or float(worse) < 0.7
+    data, model = brighter_halves(axis), Brighter(axis)
+    assert torch.equal(model(data.images).argmax(1), data.labels)
+    recipe = AuxiliaryRecipe(width=4)
+    assert recipe.suited_to(model, data, classes=2).mirror is mirror
+    kept = replace(recipe, mirror=not mirror)
+    assert kept.suited_to(model, data, classes=2) == kept
+    assert learned(axis, mirror=mirror) > 0.95
+
+
+def test_mirror_images_with_wrong_labels_spoil_what_is_learned() -> None:
+    assert learned(3, mirror=True) < 0.7
+
+
+def test_small_digits_are_learned() -> None:
+    found = load_digits()
+    images = torch.from_numpy(found.images / 16).float().unsqueeze(1)
+    labels = torch.from_numpy(found.target).long()
+    network = train_auxiliary(TrainingSet(images[:1200], labels[:1200]), classes=10)
+    right = (logits(network, images[1200:]).argmax(1) == labels[1200:]).double().mean()
+    assert float(right) > 0.9
 
 
 def test_impossible_recipes_are_refused() -> None:

@@ -18,7 +18,7 @@ FAMILY_WEIGHTS: Mapping[str, float] = {"agreement": 0.5, "consistency": 0.25, "s
 """Relative weight of each family; families not listed get :data:`OTHER_WEIGHT`. Chosen on the
 development scenes of benchmarks/scenes.py."""
 
-OTHER_WEIGHT = 0.05
+OTHER_WEIGHT = 0.25
 
 EXPONENT = 0.2
 """The exponent r of the mean, from 0 (excluded) to 1; chosen like the weights."""
@@ -40,8 +40,8 @@ class ConformalCombiner(Combiner):
     first. The smallest p-value within a family is itself ranked among those of the reference
     images, so that a family of many metrics raises no more alarms than one of few. An exponent
     near 0 gives the weighted sum of the logs, in which one very suspicious family is lost among
-    others; 1 gives the harmonic mean, which the smallest p-value alone nearly determines, so that
-    several moderately suspicious families are lost. The exponent lies between the two.
+    others; 1 gives the harmonic mean, which is nearly determined by the smallest p-value, so that
+    several moderately suspicious families go unnoticed. The exponent lies between the two.
 
     Args:
         facts: description of each metric, in column order.

@@ -76,7 +76,7 @@ class Detector:
             references, and of harmless changes.
         metrics: names from :data:`leery.METRICS` and instances of :class:`leery.metrics.Metric`,
             which are copied before the fit. By default those recommended for the type of input: for
-            images :data:`leery.RECOMMENDED_METRICS`, for which the fit trains a small auxiliary
+            images :data:`leery.RECOMMENDED_METRICS`, for which the fit trains an auxiliary
             network (minutes on a CPU).
         bandwidth: bandwidth of the kernel density, in the units of the features; or "likelihood",
             which maximizes the leave-one-out likelihood of the training features, or

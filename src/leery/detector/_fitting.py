@@ -226,6 +226,7 @@ def _prepare(
             batches=batches,
             seed=settings.seed,
             device=device_of(model),
+            batch_size=settings.batch_size,
             classes=run.classes,
             bounds=run.bounds,
             pixels=run.pixels,

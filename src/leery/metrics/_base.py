@@ -32,6 +32,7 @@ class FitContext:
         batches: function that returns a new iterator over the training data, (images, labels).
         seed: random seed.
         device: device of the classifier.
+        batch_size: maximum number of images that the classifier processes at once.
         classes: the number of classes.
         bounds: pixel bounds; None if unknown.
         pixels: the bounds or, if they are unknown, the range of the first batch.
@@ -45,6 +46,7 @@ class FitContext:
     batches: Callable[[], Iterator[tuple[Tensor, Tensor]]]
     seed: int
     device: torch.device
+    batch_size: int
     classes: int
     bounds: Bounds | None
     pixels: Bounds

@@ -1,7 +1,7 @@
 """Agreement of an auxiliary network with the classifier.
 
 An attack on one network rarely transfers, with the same wrong class, to another that was trained
-separately and on noisier images. Against an attacker who also knows the second network, this metric
+separately. Against an attacker who also knows the second network, this metric
 adds little.
 """
 
@@ -30,9 +30,9 @@ class AuxiliaryAgreement(Metric):
 
     Args:
         network: a module that returns logits of the same classes for the same inputs, such as a
-            second pretrained classifier; by default a small network is trained on the training
+            second pretrained classifier; by default a network is trained on the training
             images (:mod:`leery.training`).
-        recipe: training settings of the small network; not stored in the detector file.
+        recipe: training settings of that network; not stored in the detector file.
 
     Attributes:
         auxiliary: the network, in eval mode; None before the fit if the fit trains it.
@@ -92,8 +92,13 @@ class AuxiliaryAgreement(Metric):
             raise InputError(message)
         data = TrainingSet.gathered(context.batches())
         code = {type(one).__module__ for one in (self, self.recipe, self.recipe.augmentation)}
-        images = data.images.to(first.dtype)
-        recipe = self.recipe.suited_to(context.model, images, data.labels, context.classes)
+        recipe = self.recipe.suited_to(
+            context.model,
+            data,
+            classes=context.classes,
+            dtype=first.dtype,
+            batch_size=context.batch_size,
+        )
         facts = [
             *(data.digest(), repr(recipe), context.classes, str(context.pixels)),
             *(context.seed, str(context.device)),

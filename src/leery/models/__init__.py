@@ -4,6 +4,7 @@ Every call restores the classifier, its modes and the global random states. This
 nothing of Monte-Carlo dropout, metrics or attacks.
 """
 
+from leery.models._cost import multiplications
 from leery.models._features import (
     INPUT_OF,
     check_layer,
@@ -12,7 +13,6 @@ from leery.models._features import (
     forward,
     has_linear_head,
     last_hidden_layer,
-    multiplications,
     predict,
     recorded_layers,
     submodules_of_images,

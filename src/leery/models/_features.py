@@ -1,11 +1,10 @@
 """Reading of layers, such as the last hidden layer, while a model runs in eval mode."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
 from leery._checks import check_batch_size, check_images
@@ -239,21 +238,6 @@ def predict(model: nn.Module, images: Tensor, *, batch_size: int = WHOLE_MODEL) 
             for batch in images.split(batch_size)
         ]
     return torch.cat(parts)
-
-
-def multiplications(model: Callable[[Tensor], object], images: Tensor) -> int:
-    """Multiplications of one forward pass in convolutions, linear layers and attention.
-
-    Args:
-        model: the module, or a function of images; it is run once. The caller sets the modes.
-        images: ``(N, ...)``, on the model's device.
-
-    Returns:
-        The number per image.
-    """
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(images)
-    return int(counter.get_total_flops()) // (2 * len(images))
 
 
 def forward(

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Self
@@ -16,6 +17,7 @@ from leery._checks import Bounds, bounds_like, check_count
 from leery.errors import InputError
 from leery.models import content_hashes, device_of, isolated, multiplications, predict
 from leery.training._augmentation import Augmentation
+from leery.tuning import WHOLE_MODEL
 
 __all__ = [
     "MAX_PIXELS",
@@ -31,6 +33,9 @@ MAX_PIXELS = 64
 _SMALLEST_MAP = 4
 """Smallest height and width to which the network halves the image."""
 
+_STAGES = 2
+"""Smallest number of stages."""
+
 _WIDTHS = (48, 32, 24, 16)
 """Numbers of channels of the first convolution that a recipe chooses from."""
 
@@ -41,17 +46,18 @@ _TRIED = 1000
 """Maximum number of training images on which the classifier is tried."""
 
 _LOSS = 0.05
-"""Largest loss of accuracy on mirror images with which the network learns from them."""
+"""Largest loss of accuracy on mirror images at which they are still used in training."""
 
 _MAX_ELEMENTS = 2**29
 """Maximum number of elements of training images in memory (2 GiB)."""
 
 
 class AuxiliaryNetwork(nn.Module):
-    """A small residual network: a strided convolution, then stages that halve the image, logits.
+    """A small residual network: a strided convolution, at least two stages, and a linear layer.
 
-    Each stage doubles the channels with a convolution and maximum pooling, and ends with a
-    residual convolution. The maximum over the last map goes into a linear layer.
+    Each stage is a convolution that doubles the channels, maximum pooling unless the map is smaller
+    than 7 pixels, and a residual block of one convolution. The linear layer gets the maximum of
+    each channel.
 
     Args:
         shape: shape of one image, (channels, height, width).
@@ -86,14 +92,15 @@ class AuxiliaryNetwork(nn.Module):
         self.register_buffer("low", low.broadcast_to(1, *each)[0].clone())
         self.register_buffer("span", (high - low).broadcast_to(1, *each)[0].clone())
         layers: list[nn.Module] = [_convolution(channels, width, 5, stride=2), nn.ReLU()]
-        smaller = (min(height, length) + 1) // 2
-        while smaller >= 2 * _SMALLEST_MAP - 1:
-            layers += [
-                *(_convolution(width, 2 * width), nn.MaxPool2d(2, ceil_mode=True), nn.ReLU()),
-                _Residual(2 * width),
-            ]
-            width, smaller = 2 * width, (smaller + 1) // 2
-        self.features = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten())
+        side, stages = (min(height, length) + 1) // 2, 0
+        while side >= 2 * _SMALLEST_MAP - 1 or stages < _STAGES:
+            layers.append(_convolution(width, 2 * width))
+            if side >= 2 * _SMALLEST_MAP - 1:
+                layers.append(nn.MaxPool2d(2, ceil_mode=True))
+                side = (side + 1) // 2
+            layers += [nn.ReLU(), _Residual(2 * width)]
+            width, stages = 2 * width, stages + 1
+        self.features = nn.Sequential(*layers)
         self.classify = skip_init(nn.Linear, width, classes)
 
     def initialise(self, generator: torch.Generator) -> Self:
@@ -120,7 +127,9 @@ class AuxiliaryNetwork(nn.Module):
 
     def of_scaled(self, images: Tensor) -> Tensor:
         """Logits of images whose pixels are already in [0, 1]."""
-        logits: Tensor = self.classify(self.features(images))
+        maps = self.features(images)
+        # AdaptiveMaxPool2d has no deterministic gradient on a GPU.
+        logits: Tensor = self.classify(functional.max_pool2d(maps, maps.shape[2:]).flatten(1))
         return logits
 
 
@@ -193,8 +202,16 @@ class AuxiliaryRecipe:
             )
             raise InputError(message)
 
-    def suited_to(self, model: nn.Module, images: Tensor, labels: Tensor, classes: int) -> Self:
-        """Choose what is None for a classifier.
+    def suited_to(
+        self,
+        model: nn.Module,
+        data: "TrainingSet",
+        *,
+        classes: int,
+        dtype: torch.dtype = torch.float32,
+        batch_size: int = WHOLE_MODEL,
+    ) -> Self:
+        """Fill in the settings that are None, to suit a classifier.
 
         The width is the largest of 16, 24, 32 and 48 with which the network costs no more
         multiplications per image than the classifier, and at most 36 million; otherwise 16. Images
@@ -203,21 +220,25 @@ class AuxiliaryRecipe:
 
         Args:
             model: the classifier.
-            images: training images ``(N, channels, height, width)``; the first 1,000 are used.
-            labels: int64 ``(N,)``, their classes.
+            data: the training images; the first 1,000 are used.
             classes: the number of classes.
+            dtype: data type of the images that the classifier accepts.
+            batch_size: number of images processed at once.
         """
-        some, truth = images[:_TRIED], labels[:_TRIED]
+        some, truth = data.images[:_TRIED].to(dtype), data.labels[:_TRIED]
         width, mirror = self.width, self.mirror
         if width is None:
-            with isolated(model, some) as still:
+            products = 0
+            # A classifier that cannot be counted gets the narrowest network.
+            with isolated(model, some) as still, suppress(Exception):
                 products = multiplications(still, some[:1].to(device_of(model)))
-            channels, height, length = images.shape[1:]
+            channels, height, length = some.shape[1:]
             width = _largest_width((channels, height, length), classes, products)
         if mirror is None:
             views = some, some.flip(-1)
             right, turned = (
-                float((predict(model, view) == truth).double().mean()) for view in views
+                float((predict(model, view, batch_size=batch_size) == truth).double().mean())
+                for view in views
             )
             mirror = turned >= right - _LOSS
         return replace(self, width=width, mirror=mirror)
@@ -290,8 +311,8 @@ def train_auxiliary(
     Args:
         data: the training images.
         classes: the number of classes.
-        recipe: training settings; by default ``AuxiliaryRecipe()``. A width of None counts as 16,
-            and images are then not mirrored.
+        recipe: training settings; by default ``AuxiliaryRecipe()``. A width of None is 16, and a
+            mirror of None is False.
         pixels: lowest and highest pixel value, or a pair per channel.
         seed: random seed of the initial weights, the image order and the augmentation.
         device: device for training; by default the CPU.
@@ -317,7 +338,7 @@ def _largest_width(shape: tuple[int, int, int], classes: int, products: int) -> 
     """The largest width with which the network costs at most ``products``, or the smallest."""
     for width in _WIDTHS[:-1]:
         network = AuxiliaryNetwork(shape, classes, width=width).eval()
-        cost = multiplications(network.of_scaled, torch.zeros(1, *shape))
+        cost = multiplications(network, torch.zeros(1, *shape))
         if cost <= min(products, _MOST_PRODUCTS):
             return width
     return _WIDTHS[-1]
