@@ -23,7 +23,7 @@ IMAGES = Path(__file__).parent / "images"
 FAMILIES = {
     "agreement": "another answer by\nthe auxiliary network",
     "consistency": "another answer under\nnoise or squeezing",
-    "forward pass": "near the\ndecision boundary",
+    "shift": "another answer\nafter a shift",
 }
 """What a large contribution of a family of metrics says."""
 
