@@ -9,7 +9,9 @@ the numbers in it, verdict.json, which tests/test_readme.py holds to a run of th
 import json
 import re
 from collections.abc import Mapping
+from contextlib import chdir
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib as mpl
@@ -17,8 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-README = Path(__file__).parent.parent / "README.md"
-IMAGES = Path(__file__).parent / "images"
+README = Path(__file__).resolve().parent.parent / "README.md"
+IMAGES = Path(__file__).resolve().parent / "images"
 
 FAMILIES = {
     "agreement": "another answer by\nthe auxiliary network",
@@ -37,7 +39,9 @@ def example(readme: Path = README) -> dict[str, Any]:
     """The names that the README's example leaves, after it has run."""
     (code,) = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
     names: dict[str, Any] = {}
-    exec(code, names)  # noqa: S102 - our own README
+    # The example saves its detector in the working directory.
+    with TemporaryDirectory() as folder, chdir(folder):
+        exec(code, names)  # noqa: S102 - our own README
     return names
 
 

@@ -216,3 +216,12 @@ def test_tables_and_tokens_are_refused_where_a_view_means_nothing() -> None:
             InputError, match="floating-point inputs for consistency metrics, got torch.int64"
         ):
             detector.measure(tokens)
+
+
+def test_images_with_a_side_of_one_pixel_have_medians() -> None:
+    images, labels = torch.rand(60, 1, 1, 16), torch.arange(60) % 2
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).eval()
+    detector = Detector(model, metrics=["squeezing_median2", "squeezing_median3_logits"])
+    values = detector.fit(images, labels).measure(images).values
+    assert np.isfinite(values).all()
+    assert (values[:, 0] > 0).any()

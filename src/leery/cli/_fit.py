@@ -116,7 +116,7 @@ _NoAuxiliary = Annotated[
     typer.Option(
         "--no-auxiliary",
         help="Do not train the auxiliary network, which finds most attacks; training takes "
-        "seconds to ten minutes on a CPU.",
+        "seconds to twenty minutes on a CPU.",
     ),
 ]
 

@@ -1,8 +1,7 @@
 """Agreement of an auxiliary network with the classifier.
 
 An attack on one network rarely transfers, with the same wrong class, to another that was trained
-separately. Against an attacker who also knows the second network, this metric
-adds little.
+separately. Against an attacker who also knows the second network, this metric adds little.
 """
 
 from collections.abc import Mapping
