@@ -39,9 +39,7 @@ def example(readme: Path = README) -> dict[str, Any]:
     """The names that the README's example leaves, after it has run."""
     (code,) = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
     names: dict[str, Any] = {}
-    # The example saves its detector in the working directory.
-    with TemporaryDirectory() as folder, chdir(folder):
-        exec(code, names)  # noqa: S102 - our own README
+    exec(code, names)  # noqa: S102 - our own README
     return names
 
 
@@ -104,7 +102,9 @@ def _image(axes: Axes, image: Any, kind: str, own: Mapping[str, Any]) -> None:  
 
 def main() -> None:
     """Run the example and write the picture and its numbers."""
-    names = example()
+    # The example saves its detector in the working directory.
+    with TemporaryDirectory() as folder, chdir(folder):
+        names = example()
     found = facts(names)
     figure = draw(names, found)
     IMAGES.mkdir(exist_ok=True)

@@ -176,6 +176,23 @@ def test_contributions_add_up_to_the_score_and_name_its_metric() -> None:
     assert contributions(combiner, far)[0].argmax() == 3
 
 
+def test_a_family_has_the_part_that_it_adds_to_the_sum() -> None:
+    held = np.random.default_rng(0).normal(size=(500, 2))
+    combiner = conformal([Facts("a", "a", "larger"), Facts("b", "b", "larger")], held)
+    least, median = np.sort(held, 0)[0], np.sort(held, 0)[250]
+    values = np.stack([least, [least[0], median[1]], median, [median[0], 9.0]])
+    found = contributions(combiner, values)
+    # At a p-value of 1 a family adds nothing, however large its weight.
+    assert (found[:2, 0] == 0).all()
+    assert found[0, 1] == 0
+    powers = np.array([[p_value(held[:, at], row[at]) for at in (0, 1)] for row in values[:3]])
+    added = (powers**-EXPONENT - 1) / 2
+    expected = np.log(1 + added.sum(1)) / EXPONENT
+    assert np.allclose(found[:3].sum(1), expected)
+    assert np.allclose(found[1:3], added[1:] / added[1:].sum(1, keepdims=True) * expected[1:, None])
+    assert found[3, 1] > 5 * found[3, 0] > 0
+
+
 def test_the_score_never_falls_when_a_metric_becomes_more_suspicious() -> None:
     values = reference(200, seed=5)
     truth = np.random.default_rng(0).random(400) < 0.5

@@ -150,22 +150,24 @@ class ConformalCombiner(Combiner):
         self._of_families = self._evidence(self.family_reference, ["larger"] * len(self._columns))
 
     def contributions(self, values: Tensor, predicted: Tensor) -> Tensor:
-        """The score, split among the families in proportion to their terms in the sum.
+        """The score, split among the families in proportion to what each adds to the sum.
 
-        The part of a family is credited to its most suspicious metric.
+        A family with the p-value p adds ``w (p ** -r - 1)``, nothing at p = 1. Its part is credited
+        to its most suspicious metric. Gradients flow through the score, not through its division.
 
         Returns:
             float64 ``(N, M)``, nats, at least 0.
         """
         self._check_values(values)
         each = self._each(self._suspicious(values, predicted))
-        terms = self._terms(each)
-        largest = terms.detach().amax(1)
-        shares = (terms - largest.unsqueeze(1)).exp()
-        # Added one column at a time, so that a row's sum does not depend on the number of rows.
-        total = reduce(torch.add, shares.unbind(1))
-        score = ((largest + total.log()) / EXPONENT).clamp_min(0)
-        parts = shares * (score / total).unsqueeze(1)
+        powers = EXPONENT * self._evidence_of_families(each)
+        logs = powers + self.weights.log().to(each.device)
+        largest = logs.detach().amax(1)
+        terms = (logs - largest.unsqueeze(1)).exp()
+        score = ((largest + _row_sums(terms).log()) / EXPONENT).clamp_min(0)
+        added = (terms * -torch.expm1(-powers)).detach()
+        least = torch.finfo(added.dtype).tiny
+        parts = added / _row_sums(added).clamp_min(least).unsqueeze(1) * score.unsqueeze(1)
         found = torch.zeros_like(each)
         for index, columns in enumerate(self._columns):
             places = torch.tensor(columns, device=each.device)
@@ -173,8 +175,8 @@ class ConformalCombiner(Combiner):
             found = found.scatter(1, credited, parts[:, index : index + 1])
         return found
 
-    def _terms(self, each: Tensor) -> Tensor:
-        """The log of weight / p-value ** r of each family, float64 ``(N, F)``."""
+    def _evidence_of_families(self, each: Tensor) -> Tensor:
+        """Minus the log of the p-value of each family, float64 ``(N, F)``."""
         largest_evidence = self._most_suspicious(each).unbind(1)
         found = [
             evidence(column) if len(columns) > 1 else column
@@ -182,8 +184,7 @@ class ConformalCombiner(Combiner):
                 self._of_families, largest_evidence, self._columns, strict=True
             )
         ]
-        evidence = torch.stack(found, 1).clamp_max(_MOST)
-        return EXPONENT * evidence + self.weights.log().to(each.device)
+        return torch.stack(found, 1).clamp_max(_MOST)
 
     def _each(self, suspicious: Tensor) -> Tensor:
         """The evidence of each metric, float64 ``(N, M)``."""
@@ -233,3 +234,8 @@ class ConformalCombiner(Combiner):
                 "add some"
             )
             raise InputError(message)
+
+
+def _row_sums(columns: Tensor) -> Tensor:
+    """Sums of rows, one column at a time, so that they do not depend on the number of rows."""
+    return reduce(torch.add, columns.unbind(1))
