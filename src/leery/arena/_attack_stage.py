@@ -29,7 +29,8 @@ def run_attack(workspace: Workspace, cell: str, role: str, part: int) -> None:
     # A seed of its own, or the random starts of all parts would be the same.
     made = attack(model, images, labels, seed=config.seed + part)
     seconds = time.process_time() - start
-    content = {"images": made, "success": predict(model, made) != labels}
+    # An attack may return another memory layout, which the file cannot hold.
+    content = {"images": made.contiguous(), "success": predict(model, made) != labels}
     make_folder(path.parent)
     write_seconds(path, {"attack": seconds, "images": len(images)})
     write_atomically(path, save(content))
