@@ -25,9 +25,9 @@ from torch import Tensor
 
 from leery import RECOMMENDED_METRICS, Detector
 from leery.attacks import CORRUPTIONS, HARMLESS
+from leery.calibration import Calibration
 from leery.classifiers import accuracy
 from leery.combiners import ConformalCombiner, Facts
-from leery.detector import Calibration
 from leery.evaluation import share_interval
 from leery.metrics import IMAGE, AuxiliaryAgreement, NearestNeighbours, make_metrics
 

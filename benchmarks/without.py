@@ -77,7 +77,7 @@ OPTIMISATIONS = {
         "verdicts", "observation.py", "few = bool(makes) and", "few = False and"
     ),
     "calibration scores are sorted once": Optimisation(
-        "verdicts", "detector/_calibration.py", "@cached_property", "@property"
+        "verdicts", "calibration.py", "@cached_property", "@property"
     ),
     "a thread has batches of its own": OWN_BATCHES,
     "a thread has batches of its own, beside a busy process": replace(OWN_BATCHES, busy=1),

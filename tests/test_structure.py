@@ -19,7 +19,7 @@ FLOORS = [
     {"names"},
     {"errors", "_not_fitted"},
     {"_checks", "_extras", "_files", "_progress"},
-    {"tuning"},
+    {"tuning", "calibration", "intervals"},
     {"tasks", "reporting"},
     {"data", "inputs"},
     {"models"},
@@ -101,13 +101,14 @@ PUBLIC = {
     "leery.attacks": """ADAPTED AdaptedAttack Attack BIM BoundedAttack CORRUPTIONS Corruption
         CrossEntropy FGSM GradientAttack HARMLESS Harmless Objective ObjectiveOf
         PGD Preset check_harmless gaussian_noise placed""",
+    "leery.calibration": "Calibration Promise",
     "leery.certify": """Box Ramp interval_bounds margin_bounds""",
     "leery.classifiers": """Classifier DigitNet FashionNet RECIPES Recipe ResNet20
         accuracy build load_classifier pretrained save_classifier train""",
     "leery.combiners": """ConformalCombiner COMBINERS Combiner CombinerName
         EXPONENT FAMILY_WEIGHTS Facts LogisticCombiner MonotoneLogisticCombiner make_combiner""",
     "leery.data": "DATASETS NamedDataset cache_folder data_sums load named parse_idx",
-    "leery.detector": """Calibration Detector Explanation FitParts MetricTable Promise Verdict
+    "leery.detector": """Detector Explanation MetricTable Verdict
         Verdicts describe recommended_metrics""",
     "leery.errors": """CorruptDataError DataError DetectorFileError InputError LeeryError
         LeeryWarning NoDropoutError NotFittedError OutputError StudyFileError
@@ -148,7 +149,7 @@ PUBLIC = {
     "leery.tasks": """Clock FileTask Task Workers code_of default_workers discard_parts
         identity_of open_parts part_name parts_folder read_seconds run_record
         run_stages worker_count worker_pool write_seconds""",
-    "leery.training": """Augmentation AuxiliaryNetwork AuxiliaryRecipe MAX_PIXELS Recipe
+    "leery.training": """Augmentation AuxiliaryNetwork AuxiliaryRecipe FitParts MAX_PIXELS Recipe
         TrainingSet run_epochs train_auxiliary""",
     "leery.arena": """ARENAS ArenaConfig Cell DETECTORS Entry PAGE run_arena summary""",
     "leery.baselines": """BASELINES DeepNeighbours DeepNeighboursBaseline DetectorSubnetwork

@@ -11,6 +11,8 @@ from leery.names import METRICS, PAPER_METRICS, RECOMMENDED_METRICS
 if TYPE_CHECKING:
     from leery import attacks as attacks
     from leery import baselines as baselines
+    from leery import calibration as calibration
+    from leery import certify as certify
     from leery import classifiers as classifiers
     from leery import combiners as combiners
     from leery import data as data
@@ -70,6 +72,8 @@ __all__ = [
 _PACKAGES = (
     "attacks",
     "baselines",
+    "calibration",
+    "certify",
     "classifiers",
     "combiners",
     "data",

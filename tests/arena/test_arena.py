@@ -125,6 +125,24 @@ def test_the_parts_of_a_slow_attack_are_all_its_images(
     assert torch.equal(made["success"], predicted != labels)
 
 
+def test_images_of_another_memory_layout_are_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def turned(
+        _model: torch.nn.Module, images: torch.Tensor, _labels: torch.Tensor, *, seed: int = 0
+    ) -> torch.Tensor:
+        del seed
+        return images.transpose(2, 3).contiguous().transpose(2, 3)
+
+    own = {"mnist": {"turned": Cell(turned, "iterative", 0.01)}}
+    monkeypatch.setattr("leery.arena._config.ARENAS", own)
+    workspace = Workspace(ArenaConfig("mnist", limit=20), tmp_path)
+    make_classifier(workspace)
+    run_attack(workspace, "turned", "judging", 0)
+    images, _ = workspace.split().attacked
+    assert torch.equal(workspace.adversarial("turned", "judging")["images"], images)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -6,9 +6,10 @@ from scipy import stats
 
 from leery import PAPER_METRICS, Detector
 from leery.attacks import BIM
+from leery.calibration import Calibration
 from leery.classifiers import pretrained
 from leery.data import load
-from leery.detector import Calibration, MetricTable
+from leery.detector import MetricTable
 
 CALIBRATED, JUDGED, SPLITS = 2000, 3000, 200
 

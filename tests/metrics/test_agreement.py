@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from leery import Detector
 from leery.attacks import BIM
 from leery.classifiers import pretrained
-from leery.detector import FitParts
 from leery.errors import DetectorFileError, InputError, OutputError
 from leery.metrics import AuxiliaryAgreement, FitContext
-from leery.training import AuxiliaryNetwork, AuxiliaryRecipe
+from leery.training import AuxiliaryNetwork, AuxiliaryRecipe, FitParts
 
 Batch = tuple[Tensor, Tensor]
 

@@ -12,7 +12,7 @@ import pandas as pd
 from leery.arena._config import RATES
 from leery.arena._detectors import Entry
 from leery.arena._workspace import CHANGES, FRESH_CHANGES, Workspace, error_file
-from leery.detector import Calibration
+from leery.calibration import Calibration
 from leery.errors import StudyFileError, brief
 from leery.evaluation import (
     POSITIVES,

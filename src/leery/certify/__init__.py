@@ -4,6 +4,6 @@ This room holds bounds of networks over boxes of images. Nothing here is estimat
 nothing depends on how an attacker searches.
 """
 
-from leery.certify._intervals import Box, Ramp, interval_bounds, margin_bounds
+from leery.intervals import Box, Ramp, interval_bounds, margin_bounds
 
 __all__ = ["Box", "Ramp", "interval_bounds", "margin_bounds"]

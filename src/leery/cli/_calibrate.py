@@ -27,7 +27,7 @@ from leery.cli._options import (
 )
 
 if TYPE_CHECKING:
-    from leery.detector import Promise
+    from leery.calibration import Promise
 
 __all__ = ["calibrate"]
 

@@ -289,7 +289,7 @@ def fit(
     classifier.check_repeatable(detector.model)
     with (
         stoppable("no detector was written; --resume skips training that has finished"),
-        leery.detector.FitParts(leery.tasks.parts_folder(out), resume=resume) as parts,
+        leery.training.FitParts(leery.tasks.parts_folder(out), resume=resume) as parts,
     ):
         form = with_classes(detector.model, train, form)
         start = time.monotonic()
@@ -334,7 +334,7 @@ def _check_first(
         import numpy as np
 
         nothing = np.empty(0)
-        promised = leery.detector.Calibration(fpr, "marginal", 0.95, False, nothing, nothing)
+        promised = leery.calibration.Calibration(fpr, "marginal", 0.95, False, nothing, nothing)
         promised.check_count(count, halved=True)
     if labelled and next(iter(leery.inputs.read(clean, form))).label is None:
         message = (

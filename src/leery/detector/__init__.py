@@ -4,22 +4,17 @@
 and the observation of the classifier are separate packages.
 """
 
-from leery.detector._calibration import Calibration, Promise
 from leery.detector._detector import Detector
 from leery.detector._explanation import Explanation
 from leery.detector._fitting import recommended_metrics
-from leery.detector._parts import FitParts
 from leery.detector._storage import describe
 from leery.detector._table import MetricTable
 from leery.detector._verdicts import Verdict, Verdicts
 
 __all__ = [
-    "Calibration",
     "Detector",
     "Explanation",
-    "FitParts",
     "MetricTable",
-    "Promise",
     "Verdict",
     "Verdicts",
     "describe",

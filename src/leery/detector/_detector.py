@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from leery._checks import Bounds, check_count, check_seed
 from leery.attacks import HARMLESS, Attack, Harmless, check_harmless, placed
+from leery.calibration import Calibration, Promise
 from leery.combiners import COMBINERS, CombinerName, Facts, make_combiner
-from leery.detector._calibration import Calibration, Promise
 from leery.detector._clean import CleanImages, check_unseen, measure_clean, no_labels
 from leery.detector._explanation import Explanation, percentiles
 from leery.detector._file import Record
 from leery.detector._fitting import fit, needs_of
 from leery.detector._measuring import measured
-from leery.detector._parts import FitParts
 from leery.detector._settings import Settings
 from leery.detector._state import Fitted, FittedCombiner, image_hashes
 from leery.detector._storage import read_file, write_file
@@ -48,6 +47,7 @@ from leery.models import (
     with_logits,
 )
 from leery.observation import Observation, Observer
+from leery.training import FitParts
 
 __all__ = ["Detector"]
 
@@ -386,7 +386,7 @@ class Detector:
                 more than a few are training images.
 
         Source:
-            :class:`leery.detector.Calibration`.
+            :class:`leery.calibration.Calibration`.
         """
         rate, truth = (labels, None) if isinstance(labels, float) else (fpr, labels)
         fitted = self._need(self._fitted, _FIT)

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from leery.calibration import Calibration
 from leery.combiners import Facts, make_combiner
-from leery.detector._calibration import Calibration
 from leery.detector._state import Fitted, FittedCombiner
 from leery.detector._storage import below
 from leery.detector._table import MetricTable

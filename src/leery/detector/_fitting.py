@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from leery._checks import Bounds, check_bounds, check_labels
 from leery._progress import progress_bars
-from leery.detector._parts import FitParts
 from leery.detector._settings import Settings
 from leery.detector._state import Fitted, grid_of, image_hashes
 from leery.errors import InputError, NoDropoutError, UnsupportedModelError
@@ -20,6 +19,7 @@ from leery.inputs import Images, InputSpec, Moments, bounds_seen, labelled_batch
 from leery.metrics import FitContext, Metric, make_metrics, metric_refused, recommended_for
 from leery.models import device_of, fingerprint, has_linear_head, isolated, run_model
 from leery.observation import Needs, Observation, Observer
+from leery.training import FitParts
 
 __all__ = ["fit", "needs_of", "recommended_metrics"]
 

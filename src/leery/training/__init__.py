@@ -13,12 +13,14 @@ from leery.training._auxiliary import (
     train_auxiliary,
 )
 from leery.training._classifier import Recipe, run_epochs
+from leery.training._parts import FitParts
 
 __all__ = [
     "MAX_PIXELS",
     "Augmentation",
     "AuxiliaryNetwork",
     "AuxiliaryRecipe",
+    "FitParts",
     "Recipe",
     "TrainingSet",
     "run_epochs",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from leery.detector import Calibration
+from leery.calibration import Calibration
 from leery.errors import InputError
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
