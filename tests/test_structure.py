@@ -102,7 +102,7 @@ PUBLIC = {
         CrossEntropy FGSM GradientAttack HARMLESS Harmless Objective ObjectiveOf
         PGD Preset check_harmless gaussian_noise placed""",
     "leery.calibration": "Calibration Promise",
-    "leery.certify": """Box Ramp interval_bounds margin_bounds""",
+    "leery.certify": """Box Ramp SLACK Sentinel interval_bounds margin_bounds""",
     "leery.classifiers": """Classifier DigitNet FashionNet RECIPES Recipe ResNet20
         accuracy build load_classifier pretrained save_classifier train""",
     "leery.combiners": """ConformalCombiner COMBINERS Combiner CombinerName
@@ -150,7 +150,7 @@ PUBLIC = {
         identity_of open_parts part_name parts_folder read_seconds run_record
         run_stages worker_count worker_pool write_seconds""",
     "leery.training": """Augmentation AuxiliaryNetwork AuxiliaryRecipe FitParts MAX_PIXELS Recipe
-        TrainingSet run_epochs train_auxiliary""",
+        SentinelNetwork SentinelRecipe TrainingSet run_epochs train_auxiliary train_sentinel""",
     "leery.arena": """ARENAS ArenaConfig Cell DETECTORS Entry PAGE run_arena summary""",
     "leery.baselines": """BASELINES DeepNeighbours DeepNeighboursBaseline DetectorSubnetwork
         FeatureSqueezing IntrinsicDimensionality KernelDensityUncertainty LaterMetrics

@@ -143,10 +143,22 @@ class Calibration:
             scores: float64 ``(N,)``.
             predicted: int64 ``(N,)``, the predicted classes.
         """
-        verdicts = np.ones(len(scores), dtype=bool)
-        for rows, own in self._groups(predicted):
-            verdicts[rows] &= scores[rows] > self._threshold(own)
+        verdicts: np.ndarray = scores > self.thresholds(predicted)
         return verdicts
+
+    def thresholds(self, predicted: np.ndarray) -> np.ndarray:
+        """The score above which an image of each of these predicted classes is flagged.
+
+        Args:
+            predicted: int64 ``(N,)``, predicted classes.
+
+        Returns:
+            float64 ``(N,)``; infinite where there are too few calibration images.
+        """
+        found = np.full(len(predicted), -np.inf)
+        for rows, own in self._groups(predicted):
+            found[rows] = np.maximum(found[rows], self._threshold(own))
+        return found
 
     def p_values(self, scores: np.ndarray, predicted: np.ndarray) -> np.ndarray:
         """Fraction of clean images whose score is at least as large, the image itself included.

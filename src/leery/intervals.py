@@ -28,24 +28,27 @@ class Box:
     upper: Tensor
 
     @classmethod
-    def around(cls, images: Tensor, epsilon: float, bounds: Bounds = (0.0, 1.0)) -> Self:
+    def around(cls, images: Tensor, epsilon: float | Tensor, bounds: Bounds = (0.0, 1.0)) -> Self:
         """The L-infinity ball around each image, cut to the pixel bounds.
 
         Args:
             images: float ``(N, ...)`` within the bounds.
-            epsilon: radius in pixel values, at least 0.
+            epsilon: radius in pixel values, at least 0; one number, or one per image ``(N,)``.
             bounds: lowest and highest pixel value, or a pair per channel.
 
         Raises:
-            InputError: when the radius is negative or not finite, or a pixel outside the bounds.
+            InputError: when a radius is negative or not finite, or a pixel outside the bounds.
         """
-        if not 0 <= epsilon < float("inf"):
+        radius = torch.as_tensor(epsilon, dtype=torch.float64, device=images.device)
+        if not bool(((radius >= 0) & radius.isfinite()).all()):
             message = f"expected an epsilon of at least 0, got {epsilon}; correct it"
             raise InputError(message)
         check_bounds(images, bounds)
         centre = images.detach().double()
         low, high = bounds_like(bounds, centre)
-        return cls(torch.maximum(centre - epsilon, low), torch.minimum(centre + epsilon, high))
+        if radius.ndim:
+            radius = radius.view(-1, *(1 for _ in images.shape[1:]))
+        return cls(torch.maximum(centre - radius, low), torch.minimum(centre + radius, high))
 
     @property
     def centre(self) -> Tensor:

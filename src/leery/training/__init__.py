@@ -14,6 +14,7 @@ from leery.training._auxiliary import (
 )
 from leery.training._classifier import Recipe, run_epochs
 from leery.training._parts import FitParts
+from leery.training._sentinel import SentinelNetwork, SentinelRecipe, train_sentinel
 
 __all__ = [
     "MAX_PIXELS",
@@ -22,7 +23,10 @@ __all__ = [
     "AuxiliaryRecipe",
     "FitParts",
     "Recipe",
+    "SentinelNetwork",
+    "SentinelRecipe",
     "TrainingSet",
     "run_epochs",
     "train_auxiliary",
+    "train_sentinel",
 ]

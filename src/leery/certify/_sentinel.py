@@ -1,0 +1,499 @@
+"""The sentinel: a small network beside a classifier, with provable bounds on what it flags."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Self, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from leery._checks import (
+    Bounds,
+    check_bound_values,
+    check_bounds,
+    check_count,
+    check_labels,
+    more_than_a_few,
+)
+from leery._progress import progress_bars
+from leery.calibration import Calibration, Promise
+from leery.certify._refine import certified_by_splitting
+from leery.errors import InputError, NotFittedError, UnsupportedModelError
+from leery.inputs import Images, InputSpec, Moments, image_batches, labelled_batches
+from leery.intervals import Box
+from leery.models import (
+    Logits,
+    content_hashes,
+    device_of,
+    isolated,
+    predict,
+    run_model,
+    with_logits,
+)
+from leery.training import FitParts, SentinelNetwork, SentinelRecipe, TrainingSet, train_sentinel
+
+__all__ = ["SLACK", "Sentinel"]
+
+SLACK = 1e-4
+"""What a bound must exceed a threshold by, far above the rounding errors of float64."""
+
+_HALVINGS = 10
+"""Number of halvings of the interval in which a radius lies."""
+
+T = TypeVar("T")
+
+_FIT = "fit(images, labels)"
+_CALIBRATE = "calibrate(clean, labels, fpr=...)"
+
+
+class Sentinel:
+    r"""A small network that flags images of which it gives another class, with a certificate.
+
+    With the logits a of the sentinel and the class f(x) that the classifier predicts, the score is
+
+    .. math:: s(x) = \max_{j \ne f(x)} a_j(x) - a_{f(x)}(x)
+
+    and an image is flagged if its score exceeds the threshold t. If the lower bounds of
+    :math:`a_y - a_k` over the L-infinity ball of radius epsilon exceed t for every class k other
+    than the true class y, then no image in the ball is given a wrong class without being flagged,
+    whatever the classifier is, and whatever the attacker knows: f(x') = k gives
+    :math:`s(x') \ge a_y(x') - a_k(x') > t`.
+
+    The short path is ``Sentinel(model).fit(train).calibrate(held_out, fpr=0.01).certify(images,
+    labels, epsilon=0.1)``.
+
+    Args:
+        model: the classifier; returns logits ``(N, classes)``, as a tensor or in a field
+            ``logits``. It may be any classifier of the same classes.
+        recipe: training settings; by default ``SentinelRecipe()``.
+        bounds: lowest and highest pixel value, as two numbers or one pair per channel; by default
+            (0, 1) if the training images lie within it.
+        seed: random seed of the training.
+        logits: how to get the logits from the model's output: a field name, an index, or a function
+            of the output.
+        batch_size: maximum number of images processed at once.
+
+    Attributes:
+        model: the classifier.
+
+    Notes:
+        Everything but the training is computed in float64. The certificates are for the
+        L-infinity norm only, and for images whose pixels lie within the bounds.
+
+    Raises:
+        InputError: when a setting is outside its range.
+
+    Source:
+        Interval bounds: Gowal et al. (2018), arXiv:1810.12715.
+    """
+
+    differentiable = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        recipe: SentinelRecipe | None = None,
+        bounds: Bounds | None = None,
+        seed: int = 0,
+        logits: Logits = None,
+        batch_size: int = 1000,
+    ) -> None:
+        self.model = with_logits(model, logits)
+        self._recipe = recipe or SentinelRecipe()
+        self._bounds = None if bounds is None else check_bound_values(bounds)
+        self._seed = check_count(seed, "a seed", least=0)
+        self._batch_size = check_count(batch_size, "a batch size")
+        self._network: SentinelNetwork | None = None
+        self._inputs: InputSpec | None = None
+        self._seen = torch.empty(0, dtype=torch.int64)
+        self._calibration: Calibration | None = None
+
+    def __repr__(self) -> str:
+        """Class of the classifier, and what has been fitted and calibrated."""
+        state = "not fitted" if self._network is None else "fitted"
+        if self._calibration is not None:
+            state += f", false-alarm rate {self._calibration.fpr:g}"
+        return f"Sentinel({type(self.model).__name__}: {state})"
+
+    # ---- properties ------------------------------------------------------------------------------
+
+    @property
+    def network_(self) -> SentinelNetwork:
+        """The trained network, in eval mode and float64.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+        """
+        return _need(self._network, _FIT)
+
+    @property
+    def inputs_(self) -> InputSpec:
+        """Shape, type, bounds and range of the training images.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+        """
+        return _need(self._inputs, _FIT)
+
+    @property
+    def classes_(self) -> int:
+        """The number of classes.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+        """
+        return self.network_.classes
+
+    @property
+    def calibration_(self) -> Calibration | None:
+        """The calibration scores and the promise; None before :meth:`calibrate`."""
+        return self._calibration
+
+    @property
+    def thresholds_(self) -> np.ndarray:
+        """The score above which an image of each predicted class is flagged.
+
+        Returns:
+            float64 ``(classes,)``; all equal unless the promise is per class.
+
+        Raises:
+            NotFittedError: before :meth:`calibrate`.
+        """
+        calibration = _need(self._calibration, _CALIBRATE)
+        return calibration.thresholds(np.arange(self.classes_))
+
+    # ---- fitting ---------------------------------------------------------------------------------
+
+    def fit(
+        self, images: Images, labels: Tensor | None = None, *, parts: FitParts | None = None
+    ) -> Self:
+        """Train the network on clean labelled images; an earlier calibration is discarded.
+
+        Args:
+            images: clean training images, float ``(N, channels, height, width)``; or batches
+                ``(images, labels)``.
+            labels: int ``(N,)``, their true classes. None with batches.
+            parts: storage of the state after every few epochs, from which an interrupted training
+                can be resumed; by default nothing is stored.
+
+        Raises:
+            InputError: when images or labels do not fit, or the pixel bounds are unknown.
+            UnsupportedModelError: when the model does not return logits.
+        """
+        moments = Moments()
+        data = TrainingSet.gathered(_labelled(images, labels, moments))
+        example = data.images[:1]
+        if data.images.ndim != 4:  # noqa: PLR2004 - images
+            message = (
+                "expected images (N, channels, height, width) for a sentinel, got shape "
+                f"{tuple(data.images.shape)}; a sentinel is for images only"
+            )
+            raise InputError(message)
+        inputs = InputSpec.of(example, moments, self._bounds)
+        if inputs.bounds is None:
+            message = (
+                f"expected known pixel bounds for a certificate, got pixels in {moments.low:g}.."
+                f"{moments.high:g}; pass bounds=(low, high) (--bounds LOW,HIGH)"
+            )
+            raise InputError(message)
+        check_bounds(data.images, inputs.bounds)
+        place = _place(self.model)
+        with isolated(self.model, example) as still, torch.no_grad():
+            classes = run_model(still, example.to(device_of(self.model))).shape[1]
+        check_labels(data.labels, len(data.labels), classes)
+        holding = nullcontext() if parts is None or parts.held else parts
+        with holding, progress_bars() as bars:
+            task = bars.add_task("training the sentinel, %", total=100)
+            network = train_sentinel(
+                data,
+                classes=classes,
+                recipe=self._recipe,
+                pixels=inputs.bounds,
+                seed=self._seed,
+                device=place,
+                progress=lambda share: bars.update(task, completed=round(100 * share)),
+                **({} if parts is None else {"part": parts}),
+            )
+        return self.restored(network, inputs, seen=content_hashes(data.images))
+
+    def restored(
+        self,
+        network: SentinelNetwork,
+        inputs: InputSpec,
+        calibration: Calibration | None = None,
+        *,
+        seen: Tensor | None = None,
+    ) -> Self:
+        """Take a trained network instead of training one.
+
+        Args:
+            network: the network; it is moved to the classifier's device, in float64.
+            inputs: the training images.
+            calibration: an earlier calibration; None for none.
+            seen: int64 ``(N,)``, hashes of the training images; None if they are unknown.
+        """
+        self._network = network.to(_place(self.model)).double().eval()
+        self._inputs, self._calibration = inputs, calibration
+        self._seen = torch.empty(0, dtype=torch.int64) if seen is None else seen
+        return self
+
+    def calibrate(
+        self,
+        clean: Images,
+        labels: Tensor | None = None,
+        *,
+        fpr: float = 0.01,
+        promise: Promise = "marginal",
+        confidence: float = 0.95,
+        per_class: bool = False,
+    ) -> Self:
+        """Set the threshold so that at most a fraction ``fpr`` of clean images is flagged.
+
+        Args:
+            clean: images that are not adversarial and were not in the fit.
+            labels: int ``(N,)``, their true classes. With labels or labelled batches, misclassified
+                images are left out, and the promise covers only correctly classified ones.
+            fpr: promised false-alarm rate, in (0, 1).
+            promise: "marginal" or "pac", as for :meth:`leery.Detector.calibrate`.
+            confidence: confidence level of the promise "pac", in (0, 1).
+            per_class: True to keep the promise within each predicted class.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+            InputError: when a setting is outside its range, needs more images than there are, or
+                more than a few are training images.
+        """
+        nothing = np.empty(0)
+        promised = Calibration(float(fpr), promise, float(confidence), per_class, nothing, nothing)
+        scores, predicted, kept, trained, labelled = [], [], [], 0, True
+        for batch, truth in labelled_batches(clean, labels):
+            own, classes = self._scores(batch)
+            seen = torch.isin(content_hashes(batch), self._seen)
+            right = ~seen if truth is None else ~seen & (classes == truth.cpu())
+            trained, labelled = trained + int(seen.sum()), labelled and truth is not None
+            scores.append(own)
+            predicted.append(classes)
+            kept.append(right)
+        rows = torch.cat(kept)
+        if more_than_a_few(trained, len(rows)):
+            message = (
+                "expected clean images that are not among the training images, got "
+                f"{trained} of {len(rows)} that are; pass images held out of the training, or the "
+                "promised rate will not be kept"
+            )
+            raise InputError(message)
+        self._calibration = replace(
+            promised,
+            scores=torch.cat(scores)[rows].numpy(),
+            predicted=torch.cat(predicted)[rows].numpy(),
+            right_only=labelled,
+        ).checked(self.classes_)
+        return self
+
+    # ---- judging ---------------------------------------------------------------------------------
+
+    def score(self, images: Images) -> np.ndarray:
+        """The largest other logit of the sentinel minus that of the predicted class.
+
+        Returns:
+            float64 ``(N,)``; larger is more suspicious.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+            InputError: when the images do not fit.
+        """
+        found = [self._scores(batch)[0] for batch in image_batches(images)]
+        return torch.cat(found).numpy()
+
+    def flag(self, images: Images) -> np.ndarray:
+        """The verdict on each image, bool ``(N,)``, True for flagged images.
+
+        Raises:
+            NotFittedError: before :meth:`calibrate`.
+            InputError: when the images do not fit.
+        """
+        calibration = _need(self._calibration, _CALIBRATE)
+        found = [
+            calibration.flagged(*(part.numpy() for part in self._scores(batch)))
+            for batch in image_batches(images)
+        ]
+        return np.concatenate(found)
+
+    def differentiable_score(self, images: Tensor) -> Tensor:
+        """Differentiable version of :meth:`score`, with gradients to the images.
+
+        The gradient of a ramp is that of the identity (straight-through), so that gradient attacks
+        are not blinded.
+
+        Args:
+            images: float ``(N, channels, height, width)``, on the classifier's device.
+
+        Returns:
+            float64 ``(N,)``, equal to :meth:`score` to rounding.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+            InputError: when the images do not fit.
+        """
+        self.inputs_.check(images)
+        return self.score_of(images, predict(self.model, images.detach()))
+
+    def score_of(self, images: Tensor, predicted: Tensor) -> Tensor:
+        """The score of images whose predicted classes are known, float64 ``(N,)``.
+
+        Args:
+            images: ``(N, channels, height, width)``.
+            predicted: int64 ``(N,)``, below the number of classes.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+            UnsupportedModelError: when the classifier has more classes than the sentinel.
+        """
+        network = self.network_
+        if int(predicted.max()) >= network.classes:
+            message = (
+                f"expected a classifier with the sentinel's {network.classes} classes, got class "
+                f"{int(predicted.max())}; fit another sentinel"
+            )
+            raise UnsupportedModelError(message)
+        logits: Tensor = network(images.to(network.low.device).double())
+        own = predicted.to(logits.device).unsqueeze(1)
+        others = logits.scatter(1, own, -torch.inf).amax(1)
+        return others - logits.gather(1, own).squeeze(1)
+
+    # ---- certificates ----------------------------------------------------------------------------
+
+    def certify(
+        self, images: Tensor, labels: Tensor, *, epsilon: float | Tensor, boxes: int = 1
+    ) -> np.ndarray:
+        """Whether no attack within epsilon changes the class without being flagged.
+
+        Args:
+            images: clean images ``(N, channels, height, width)`` within the pixel bounds.
+            labels: int ``(N,)``, their true classes.
+            epsilon: L-infinity radius, in the units of the pixels; one, or one per image ``(N,)``.
+            boxes: maximum number of boxes per image into which the ball is split where its bounds
+                prove nothing (branch and bound); 1 for no splitting.
+
+        Returns:
+            bool ``(N,)``, True where it is proved.
+
+        Raises:
+            NotFittedError: before :meth:`calibrate`.
+            InputError: when images, labels or a setting do not fit.
+        """
+        least = self._least()
+        check_count(boxes, "boxes")
+        found = []
+        for truth, box in self._balls(images, labels, epsilon):
+            proved = (self.network_.margins(box, truth) > least).all(1)
+            if boxes > 1 and not bool(proved.all()):
+                rest = ~proved
+                own = Box(box.lower[rest], box.upper[rest])
+                proved[rest] = certified_by_splitting(self.network_, own, truth[rest], least, boxes)
+            found.append(proved.cpu().numpy())
+        return np.concatenate(found)
+
+    def cannot_alarm(
+        self, images: Tensor, labels: Tensor, *, epsilon: float | Tensor
+    ) -> np.ndarray:
+        """Whether the sentinel flags no image within epsilon whose class is kept.
+
+        Arguments, result and errors are those of :meth:`certify`.
+        """
+        highest = torch.from_numpy(self.thresholds_)
+        found = []
+        for truth, box in self._balls(images, labels, epsilon):
+            margins = self.network_.margins(box, truth).amin(1)
+            found.append((margins >= SLACK - highest.to(margins)[truth]).cpu().numpy())
+        return np.concatenate(found)
+
+    def radius(self, images: Tensor, labels: Tensor) -> np.ndarray:
+        """The largest certified epsilon of each image, to a thousandth of the pixel range.
+
+        Args:
+            images: clean images ``(N, channels, height, width)`` within the pixel bounds.
+            labels: int ``(N,)``, their true classes.
+
+        Returns:
+            float64 ``(N,)``, in the units of the pixels; 0 where nothing is proved.
+
+        Raises:
+            NotFittedError, InputError: as :meth:`certify`.
+        """
+        span = float((self.network_.span).max())
+        low, high = torch.zeros(len(images)).double(), torch.full((len(images),), span).double()
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            proved = torch.from_numpy(self.certify(images, labels, epsilon=middle))
+            low, high = torch.where(proved, middle, low), torch.where(proved, high, middle)
+        return low.numpy()
+
+    # ---- internals -------------------------------------------------------------------------------
+
+    def _scores(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores and predicted classes, on the CPU."""
+        self.inputs_.check(images)
+        predicted = predict(self.model, images, batch_size=self._batch_size)
+        with torch.no_grad():
+            found = [
+                self.score_of(batch, classes)
+                for batch, classes in zip(
+                    images.split(self._batch_size),
+                    predicted.split(self._batch_size),
+                    strict=True,
+                )
+            ]
+        return torch.cat(found).cpu(), predicted.cpu()
+
+    def _least(self) -> Tensor:
+        """What the label's logit must exceed each other logit by, float64 ``(classes,)``."""
+        return torch.from_numpy(self.thresholds_).to(self.network_.low) + SLACK
+
+    def _balls(
+        self, images: Tensor, labels: Tensor, epsilon: float | Tensor
+    ) -> Iterator[tuple[Tensor, Box]]:
+        """Batches of labels and of the balls around their images."""
+        inputs, place = self.inputs_, self.network_.low.device
+        inputs.check(images)
+        check_labels(labels, len(images), self.classes_)
+        assert inputs.bounds is not None
+        radii = torch.as_tensor(epsilon, dtype=torch.float64).broadcast_to(len(images))
+        with torch.no_grad():
+            for batch, truth, radius in zip(
+                *(part.split(self._batch_size) for part in (images, labels, radii)), strict=True
+            ):
+                box = Box.around(batch.to(place), radius.to(place), inputs.bounds)
+                yield truth.to(place).long(), box
+
+
+def _need(part: T | None, call: str) -> T:
+    if part is None:
+        message = f"expected a sentinel after {call}, got one without this step; call it first"
+        raise NotFittedError(message)
+    return part
+
+
+def _place(model: nn.Module) -> torch.device:
+    """The classifier's device, or the CPU where that device lacks float64."""
+    place = device_of(model)
+    return torch.device("cpu") if place.type == "mps" else place
+
+
+def _labelled(
+    images: Images, labels: Tensor | None, moments: Moments
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of images and labels, whose pixels are also counted in ``moments``."""
+    for batch, truth in labelled_batches(images, labels):
+        if truth is None or not batch.is_floating_point():
+            what = "no labels" if truth is None else str(batch.dtype)
+            message = (
+                f"expected floating-point training images with labels for a sentinel, got {what}; "
+                "use fit(images, labels) or batches of both"
+            )
+            raise InputError(message)
+        moments.add(batch)
+        yield batch, truth

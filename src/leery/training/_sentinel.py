@@ -1,0 +1,351 @@
+"""The sentinel: a small classifier trained so that bounds on its logits over boxes are tight."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import skip_init
+
+from leery._checks import Bounds, bounds_like, check_count
+from leery.errors import InputError
+from leery.intervals import Box, Ramp, margin_bounds
+from leery.training._auxiliary import TrainingSet
+
+__all__ = ["SentinelNetwork", "SentinelRecipe", "train_sentinel"]
+
+_BLACK_AND_WHITE = 0.25
+"""Largest fraction of grey pixels in images that count as black and white."""
+
+_GREY = (0.1, 0.9)
+"""Range of grey pixels, on a scale from 0 for black to 1 for white."""
+
+_EPOCHS_OF_A_PART = 5
+"""Number of epochs after which an interrupted training can be resumed."""
+
+_DROPS = (0.65, 0.85, 0.95)
+"""Completed fractions of the training at which the learning rate drops to a tenth or a third."""
+
+Part = Callable[[Iterable[str], object, Callable[[], Mapping[str, Tensor]]], Mapping[str, Tensor]]
+"""Function that returns computed tensors, or stored ones; see :class:`leery.training.FitParts`."""
+
+
+class SentinelNetwork(nn.Module):
+    """Two strided convolutions and two linear layers, on rescaled pixels.
+
+    Args:
+        shape: shape of one image, (channels, height, width).
+        classes: the number of classes.
+        pixels: the lowest and highest pixel value, or a pair per channel, mapped to [0, 1] first.
+        ramp: True to map the pixels on a steep ramp next, for black-and-white images.
+        width: number of channels of the first convolution; the second has twice as many.
+        hidden: number of units of the hidden layer.
+
+    Weights are uninitialised until :meth:`initialise` or ``load_state_dict`` is called.
+
+    Attributes:
+        classes: the number of classes.
+        ramp: True if there is a ramp.
+        width: number of channels of the first convolution.
+        hidden: number of units of the hidden layer.
+        layers: the layers behind the rescaling, an ``nn.Sequential`` that has interval bounds.
+
+    Shape:
+        float ``(N, channels, height, width)`` -> logits ``(N, classes)``.
+
+    Source:
+        The architecture: the small network of Gowal et al. (2018), arXiv:1810.12715, table 1.
+    """
+
+    low: Tensor
+    span: Tensor
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        classes: int,
+        *,
+        pixels: Bounds = (0.0, 1.0),
+        ramp: bool = False,
+        width: int = 16,
+        hidden: int = 100,
+    ) -> None:
+        super().__init__()
+        channels, height, length = shape
+        low, high = bounds_like(pixels, torch.empty(1, *shape))
+        self.register_buffer("low", low.broadcast_to(1, channels, 1, 1)[0].clone())
+        self.register_buffer("span", (high - low).broadcast_to(1, channels, 1, 1)[0].clone())
+        self.classes, self.ramp, self.width, self.hidden = classes, ramp, width, hidden
+        flat = 2 * width * (height // 4) * (length // 4)
+        self.layers = nn.Sequential(
+            Ramp() if ramp else nn.Identity(),
+            skip_init(nn.Conv2d, channels, width, 4, stride=2, padding=1),
+            nn.ReLU(),
+            skip_init(nn.Conv2d, width, 2 * width, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            skip_init(nn.Linear, flat, hidden),
+            nn.ReLU(),
+            skip_init(nn.Linear, hidden, classes),
+        )
+
+    def initialise(self, generator: torch.Generator) -> Self:
+        """Draw weights from the default distributions of torch's layers.
+
+        Args:
+            generator: random generator on the CPU; no other random state is used.
+        """
+        for layer in self.layers:
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_uniform_(layer.weight, math.sqrt(5), generator=generator)
+                bound = 1 / math.sqrt(layer.weight[0].numel())
+                assert layer.bias is not None
+                nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+        return self
+
+    def scaled(self, images: Tensor) -> Tensor:
+        """Map the pixels of images to [0, 1]."""
+        return (images - self.low) / self.span
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of a batch of images."""
+        logits: Tensor = self.layers(self.scaled(images))
+        return logits
+
+    def margins(self, box: Box, labels: Tensor) -> Tensor:
+        """Lower bounds of the label's logit minus each other logit over a box of images.
+
+        Args:
+            box: images, in the units of their pixels.
+            labels: int64 ``(N,)``.
+
+        Returns:
+            ``(N, classes)``, of the box's type; infinite in the column of the label.
+        """
+        return margin_bounds(
+            self.layers, Box(self.scaled(box.lower), self.scaled(box.upper)), labels
+        )
+
+
+@dataclass(frozen=True)
+class SentinelRecipe:
+    r"""Settings for training a sentinel: Adam on a mixture of two cross-entropies.
+
+    .. math:: \kappa\, L(a(x)) + (1 - \kappa)\, L(-m(x, \epsilon))
+
+    with the logits a, the lower bounds m of the margins over the box of radius epsilon, and the
+    cross-entropy L of the true class.
+
+    Attributes:
+        epsilon: radius of the boxes, as a fraction of the pixel range; None to let
+            :meth:`suited_to` choose.
+        ramp: True to put the pixels on a steep ramp; None to let :meth:`suited_to` choose.
+        width: number of channels of the first convolution.
+        hidden: number of units of the hidden layer.
+        epochs: number of epochs.
+        growth: number of epochs during which epsilon grows from 0.
+        batch_size: images per step.
+        learning_rate: learning rate until 65 % of the steps; it drops to a third there, to a tenth
+            at 85 % and to a thirtieth at 95 %.
+        clean: the weight of the clean images, in [0, 1].
+        fixed: fraction of the pixels that are fixed at a random end of their interval, in [0, 1).
+
+    Raises:
+        InputError: when a setting is outside its range.
+
+    Source:
+        The mixture and the growth of epsilon: Gowal et al. (2018), arXiv:1810.12715. Smaller boxes:
+        Mueller et al. (2022), arXiv:2210.04871.
+    """
+
+    epsilon: float | None = None
+    ramp: bool | None = None
+    width: int = 16
+    hidden: int = 100
+    epochs: int = 100
+    growth: int = 5
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    clean: float = 0.4
+    fixed: float = 0.3
+
+    def __post_init__(self) -> None:
+        """Raise if a setting is outside its range."""
+        for name in ("width", "hidden", "epochs", "growth", "batch_size"):
+            check_count(getattr(self, name), name)
+        if self.epsilon is not None and not 0 < self.epsilon < 1:
+            message = (
+                f"expected an epsilon between 0 and 1, a fraction of the pixel range, got "
+                f"{self.epsilon}; correct it"
+            )
+        elif not (self.learning_rate > 0 and 0 <= self.clean <= 1 and 0 <= self.fixed < 1):
+            message = (
+                "expected a learning rate above 0 and fractions in [0, 1], got "
+                f"{self.learning_rate}, {self.clean} and {self.fixed}; correct them"
+            )
+        else:
+            return
+        raise InputError(message)
+
+    def suited_to(self, images: Tensor) -> Self:
+        """Fill in the settings that are None, to suit the training images.
+
+        Images count as black and white if at most a quarter of their pixels are grey, between 10 %
+        and 90 %. They get a ramp and an epsilon of 0.3; others get no ramp and an epsilon of 0.05.
+
+        Args:
+            images: float ``(N, channels, height, width)`` in [0, 1].
+        """
+        low, high = _GREY
+        ramp = self.ramp
+        if ramp is None:
+            grey = float(((images > low) & (images < high)).double().mean())
+            ramp = grey <= _BLACK_AND_WHITE
+        epsilon = self.epsilon if self.epsilon is not None else 0.3 if ramp else 0.05
+        return replace(self, ramp=ramp, epsilon=epsilon)
+
+
+def train_sentinel(
+    data: TrainingSet,
+    *,
+    classes: int,
+    recipe: SentinelRecipe | None = None,
+    pixels: Bounds = (0.0, 1.0),
+    seed: int = 0,
+    device: torch.device | None = None,
+    part: Part = lambda _modules, _facts, make: make(),
+    progress: Callable[[float], object] = lambda _: None,
+) -> SentinelNetwork:
+    """Train a sentinel's network on clean labelled images.
+
+    With the same data, seed and type of CPU the network is the same for any order of the images,
+    and after any interruption; on a GPU it is the same up to rounding. No global random state is
+    used.
+
+    Args:
+        data: the training images.
+        classes: the number of classes.
+        recipe: training settings; by default ``SentinelRecipe()``.
+        pixels: lowest and highest pixel value, or a pair per channel.
+        seed: random seed of the initial weights, the image order and the boxes.
+        device: device for training; by default the CPU.
+        part: function that returns the state after every five epochs, from storage if an
+            interrupted training is resumed.
+        progress: function that is called with the completed fraction, in [0, 1].
+
+    Returns:
+        The network in eval mode, on the device, with weights rounded to half precision.
+    """
+    place = device or torch.device("cpu")
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        channels, height, length = data.images.shape[1:]
+        first = SentinelNetwork((channels, height, length), classes, pixels=pixels)
+        chosen = (recipe or SentinelRecipe()).suited_to(first.scaled(data.images[:1000]))
+        assert chosen.ramp is not None
+        network = SentinelNetwork(
+            (channels, height, length),
+            classes,
+            pixels=pixels,
+            ramp=chosen.ramp,
+            width=chosen.width,
+            hidden=chosen.hidden,
+        ).initialise(torch.Generator().manual_seed(seed))
+        run = _Run(network.to(place), data, chosen, seed, progress)
+        facts = [data.digest(), repr(chosen), classes, str(pixels), seed, str(place)]
+        for start in range(0, chosen.epochs, _EPOCHS_OF_A_PART):
+            epochs = range(start, min(start + _EPOCHS_OF_A_PART, chosen.epochs))
+            run.restore(part([__name__], [*facts, start], partial(run.through, epochs)))
+            progress((epochs[-1] + 1) / chosen.epochs)
+    for parameter in network.parameters():
+        parameter.requires_grad_(requires_grad=False).copy_(parameter.half())
+    return network.eval()
+
+
+class _Run:
+    """A training that can be left and resumed between epochs."""
+
+    def __init__(
+        self,
+        network: SentinelNetwork,
+        data: TrainingSet,
+        recipe: SentinelRecipe,
+        seed: int,
+        progress: Callable[[float], object],
+    ) -> None:
+        self._network, self._data, self._recipe = network, data, recipe
+        self._seed, self._progress = seed, progress
+        self._optimiser = torch.optim.Adam(network.parameters(), recipe.learning_rate)
+
+    def through(self, epochs: Iterable[int]) -> dict[str, Tensor]:
+        """Train through these epochs and return the state behind them."""
+        recipe, count = self._recipe, len(self._data.images)
+        each = math.ceil(count / recipe.batch_size)
+        for epoch in epochs:
+            # Each epoch has a seed of its own, so that a resumed training draws the same numbers.
+            own = np.random.SeedSequence([self._seed, epoch]).generate_state(1)
+            drawn = torch.Generator().manual_seed(int(own[0]))
+            order = torch.randperm(count, generator=drawn)
+            for number, rows in enumerate(order.split(recipe.batch_size)):
+                done = (epoch + number / each) / recipe.epochs
+                self._step(rows, done, drawn)
+                self._progress(done)
+        return self.state()
+
+    def state(self) -> dict[str, Tensor]:
+        """The weights, and the moments of Adam, by name."""
+        found = {}
+        for name, parameter in self._network.named_parameters():
+            found[f"weights/{name}"] = parameter.detach()
+            for part, value in self._optimiser.state[parameter].items():
+                found[f"{part}/{name}"] = value
+        return found
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from a state."""
+        for name, parameter in self._network.named_parameters():
+            with torch.no_grad():
+                parameter.copy_(state[f"weights/{name}"])
+            own = {part: state[f"{part}/{name}"] for part in ("step", "exp_avg", "exp_avg_sq")}
+            for part in ("exp_avg", "exp_avg_sq"):
+                own[part] = own[part].to(parameter.device)
+            self._optimiser.state[parameter] = own
+
+    def _step(self, rows: Tensor, done: float, drawn: torch.Generator) -> None:
+        """One step of Adam."""
+        recipe, network = self._recipe, self._network
+        for group in self._optimiser.param_groups:
+            group["lr"] = recipe.learning_rate * _rate(done)
+        place = network.low.device
+        images = network.scaled(self._data.images[rows].to(place))
+        labels = self._data.labels[rows].to(place)
+        assert recipe.epsilon is not None
+        grown = min(1.0, done * recipe.epochs / recipe.growth)
+        box = _box(images, recipe.epsilon * grown, recipe.fixed, drawn)
+        worst = -margin_bounds(network.layers, box, labels)
+        worst = worst.scatter(1, labels.unsqueeze(1), 0.0)
+        loss = recipe.clean * functional.cross_entropy(network.layers(images), labels)
+        loss = loss + (1 - recipe.clean) * functional.cross_entropy(worst, labels)
+        self._optimiser.zero_grad()
+        loss.backward()
+        self._optimiser.step()
+
+
+def _box(images: Tensor, epsilon: float, fixed: float, drawn: torch.Generator) -> Box:
+    """The box around images in [0, 1], with some pixels fixed at a random end."""
+    lower, upper = (images - epsilon).clamp_min(0), (images + epsilon).clamp_max(1)
+    chance = torch.rand(images.shape, generator=drawn).to(images.device)
+    return Box(
+        torch.where(chance < fixed / 2, upper, lower),
+        torch.where(chance > 1 - fixed / 2, lower, upper),
+    )
+
+
+def _rate(done: float) -> float:
+    """The learning rate as a fraction of the first one."""
+    drops = sum(done >= place for place in _DROPS)
+    return (1.0, 0.3, 0.1, 0.03)[drops]
