@@ -115,6 +115,7 @@ PUBLIC = {
         UnknownLayerError UnsupportedModelError WrongModelError""",
     "leery.evaluation": """Abstention Detection FOLDS Interval POSITIVES PROTOCOLS Pool
         Positives Protocol abstention alarm_rows cross_fit detection evaluate
+        certificates certified_shares
         every_attack_found false_alarms held_out_scores in_sample_scores
         mean_difference roc_auc_difference roc_auc_interval
         select_positives share_difference share_interval tpr_at_fpr""",

@@ -20,6 +20,7 @@ __all__ = [
     "check_images",
     "check_labels",
     "check_seed",
+    "check_share",
     "clamp",
     "more_than_a_few",
 ]
@@ -199,6 +200,18 @@ def check_count(value: object, what: str, least: int = 1) -> int:
         )
         raise InputError(message)
     return int(value)
+
+
+def check_share(share: float) -> float:
+    """A sentinel's share of the false alarms, checked.
+
+    Raises:
+        InputError: when it is not between 0 and 1.
+    """
+    if not 0 < share < 1:
+        message = f"expected a sentinel's share of the alarms between 0 and 1, got {share}; use 0.5"
+        raise InputError(message)
+    return float(share)
 
 
 def more_than_a_few(seen: int, images: int) -> bool:

@@ -4,14 +4,25 @@ import contextlib
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from leery.errors import OutputError
 
-__all__ = ["atomic_stream", "check_output", "make_folder", "write_atomically"]
+__all__ = ["atomic_stream", "below", "check_output", "make_folder", "write_atomically"]
+
+
+T = TypeVar("T")
+
+
+def below(parts: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """The parts named ``prefix/<name>``, by name."""
+    start = f"{prefix}/"
+    return {
+        name.removeprefix(start): part for name, part in parts.items() if name.startswith(start)
+    }
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

@@ -1,19 +1,25 @@
 """Thresholds with a guaranteed false-alarm rate, and p-values, from scores of clean images."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
+import torch
 from scipy import stats
+from torch import Tensor
 
+from leery._checks import check_share
 from leery.errors import InputError, listed
 
 __all__ = ["Calibration", "Promise"]
 
 Promise = Literal["marginal", "pac"]
+
+_ARRAYS = ("scores", "predicted", "kind")
+"""Names of the arrays of a calibration."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,19 @@ class Calibration:
             f"{self.fpr:g}{confidence}"
         )
 
+    def share(self, part: float) -> Self:
+        """The promise for one of two verdicts, of which each may raise a share of the alarms.
+
+        Args:
+            part: the share of the false-alarm rate, in (0, 1).
+
+        Raises:
+            InputError: when the share is outside its range.
+        """
+        check_share(part)
+        # With the promise "pac" either of the two may fail.
+        return replace(self, fpr=part * self.fpr, confidence=1 - (1 - self.confidence) / 2)
+
     def flagged(self, scores: np.ndarray, predicted: np.ndarray) -> np.ndarray:
         """The verdicts, bool ``(N,)``, True for flagged images.
 
@@ -178,6 +197,28 @@ class Calibration:
             reached = len(own) - np.searchsorted(own, scores[rows], side="left")
             found[rows] = np.maximum(found[rows], (1 + reached) / (len(own) + 1))
         return found
+
+    def parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a file holds of it: arrays by name as tensors, and JSON-serialisable values."""
+        arrays = {name: torch.from_numpy(getattr(self, name)) for name in _ARRAYS}
+        named = ("fpr", "promise", "confidence", "per_class", "right_only")
+        facts: dict[str, Any] = {name: getattr(self, name) for name in named}
+        return arrays, {**facts, "kinds": list(self.kinds)}
+
+    @classmethod
+    def of_parts(cls, arrays: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`parts`.
+
+        Raises:
+            InputError: when an array is of another type or shape, or a value is invalid.
+            LookupError, TypeError: when one is missing, or another is there.
+        """
+        found: dict[str, Any] = {name: arrays[name].numpy() for name in _ARRAYS}
+        kinds = {name: (array.dtype.name, array.ndim) for name, array in found.items()}
+        if kinds != {"scores": ("float64", 1), "predicted": ("int64", 1), "kind": ("int64", 1)}:
+            message = f"expected arrays of a calibration, got {kinds}; calibrate again"
+            raise InputError(message)
+        return cls(**{**facts, "kinds": tuple(facts["kinds"])}, **found)
 
     def _groups(self, predicted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Indices of rows judged together, and the sorted reference scores of one kind for them."""

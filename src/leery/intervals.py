@@ -40,8 +40,9 @@ class Box:
             InputError: when a radius is negative or not finite, or a pixel outside the bounds.
         """
         radius = torch.as_tensor(epsilon, dtype=torch.float64, device=images.device)
-        if not bool(((radius >= 0) & radius.isfinite()).all()):
-            message = f"expected an epsilon of at least 0, got {epsilon}; correct it"
+        wrong = radius[~((radius >= 0) & radius.isfinite())].flatten()
+        if len(wrong):
+            message = f"expected an epsilon of at least 0, got {float(wrong[0]):g}; correct it"
             raise InputError(message)
         check_bounds(images, bounds)
         centre = images.detach().double()

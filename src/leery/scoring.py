@@ -169,6 +169,11 @@ def _schema(detector: Detector) -> pa.Schema:
             ("score", pa.float64()),
             ("p_value", pa.float64()),
             ("adversarial", pa.bool_()),
+            *(
+                [("sentinel", pa.float64()), ("sentinel_flagged", pa.bool_())]
+                if detector.sentinel_ is not None
+                else []
+            ),
             *((name, pa.float64()) for name in detector.metrics),
             ("error", pa.string()),
         ]

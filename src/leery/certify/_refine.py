@@ -31,7 +31,8 @@ def certified_by_splitting(
         bool ``(N,)``; False means that nothing was proved.
     """
     # The first layer acts on single pixels: boxes are split behind it.
-    first, body = network.layers[:1], network.layers[1:]
+    first, *rest = network.layers
+    body = nn.Sequential(*rest)
     inner = interval_bounds(first, Box(network.scaled(box.lower), network.scaled(box.upper)))
     found = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
     waiting = _Boxes(inner, labels, torch.arange(len(labels), device=labels.device))

@@ -1,9 +1,10 @@
 """The sentinel: a small network beside a classifier, with provable bounds on what it flags."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -17,10 +18,11 @@ from leery._checks import (
     check_labels,
     more_than_a_few,
 )
+from leery._files import below
 from leery._progress import progress_bars
 from leery.calibration import Calibration, Promise
 from leery.certify._refine import certified_by_splitting
-from leery.errors import InputError, NotFittedError, UnsupportedModelError
+from leery.errors import InputError, NotFittedError, UnsupportedModelError, brief
 from leery.inputs import Images, InputSpec, Moments, image_batches, labelled_batches
 from leery.intervals import Box
 from leery.models import (
@@ -119,6 +121,11 @@ class Sentinel:
         return f"Sentinel({type(self.model).__name__}: {state})"
 
     # ---- properties ------------------------------------------------------------------------------
+
+    @property
+    def fitted(self) -> bool:
+        """True after :meth:`fit`."""
+        return self._network is not None
 
     @property
     def network_(self) -> SentinelNetwork:
@@ -239,6 +246,60 @@ class Sentinel:
         self._inputs, self._calibration = inputs, calibration
         self._seen = torch.empty(0, dtype=torch.int64) if seen is None else seen
         return self
+
+    def calibrated(self, calibration: Calibration | None) -> Self:
+        """A copy with this calibration, or with none.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+        """
+        _need(self._network, _FIT)
+        made = copy.copy(self)
+        made._calibration = calibration  # noqa: SLF001 - same class
+        return made
+
+    def parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a file holds of a fitted sentinel: tensors by name, and JSON-serialisable values.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+        """
+        network = self.network_
+        # The weights were rounded to half precision by the training.
+        layers = network.layers.state_dict().items()
+        tensors = {f"network/{name}": tensor.half().cpu() for name, tensor in layers}
+        facts: dict[str, Any] = {"ramp": network.ramp, "calibration": None}
+        if self._calibration is not None:
+            arrays, facts["calibration"] = self._calibration.parts()
+            tensors |= {f"calibration/{name}": array for name, array in arrays.items()}
+        return tensors, facts
+
+    @classmethod
+    def of_parts(
+        cls,
+        model: nn.Module,
+        tensors: Mapping[str, Tensor],
+        facts: Mapping[str, Any],
+        inputs: InputSpec,
+    ) -> Self:
+        """The inverse of :meth:`parts`.
+
+        Args:
+            model: the classifier.
+            tensors: the tensors by name.
+            facts: the values.
+            inputs: the training images.
+
+        Raises:
+            InputError: when a tensor is missing or of another shape, or a value is invalid.
+        """
+        network = _network(below(tensors, "network"), inputs, ramp=bool(facts["ramp"]))
+        promised = facts["calibration"]
+        calibration = None
+        if promised is not None:
+            arrays = below(tensors, "calibration")
+            calibration = Calibration.of_parts(arrays, promised).checked(network.classes)
+        return cls(model, bounds=inputs.bounds).restored(network, inputs, calibration)
 
     def calibrate(
         self,
@@ -475,6 +536,38 @@ def _need(part: T | None, call: str) -> T:
         message = f"expected a sentinel after {call}, got one without this step; call it first"
         raise NotFittedError(message)
     return part
+
+
+def _network(weights: Mapping[str, Tensor], inputs: InputSpec, *, ramp: bool) -> SentinelNetwork:
+    """A network with the weights of a file.
+
+    Raises:
+        InputError: when a weight is missing or of another shape.
+    """
+    first, hidden, last = (weights.get(f"{place}.weight") for place in ("1", "6", "8"))
+    if first is None or hidden is None or last is None or not inputs.are_images:
+        message = "expected the weights of a sentinel and its pixel bounds, got none; fit again"
+        raise InputError(message)
+    assert inputs.bounds is not None
+    channels, height, length = inputs.shape
+    # Before a network is made, or a file could ask for one that fills the memory.
+    if hidden.shape != (len(hidden), 2 * len(first) * (height // 4) * (length // 4)):
+        message = f"expected a sentinel for images {inputs.shape}, got another one; fit again"
+        raise InputError(message)
+    network = SentinelNetwork(
+        (channels, height, length),
+        len(last),
+        pixels=inputs.bounds,
+        ramp=ramp,
+        width=len(first),
+        hidden=len(hidden),
+    )
+    try:
+        network.layers.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        message = f"expected the weights of a sentinel, got {brief(error)}; fit again"
+        raise InputError(message) from error
+    return network.requires_grad_(requires_grad=False)
 
 
 def _place(model: nn.Module) -> torch.device:

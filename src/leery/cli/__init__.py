@@ -17,6 +17,7 @@ from leery.cli import (
     _arena,
     _attack,
     _calibrate,
+    _certify,
     _evaluate,
     _fit,
     _inspect,
@@ -44,6 +45,7 @@ app.command(name="score")(_score.score)
 app.command(name="attack")(_attack.attack)
 app.command(name="evaluate")(_evaluate.evaluate)
 app.command(name="arena")(_arena.arena)
+app.add_typer(_certify.certify, name="certify")
 app.command(name="inspect")(_inspect.inspect)
 app.command(name="reproduce")(_reproduce.reproduce)
 app.command(name="report")(_report.report)

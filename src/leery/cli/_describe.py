@@ -26,7 +26,6 @@ def print_description(console: Console, path: Path, facts: dict[str, Any]) -> No
     """A table of the facts."""
     settings = facts["settings"]
     tensors = facts["tensors"]
-    promise = facts.get("calibration")
     known = facts["inputs"]
     shown = {
         "classifier": f"{facts['classifier']}, SHA-256 {facts['classifier_sha256'][:12]}...",
@@ -40,7 +39,7 @@ def print_description(console: Console, path: Path, facts: dict[str, Any]) -> No
         "passes": settings["passes"],
         **_kept(facts),
         "combiner": settings["combiner"] if "clean/values" in tensors else "not fitted",
-        "false alarms": _promised(promise, tensors) if promise else "not calibrated",
+        **_alarms(facts),
         "size": f"{facts['bytes']:,} bytes",
     }
     console.print(facts_table(str(path), shown))
@@ -59,8 +58,20 @@ def _kept(facts: dict[str, Any]) -> dict[str, str]:
     return {}
 
 
-def _promised(promise: dict[str, Any], tensors: dict[str, Any]) -> str:
-    count = sum(tensors.get("calibration/scores", {"shape": [0]})["shape"])
+def _alarms(facts: dict[str, Any]) -> dict[str, str]:
+    """What is promised of the false alarms, for the metrics and for a sentinel."""
+    tensors, sentinel = facts["tensors"], facts.get("sentinel")
+    own = _promised(facts.get("calibration"), tensors.get("calibration/scores"))
+    if sentinel is None:
+        return {"false alarms": own}
+    beside = _promised(sentinel["calibration"], tensors.get("sentinel/calibration/scores"))
+    return {"false alarms of the metrics": own, "false alarms of the sentinel": beside}
+
+
+def _promised(promise: dict[str, Any] | None, scores: dict[str, Any] | None) -> str:
+    if promise is None or scores is None:
+        return "not calibrated"
+    count = sum(scores["shape"])
     how = (
         "on average over calibration sets"
         if promise["promise"] == "marginal"

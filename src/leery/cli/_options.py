@@ -43,6 +43,7 @@ __all__ = [
     "no_attack",
     "parse_attacks",
     "parse_bounds",
+    "plain_values",
     "print_json",
     "stoppable",
 ]
@@ -234,15 +235,15 @@ def _plain(text: str) -> Text:
 
 def print_json(facts: Mapping[str, Any]) -> None:
     """One JSON object on standard output; a number that is not finite is null."""
-    typer.echo(json.dumps(_plain_values(facts), indent=2, allow_nan=False))
+    typer.echo(json.dumps(plain_values(facts), indent=2, allow_nan=False))
 
 
-def _plain_values(value: Any) -> Any:  # noqa: ANN401 - of any JSON type
+def plain_values(value: Any) -> Any:  # noqa: ANN401 - of any JSON type
     """The value with None for each number in it that is not finite."""
     if isinstance(value, Mapping):
-        return {name: _plain_values(part) for name, part in value.items()}
+        return {name: plain_values(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain_values(part) for part in value]
+        return [plain_values(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

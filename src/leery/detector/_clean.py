@@ -10,6 +10,7 @@ from torch import Tensor
 
 from leery._checks import more_than_a_few
 from leery.attacks import Attack, Harmless
+from leery.calibration import Calibration
 from leery.detector._state import Fitted, FittedCombiner, image_hashes
 from leery.detector._table import MetricTable
 from leery.errors import InputError, LeeryError, brief, warn
@@ -48,6 +49,32 @@ class CleanImages:
             tables={name: table.rows(chosen) for name, table in self.tables.items()},
             hashes=self.hashes[torch.from_numpy(chosen)],
             labels=None if self.labels is None else self.labels[chosen],
+        )
+
+    def only(self, names: Sequence[str]) -> Self:
+        """The same images with some of the metrics."""
+        return replace(
+            self, tables={name: table.only(names) for name, table in self.tables.items()}
+        )
+
+    def calibrate(
+        self, promised: Calibration, score: Callable[[MetricTable], np.ndarray]
+    ) -> Calibration:
+        """The promise with the scores of the relevant images of each kind.
+
+        Args:
+            promised: the promise, without scores.
+            score: returns the score of each row of a table.
+        """
+        kinds = [table.rows(self.judged_right(table)) for table in self.tables.values()]
+        together = MetricTable.joined(kinds)
+        return replace(
+            promised,
+            scores=score(together),
+            predicted=together.predicted,
+            kinds=tuple(self.tables),
+            kind=np.repeat(np.arange(len(kinds)), [len(table) for table in kinds]),
+            right_only=self.labels is not None,
         )
 
     def halves(self, seed: int) -> tuple[Self, Self]:

@@ -10,10 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from leery._checks import Bounds, check_count, check_seed
+from leery._checks import Bounds, check_count, check_seed, check_share
 from leery.attacks import HARMLESS, Attack, Harmless, check_harmless, placed
 from leery.calibration import Calibration, Promise
+from leery.certify import Sentinel
 from leery.combiners import COMBINERS, CombinerName, Facts, make_combiner
+from leery.detector._beside import (
+    SENTINEL,
+    Together,
+    check_same_images,
+    fitted_sentinel,
+    sentinel_of,
+)
 from leery.detector._clean import CleanImages, check_unseen, measure_clean, no_labels
 from leery.detector._explanation import Explanation, percentiles
 from leery.detector._file import Record
@@ -92,6 +100,10 @@ class Detector:
             of the output.
         trust_outputs: True to accept outputs that look like probabilities as logits.
         batch_size: maximum number of images that a thread processes at once.
+        sentinel: a sentinel of the same classifier (:mod:`leery.certify`), which flags images
+            beside the combiner and certifies them; by default none. The fit trains a copy of it,
+            unless it is fitted already.
+        sentinel_share: the sentinel's share of the false alarms, in (0, 1).
 
     Attributes:
         model: the classifier.
@@ -121,6 +133,8 @@ class Detector:
         logits: Logits = None,
         trust_outputs: bool = False,
         batch_size: int = 1000,
+        sentinel: Sentinel | None = None,
+        sentinel_share: float = 0.5,
     ) -> None:
         self.model = with_logits(model, logits)
         self._logits = logits
@@ -136,8 +150,11 @@ class Detector:
             bounds=bounds,
             batch_size=batch_size,
             trust_outputs=trust_outputs,
+            sentinel=sentinel_of(sentinel, self.model),
+            sentinel_share=sentinel_share,
         )
         self._fitted: Fitted | None = None
+        self._sentinel: Sentinel | None = None
         self._combiner: FittedCombiner | None = None
         self._calibration: Calibration | None = None
         self._observer: Observer | None = None
@@ -154,8 +171,10 @@ class Detector:
             state += f", auxiliary network agrees on {self.agreement_:.1%} of the clean images"
         if self._combiner is not None:
             state += f", {self._settings.combiner} combiner"
-        if self._calibration is not None:
-            state += f", false-alarm rate {self._calibration.fpr:g}"
+        if self._sentinel is not None:
+            state += ", with a sentinel"
+        if self.fpr_ is not None:
+            state += f", false-alarm rate {self.fpr_:g}"
         return f"Detector({type(self.model).__name__}: {state})"
 
     # ---- properties ------------------------------------------------------------------------------
@@ -196,8 +215,27 @@ class Detector:
 
     @property
     def calibration_(self) -> Calibration | None:
-        """The calibration scores and the promise; None before :meth:`calibrate`."""
+        """The calibration scores and the promise of the combiner; None before :meth:`calibrate`.
+
+        With a sentinel this promise is a share of the detector's own, :attr:`fpr_`.
+        """
         return self._calibration
+
+    @property
+    def fpr_(self) -> float | None:
+        """The promised false-alarm rate, in (0, 1); None before :meth:`calibrate`."""
+        if self._calibration is None:
+            return None
+        beside = None if self._sentinel is None else self._sentinel.calibration_
+        return self._calibration.fpr + (0 if beside is None else beside.fpr)
+
+    @property
+    def sentinel_(self) -> Sentinel | None:
+        """The fitted sentinel, which certifies images; None without one, and before :meth:`fit`.
+
+        Its own calibration is its share of the detector's.
+        """
+        return self._sentinel
 
     @property
     def feature_layer_(self) -> str | None:
@@ -281,9 +319,27 @@ class Detector:
             InputError: when images or labels do not fit.
         """
         settings, fitted = fit(self.model, self._settings, images, labels, parts)
+        sentinel = fitted_sentinel(self.model, settings, fitted, (images, labels), parts)
         self._settings = settings
-        self._take(fitted, None, None)
+        self._take(fitted, None, None, sentinel)
         return self
+
+    def with_sentinel(self, sentinel: Sentinel, *, share: float = 0.5) -> Self:
+        """A copy of the detector with a fitted sentinel; it must be calibrated anew.
+
+        Args:
+            sentinel: a fitted sentinel of the same classifier.
+            share: the sentinel's share of the false alarms, in (0, 1).
+
+        Raises:
+            NotFittedError: before :meth:`fit`, or if the sentinel is not fitted.
+            InputError: when the sentinel is of another classifier, or the share outside its range.
+        """
+        fitted = self._need(self._fitted, _FIT)
+        sentinel_of(sentinel, self.model)
+        check_same_images(sentinel, fitted)
+        settings = replace(self._settings, sentinel=sentinel, sentinel_share=check_share(share))
+        return copy.copy(self)._beside(settings, fitted, sentinel)  # noqa: SLF001 - same class
 
     def fit_combiner(
         self,
@@ -396,23 +452,24 @@ class Detector:
         promised = Calibration(float(rate), promise, float(confidence), per_class, nothing, nothing)
         self._check_model()
         changes = self._changes(harmless)
+        promises = self._promises(promised)
         # Settings and image counts are checked before any image is measured.
         self._check_unseen(clean)
-        count = known_count(clean)
-        parts = 1 if self._combiner is not None else 2
-        if count is not None:
-            promised.check_count(count, fitted.classes, halved=parts == 2)  # noqa: PLR2004
-            self._check_least([clean] if parts == 2 else [], share=parts)  # noqa: PLR2004
-        found = measure_clean(
-            self.measure, fitted, clean, truth, harmless=changes, seed=self._settings.seed
+        self._check_counts(clean, promises)
+        whole = measure_clean(
+            self._measure_all, fitted, clean, truth, harmless=changes, seed=self._settings.seed
         ).unseen(fitted, self._combiner)
-        fitted_combiner = self._combiner
+        found, fitted_combiner = whole.only(fitted.names), self._combiner
         if fitted_combiner is None:
             first, found = found.halves(self._settings.seed)
             judged = [table.rows(first.judged_right(table)) for table in first.tables.values()]
             fitted_combiner = self._combiner_fitted_to(first, judged, [], first.hashes)
-        self._calibration = self._promised(promised, found, fitted_combiner).checked(fitted.classes)
-        self._combiner = fitted_combiner
+        calibration = found.calibrate(promises[0], fitted_combiner.score).checked(fitted.classes)
+        if self._sentinel is not None:
+            # The combiner learned nothing from the sentinel's scores: both halves serve.
+            own = whole.calibrate(promises[1], lambda table: table.column(SENTINEL))
+            self._sentinel = self._sentinel.calibrated(own.checked(fitted.classes))
+        self._calibration, self._combiner = calibration, fitted_combiner
         return self
 
     # ---- judging ---------------------------------------------------------------------------------
@@ -485,11 +542,12 @@ class Detector:
             NotFittedError, WrongModelError, InputError: as :meth:`judge`.
         """
         fitted_combiner = self._need_combiner()
-        verdicts = self.judge(images)
+        verdicts, beside = self.judge(images), self._clean_of_sentinel()
         return Explanation(
             verdicts,
             percentiles(verdicts.table, fitted_combiner.clean),
             fitted_combiner.combiner.intercept,
+            None if beside is None else percentiles(verdicts.sentinel_table, beside)[:, 0],
         )
 
     def differentiable_score(self, images: Tensor) -> Tensor:
@@ -664,6 +722,7 @@ class Detector:
             fitted,
             self._combiner,
             self._calibration,
+            None if self._sentinel is None else (*self._sentinel.parts(), settings.sentinel_share),
         )
         write_file(path, *record.parts())
 
@@ -695,6 +754,7 @@ class Detector:
         _check_same(path, facts, wrapped)
         try:
             record = Record.of(tensors, facts, metrics)
+            sentinel = record.sentinel_of(wrapped)
             detector = cls(
                 wrapped,
                 feature_layer=record.fitted.head,
@@ -705,6 +765,8 @@ class Detector:
                 bounds=record.fitted.inputs.bounds,
                 batch_size=facts["settings"]["batch_size"],
                 trust_outputs=facts["settings"]["trust_outputs"],
+                sentinel=sentinel,
+                sentinel_share=0.5 if record.sentinel is None else record.sentinel[2],
             ).with_masks(facts["settings"]["masks"])
         except DetectorFileError:
             raise
@@ -721,7 +783,7 @@ class Detector:
                 f"({brief(error)}); save the detector again"
             )
             raise DetectorFileError(message) from error
-        return detector._restored(where, record)  # noqa: SLF001 - same class
+        return detector._restored(where, record, sentinel)  # noqa: SLF001 - same class
 
     # ---- internals -------------------------------------------------------------------------------
 
@@ -729,13 +791,19 @@ class Detector:
         """Apply other settings and return self."""
         self._settings = settings
         if self._fitted is not None:
-            self._take(self._fitted, self._combiner, self._calibration)
+            self._take(self._fitted, self._combiner, self._calibration, self._sentinel)
         return self
 
-    def _restored(self, where: Logits, record: Record) -> Self:
+    def _beside(self, settings: Settings, fitted: Fitted, sentinel: Sentinel) -> Self:
+        """Take a sentinel, without calibration, and return self."""
+        self._settings = settings
+        self._take(fitted, self._combiner, None, sentinel.calibrated(None))
+        return self
+
+    def _restored(self, where: Logits, record: Record, sentinel: Sentinel | None) -> Self:
         """Restore the contents of a file and return self."""
         self._logits = where
-        self._take(record.fitted, record.combiner, record.calibration)
+        self._take(record.fitted, record.combiner, record.calibration, sentinel)
         return self
 
     def _take(
@@ -743,6 +811,7 @@ class Detector:
         fitted: Fitted,
         fitted_combiner: FittedCombiner | None,
         calibration: Calibration | None,
+        sentinel: Sentinel | None,
     ) -> None:
         """Replace the whole fitted state."""
         settings = self._settings
@@ -761,7 +830,7 @@ class Detector:
             batch_size=settings.batch_size,
         )
         self._fitted, self._combiner, self._calibration = fitted, fitted_combiner, calibration
-        self._observer, self._checked = observer, None
+        self._observer, self._checked, self._sentinel = observer, None, sentinel
 
     def _ready(self, images: Tensor) -> tuple[Fitted, Observer]:
         """The fitted state and the observer, after checks of the images and the classifier."""
@@ -780,17 +849,42 @@ class Detector:
         contributions = fitted_combiner.combiner.contributions(values, seen.predicted)
         score = fitted_combiner.combiner.total(contributions).cpu().numpy()
         predicted = seen.predicted.cpu().numpy()
-        calibration = self._calibration
+        own = None if self._sentinel is None else self._sentinel_scores(seen)
+        judged = self._judged(score, predicted, own)
         return Verdicts(
             names=fitted_combiner.combiner.names,
             predicted=predicted,
             probabilities=seen.logits.double().softmax(1).cpu().numpy(),
             score=score,
-            p_value=None if calibration is None else calibration.p_values(score, predicted),
-            adversarial=None if calibration is None else calibration.flagged(score, predicted),
+            p_value=None if judged is None else judged.p_value,
+            adversarial=None if judged is None else judged.flagged,
             metrics=values.cpu().numpy(),
             contributions=contributions.cpu().numpy(),
+            sentinel=own,
+            sentinel_flagged=None if judged is None else judged.by_sentinel,
         )
+
+    def _clean_of_sentinel(self) -> MetricTable | None:
+        """The sentinel's scores of its clean calibration images; None if there are none."""
+        calibration = None if self._sentinel is None else self._sentinel.calibration_
+        if calibration is None:
+            return None
+        clean = calibration.kind == 0
+        scores = calibration.scores[clean, np.newaxis]
+        return MetricTable((SENTINEL,), scores, calibration.predicted[clean])
+
+    def _judged(
+        self, score: np.ndarray, predicted: np.ndarray, own: np.ndarray | None
+    ) -> Together | None:
+        """The p-values and verdicts; None before calibration."""
+        if self._calibration is None:
+            return None
+        if own is None or self._sentinel is None:
+            return Together.of(score, predicted, self._calibration, None)
+        beside = self._sentinel.calibration_
+        assert beside is not None
+        sentinel = own, beside, self._settings.sentinel_share
+        return Together.of(score, predicted, self._calibration, sentinel)
 
     def _combiner_fitted_to(
         self,
@@ -811,23 +905,44 @@ class Detector:
         )
         return FittedCombiner(combiner, clean.tables["clean"], seen.unique())
 
-    def _promised(
-        self, promised: Calibration, found: CleanImages, fitted_combiner: FittedCombiner
-    ) -> Calibration:
-        """The calibration from the relevant measured images of each kind."""
-        kinds = [table.rows(found.judged_right(table)) for table in found.tables.values()]
-        together = MetricTable.joined(kinds)
-        scores = fitted_combiner.combiner(
-            torch.from_numpy(together.values), torch.from_numpy(together.predicted)
-        )
-        return replace(
-            promised,
-            scores=scores.numpy(),
-            predicted=together.predicted,
-            kinds=tuple(found.tables),
-            kind=np.repeat(np.arange(len(kinds)), [len(table) for table in kinds]),
-            right_only=found.labels is not None,
-        )
+    def _promises(self, promised: Calibration) -> list[Calibration]:
+        """The promise of the combiner, and with a sentinel also the sentinel's."""
+        if self._sentinel is None:
+            return [promised]
+        share = self._settings.sentinel_share
+        return [promised.share(1 - share), promised.share(share)]
+
+    def _check_counts(self, clean: Images, promises: Sequence[Calibration]) -> None:
+        """Raise if there are too few images for the promises or the combiner."""
+        count, halved = known_count(clean), self._combiner is None
+        if count is None:
+            return
+        for place, promise in enumerate(promises):
+            promise.check_count(count, self.classes_, halved=halved and place == 0)
+        self._check_least([clean] if halved else [], share=2)
+
+    def _measure_all(self, images: Images) -> MetricTable:
+        """Every metric, and with a sentinel a last column with its scores."""
+        if self._sentinel is None:
+            return self.measure(images)
+        parts = [
+            MetricTable(
+                (*self.metrics, SENTINEL),
+                np.column_stack([values.cpu().numpy(), self._sentinel_scores(seen)]),
+                seen.predicted.cpu().numpy(),
+            )
+            for batch in image_batches(images)
+            for seen, values in self._measured(batch)
+        ]
+        return MetricTable.joined(parts)
+
+    def _sentinel_scores(self, seen: Observation) -> np.ndarray:
+        """The sentinel's scores, float64 ``(N,)``."""
+        sentinel = self._sentinel
+        assert sentinel is not None
+        with torch.no_grad():
+            found: np.ndarray = sentinel.score_of(seen.images, seen.predicted).cpu().numpy()
+        return found
 
     def _changes(self, harmless: Mapping[str, Harmless] | None) -> Mapping[str, Harmless]:
         inputs = self.inputs_

@@ -21,11 +21,14 @@ class Explanation:
             predicted class with a smaller value, ties counted half; NaN for a class without clean
             images.
         intercept: the score where no metric contributes.
+        sentinel_percentiles: float64 ``(N,)``, percentiles of the sentinel's scores, among its
+            clean calibration images; None without a calibrated sentinel.
     """
 
     verdicts: Verdicts
     percentiles: np.ndarray
     intercept: float
+    sentinel_percentiles: np.ndarray | None = None
 
     def __len__(self) -> int:
         """The number of images."""
@@ -35,10 +38,19 @@ class Explanation:
         """A data frame with one row per image and metric.
 
         Columns: image, predicted, score, p_value (NaN before calibration), metric, value,
-        percentile, contribution.
+        percentile, contribution. With a sentinel there is one more row per image, under the metric
+        "sentinel"; it adds nothing to the score, because its verdict is separate.
         """
-        verdicts = self.verdicts
-        count, width = verdicts.metrics.shape
+        verdicts, count = self.verdicts, len(self)
+        names = list(verdicts.names)
+        columns = [verdicts.metrics, self.percentiles, verdicts.contributions]
+        if verdicts.sentinel is not None:
+            own = self.sentinel_percentiles
+            ranks = np.full(count, np.nan) if own is None else own
+            added = (verdicts.sentinel, ranks, np.zeros(count))
+            names.append("sentinel")
+            columns = [np.column_stack(pair) for pair in zip(columns, added, strict=True)]
+        width = len(names)
         p_values = np.full(count, np.nan) if verdicts.p_value is None else verdicts.p_value
         return pd.DataFrame(
             {
@@ -46,10 +58,10 @@ class Explanation:
                 "predicted": np.repeat(verdicts.predicted, width),
                 "score": np.repeat(verdicts.score, width),
                 "p_value": np.repeat(p_values, width),
-                "metric": list(verdicts.names) * count,
-                "value": verdicts.metrics.ravel(),
-                "percentile": self.percentiles.ravel(),
-                "contribution": verdicts.contributions.ravel(),
+                "metric": names * count,
+                "value": columns[0].ravel(),
+                "percentile": columns[1].ravel(),
+                "contribution": columns[2].ravel(),
             }
         )
 

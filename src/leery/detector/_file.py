@@ -10,12 +10,13 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from leery._files import below
 from leery.calibration import Calibration
+from leery.certify import Sentinel
 from leery.combiners import Facts, make_combiner
 from leery.detector._state import Fitted, FittedCombiner
-from leery.detector._storage import below
 from leery.detector._table import MetricTable
 from leery.errors import InputError
 from leery.inputs import InputSpec
@@ -35,6 +36,7 @@ class Record:
         fitted: state fitted to the training data.
         combiner: the fitted combiner and its data; None if it is not fitted.
         calibration: the calibration; None if there is none.
+        sentinel: tensors and facts of a sentinel, and its share; None if there is none.
     """
 
     classifier: str
@@ -43,6 +45,18 @@ class Record:
     fitted: Fitted
     combiner: FittedCombiner | None
     calibration: Calibration | None
+    sentinel: tuple[Mapping[str, Tensor], Mapping[str, Any], float] | None
+
+    def sentinel_of(self, model: nn.Module) -> Sentinel | None:
+        """The sentinel for a classifier; None if there is none.
+
+        Raises:
+            InputError: when a part of it is missing or invalid.
+        """
+        if self.sentinel is None:
+            return None
+        tensors, facts, _ = self.sentinel
+        return Sentinel.of_parts(model, tensors, facts, self.fitted.inputs)
 
     def parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tensors by name, and the metadata for JSON."""
@@ -70,11 +84,12 @@ class Record:
             tensors["clean/predicted"] = torch.from_numpy(self.combiner.clean.predicted)
             tensors["seen/combiner"] = self.combiner.seen
         if self.calibration is not None:
-            for part in ("scores", "predicted", "kind"):
-                tensors[f"calibration/{part}"] = torch.from_numpy(getattr(self.calibration, part))
-            named = ("fpr", "promise", "confidence", "per_class", "right_only")
-            facts["calibration"] = {name: getattr(self.calibration, name) for name in named}
-            facts["calibration"]["kinds"] = list(self.calibration.kinds)
+            arrays, facts["calibration"] = self.calibration.parts()
+            tensors |= {f"calibration/{part}": array for part, array in arrays.items()}
+        if self.sentinel is not None:
+            own, described, share = self.sentinel
+            tensors |= {f"sentinel/{part}": tensor for part, tensor in own.items()}
+            facts["sentinel"] = {**described, "share": share}
         return tensors, facts
 
     @classmethod
@@ -113,15 +128,25 @@ class Record:
         fitted_combiner = None
         if state := below(tensors, "combiner"):
             combiner = make_combiner(facts["settings"]["combiner"], [Facts.of(m) for m in metrics])
-            clean = MetricTable(fitted.names, *_measured(below(tensors, "clean"), "values", 2))
+            clean = MetricTable(fitted.names, *_measured(below(tensors, "clean")))
             fitted_combiner = FittedCombiner(
                 combiner.restore(state), clean, _hashes(tensors["seen/combiner"])
             )
         calibration = None
         if promised := facts.get("calibration"):
-            calibration = _calibrated(promised, below(tensors, "calibration")).checked(classes)
+            arrays = below(tensors, "calibration")
+            calibration = Calibration.of_parts(arrays, promised).checked(classes)
+        sentinel = None
+        if described := facts.get("sentinel"):
+            sentinel = below(tensors, "sentinel"), described, described["share"]
         return cls(
-            facts["classifier"], facts["settings"], prototypes, fitted, fitted_combiner, calibration
+            facts["classifier"],
+            facts["settings"],
+            prototypes,
+            fitted,
+            fitted_combiner,
+            calibration,
+            sentinel,
         )
 
 
@@ -164,16 +189,6 @@ def _prototype(entry: Mapping[str, Any], given: Mapping[str, Metric]) -> Metric:
     raise InputError(message)
 
 
-def _calibrated(promised: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> Calibration:
-    scores, predicted = _measured(arrays, "scores", 1)
-    kind = arrays["kind"].numpy()
-    if kind.dtype != np.int64:
-        message = f"kinds of {kind.dtype}"
-        raise InputError(message)
-    settings = {**promised, "kinds": tuple(promised["kinds"])}
-    return Calibration(**settings, scores=scores, predicted=predicted, kind=kind)
-
-
 def _hashes(tensor: Tensor) -> Tensor:
     if tensor.dtype != torch.int64 or tensor.ndim != 1:
         message = f"hashes of shape {tuple(tensor.shape)} and {tensor.dtype}"
@@ -181,20 +196,17 @@ def _hashes(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _measured(
-    arrays: Mapping[str, Tensor], name: str, dimensions: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """A per-image array of a detector file, and the predicted classes.
+def _measured(arrays: Mapping[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """The metrics of clean images, and their predicted classes.
 
     Raises:
         InputError: when their lengths or types are wrong.
     """
-    values, predicted = arrays[name].numpy(), arrays["predicted"].numpy()
+    values, predicted = arrays["values"].numpy(), arrays["predicted"].numpy()
     if values.dtype != np.float64 or not np.isfinite(values).all():
-        message = f"{name} of {values.dtype}, not finite float64"
+        message = f"values of {values.dtype}, not finite float64"
         raise InputError(message)
-    whole = values.ndim == dimensions and predicted.shape == values.shape[:1]
-    if not whole or predicted.dtype != np.int64:
-        message = f"{name} of shape {values.shape} and classes of {predicted.shape}"
+    if values.ndim != 2 or predicted.shape != values.shape[:1] or predicted.dtype != np.int64:  # noqa: PLR2004 - images, metrics
+        message = f"values of shape {values.shape} and classes of {predicted.shape}"
         raise InputError(message)
     return values, predicted

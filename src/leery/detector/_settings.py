@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from leery._checks import Bounds, check_bound_values, check_count
+from leery._checks import Bounds, check_bound_values, check_count, check_share
+from leery.certify import Sentinel
 from leery.combiners import Facts, make_combiner
 from leery.errors import InputError
 from leery.mc_dropout import MAX_PASSES
@@ -25,6 +26,8 @@ class Settings:
         metrics: unfitted metrics, copied by each fit.
         recommended: True if the user named no metrics: each fit then chooses those that are
             recommended for its inputs.
+        sentinel: a sentinel, of which each fit uses a copy; None for none.
+        sentinel_share: the sentinel's share of the false alarms, in (0, 1).
         left_out: which recommended metrics were left out, why, and how to add them; None if none.
         references: storage settings of metrics that compare with the training data.
         combiner: name of the combiner.
@@ -44,6 +47,8 @@ class Settings:
     bounds: Bounds | None
     batch_size: int
     trust_outputs: bool
+    sentinel: Sentinel | None
+    sentinel_share: float
     left_out: str | None = None
 
     @classmethod
@@ -59,6 +64,8 @@ class Settings:
         bounds: Any,  # noqa: ANN401 - it is checked here
         batch_size: int,
         trust_outputs: bool,
+        sentinel: Sentinel | None,
+        sentinel_share: float,
     ) -> Self:
         """Make settings from user input; raise if one is outside its range.
 
@@ -84,4 +91,6 @@ class Settings:
             None if bounds is None else check_bound_values(bounds),
             check_count(batch_size, "a batch size"),
             trust_outputs,
+            sentinel,
+            check_share(sentinel_share),
         )

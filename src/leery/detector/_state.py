@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from leery.combiners import Combiner
@@ -61,6 +63,12 @@ class FittedCombiner:
     combiner: Combiner
     clean: MetricTable
     seen: Tensor
+
+    def score(self, table: MetricTable) -> np.ndarray:
+        """The score of each row, float64 ``(N,)``."""
+        values, predicted = torch.from_numpy(table.values), torch.from_numpy(table.predicted)
+        found: np.ndarray = self.combiner(values, predicted).numpy()
+        return found
 
 
 def grid_of(images: Tensor) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar
+from typing import Any
 
 import safetensors
 from safetensors.torch import save as to_bytes
@@ -19,7 +19,7 @@ from torch import Tensor
 from leery._files import write_atomically
 from leery.errors import DetectorFileError, InputError, brief
 
-__all__ = ["FORMAT", "below", "describe", "read_file", "write_file"]
+__all__ = ["FORMAT", "describe", "read_file", "write_file"]
 
 FORMAT = 3
 """The version of the layout that this release writes and reads."""
@@ -68,6 +68,7 @@ _METRIC: _Schema = {
     "kind": (str,),
     "options": (dict,),
 }
+_SENTINEL: _Schema = {"share": (float,), "ramp": (bool,), "calibration": (dict, NoneType)}
 _CALIBRATION: _Schema = {
     "fpr": (float,),
     "promise": (str,),
@@ -76,8 +77,6 @@ _CALIBRATION: _Schema = {
     "right_only": (bool,),
     "kinds": (list,),
 }
-
-T = TypeVar("T")
 
 
 def write_file(
@@ -134,14 +133,6 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     return facts
 
 
-def below(parts: Mapping[str, T], prefix: str) -> dict[str, T]:
-    """The parts named ``prefix/<name>``, by name."""
-    start = f"{prefix}/"
-    return {
-        name.removeprefix(start): part for name, part in parts.items() if name.startswith(start)
-    }
-
-
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     """Open a safetensors file; its own errors become a DetectorFileError."""
@@ -188,8 +179,11 @@ def _facts(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[st
     _check(path, "layers", facts["layers"], _LAYERS)
     for metric in facts["metrics"]:
         _check(path, "metrics", metric, _METRIC)
-    if "calibration" in facts:
-        _check(path, "calibration", facts["calibration"], _CALIBRATION)
+    if "sentinel" in facts:
+        _check(path, "sentinel", facts["sentinel"], _SENTINEL)
+    promised = [holder.get("calibration") for holder in (facts, facts.get("sentinel", {}))]
+    for calibration in filter(None, promised):
+        _check(path, "calibration", calibration, _CALIBRATION)
     return dict(facts)
 
 

@@ -41,6 +41,10 @@ class MetricTable:
         """The subset of images with these row indices."""
         return type(self)(self.names, self.values[chosen], self.predicted[chosen])
 
+    def only(self, names: Sequence[str]) -> Self:
+        """The table of some of the metrics."""
+        return type(self)(tuple(names), self.select(names), self.predicted)
+
     @classmethod
     def joined(cls, tables: Sequence[Self]) -> Self:
         """Concatenate tables of the same metrics."""

@@ -25,6 +25,9 @@ class Verdict:
         adversarial: True if the input is flagged; None before calibration.
         metrics: metrics by name, each in its own unit.
         contributions: contribution of each metric to the score, by name.
+        sentinel: the sentinel's score; None without a sentinel.
+        sentinel_flagged: True if the sentinel flags the input; None before calibration and without
+            a sentinel.
     """
 
     predicted: int
@@ -34,6 +37,8 @@ class Verdict:
     adversarial: bool | None
     metrics: dict[str, float]
     contributions: dict[str, float]
+    sentinel: float | None = None
+    sentinel_flagged: bool | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,6 +55,9 @@ class Verdicts:
         adversarial: bool ``(N,)``, True for flagged inputs; None before calibration.
         metrics: float64 ``(N, M)``, each in its own unit.
         contributions: float64 ``(N, M)``, contribution of each metric to the score.
+        sentinel: float64 ``(N,)``, the sentinel's scores; None without a sentinel.
+        sentinel_flagged: bool ``(N,)``, True for inputs that the sentinel flags; these are also
+            True in ``adversarial``. None before calibration and without a sentinel.
     """
 
     names: tuple[str, ...]
@@ -60,6 +68,8 @@ class Verdicts:
     adversarial: np.ndarray | None
     metrics: np.ndarray
     contributions: np.ndarray
+    sentinel: np.ndarray | None = None
+    sentinel_flagged: np.ndarray | None = None
 
     def __len__(self) -> int:
         """The number of inputs."""
@@ -80,6 +90,8 @@ class Verdicts:
             None if self.adversarial is None else bool(self.adversarial[row]),
             dict(zip(self.names, self.metrics[row].tolist(), strict=True)),
             dict(zip(self.names, self.contributions[row].tolist(), strict=True)),
+            None if self.sentinel is None else float(self.sentinel[row]),
+            None if self.sentinel_flagged is None else bool(self.sentinel_flagged[row]),
         )
 
     def __iter__(self) -> Iterator[Verdict]:
@@ -91,10 +103,17 @@ class Verdicts:
         """The metrics as a table."""
         return MetricTable(self.names, self.metrics, self.predicted)
 
+    @property
+    def sentinel_table(self) -> MetricTable:
+        """The sentinel's scores as a table of one column, "sentinel"."""
+        assert self.sentinel is not None
+        return MetricTable(("sentinel",), self.sentinel[:, np.newaxis], self.predicted)
+
     def to_pandas(self) -> pd.DataFrame:
         """A data frame with one row per input: predicted, score, p_value, adversarial, metrics.
 
-        The columns p_value and adversarial are empty before calibration.
+        The columns p_value and adversarial are empty before calibration. With a sentinel there are
+        also its score, sentinel, and its verdict, sentinel_flagged.
         """
         frame: pd.DataFrame = self.to_arrow().to_pandas()
         return frame
@@ -107,6 +126,9 @@ class Verdicts:
             "p_value": _column(self.p_value, pa.float64(), len(self)),
             "adversarial": _column(self.adversarial, pa.bool_(), len(self)),
         }
+        if self.sentinel is not None:
+            columns["sentinel"] = pa.array(self.sentinel, pa.float64())
+            columns["sentinel_flagged"] = _column(self.sentinel_flagged, pa.bool_(), len(self))
         metrics = dict(zip(self.names, self.metrics.T, strict=True))
         return pa.table(columns | {name: pa.array(row) for name, row in metrics.items()})
 

@@ -1,6 +1,7 @@
 """Evaluation of detectors: image pools, held-out protocols, measures with confidence intervals."""
 
 from leery.evaluation._abstention import Abstention, abstention
+from leery.evaluation._certificates import certificates, certified_shares
 from leery.evaluation._detection import (
     POSITIVES,
     Detection,
@@ -40,6 +41,8 @@ __all__ = [
     "Protocol",
     "abstention",
     "alarm_rows",
+    "certificates",
+    "certified_shares",
     "cross_fit",
     "detection",
     "evaluate",

@@ -19,7 +19,10 @@ Direction = Literal["larger", "smaller", "both"]
 
 Part = Callable[[Iterable[str], object, Callable[[], Mapping[str, Tensor]]], Mapping[str, Tensor]]
 
-_RESERVED = ("name", "predicted", "score", "p_value", "adversarial", "error")
+_RESERVED = (
+    *("name", "predicted", "score", "p_value", "adversarial", "error"),
+    *("sentinel", "sentinel_flagged"),
+)
 """Names used by columns of verdicts and of score files."""
 
 

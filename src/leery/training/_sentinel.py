@@ -261,8 +261,9 @@ def train_sentinel(
             epochs = range(start, min(start + _EPOCHS_OF_A_PART, chosen.epochs))
             run.restore(part([__name__], [*facts, start], partial(run.through, epochs)))
             progress((epochs[-1] + 1) / chosen.epochs)
+    network.requires_grad_(requires_grad=False)
     for parameter in network.parameters():
-        parameter.requires_grad_(requires_grad=False).copy_(parameter.half())
+        parameter.copy_(parameter.half())
     return network.eval()
 
 

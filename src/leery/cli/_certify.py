@@ -1,0 +1,445 @@
+"""``leery certify``: proofs that no attacker inside epsilon fools the classifier unflagged."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
+
+import leery
+from leery._checks import more_than_a_few
+from leery._extras import imported
+from leery._files import check_output, make_folder, write_atomically
+from leery._progress import progress_bars
+from leery.cli._describe import described, print_description
+from leery.cli._groups import ClassifierOptions, InputOptions, own_metrics, with_groups
+from leery.cli._options import (
+    DetectorFile,
+    Force,
+    Json,
+    NoHarmless,
+    OwnMetrics,
+    Resize,
+    RightOnly,
+    Seed,
+    check_replaceable,
+    plain_values,
+    print_json,
+    stoppable,
+)
+from leery.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+    from leery.certify import Sentinel
+    from leery.detector import Detector
+    from leery.inputs import Format
+
+__all__ = ["certify"]
+
+NOT_COVERED = (
+    "Not covered: attacks in other norms (L2, rotations, patches), larger changes, pixels outside "
+    "the bounds, and images that the classifier already gets wrong."
+)
+"""What every output says beside a certificate."""
+
+_DEFAULT = "images"
+"""Name of the command that is meant where the first argument is a detector file."""
+
+
+class _Certify(TyperGroup):
+    """Commands of which one needs no name, and --epsilon takes several numbers."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - typer's own class
+        """Add the name of the default command, and an --epsilon to each further number."""
+        if args and args[0] not in (*self.commands, "--help"):
+            args = [_DEFAULT, *args]
+        named: list[str] = []
+        for place, text in enumerate(args):
+            after = named[-2:-1] == ["--epsilon"] and _is_number(named[-1])
+            if after and place and _is_number(text):
+                named.append("--epsilon")
+            named.append(text)
+        return super().parse_args(ctx, named)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+certify = typer.Typer(
+    cls=_Certify,
+    no_args_is_help=True,
+    help="Prove that no attacker inside epsilon fools the classifier without being flagged.",
+    epilog="leery certify DETECTOR stands for leery certify images DETECTOR.",
+)
+
+_Data = Annotated[
+    list[Path],
+    typer.Option(
+        help="Labelled clean images that neither the detector nor its sentinel has seen. Can be "
+        "repeated.",
+        show_default=False,
+    ),
+]
+
+_Epsilons = Annotated[
+    list[float],
+    typer.Option(
+        "--epsilon",
+        help="L-infinity radius in the units of the pixels; several may follow.",
+        show_default=False,
+    ),
+]
+
+_Boxes = Annotated[
+    int,
+    typer.Option(
+        help="Maximum number of boxes per image into which the ball is split where its bounds "
+        "prove nothing (branch and bound); 1 for no splitting."
+    ),
+]
+
+_Folder = Annotated[
+    Path | None,
+    typer.Option(
+        help="Output folder for a row per image (csv), the shares (json) and a figure (svg, needs "
+        "the extra 'study'); by default nothing is written.",
+        show_default=False,
+    ),
+]
+
+
+@with_groups
+def images(
+    file: DetectorFile,
+    classifier: ClassifierOptions,
+    reading: InputOptions,
+    data: _Data,
+    epsilon: _Epsilons,
+    *,
+    boxes: _Boxes = 1,
+    out: _Folder = None,
+    metric: OwnMetrics = None,
+    resize: Resize = False,
+    as_json: Json = False,
+) -> None:
+    """Count the images for which no attacker inside epsilon can fool the classifier unflagged.
+
+    The proof is for the L-infinity norm and holds for any attacker, also one who knows everything.
+    Shares are of the images that the classifier gets right. The detector needs a sentinel, which
+    leery certify train adds.
+
+    Examples:
+      leery certify guard.leery --model net:make --data test.npz --epsilon 0.1 0.2 0.3
+      leery certify guard.leery --model net:make --data test/ --epsilon 0.1 --out certificates/
+    """
+    if out is not None:
+        imported("matplotlib", "study")
+        make_folder(out)
+    detector = leery.Detector.load(file, classifier.load(), metrics=own_metrics(metric))
+    sentinel = _sentinel(detector, file)
+    known = detector.inputs_
+    form = reading.format(
+        shape=known.shape, dtype=known.dtype, resize=resize, classes=detector.classes_
+    )
+    with stoppable("nothing was written"), progress_bars() as bars:
+        pixels, labels = leery.inputs.load_labelled(data, form)
+        _check_unseen(detector, pixels)
+        task = bars.add_task("certifying", total=len(pixels))
+        rows = leery.evaluation.certificates(
+            sentinel,
+            pixels,
+            labels,
+            epsilons=epsilon,
+            boxes=boxes,
+            advance=lambda count: bars.advance(task, count),
+        )
+    facts = _facts(rows, detector, sentinel)
+    if out is not None:
+        _write(out, rows, facts)
+    if as_json:
+        print_json(facts)
+    else:
+        Console(highlight=False, soft_wrap=True).print(_table(facts), _sentences(facts), sep="\n")
+
+
+_Train = Annotated[
+    list[Path],
+    typer.Option(help="Labelled training images. Can be repeated.", show_default=False),
+]
+
+_Clean = Annotated[
+    list[Path],
+    typer.Option(
+        help="Clean images for the new threshold; those that were used for the combiner are left "
+        "out. Can be repeated.",
+        show_default=False,
+    ),
+]
+
+_Share = Annotated[float, typer.Option(help="The sentinel's share of the false alarms, in (0, 1).")]
+
+_Radius = Annotated[
+    float | None,
+    typer.Option(
+        "--epsilon",
+        help="Largest L-infinity radius to train for, as a fraction of the pixel range; by default "
+        "0.3 for black-and-white images and 0.05 for others.",
+        show_default=False,
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Training:
+    """How the sentinel is trained."""
+
+    title: ClassVar[str] = "Training"
+
+    epsilon: _Radius = None
+    epochs: Annotated[int, typer.Option(help="Number of epochs.")] = 100
+    seed: Seed = 0
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted training.")] = (
+        False
+    )
+
+    def sentinel(self, detector: Detector) -> Sentinel:
+        """A sentinel for a detector, not yet trained."""
+        recipe = leery.training.SentinelRecipe(epsilon=self.epsilon, epochs=self.epochs)
+        bounds = detector.inputs_.bounds
+        return leery.certify.Sentinel(detector.model, recipe=recipe, bounds=bounds, seed=self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Threshold:
+    """How the thresholds are set."""
+
+    title: ClassVar[str] = "Thresholds"
+
+    fpr: Annotated[float, typer.Option(help="The false-alarm rate, in (0, 1).")] = 0.01
+    share: _Share = 0.5
+    right_only: RightOnly = False
+    no_harmless: NoHarmless = False
+
+    def images(self, clean: list[Path], form: Format) -> tuple[Tensor, Tensor | None]:
+        """The clean images, with labels if these are needed."""
+        if self.right_only:
+            return leery.inputs.load_labelled(clean, form)
+        return leery.inputs.load(clean, replace(form, labels_key=None))[0], None
+
+    def set_on(self, detector: Detector, images: Tensor, labels: Tensor | None) -> None:
+        """Calibrate a detector."""
+        detector.calibrate(images, labels, fpr=self.fpr, harmless={} if self.no_harmless else None)
+
+
+@with_groups
+def train(
+    file: DetectorFile,
+    classifier: ClassifierOptions,
+    reading: InputOptions,
+    train: _Train,
+    clean: _Clean,
+    training: _Training,
+    threshold: _Threshold,
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Output file; by default the detector file itself.", show_default=False),
+    ] = None,
+    force: Force = False,
+    metric: OwnMetrics = None,
+    resize: Resize = False,
+    as_json: Json = False,
+) -> None:
+    """Train a sentinel, add it to a detector and calibrate both.
+
+    An image is flagged if the detector's metrics or the sentinel flag it; the two share the
+    false-alarm rate. The training takes about half an hour for 60,000 digits on one core.
+
+    Examples:
+      leery certify train guard.leery --model net:make --train train.npz --clean held.npz --force
+    """
+    target = out or file
+    _check_promise(threshold)
+    check_replaceable(target, force=force)
+    check_output(target)
+    detector = leery.Detector.load(file, classifier.load(), metrics=own_metrics(metric))
+    known = detector.inputs_
+    form = reading.format(
+        shape=known.shape, dtype=known.dtype, resize=resize, classes=detector.classes_
+    )
+    with (
+        stoppable("the detector is as it was; --resume continues the training"),
+        leery.training.FitParts(leery.tasks.parts_folder(target), resume=training.resume) as parts,
+    ):
+        held = threshold.images(clean, form)
+        sentinel = training.sentinel(detector)
+        sentinel.fit(*leery.inputs.load_labelled(train, form), parts=parts)
+        guard = detector.with_sentinel(sentinel, share=threshold.share)
+        threshold.set_on(guard, *held)
+        guard.save(target)
+        parts.discard()
+    facts = described(target)
+    if as_json:
+        print_json(facts)
+    else:
+        print_description(Console(highlight=False), target, facts)
+
+
+certify.command(name=_DEFAULT)(images)
+certify.command(name="train")(train)
+
+
+def _sentinel(detector: Detector, file: Path) -> Sentinel:
+    """The detector's calibrated sentinel.
+
+    Raises:
+        InputError: when there is none.
+    """
+    sentinel = detector.sentinel_
+    if sentinel is None or sentinel.calibration_ is None:
+        what = "one without" if sentinel is None else "one that is not calibrated"
+        message = (
+            f"expected a detector with a calibrated sentinel at {file}, got {what}; run leery "
+            "certify train"
+        )
+        raise InputError(message)
+    return sentinel
+
+
+def _check_promise(threshold: _Threshold) -> None:
+    """Refuse before the training a promise that would be refused after it.
+
+    Raises:
+        InputError: when a number is outside its range.
+    """
+    import numpy as np
+
+    nothing = np.empty(0)
+    promised = leery.calibration.Calibration(
+        threshold.fpr, "marginal", 0.95, False, nothing, nothing
+    )
+    promised.share(threshold.share)
+
+
+def _check_unseen(detector: Detector, pixels: Tensor) -> None:
+    """Refuse images that the detector has learned from.
+
+    Raises:
+        InputError: when there are more than a few.
+    """
+    seen = int(detector.has_seen(pixels).sum())
+    if more_than_a_few(seen, len(pixels)):
+        message = (
+            f"expected test images that the detector has not learned from, got {seen} of "
+            f"{len(pixels)} that it has; name others with --data"
+        )
+        raise InputError(message)
+
+
+def _facts(rows: pd.DataFrame, detector: Detector, sentinel: Sentinel) -> dict[str, Any]:
+    """What is printed and written beside the rows."""
+    calibration = sentinel.calibration_
+    assert calibration is not None
+    right = rows[rows.right]
+    quantiles = right.linf_radius.quantile([0.1, 0.25, 0.5, 0.75, 0.9])
+    return {
+        "norm": "L-infinity",
+        "images": len(rows),
+        "right": len(right),
+        "false_alarm_rate": detector.fpr_,
+        "false_alarm_rate_of_the_sentinel": calibration.fpr,
+        "shares": leery.evaluation.certified_shares(rows).to_dict(orient="records"),
+        "radius_quantiles": {f"{place:g}": float(value) for place, value in quantiles.items()},
+        "not_covered": NOT_COVERED,
+    }
+
+
+def _table(facts: dict[str, Any]) -> Table:
+    shown = Table(
+        title=f"Certified share of the {facts['right']:,} images that the classifier gets right",
+        title_justify="left",
+    )
+    for head in ("L-infinity epsilon", "certified", "95 % interval", "cannot alarm", "interval"):
+        shown.add_column(head, justify="right")
+    found = {(row["what"], row["epsilon"]): row for row in facts["shares"]}
+    for epsilon in [epsilon for what, epsilon in found if what == "certified"]:
+        cells = [
+            text
+            for row in (found["certified", epsilon], found["cannot alarm", epsilon])
+            for text in (f"{row['share']:.1%}", f"{row['low']:.1%} to {row['high']:.1%}")
+        ]
+        shown.add_row(f"{epsilon:g}", *cells)
+    return shown
+
+
+def _sentences(facts: dict[str, Any]) -> str:
+    alarms = facts["shares"][0]
+    radii = facts["radius_quantiles"]
+    return (
+        "Certified: no attacker inside the L-infinity epsilon can get a wrong class unflagged. "
+        "Cannot alarm: nor make the sentinel flag an image whose class is kept.\n"
+        f"False alarms of the sentinel: {alarms['share']:.2%} (95 % interval {alarms['low']:.2%} "
+        f"to {alarms['high']:.2%}), promised at most {facts['false_alarm_rate_of_the_sentinel']:g}"
+        f"; of the whole detector at most {facts['false_alarm_rate']:g}.\n"
+        f"Certified L-infinity radius: median {radii['0.5']:.3g}, quartiles {radii['0.25']:.3g} "
+        f"and {radii['0.75']:.3g}.\n{facts['not_covered']}"
+    )
+
+
+def _write(folder: Path, rows: pd.DataFrame, facts: dict[str, Any]) -> None:
+    """The rows, the facts and the figure."""
+    from leery.reporting import figure_style, to_svg
+
+    write_atomically(folder / "certificates.csv", rows.to_csv(index_label="image"))
+    content = json.dumps(plain_values(facts), indent=1, allow_nan=False) + "\n"
+    write_atomically(folder / "certificates.json", content)
+    with figure_style():
+        write_atomically(folder / "certificates.svg", to_svg(_figure(rows, facts), "certificates"))
+
+
+def _figure(rows: pd.DataFrame, facts: dict[str, Any]) -> Any:  # noqa: ANN401 - matplotlib is an extra
+    """The share of images whose certified radius is at least epsilon."""
+    import numpy as np
+
+    from leery.reporting import INK, PALETTE, new_figure
+
+    right = rows[rows.right]
+    radii = np.sort(right.linf_radius.to_numpy())
+    figure = new_figure(6.0, 3.6)
+    axes = figure.subplots()
+    remaining = 1 - np.arange(len(radii)) / len(radii)
+    axes.step(radii, remaining, where="post", color=PALETTE["blue"])
+    for row in facts["shares"]:
+        if row["what"] == "certified":
+            axes.errorbar(
+                row["epsilon"],
+                row["share"],
+                [[row["share"] - row["low"]], [row["high"] - row["share"]]],
+                fmt="o",
+                color=PALETTE["vermillion"],
+            )
+    axes.set_ylim(0, 1.02)
+    axes.set_xlim(0, None)
+    axes.set_xlabel("L-infinity epsilon, units of the pixels")
+    axes.set_ylabel("share certified")
+    rate = facts["false_alarm_rate"]
+    axes.set_title(
+        "No attacker inside the L-infinity epsilon fools the classifier unflagged\n"
+        f"(false-alarm rate {rate:g}; not covered: other norms)",
+        color=INK,
+    )
+    return figure

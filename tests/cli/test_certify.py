@@ -1,0 +1,151 @@
+"""Certificates on the command line."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import binomtest
+
+from leery import Detector
+from leery.certify import Sentinel
+from leery.classifiers import pretrained
+from leery.training import SentinelRecipe
+from tests.cli.test_detector_commands import NET, Place, as_bytes
+from tests.conftest import Batch
+
+RECIPE = SentinelRecipe(
+    epsilon=0.1, width=8, hidden=32, epochs=8, batch_size=64, learning_rate=3e-3
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, digits: Batch, training_digits: Batch) -> Place:
+    """A folder with a classifier, a detector with a sentinel, one without, and images."""
+    folder = tmp_path_factory.mktemp("certify")
+    (folder / "net.py").write_text(NET)
+    for name, (images, labels), rows in (
+        ("train", training_digits, slice(0, 3000)),
+        ("held", digits, slice(0, 1500)),
+        ("test", digits, slice(1500, 2000)),
+    ):
+        np.savez(folder / f"{name}.npz", images=as_bytes(images[rows]), labels=labels[rows])
+    model = pretrained("mnist").model
+    settings = {"metrics": ("max_softmax", "margin")}
+    held = digits[0][:1500], digits[1][:1500]
+    for name, sentinel in (("plain", None), ("guard", Sentinel(model, recipe=RECIPE))):
+        made = Detector(model, sentinel=sentinel, **settings)  # type: ignore[arg-type]
+        made.fit(training_digits[0][:3000], training_digits[1][:3000])
+        made.calibrate(*held, fpr=0.02, harmless={}).save(folder / f"{name}.leery")
+    return Place(folder)
+
+
+def test_shares_rows_and_figure_of_the_certificates(place: Place, digits: Batch) -> None:
+    printed = place.run(
+        *("certify", "guard.leery", "--data", "test.npz"),
+        *("--epsilon", "0.02", "0.05", "--out", "made"),
+    )
+    rows = pd.read_csv(place.folder / "made" / "certificates.csv")
+    assert len(rows) == 500
+    detector = Detector.load(place.folder / "guard.leery", pretrained("mnist").model)
+    sentinel = detector.sentinel_
+    assert sentinel is not None
+    images, labels = digits[0][1500:2000], digits[1][1500:2000]
+    for epsilon in (0.02, 0.05):
+        found = sentinel.certify(images, labels, epsilon=epsilon)
+        assert (rows[f"certified_linf_{epsilon}"] == found).mean() > 0.99
+        right = rows[rows.right]
+        certified = int(right[f"certified_linf_{epsilon}"].sum())
+        interval = binomtest(certified, len(right)).proportion_ci(method="wilson")
+        assert f"{certified / len(right):.1%}" in printed
+        assert f"{interval.low:.1%} to {interval.high:.1%}" in printed
+    facts = json.loads((place.folder / "made" / "certificates.json").read_text())
+    assert facts["false_alarm_rate"] == pytest.approx(0.02)
+    figure = (place.folder / "made" / "certificates.svg").read_text()
+    assert figure.startswith("<?xml")
+    for text in (printed, json.dumps(facts)):
+        assert "L-infinity" in text
+        assert "Not covered" in text
+    assert "promised at most 0.01; of the whole detector at most 0.02" in printed
+
+
+def test_epsilons_can_be_named_one_by_one_and_as_json(place: Place) -> None:
+    found = place.json(
+        *("certify", "images", "guard.leery", "--epsilon", "0.02", "--epsilon", "0.05"),
+        *("--data", "test.npz", "--boxes", "8"),
+    )
+    certified = [row for row in found["shares"] if row["what"] == "certified"]
+    assert [row["epsilon"] for row in certified] == [0.02, 0.05]
+    assert certified[0]["share"] > certified[1]["share"] > 0
+    plain = place.json("certify", "guard.leery", "--epsilon", "0.05", "--data", "test.npz")
+    assert certified[1]["share"] > plain["shares"][1]["share"]
+
+
+def test_a_sentinel_is_trained_and_added_to_a_detector(place: Place) -> None:
+    refused = place.run(
+        *("certify", "plain.leery", "--data", "test.npz", "--epsilon", "0.1"), code=1
+    )
+    assert "expected a detector with a calibrated sentinel at plain.leery, got one w" in refused
+    place.run(
+        *("certify", "train", "plain.leery", "--train", "train.npz", "--clean", "held.npz"),
+        *("--fpr", "0.04", "--share", "0.25", "--epsilon", "0.05", "--epochs", "6"),
+        *("--right-only", "--no-harmless", "--out", "both.leery"),
+    )
+    found = place.json("certify", "both.leery", "--data", "test.npz", "--epsilon", "0.01")
+    assert found["false_alarm_rate"] == pytest.approx(0.04)
+    assert found["false_alarm_rate_of_the_sentinel"] == pytest.approx(0.01)
+    described = place.json("inspect", "both.leery")
+    assert described["sentinel"]["share"] == 0.25
+    assert "sentinel" in place.run("inspect", "both.leery")
+    left = sorted(path.name for path in place.folder.iterdir())
+    assert not [name for name in left if "parts" in name]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("guard.leery", "--data", "test.npz", "--epsilon", "-0.1"), "an epsilon of at least 0"),
+        (("guard.leery", "--data", "train.npz", "--epsilon", "0.1"), "has not learned from"),
+        (("lost.leery", "--data", "test.npz", "--epsilon", "0.1"), "a detector file at lost"),
+        (
+            ("train", "plain.leery", "--train", "train.npz", "--clean", "held.npz"),
+            "no file at plain.leery",
+        ),
+        (
+            (
+                *("train", "plain.leery", "--train", "train.npz", "--clean", "held.npz"),
+                *("--out", "x.leery", "--share", "2", "--epochs", "1"),
+            ),
+            "share of the alarms",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_sentence(
+    place: Place, arguments: tuple[str, ...], message: str
+) -> None:
+    said = place.run("certify", *arguments, code=1)
+    assert message in said
+    assert len(said.strip().splitlines()) == 1
+    assert not (place.folder / "x.leery").exists()
+
+
+def test_another_classifier_s_sentinel_is_refused(place: Place) -> None:
+    said = place.run(
+        *("certify", "guard.leery", "--data", "test.npz", "--epsilon", "0.1"),
+        *("--model", "net:empty"),
+        code=1,
+    )
+    assert "expected the classifier that guard.leery was fitted on" in said
+
+
+def test_the_help_of_both_commands(place: Place) -> None:
+    assert "leery certify DETECTOR" in place.run("certify", "--help")
+    for name in ("images", "train"):
+        assert "Examples" in place.run("certify", name, "--help")
+
+
+def test_labels_are_needed(place: Place) -> None:
+    with np.load(place.folder / "test.npz") as stored:
+        np.savez(place.folder / "bare.npz", images=stored["images"])
+    said = place.run("certify", "guard.leery", "--data", "bare.npz", "--epsilon", "0.1", code=1)
+    assert "label" in said
