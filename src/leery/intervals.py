@@ -51,6 +51,10 @@ class Box:
             radius = radius.view(-1, *(1 for _ in images.shape[1:]))
         return cls(torch.maximum(centre - radius, low), torch.minimum(centre + radius, high))
 
+    def rows(self, kept: Tensor) -> Self:
+        """The boxes of some of the images."""
+        return type(self)(self.lower[kept], self.upper[kept])
+
     @property
     def centre(self) -> Tensor:
         """The middle of each side, float64 ``(N, ...)``."""

@@ -1,6 +1,7 @@
 """The sentinel: what its certificates prove, its training, its threshold, what it refuses."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -260,6 +261,27 @@ def test_a_stopped_training_is_resumed_and_gives_the_same_network(
     assert [len(epochs) for epochs in run] == [5, 5, 0, 1]
     for name, tensor in made.network_.state_dict().items():
         assert torch.equal(tensor, whole[name])
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.enable_grad])
+def test_certificates_are_the_same_in_any_mode_of_torch(
+    sentinel: Sentinel, digits: Batch, mode: Callable[[], AbstractContextManager[None]]
+) -> None:
+    images, labels = judged(digits, 100)
+    expected = sentinel.certify(images, labels, epsilon=0.1, boxes=8)
+    with mode(), torch.autocast("cpu"):
+        found = sentinel.certify(images.clone(), labels, epsilon=0.1, boxes=8)
+        score = sentinel.score(images.clone())
+    assert np.array_equal(found, expected)
+    assert np.array_equal(score, sentinel.score(images))
+
+
+def test_images_keep_their_type(training_digits: Batch) -> None:
+    images, labels = training_digits[0][:300].double(), training_digits[1][:300]
+    model = pretrained("mnist").model.double()
+    own = Sentinel(model, recipe=replace(QUICK, epochs=1)).fit(images, labels)
+    assert own.inputs_.dtype == torch.float64
+    assert own.score(images[:5]).shape == (5,)
 
 
 def test_recipes_suit_black_and_white_images_and_others(digits: Batch) -> None:

@@ -1,6 +1,6 @@
 """Refinement of certificates by branch and bound: boxes are split until each one is certified."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from leery.training import SentinelNetwork
 __all__ = ["certified_by_splitting"]
 
 
+@torch.inference_mode(mode=False)
+@torch.no_grad()
 def certified_by_splitting(
     network: SentinelNetwork, box: Box, labels: Tensor, least: Tensor, boxes: int
 ) -> Tensor:
@@ -30,6 +32,8 @@ def certified_by_splitting(
     Returns:
         bool ``(N,)``; False means that nothing was proved.
     """
+    # Tensors of a caller's inference mode cannot be differentiated.
+    labels, least = labels.clone(), least.clone()
     # The first layer acts on single pixels: boxes are split behind it.
     first, *rest = network.layers
     body = nn.Sequential(*rest)
@@ -68,8 +72,7 @@ class _Boxes:
 
     def rows(self, kept: Tensor) -> "_Boxes":
         """Some of the boxes."""
-        own = Box(self.box.lower[kept], self.box.upper[kept])
-        return _Boxes(own, self.labels[kept], self.owners[kept])
+        return _Boxes(self.box.rows(kept), self.labels[kept], self.owners[kept])
 
     def split(self, pixels: Tensor) -> "_Boxes":
         """Both halves of each box, split in the middle of one pixel, given by its flat index."""
@@ -89,14 +92,12 @@ def _examined(body: nn.Sequential, open_boxes: _Boxes, least: Tensor) -> tuple[T
     Returns:
         float64 ``(B,)``; int64 ``(B,)``, the flat index of a pixel; bool ``(B,)``.
     """
-    centre, labels = open_boxes.box.centre, open_boxes.labels
+    labels = open_boxes.labels
     with torch.enable_grad():
-        radius = open_boxes.box.radius.requires_grad_()
+        centre, radius = open_boxes.box.centre, open_boxes.box.radius.requires_grad_()
         margins = margin_bounds(body, Box(centre - radius, centre + radius), labels)
         gaps = (margins - least).amin(1)
         (slopes,) = torch.autograd.grad(gaps.sum(), radius)
     weakening = (-slopes * radius.detach()).flatten(1)
-    with torch.no_grad():
-        point = replace(open_boxes.box, lower=centre, upper=centre)
-        refuted = (margin_bounds(body, point, labels) - least).amin(1) <= 0
+    refuted = (margin_bounds(body, Box(centre, centre), labels) - least).amin(1) <= 0
     return gaps.detach(), weakening.argmax(1), refuted

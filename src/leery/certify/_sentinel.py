@@ -190,9 +190,9 @@ class Sentinel:
             InputError: when images or labels do not fit, or the pixel bounds are unknown.
             UnsupportedModelError: when the model does not return logits.
         """
-        moments = Moments()
-        data = TrainingSet.gathered(_labelled(images, labels, moments))
-        example = data.images[:1]
+        moments, examples = Moments(), list[Tensor]()
+        data = TrainingSet.gathered(_labelled(images, labels, moments, examples))
+        example = examples[0]
         if data.images.ndim != 4:  # noqa: PLR2004 - images
             message = (
                 "expected images (N, channels, height, width) for a sentinel, got shape "
@@ -449,13 +449,15 @@ class Sentinel:
         least = self._least()
         check_count(boxes, "boxes")
         found = []
-        for truth, box in self._balls(images, labels, epsilon):
-            proved = (self.network_.margins(box, truth) > least).all(1)
-            if boxes > 1 and not bool(proved.all()):
-                rest = ~proved
-                own = Box(box.lower[rest], box.upper[rest])
-                proved[rest] = certified_by_splitting(self.network_, own, truth[rest], least, boxes)
-            found.append(proved.cpu().numpy())
+        with torch.no_grad():
+            for truth, box in self._balls(images, labels, epsilon):
+                proved = (self.network_.margins(box, truth) > least).all(1)
+                if boxes > 1 and not bool(proved.all()):
+                    rest = ~proved
+                    proved[rest] = certified_by_splitting(
+                        self.network_, box.rows(rest), truth[rest], least, boxes
+                    )
+                found.append(proved.cpu().numpy())
         return np.concatenate(found)
 
     def cannot_alarm(
@@ -465,11 +467,12 @@ class Sentinel:
 
         Arguments, result and errors are those of :meth:`certify`.
         """
-        highest = torch.from_numpy(self.thresholds_)
+        highest = torch.from_numpy(self.thresholds_).to(self.network_.low)
         found = []
-        for truth, box in self._balls(images, labels, epsilon):
-            margins = self.network_.margins(box, truth).amin(1)
-            found.append((margins >= SLACK - highest.to(margins)[truth]).cpu().numpy())
+        with torch.no_grad():
+            for truth, box in self._balls(images, labels, epsilon):
+                margins = self.network_.margins(box, truth).amin(1)
+                found.append((margins >= SLACK - highest[truth]).cpu().numpy())
         return np.concatenate(found)
 
     def radius(self, images: Tensor, labels: Tensor) -> np.ndarray:
@@ -523,12 +526,11 @@ class Sentinel:
         check_labels(labels, len(images), self.classes_)
         assert inputs.bounds is not None
         radii = torch.as_tensor(epsilon, dtype=torch.float64).broadcast_to(len(images))
-        with torch.no_grad():
-            for batch, truth, radius in zip(
-                *(part.split(self._batch_size) for part in (images, labels, radii)), strict=True
-            ):
-                box = Box.around(batch.to(place), radius.to(place), inputs.bounds)
-                yield truth.to(place).long(), box
+        for batch, truth, radius in zip(
+            *(part.split(self._batch_size) for part in (images, labels, radii)), strict=True
+        ):
+            box = Box.around(batch.to(place), radius.to(place), inputs.bounds)
+            yield truth.to(place).long(), box
 
 
 def _need(part: T | None, call: str) -> T:
@@ -577,9 +579,9 @@ def _place(model: nn.Module) -> torch.device:
 
 
 def _labelled(
-    images: Images, labels: Tensor | None, moments: Moments
+    images: Images, labels: Tensor | None, moments: Moments, examples: list[Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of images and labels, whose pixels are also counted in ``moments``."""
+    """Batches of images and labels; their moments and first images are gathered on the way."""
     for batch, truth in labelled_batches(images, labels):
         if truth is None or not batch.is_floating_point():
             what = "no labels" if truth is None else str(batch.dtype)
@@ -589,4 +591,5 @@ def _labelled(
             )
             raise InputError(message)
         moments.add(batch)
+        examples.append(batch[:1])
         yield batch, truth
