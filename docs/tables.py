@@ -204,6 +204,8 @@ def leaderboard(dataset: str) -> str:
     cost = times.groupby("name").score_ms.mean()
     rows = []
     for row in summary(pd.read_csv(folder / "leaderboard.csv")).to_dict("records"):
+        if isinstance(row["error"], str) and row["error"]:
+            continue
         name = f"`{row['detector']}`" + (" *" if row["learns_from_attacks"] else "")
         low, high = (f"{row[f'worst_at_1_fpr_{end}']:.2f}" for end in ("low", "high"))
         cells = [
@@ -248,15 +250,16 @@ def elsewhere() -> str:
             table for scene, table in tables.items() if scene in ("digits-1", "digits-2")
         ],
         "on Fashion-MNIST": [arena_shares("fashion-mnist")["leery"]],
+        "on CIFAR-10": [arena_shares("cifar-10")["leery"]],
         "on four unseen classifiers": [
             table for scene, table in tables.items() if scene.startswith("strange")
         ],
     }
-    first, second, third = (
+    *most, last = (
         f"{pd.concat(own).min():.2f} {name} (mean {pd.concat(own).mean():.2f})"
         for name, own in shares.items()
     )
-    return f"On other classifiers the lowest share is smaller: {first}, {second}, {third}."
+    return f"On other classifiers the lowest share is smaller: {', '.join(most)}, {last}."
 
 
 def classifiers_table() -> str:
