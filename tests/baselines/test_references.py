@@ -258,11 +258,20 @@ def test_feature_squeezing_of_colours_keeps_five_bits(train: Batch, shown: Tenso
     assert np.allclose(baseline.score(images), np.max(changes, 0), atol=1e-4)
 
 
+def test_odds_draw_images_of_all_classes_where_labels_repeat(digit_net: nn.Module) -> None:
+    labels = torch.arange(50_000) % 10
+    images = labels.view(-1, 1, 1, 1).expand(-1, 1, 28, 28).float() / 10
+    chosen, truth = Odds(digit_net).training_part((images, labels))
+    assert len(chosen) == 5000
+    assert truth.bincount(minlength=10).min() > 400
+    assert torch.equal((10 * chosen[:, 0, 0, 0]).round().long(), truth)
+
+
 def test_odds(digit_net: nn.Module, train: Batch, shown: Tensor) -> None:
     sigmas, draws = (0.1, 0.2), 3
     baseline = Odds(digit_net, sigmas=sigmas, draws=draws, training_images=500).fit(train)
-    spaced = train[0][::3]
-    assert len(spaced) == 500
+    chosen, _ = baseline.training_part(train)
+    assert len(chosen) == 500
 
     def logits(images: Tensor) -> np.ndarray:
         with torch.no_grad():
@@ -282,7 +291,7 @@ def test_odds(digit_net: nn.Module, train: Batch, shown: Tensor) -> None:
     views = baseline._metric.needs.views
     scores = []
     for part in (views[:draws], views[draws:]):
-        trained, predicted = moved(spaced, part), logits(spaced).argmax(1)
+        trained, predicted = moved(chosen, part), logits(chosen).argmax(1)
         for_shown, own = moved(shown, part), logits(shown).argmax(1)
         columns = []
         for row, label in zip(for_shown, own, strict=True):

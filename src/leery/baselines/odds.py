@@ -154,10 +154,11 @@ class Odds(MetricBaseline):
         self._count = training_images
 
     def training_part(self, train: Labelled) -> Labelled:
-        """Evenly spaced training images."""
+        """Random training images, because evenly spaced ones can all be of one class."""
         images, labels = train
-        step = max(1, len(images) // self._count)
-        return images[::step][: self._count], labels[::step][: self._count]
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        rows = order[: self._count].sort().values
+        return images[rows], labels[rows]
 
     def metrics_for(self, images: Tensor) -> Sequence[str | Metric]:
         """The standardised odds."""

@@ -4,7 +4,7 @@ This room holds bounds of networks over boxes of images. Nothing here is estimat
 nothing depends on how an attacker searches.
 """
 
-from leery.certify._sentinel import SLACK, Sentinel
+from leery.certify._sentinel import Sentinel
 from leery.intervals import Box, Ramp, interval_bounds, margin_bounds
 
-__all__ = ["SLACK", "Box", "Ramp", "Sentinel", "interval_bounds", "margin_bounds"]
+__all__ = ["Box", "Ramp", "Sentinel", "interval_bounds", "margin_bounds"]

@@ -36,9 +36,9 @@ from leery.models import (
 )
 from leery.training import FitParts, SentinelNetwork, SentinelRecipe, TrainingSet, train_sentinel
 
-__all__ = ["SLACK", "Sentinel"]
+__all__ = ["Sentinel"]
 
-SLACK = 1e-4
+_SLACK = 1e-4
 """What a bound must exceed a threshold by, far above the rounding errors of float64."""
 
 _HALVINGS = 10
@@ -472,7 +472,7 @@ class Sentinel:
         with torch.no_grad():
             for truth, box in self._balls(images, labels, epsilon):
                 margins = self.network_.margins(box, truth).amin(1)
-                found.append((margins >= SLACK - highest[truth]).cpu().numpy())
+                found.append((margins >= _SLACK - highest[truth]).cpu().numpy())
         return np.concatenate(found)
 
     def radius(self, images: Tensor, labels: Tensor) -> np.ndarray:
@@ -515,7 +515,7 @@ class Sentinel:
 
     def _least(self) -> Tensor:
         """What the label's logit must exceed each other logit by, float64 ``(classes,)``."""
-        return torch.from_numpy(self.thresholds_).to(self.network_.low) + SLACK
+        return torch.from_numpy(self.thresholds_).to(self.network_.low) + _SLACK
 
     def _balls(
         self, images: Tensor, labels: Tensor, epsilon: float | Tensor

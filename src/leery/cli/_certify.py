@@ -267,7 +267,7 @@ def train(
     """Train a sentinel, add it to a detector and calibrate both.
 
     An image is flagged if the detector's metrics or the sentinel flag it; the two share the
-    false-alarm rate. The training takes about half an hour for 60,000 digits on one core.
+    false-alarm rate.
 
     Examples:
       leery certify train guard.leery --model net:make --train train.npz --clean held.npz --force

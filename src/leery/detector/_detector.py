@@ -657,7 +657,7 @@ class Detector:
         return self
 
     def has_seen(self, images: Tensor) -> np.ndarray:
-        """Mark the images that were used to fit the metrics or the combiner.
+        """Mask of the images to which the metrics or the combiner were fitted.
 
         Args:
             images: ``(N, ...)``.

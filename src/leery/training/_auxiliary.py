@@ -24,6 +24,7 @@ __all__ = [
     "AuxiliaryNetwork",
     "AuxiliaryRecipe",
     "TrainingSet",
+    "draw_weights",
     "train_auxiliary",
 ]
 
@@ -109,12 +110,7 @@ class AuxiliaryNetwork(nn.Module):
         Args:
             generator: random generator on the CPU; no other random state is used.
         """
-        for layer in self.modules():
-            if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                nn.init.kaiming_uniform_(layer.weight, math.sqrt(5), generator=generator)
-                if layer.bias is not None:
-                    bound = 1 / math.sqrt(layer.weight[0].numel())
-                    nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+        draw_weights(self, generator)
         return self
 
     def scaled(self, images: Tensor) -> Tensor:
@@ -131,6 +127,16 @@ class AuxiliaryNetwork(nn.Module):
         # AdaptiveMaxPool2d has no deterministic gradient on a GPU.
         logits: Tensor = self.classify(functional.max_pool2d(maps, maps.shape[2:]).flatten(1))
         return logits
+
+
+def draw_weights(network: nn.Module, generator: torch.Generator) -> None:
+    """Draw convolutions' and linear layers' weights from the default distributions of torch."""
+    for layer in network.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_uniform_(layer.weight, math.sqrt(5), generator=generator)
+            if layer.bias is not None:
+                bound = 1 / math.sqrt(layer.weight[0].numel())
+                nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
 
 
 class _Residual(nn.Module):

@@ -15,7 +15,7 @@ from torch.nn.utils import skip_init
 from leery._checks import Bounds, bounds_like, check_count
 from leery.errors import InputError
 from leery.intervals import Box, Ramp, margin_bounds
-from leery.training._auxiliary import TrainingSet
+from leery.training._auxiliary import TrainingSet, draw_weights
 
 __all__ = ["SentinelNetwork", "SentinelRecipe", "train_sentinel"]
 
@@ -100,12 +100,7 @@ class SentinelNetwork(nn.Module):
         Args:
             generator: random generator on the CPU; no other random state is used.
         """
-        for layer in self.layers:
-            if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                nn.init.kaiming_uniform_(layer.weight, math.sqrt(5), generator=generator)
-                bound = 1 / math.sqrt(layer.weight[0].numel())
-                assert layer.bias is not None
-                nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+        draw_weights(self, generator)
         return self
 
     def scaled(self, images: Tensor) -> Tensor:
