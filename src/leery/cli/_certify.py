@@ -13,7 +13,6 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 import leery
-from leery._checks import more_than_a_few
 from leery._extras import imported
 from leery._files import check_output, make_folder, write_atomically
 from leery._progress import progress_bars
@@ -341,6 +340,8 @@ def _check_unseen(detector: Detector, pixels: Tensor) -> None:
     Raises:
         InputError: when there are more than a few.
     """
+    from leery._checks import more_than_a_few
+
     seen = int(detector.has_seen(pixels).sum())
     if more_than_a_few(seen, len(pixels)):
         message = (
