@@ -1,4 +1,4 @@
-"""Interval bounds of a network's outputs over boxes of images."""
+"""Interval bounds of a network's outputs over boxes of images, also as floating-point programs."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ class Box:
     """A box of images or of activations for each image.
 
     Attributes:
-        lower: float64 ``(N, ...)``, the smallest value of each entry.
-        upper: float64 ``(N, ...)``, the largest value.
+        lower: floating point ``(N, ...)``, the smallest value of each entry.
+        upper: the largest value, of the same shape and type.
     """
 
     lower: Tensor
@@ -57,12 +57,12 @@ class Box:
 
     @property
     def centre(self) -> Tensor:
-        """The middle of each side, float64 ``(N, ...)``."""
+        """The middle of each side, ``(N, ...)``."""
         return (self.lower + self.upper) / 2
 
     @property
     def radius(self) -> Tensor:
-        """Half the length of each side, float64 ``(N, ...)``."""
+        """Half the length of each side, ``(N, ...)``."""
         return (self.upper - self.lower) / 2
 
 
@@ -100,29 +100,38 @@ class Ramp(nn.Module):
         return f"middle={self.middle}, width={self.width}"
 
 
-def interval_bounds(network: nn.Module, box: Box) -> Box:
+def interval_bounds(network: nn.Module, box: Box, *, rounding: float = 0.0) -> Box:
     """Bounds of the network's outputs over a box of inputs.
 
-    For every input in the box, each output lies within the bounds, up to the rounding of float64.
+    For every input in the box, each output lies within the bounds: with ``rounding=0`` the exact
+    output, up to the rounding of the bounds themselves; else the output that is computed in
+    floating point, in whatever order the sums are taken, with the rounding of the bounds included.
 
     Args:
         network: a layer of a supported type, or an ``nn.Sequential`` of them, in eval mode:
             ``Linear``, ``Conv2d``, ``BatchNorm1d`` and ``2d``, average and max pooling, monotone
             activation functions, ``Flatten``, ``Dropout``, ``Identity``, :class:`Ramp`.
-        box: inputs.
+        box: inputs; their type is that in which the bounds are computed.
+        rounding: unit roundoff of the arithmetic in which both the network and the bounds are
+            computed, such as 2**-24 for float32; 0 for exact arithmetic. Above 0 only ``Linear``,
+            ``Conv2d`` and layers without rounding errors (max pooling, ``ReLU``, ``ReLU6``,
+            ``Hardtanh``, ``Flatten``, ``Dropout``, ``Identity``, :class:`Ramp`) are supported.
 
     Raises:
         UnsupportedModelError: when a layer has no bounds; the message names it.
 
     Source:
-        Gowal et al. (2018), arXiv:1810.12715.
+        Gowal et al. (2018), arXiv:1810.12715. Rounding errors of sums of products: Higham (2002),
+        Accuracy and Stability of Numerical Algorithms, section 3.1.
     """
     for name, layer in _layers(network):
-        box = _rule(name, layer)(box)
+        box = _rule(name, layer, rounding)(box, rounding)
     return box
 
 
-def margin_bounds(network: nn.Sequential, box: Box, labels: Tensor) -> Tensor:
+def margin_bounds(
+    network: nn.Sequential, box: Box, labels: Tensor, *, rounding: float = 0.0
+) -> Tensor:
     """Lower bounds of the label's logit minus each other logit over a box of inputs.
 
     The last layer is folded into the differences, so that what both logits share cancels out.
@@ -131,9 +140,11 @@ def margin_bounds(network: nn.Sequential, box: Box, labels: Tensor) -> Tensor:
         network: a sequence as for :func:`interval_bounds`, with ``Linear`` as its last layer.
         box: inputs.
         labels: int64 ``(N,)``.
+        rounding: as for :func:`interval_bounds`; the difference of the two logits is then one that
+            is computed too.
 
     Returns:
-        float64 ``(N, classes)``, infinite in the column of the label.
+        ``(N, classes)``, of the box's type; infinite in the column of the label.
 
     Raises:
         UnsupportedModelError: when the last layer is another one, or a layer has no bounds.
@@ -143,7 +154,7 @@ def margin_bounds(network: nn.Sequential, box: Box, labels: Tensor) -> Tensor:
         message = f"expected Linear as the last layer, got {_shown(name, last)}; end with Linear"
         raise UnsupportedModelError(message)
     for inner, layer in body:
-        box = _rule(inner, layer)(box)
+        box = _rule(inner, layer, rounding)(box, rounding)
     weight, bias = _cast(last, box)
     rows = labels.long()
     differences = weight[rows].unsqueeze(1) - weight.unsqueeze(0)
@@ -151,10 +162,18 @@ def margin_bounds(network: nn.Sequential, box: Box, labels: Tensor) -> Tensor:
     margins = (differences @ centre - differences.abs() @ radius).squeeze(2)
     if bias is not None:
         margins = margins + bias[rows].unsqueeze(1) - bias
+    if rounding:
+        growth = _growth(last.in_features, rounding)
+        largest = box.centre.abs() + box.radius
+        errors = growth * functional.linear(
+            largest, weight.abs(), None if bias is None else bias.abs()
+        )
+        errors = errors + torch.finfo(errors.dtype).tiny
+        margins = margins - errors.gather(1, rows.unsqueeze(1)) - errors
     return margins.scatter(1, rows.unsqueeze(1), float("inf"))
 
 
-Rule = Callable[[Box], Box]
+Rule = Callable[[Box, float], Box]
 
 
 def _layers(network: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -166,7 +185,7 @@ def _layers(network: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modu
         yield from _layers(layer, f"{prefix}.{name}" if prefix else name)
 
 
-def _rule(name: str, layer: nn.Module) -> Rule:
+def _rule(name: str, layer: nn.Module, rounding: float) -> Rule:
     """How a layer maps a box to a box.
 
     Raises:
@@ -185,6 +204,12 @@ def _rule(name: str, layer: nn.Module) -> Rule:
             f"{_shown(name, layer)}; replace it"
         )
         raise UnsupportedModelError(message)
+    if rounding and kind not in _OF_PROGRAMS:
+        message = (
+            "expected layers with bounds of their rounding errors (Linear, Conv2d, ReLU, max "
+            f"pooling, Flatten), got {_shown(name, layer)}; replace it, or pass rounding=0"
+        )
+        raise UnsupportedModelError(message)
     return partial(made, layer)
 
 
@@ -196,29 +221,67 @@ def _shown(name: str, layer: nn.Module) -> str:
     return f"{type(layer).__name__} ({name})"
 
 
-def _ends(layer: nn.Module, box: Box) -> Box:
+def _growth(terms: int, rounding: float) -> float:
+    """What bounds of a sum of products must be widened by, relative to the sum of their sizes.
+
+    The computed sum of n products and a bias differs from the exact one by at most (n + 1) u / (1 -
+    (n + 1) u) times the sum of the sizes, with the unit roundoff u, in any order. It is counted
+    twice, for the network and for the centre of the bounds; 16 u and the further 5 % are more than
+    enough for the rounding of centres, radii, differences and of this term itself, and for the
+    denominator as long as n u is below 1 %.
+
+    Raises:
+        UnsupportedModelError: when a sum is too long for that.
+    """
+    if terms * rounding > _LONGEST:
+        message = (
+            f"expected at most {int(_LONGEST / rounding)} inputs of a unit, got {terms}; compute "
+            "in float64"
+        )
+        raise UnsupportedModelError(message)
+    return 2.1 * (terms + 8) * rounding
+
+
+def _sums(
+    apply: Callable[..., Tensor],
+    layer: Any,  # noqa: ANN401 - a linear layer of any kind
+    box: Box,
+    rounding: float,
+) -> Box:
+    """Bounds of a linear layer, which ``apply(inputs, weight, bias)`` computes."""
+    weight, bias = _cast(layer, box)
+    radius, spare = box.radius, None
+    if rounding:
+        growth = _growth(weight[0].numel(), rounding)
+        # The largest size of an input, which is |centre| + radius.
+        radius = radius.add(torch.maximum(box.upper, -box.lower), alpha=growth)
+        spare = weight.new_zeros(len(weight)) if bias is None else bias.abs()
+        # The smallest normal number, for products that underflow.
+        spare = growth * spare + torch.finfo(spare.dtype).tiny
+    centre = apply(box.centre, weight, bias)
+    radius = apply(radius, weight.abs(), spare)
+    return Box(centre - radius, centre + radius)
+
+
+def _ends(layer: nn.Module, box: Box, _rounding: float) -> Box:
     """A nondecreasing layer maps the ends of the box to the ends of the result."""
     # Copies: some layers work in place.
     return Box(layer(box.lower.clone()), layer(box.upper.clone()))
 
 
-def _linear(layer: nn.Linear, box: Box) -> Box:
-    weight, bias = _cast(layer, box)
-    return _of(
-        functional.linear(box.centre, weight, bias), functional.linear(box.radius, weight.abs())
-    )
+def _linear(layer: nn.Linear, box: Box, rounding: float) -> Box:
+    return _sums(functional.linear, layer, box, rounding)
 
 
-def _convolution(layer: nn.Conv2d, box: Box) -> Box:
-    weight, bias = _cast(layer, box)
+def _convolution(layer: nn.Conv2d, box: Box, rounding: float) -> Box:
     apply = partial(
         functional.conv2d,
         stride=layer.stride, padding=layer.padding, dilation=layer.dilation, groups=layer.groups,
     )  # fmt: skip
-    return _of(apply(box.centre, weight, bias), apply(box.radius, weight.abs()))
+    return _sums(apply, layer, box, rounding)
 
 
-def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, box: Box) -> Box:
+def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, box: Box, _rounding: float) -> Box:
     assert layer.running_mean is not None
     assert layer.running_var is not None
     shape = (1, -1, *(1 for _ in box.lower.shape[2:]))
@@ -229,12 +292,8 @@ def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, box: Box) -> Box:
         weight, shift = _cast(layer, box)
         scale = scale * weight
     moved = shift - mean * scale
-    return _of(
-        box.centre * scale.view(shape) + moved.view(shape), box.radius * scale.abs().view(shape)
-    )
-
-
-def _of(centre: Tensor, radius: Tensor) -> Box:
+    centre = box.centre * scale.view(shape) + moved.view(shape)
+    radius = box.radius * scale.abs().view(shape)
     return Box(centre - radius, centre + radius)
 
 
@@ -242,6 +301,10 @@ def _cast(layer: Any, box: Box) -> tuple[Tensor, Any]:  # noqa: ANN401 - the bia
     """Weight and bias in the dtype and on the device of the box."""
     bias = None if layer.bias is None else layer.bias.to(box.lower)
     return layer.weight.to(box.lower), bias
+
+
+_LONGEST = 0.01
+"""Largest number of terms of a sum, times the unit roundoff, for which :func:`_growth` holds."""
 
 
 def _always(_layer: nn.Module) -> bool:
@@ -273,5 +336,11 @@ _RULES: Mapping[type[nn.Module] | None, tuple[Callable[..., Box], Callable[[Any]
     nn.BatchNorm2d: (_batch_norm, lambda layer: layer.running_mean is not None),
 }
 """How each type of layer maps a box, and the condition under which it may."""
+
+_OF_PROGRAMS = (
+    *(Ramp, nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.ReLU, nn.ReLU6),
+    *(nn.Hardtanh, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d),
+)
+"""Types of layers whose bounds hold in floating point too."""
 
 _CHANGED_IN_TRAINING = (nn.Dropout, nn.Dropout2d, nn.BatchNorm1d, nn.BatchNorm2d)

@@ -200,6 +200,74 @@ def test_balls_are_cut_to_the_pixel_bounds() -> None:
             Box.around(images, wrong)
 
 
+FLOAT32 = 2.0**-24
+"""Unit roundoff of float32."""
+
+
+def wide() -> nn.Sequential:
+    """A float32 network whose sums are long and nearly cancel."""
+    layers = (nn.Conv2d(3, 40, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten())
+    net = nn.Sequential(*layers, nn.Linear(40 * 64, 30), nn.ReLU(), nn.Linear(30, 4))
+    return randomised(net).float()  # type: ignore[return-value]
+
+
+def other_orders(net: nn.Sequential, images: Tensor) -> Iterator[Tensor]:
+    """The logits in float32, with sums in several orders."""
+    yield net(images)
+    yield torch.cat([net(image.unsqueeze(0)) for image in images])
+    hidden, last = net[:4](images), net[4]
+    assert isinstance(last, nn.Linear)
+    for seed in range(5):
+        order = torch.randperm(hidden.shape[1], generator=drawn(seed))
+        summed = torch.nn.functional.linear(hidden[:, order], last.weight[:, order], last.bias)
+        yield net[5:](summed)
+
+
+def test_bounds_with_rounding_hold_for_computed_numbers_in_any_order() -> None:
+    net, centre = wide(), torch.rand(40, 3, 16, 16, generator=drawn())
+    labels = torch.arange(40) % 4
+    point = Box(centre, centre)
+    narrow, sound = (interval_bounds(net, point, rounding=unit) for unit in (0.0, FLOAT32))
+    margins, safe = (margin_bounds(net, point, labels, rounding=unit) for unit in (0.0, FLOAT32))
+    outside = below = 0
+    for logits in other_orders(net, centre):
+        assert bool((logits >= sound.lower).all())
+        assert bool((logits <= sound.upper).all())
+        computed = logits.gather(1, labels.unsqueeze(1)) - logits
+        others = torch.arange(4) != labels.unsqueeze(1)
+        assert bool((computed >= safe)[others].all())
+        outside += int(((logits < narrow.lower) | (logits > narrow.upper)).sum())
+        below += int((computed < margins)[others].sum())
+    # Bounds that ignore rounding errors do not hold.
+    assert outside > 10
+    assert below > 10
+    # And little is given away, beside the size of the logits.
+    scale = float(net(centre).abs().mean())
+    assert float((sound.upper - narrow.upper).max()) < 0.1 * scale
+    assert bool((sound.upper > narrow.upper).all())
+
+
+def test_bounds_with_rounding_in_float32_enclose_those_of_exact_arithmetic() -> None:
+    net, centre = wide(), torch.rand(20, 3, 16, 16, generator=drawn())
+    box = Box((centre - 0.1).clamp_min(0), (centre + 0.1).clamp_max(1))
+    short = interval_bounds(net, box, rounding=FLOAT32)
+    exact = interval_bounds(net.double(), Box(box.lower.double(), box.upper.double()))
+    assert bool((short.lower < exact.lower).all())
+    assert bool((short.upper > exact.upper).all())
+    plain = interval_bounds(net.float(), box)
+    # Without the rounding errors the two kinds of bounds differ in both directions.
+    assert bool((plain.lower > exact.lower).any())
+    assert bool((plain.lower < exact.lower).any())
+
+
+def test_what_has_no_bounds_of_its_rounding_errors_is_refused() -> None:
+    box = Box.around(torch.rand(2, 4), 0.1)
+    with pytest.raises(UnsupportedModelError, match=r"rounding errors .*, got Tanh \(0\)"):
+        interval_bounds(nn.Sequential(nn.Tanh()).eval(), box, rounding=FLOAT32)
+    with pytest.raises(UnsupportedModelError, match="at most 2 inputs of a unit, got 4"):
+        interval_bounds(nn.Linear(4, 2), box, rounding=0.004)
+
+
 class Doubled(nn.Linear):
     """A layer that computes something else than its class."""
 

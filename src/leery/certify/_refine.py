@@ -37,12 +37,12 @@ def certified_by_splitting(
     # The first layer acts on single pixels: boxes are split behind it.
     first, *rest = network.layers
     body = nn.Sequential(*rest)
-    inner = interval_bounds(first, Box(network.scaled(box.lower), network.scaled(box.upper)))
+    inner = interval_bounds(first, network.scaled_box(box), rounding=network.rounding)
     found = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
     waiting = _Boxes(inner, labels, torch.arange(len(labels), device=labels.device))
     given_up = found.clone()
     while len(waiting):
-        gaps, pixels, refuted = _examined(body, waiting, least)
+        gaps, pixels, refuted = _examined(body, waiting, least, network.rounding)
         given_up[waiting.owners[refuted]] = True
         waiting, pixels = waiting.rows(gaps <= 0), pixels[gaps <= 0]
         counts = torch.bincount(waiting.owners, minlength=len(labels))
@@ -86,18 +86,21 @@ class _Boxes:
         return _Boxes(Box(*ends), self.labels.repeat(2), self.owners.repeat(2))
 
 
-def _examined(body: nn.Sequential, open_boxes: _Boxes, least: Tensor) -> tuple[Tensor, ...]:
+def _examined(
+    body: nn.Sequential, open_boxes: _Boxes, least: Tensor, rounding: float
+) -> tuple[Tensor, ...]:
     """The smallest lower bound above the thresholds, where to split, and which are refuted.
 
     Returns:
         float64 ``(B,)``; int64 ``(B,)``, the flat index of a pixel; bool ``(B,)``.
     """
-    labels = open_boxes.labels
+    labels, box = open_boxes.labels, open_boxes.box
     with torch.enable_grad():
-        centre, radius = open_boxes.box.centre, open_boxes.box.radius.requires_grad_()
-        margins = margin_bounds(body, Box(centre - radius, centre + radius), labels)
+        ends = Box(box.lower.detach().requires_grad_(), box.upper.detach().requires_grad_())
+        margins = margin_bounds(body, ends, labels, rounding=rounding).double()
         gaps = (margins - least).amin(1)
-        (slopes,) = torch.autograd.grad(gaps.sum(), radius)
-    weakening = (-slopes * radius.detach()).flatten(1)
-    refuted = (margin_bounds(body, Box(centre, centre), labels) - least).amin(1) <= 0
+        below, above = torch.autograd.grad(gaps.sum(), (ends.lower, ends.upper))
+    weakening = ((below - above) * box.radius).flatten(1)
+    point = Box(box.centre, box.centre)
+    refuted = (margin_bounds(body, point, labels).double() - least).amin(1) <= 0
     return gaps.detach(), weakening.argmax(1), refuted

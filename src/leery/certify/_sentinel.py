@@ -38,8 +38,9 @@ from leery.training import FitParts, SentinelNetwork, SentinelRecipe, TrainingSe
 
 __all__ = ["Sentinel"]
 
-_SLACK = 1e-4
-"""What a bound must exceed a threshold by, far above the rounding errors of float64."""
+_SPARE = 2.0**-22
+"""What balls are widened by, relative to the largest pixel value: pixels moved by epsilon in
+float32 lie inside."""
 
 _HALVINGS = 10
 """Number of halvings of the interval in which a radius lies."""
@@ -81,8 +82,11 @@ class Sentinel:
         model: the classifier.
 
     Notes:
-        Everything but the training is computed in float64. The certificates are for the
-        L-infinity norm only, and for images whose pixels lie within the bounds.
+        The certificates are for the L-infinity norm only, and for images whose pixels lie within
+        the bounds. They hold for the scores that this program computes, not only for exact
+        arithmetic: every rounding error of the scores and of the bounds is counted. Both are
+        computed in float32 on a CPU, and in float64 on other devices, whose float32 is often not
+        what it says.
 
     Raises:
         InputError: when a setting is outside its range.
@@ -129,7 +133,7 @@ class Sentinel:
 
     @property
     def network_(self) -> SentinelNetwork:
-        """The trained network, in eval mode and float64.
+        """The trained network, in eval mode.
 
         Raises:
             NotFittedError: before :meth:`fit`.
@@ -237,12 +241,13 @@ class Sentinel:
         """Take a trained network instead of training one.
 
         Args:
-            network: the network; it is moved to the classifier's device, in float64.
+            network: the network; it is moved to the classifier's device.
             inputs: the training images.
             calibration: an earlier calibration; None for none.
             seen: int64 ``(N,)``, hashes of the training images; None if they are unknown.
         """
-        self._network = network.to(_place(self.model)).double().eval()
+        place = _place(self.model)
+        self._network = network.to(place, _precision(place)).eval()
         self._inputs, self._calibration = inputs, calibration
         self._seen = torch.empty(0, dtype=torch.int64) if seen is None else seen
         return self
@@ -420,10 +425,11 @@ class Sentinel:
                 f"{int(predicted.max())}; fit another sentinel"
             )
             raise UnsupportedModelError(message)
-        logits: Tensor = network(images.to(network.low.device).double())
-        own = predicted.to(logits.device).unsqueeze(1)
-        others = logits.scatter(1, own, -torch.inf).amax(1)
-        return others - logits.gather(1, own).squeeze(1)
+        with torch.autocast(network.low.device.type, enabled=False):
+            logits: Tensor = network(images.to(network.low))
+            own = predicted.to(logits.device).unsqueeze(1)
+            others = logits.scatter(1, own, -torch.inf).amax(1)
+            return (others - logits.gather(1, own).squeeze(1)).double()
 
     # ---- certificates ----------------------------------------------------------------------------
 
@@ -446,12 +452,12 @@ class Sentinel:
             NotFittedError: before :meth:`calibrate`.
             InputError: when images, labels or a setting do not fit.
         """
-        least = self._least()
+        least = self._highest()
         check_count(boxes, "boxes")
         found = []
         with torch.no_grad():
             for truth, box in self._balls(images, labels, epsilon):
-                proved = (self.network_.margins(box, truth) > least).all(1)
+                proved = (self.network_.margins(box, truth).double() > least).all(1)
                 if boxes > 1 and not bool(proved.all()):
                     rest = ~proved
                     proved[rest] = certified_by_splitting(
@@ -467,12 +473,12 @@ class Sentinel:
 
         Arguments, result and errors are those of :meth:`certify`.
         """
-        highest = torch.from_numpy(self.thresholds_).to(self.network_.low)
+        highest = self._highest()
         found = []
         with torch.no_grad():
             for truth, box in self._balls(images, labels, epsilon):
-                margins = self.network_.margins(box, truth).amin(1)
-                found.append((margins >= _SLACK - highest[truth]).cpu().numpy())
+                margins = self.network_.margins(box, truth).double().amin(1)
+                found.append((margins >= -highest[truth]).cpu().numpy())
         return np.concatenate(found)
 
     def radius(self, images: Tensor, labels: Tensor) -> np.ndarray:
@@ -513,9 +519,9 @@ class Sentinel:
             ]
         return torch.cat(found).cpu(), predicted.cpu()
 
-    def _least(self) -> Tensor:
-        """What the label's logit must exceed each other logit by, float64 ``(classes,)``."""
-        return torch.from_numpy(self.thresholds_).to(self.network_.low) + _SLACK
+    def _highest(self) -> Tensor:
+        """The highest score of each predicted class that is not flagged, float64 ``(classes,)``."""
+        return torch.from_numpy(self.thresholds_).to(self.network_.low.device)
 
     def _balls(
         self, images: Tensor, labels: Tensor, epsilon: float | Tensor
@@ -526,6 +532,7 @@ class Sentinel:
         check_labels(labels, len(images), self.classes_)
         assert inputs.bounds is not None
         radii = torch.as_tensor(epsilon, dtype=torch.float64).broadcast_to(len(images))
+        radii = radii + _SPARE * float(torch.as_tensor(inputs.bounds).abs().max())
         for batch, truth, radius in zip(
             *(part.split(self._batch_size) for part in (images, labels, radii)), strict=True
         ):
@@ -570,6 +577,15 @@ def _network(weights: Mapping[str, Tensor], inputs: InputSpec, *, ramp: bool) ->
         message = f"expected the weights of a sentinel, got {brief(error)}; fit again"
         raise InputError(message) from error
     return network.requires_grad_(requires_grad=False)
+
+
+def _precision(place: torch.device) -> torch.dtype:
+    """The type in which scores and bounds are computed on a device.
+
+    On GPUs, and where someone has allowed it on CPUs, float32 may stand for shorter types.
+    """
+    exact = place.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
+    return torch.float32 if exact else torch.float64
 
 
 def _place(model: nn.Module) -> torch.device:

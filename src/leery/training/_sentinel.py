@@ -115,16 +115,27 @@ class SentinelNetwork(nn.Module):
     def margins(self, box: Box, labels: Tensor) -> Tensor:
         """Lower bounds of the label's logit minus each other logit over a box of images.
 
+        They hold for the logits that this network computes in the type of its weights, rounding
+        errors included, and for their computed differences.
+
         Args:
             box: images, in the units of their pixels.
             labels: int64 ``(N,)``.
 
         Returns:
-            ``(N, classes)``, of the box's type; infinite in the column of the label.
+            ``(N, classes)``, of the weights' type; infinite in the column of the label.
         """
-        return margin_bounds(
-            self.layers, Box(self.scaled(box.lower), self.scaled(box.upper)), labels
-        )
+        return margin_bounds(self.layers, self.scaled_box(box), labels, rounding=self.rounding)
+
+    def scaled_box(self, box: Box) -> Box:
+        """The box of the rescaled pixels, of the weights' type."""
+        # Rounding and rescaling do not decrease, so that the ends stay the ends.
+        return Box(*(self.scaled(end.to(self.low.dtype)) for end in (box.lower, box.upper)))
+
+    @property
+    def rounding(self) -> float:
+        """Unit roundoff of the weights' type."""
+        return torch.finfo(self.low.dtype).eps / 2
 
 
 @dataclass(frozen=True)
