@@ -19,7 +19,7 @@ FLOORS = [
     {"names"},
     {"errors", "_not_fitted"},
     {"_checks", "_extras", "_files", "_progress"},
-    {"tuning", "calibration", "intervals"},
+    {"tuning", "calibration", "intervals", "_recorded"},
     {"tasks", "reporting"},
     {"data", "inputs"},
     {"models"},
