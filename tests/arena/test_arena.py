@@ -1,5 +1,6 @@
 """The arena: what is compared with what, detectors of one's own, broken ones, kills."""
 
+import io
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
@@ -26,6 +28,7 @@ from leery.arena._score_stage import _Stored
 from leery.arena._workspace import CHANGES, FRESH_CHANGES, Split, Workspace
 from leery.attacks import PGD
 from leery.classifiers import Classifier, build, pretrained, save_classifier
+from leery.cli._arena import _leaderboard as board_of
 from leery.errors import DataError, InputError
 from leery.evaluation import roc_auc_interval
 from leery.models import fingerprint, predict
@@ -314,6 +317,36 @@ def test_a_summary_has_means_over_classifiers_and_the_worst_attack_of_the_worst(
     assert found.worst_at_1_fpr.tolist() == pytest.approx([0.65, 0.5])
     assert found.worst_attack_at_1_fpr.tolist() == ["DDN", "FGSM 0.30"]
     assert found.worst_at_1_fpr_sd.tolist() == pytest.approx([0.1 / 2**0.5, 0.6 / 2**0.5])
+
+
+def test_a_detector_that_raised_for_one_classifier_is_last_and_shows_its_error(
+    tmp_path: Path,
+) -> None:
+    table = pd.DataFrame(
+        {
+            "seed": [0, 1, 0, 1],
+            "detector": ["a", "a", "b", "b"],
+            "learns_from_attacks": False,
+            "error": ["", "ValueError: no [idea]", "", ""],
+            "worst_attack_at_1_fpr": ["DDN", None, "DDN", "DDN"],
+            "worst_at_1_fpr": [0.9, np.nan, 0.6, 0.7],
+            "worst_at_1_fpr_low": [0.8, np.nan, 0.5, 0.6],
+            "worst_at_1_fpr_high": [0.95, np.nan, 0.7, 0.8],
+            "mean_at_1_fpr": [0.9, np.nan, 0.8, 0.8],
+        }
+    )
+    table.to_csv(tmp_path / "leaderboard.csv", index=False)
+    for given in (table, pd.read_csv(tmp_path / "leaderboard.csv")):
+        found = summary(given)
+        assert found.detector.tolist() == ["b", "a"]
+        assert found.error.tolist() == ["", "ValueError: no [idea]"]
+        # The images are the same for both classifiers: there is no interval of a mean over them.
+        assert found.worst_at_1_fpr_low.isna().all()
+    shown = Console(width=200, file=io.StringIO())
+    shown.print(board_of(summary(table)))
+    assert "ValueError: no [idea]" in shown.file.getvalue()  # type: ignore[attr-defined]
+    one = summary(table[table.seed == 0])
+    assert one.worst_at_1_fpr_low.tolist() == [0.8, 0.5]
 
 
 def test_an_attack_that_was_run_gives_its_images_in_any_order_and_no_others(

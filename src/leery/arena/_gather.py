@@ -67,21 +67,28 @@ def summary(leaderboard: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns of floats are means over the classifiers; other columns are those of the classifier
-        with the smallest share found for the worst attack. Columns whose names end in ``_sd`` hold
-        the standard deviation of the worst and mean shares at 1 % over the classifiers, NaN if
-        there is only one.
+        with the smallest share found for the worst attack. Intervals are NaN if there are several
+        classifiers. Columns whose names end in ``_sd`` hold the standard deviation of the worst and
+        mean shares at 1 % over the classifiers, NaN if there is only one. A detector that raised
+        for any classifier has its error, and stands behind the others.
     """
-    if "worst_at_1_fpr" not in leaderboard:
-        return leaderboard.drop_duplicates("detector")
-    ordered = leaderboard.sort_values("worst_at_1_fpr", kind="stable")
+    board = leaderboard.assign(error=leaderboard["error"].fillna(""))
+    if "worst_at_1_fpr" not in board:
+        return board.drop_duplicates("detector")
+    ordered = board.sort_values("worst_at_1_fpr", kind="stable")
     groups = ordered.groupby("detector", sort=False)
     table = groups.first()
     numbers = [name for name in table.columns if ordered[name].dtype.kind == "f"]
     table[numbers] = groups[numbers].mean()
+    several = groups.size() > 1
+    table.loc[several, [name for name in numbers if name.endswith(("_low", "_high"))]] = np.nan
+    table["error"] = groups["error"].max()
     for name in ("worst_at_1_fpr", "mean_at_1_fpr"):
         table[f"{name}_sd"] = groups[name].std()
-    order = ["worst_at_1_fpr", "mean_at_1_fpr"]
-    return table.sort_values(order, ascending=False, kind="stable").reset_index()
+    table["raised"] = table["error"] != ""
+    order = ["raised", "worst_at_1_fpr", "mean_at_1_fpr"]
+    table = table.sort_values(order, ascending=[True, False, False], kind="stable")
+    return table.drop(columns="raised").reset_index()
 
 
 def _read(workspace: Workspace, entry: Entry) -> tuple[dict[str, np.ndarray], str]:

@@ -111,7 +111,7 @@ def _leaderboard(board: pd.DataFrame, times: pd.DataFrame) -> Sheet:
                 *head,
                 Cell(str(row["worst_attack_at_1_fpr"])),
                 _share(row, "worst_at_1_fpr"),
-                Cell(f"{row['worst_at_1_fpr_low']:.2f} to {row['worst_at_1_fpr_high']:.2f}"),
+                _interval(row, "worst_at_1_fpr"),
                 *(
                     _share(row, column)
                     for column in (
@@ -137,6 +137,12 @@ def _leaderboard(board: pd.DataFrame, times: pd.DataFrame) -> Sheet:
         "clean images only. Times: processor time of one thread on the machine that ran the "
         "detector.",
     )
+
+
+def _interval(row: Mapping[str, Any], column: str) -> Cell:
+    """The interval of a share, or a dash where there is none."""
+    low, high = row[f"{column}_low"], row[f"{column}_high"]
+    return Cell("-" if math.isnan(low) else f"{low:.2f} to {high:.2f}")
 
 
 def _share(row: Mapping[str, Any], column: str) -> Cell:
@@ -229,9 +235,11 @@ def _times_sheet(table: pd.DataFrame) -> Sheet:
 
 
 def _plots(out: Path, tables: Tables, board: pd.DataFrame, dataset: str) -> dict[str, Plot | None]:
-    """Draw the figures for which there is data, and write the SVG files."""
+    """Draw the figures for which there is data, and write the SVG files; earlier ones go."""
     order = list(board["detector"])
     found: dict[str, Plot | None] = dict.fromkeys(("cells", "cost", "trainings", "alarms"))
+    for name in found:
+        (out / _svg_of(name)).unlink(missing_ok=True)
     if tables["cells"].empty:
         return found
     make_folder(out / "figures")
@@ -276,11 +284,15 @@ def _plots(out: Path, tables: Tables, board: pd.DataFrame, dataset: str) -> dict
     return found
 
 
+def _svg_of(name: str) -> str:
+    return f"figures/{name}.svg"
+
+
 def _plot(out: Path, name: str, *, title: str, caption: str, data: str, figure: Any) -> Plot:  # noqa: ANN401 - a function that draws
     with figure_style():
         drawn: Figure = figure()
         svg = to_svg(drawn, name)
-    file = f"figures/{name}.svg"
+    file = _svg_of(name)
     write_atomically(out / file, svg)
     own = f"figure-{name}"
     return Plot(own, title, caption, caption, themed(svg, own), data, file)

@@ -5,6 +5,7 @@ import io
 import random
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -18,7 +19,7 @@ from leery.arena._detectors import Entry
 from leery.arena._workspace import Labelled, Workspace, error_file
 from leery.baselines import SupervisedBaseline
 from leery.detector import MetricTable
-from leery.errors import DataError, InputError, OutputError, StudyFileError, brief
+from leery.errors import InputError, brief
 from leery.models import content_hashes
 from leery.tasks import write_seconds
 
@@ -40,17 +41,14 @@ def score_detector(workspace: Workspace, entry: Entry, path: Path) -> None:
         entry: the detector.
         path: the file of its scores.
     """
-    _seed_everything(crc32(entry.name.encode()) ^ workspace.config.seed)
+    _start_afresh(crc32(entry.name.encode()) ^ workspace.config.seed)
     make_folder(path.parent)
     seconds: dict[str, float] = {}
     start = time.process_time()
     try:
         arrays = _scores(workspace, entry, seconds)
-    except (DataError, OutputError, StudyFileError, MemoryError):
-        raise
-    # A detector may be user code, which can raise any exception.
-    except Exception as error:
-        write_atomically(error_file(path), brief(error))
+    except _Failure as failure:
+        write_atomically(error_file(path), str(failure))
         return
     seconds["total"] = time.process_time() - start
     stream = io.BytesIO()
@@ -60,11 +58,32 @@ def score_detector(workspace: Workspace, entry: Entry, path: Path) -> None:
     error_file(path).unlink(missing_ok=True)
 
 
-def _seed_everything(seed: int) -> None:
-    """Seed the global generators, which a user's detector may use."""
+class _Failure(Exception):  # noqa: N818 - a detector's error, which is shown and never raised
+    """What went wrong in a detector."""
+
+
+@contextmanager
+def _code_of_the_detector() -> Iterator[None]:
+    """Turn whatever a detector raises into a failure; it may be a user's code.
+
+    Raises:
+        _Failure: when it raises, runs out of memory or calls ``sys.exit``.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        # A text that cannot be encoded could not be written.
+        text = brief(error).encode(errors="backslashreplace").decode()
+        raise _Failure(text) from error
+
+
+def _start_afresh(seed: int) -> None:
+    """Seed the global generators, and undo what detectors before this one may have switched."""
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - the global one
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the global one
     torch.manual_seed(seed)
+    torch.set_grad_enabled(True)
+    torch.set_default_dtype(torch.float32)
 
 
 def _sets_of(workspace: Workspace) -> Iterator[tuple[str, Tensor]]:
@@ -77,7 +96,6 @@ def _sets_of(workspace: Workspace) -> Iterator[tuple[str, Tensor]]:
 
 def _scores(workspace: Workspace, entry: Entry, seconds: dict[str, float]) -> Scores:
     """The scores of every set of images, after training on every set of attacks."""
-    model = copy.deepcopy(workspace.classifier().model)
     trainings: Mapping[str, tuple[str, ...]] = {"": ()}
     if entry.supervised:
         trainings = workspace.config.trainings
@@ -85,18 +103,42 @@ def _scores(workspace: Workspace, entry: Entry, seconds: dict[str, float]) -> Sc
     tables: dict[str, MetricTable] = {}
     arrays: Scores = {}
     for trained_on, cells in trainings.items():
-        start = time.process_time()
         attacks = [_Stored(workspace, cell) for cell in cells]
-        if isinstance(detector, SupervisedBaseline):
-            detector.learn(_clean(workspace), attacks)
-        else:
-            # A new one each time, so that it has seen no attacks other than these.
-            detector = entry.make(model)
-            detector.fit(workspace.train(), _clean(workspace), attacks)
+        train, clean = workspace.train(), _clean(workspace)
+        start = time.process_time()
+        with _code_of_the_detector():
+            if _keeps_its_metrics(detector):
+                detector.learn(clean, attacks)
+            else:
+                # A new one and a new classifier, so that neither has seen any other attack.
+                detector = entry.make(copy.deepcopy(workspace.classifier().model))
+                _check_declared(entry, detector)
+                detector.fit(train, clean, attacks)
         seconds.setdefault("fit", time.process_time() - start)
         for name, scores in _scored(workspace, detector, tables, seconds):
             arrays[f"{trained_on}|{name}"] = scores
     return arrays
+
+
+def _keeps_its_metrics(detector: Any) -> bool:  # noqa: ANN401 - of any class
+    """Whether a detector's metrics do not depend on attacks: of leery's own this is known."""
+    own = type(detector).__module__.startswith("leery.baselines.")
+    return own and isinstance(detector, SupervisedBaseline)
+
+
+def _check_declared(entry: Entry, detector: object) -> None:
+    """Raise if a detector learns from attacks and the function that made it does not say so.
+
+    Raises:
+        InputError: when that is so.
+    """
+    if getattr(detector, "learns_from_attacks", False) and not entry.supervised:
+        message = (
+            f"expected {entry.factory} to say that its detector learns from attacks, got no such "
+            f"attribute; write {entry.factory.partition(':')[2]}.learns_from_attacks = True below "
+            "the function"
+        )
+        raise InputError(message)
 
 
 def _scored(
@@ -107,18 +149,23 @@ def _scored(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The scores of every set; metrics that are already in ``tables`` are not measured again."""
     if tables:
-        yield from ((name, detector.score_of(table)) for name, table in tables.items())
+        for name, table in tables.items():
+            with _code_of_the_detector():
+                scores = _checked(detector.score_of(table), len(table), name)
+            yield name, scores
         return
     for name, images in _sets_of(workspace):
         start = time.process_time()
-        if isinstance(detector, SupervisedBaseline):
-            tables[name] = detector.measure(images)
-            scores = detector.score_of(tables[name])
-        else:
-            scores = np.asarray(detector.score(images), dtype=np.float64)
+        with _code_of_the_detector():
+            if _keeps_its_metrics(detector):
+                tables[name] = detector.measure(images)
+                scores = detector.score_of(tables[name])
+            else:
+                scores = np.asarray(detector.score(images), dtype=np.float64)
+            _checked(scores, len(images), name)
         seconds["score"] = seconds.get("score", 0) + time.process_time() - start
         seconds["images"] = seconds.get("images", 0) + len(images)
-        yield name, _checked(scores, len(images), name)
+        yield name, scores
 
 
 def _clean(workspace: Workspace) -> Labelled:

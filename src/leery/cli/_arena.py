@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from leery.cli._groups import with_groups
-from leery.cli._options import DataDir, Dataset, Seed, Workers, stoppable
+from leery.cli._options import DataDir, Dataset, Seed, Workers, plain_text, stoppable
 from leery.names import BASELINES, IMAGE_BASELINES, SUPERVISED_BASELINES
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def arena(
         tables = run_arena(config, folder, workers=workers, progress=True)
     console = Console(highlight=False)
     console.print(_leaderboard(summary(tables["leaderboard"])))
-    console.print(f"Page: {folder / PAGE}")
+    console.print(f"Page: {folder / PAGE}", markup=False)
 
 
 def _leaderboard(table: pd.DataFrame) -> Table:
@@ -118,13 +118,13 @@ def _leaderboard(table: pd.DataFrame) -> Table:
     for heading in ("share found", "mean share", "false alarms"):
         shown.add_column(heading, justify="right")
     for row in table.itertuples():
-        name = f"{row.detector} *" if row.learns_from_attacks else str(row.detector)
+        name = plain_text(f"{row.detector} *" if row.learns_from_attacks else str(row.detector))
         if row.error:
-            shown.add_row(name, str(row.error), "", "", "")
+            shown.add_row(name, plain_text(str(row.error)), "", "", "")
             continue
         shown.add_row(
             name,
-            str(row.worst_attack_at_1_fpr),
+            plain_text(str(row.worst_attack_at_1_fpr)),
             *(f"{share:.2f}" for share in (row.worst_at_1_fpr, row.mean_at_1_fpr)),
             f"{row.false_alarms_at_1_fpr:.1%}",
         )

@@ -23,6 +23,7 @@ from leery.cli._options import (
     no_attack,
     parse_attacks,
     parse_bounds,
+    plain_text,
     print_json,
     stoppable,
 )
@@ -190,8 +191,8 @@ def _table(found: pd.DataFrame) -> Table:
             interval = f"{row.auc_low:.3f}-{row.auc_high:.3f}"
             flagged = "" if not calibrated or row.found != row.found else f"{row.found:.1%}"
             table.add_row(
-                words[str(row.positives)].format(row.attack),
-                *([str(row.detector)] if compared else []),
+                plain_text(words[str(row.positives)].format(row.attack)),
+                *([plain_text(str(row.detector))] if compared else []),
                 f"{row.n_adversarial:,}",
                 f"{row.auc:.3f}",
                 *([] if compared else [interval]),

@@ -43,6 +43,7 @@ __all__ = [
     "no_attack",
     "parse_attacks",
     "parse_bounds",
+    "plain_text",
     "plain_values",
     "print_json",
     "stoppable",
@@ -222,13 +223,13 @@ def no_attack() -> InputError:
 
 def facts_table(title: str, facts: Mapping[str, object]) -> Table:
     """Names and values for people."""
-    table = Table(title=_plain(title), title_justify="left", show_header=False, box=None)
+    table = Table(title=plain_text(title), title_justify="left", show_header=False, box=None)
     for name, value in facts.items():
-        table.add_row(name, _plain(str(value)))
+        table.add_row(name, plain_text(str(value)))
     return table
 
 
-def _plain(text: str) -> Text:
+def plain_text(text: str) -> Text:
     """Text as it is: no markup, and no control codes, whoever wrote it."""
     return Text("".join(sign if sign.isprintable() else "?" for sign in text))
 

@@ -162,8 +162,8 @@ def loaded_object(name: str, what: str) -> Any:  # noqa: ANN401 - whatever the m
             f"expected a Python module {missing!r}, got none; install it or change to its folder"
         )
         raise InputError(message) from error
-    # User code can raise any exception.
-    except Exception as error:
+    # User code can raise any exception, or end the program.
+    except (Exception, SystemExit) as error:
         message = f"expected to import a {what} as {name}, got {brief(error)}; fix its code"
         raise InputError(message) from error
     finally:
