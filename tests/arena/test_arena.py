@@ -333,6 +333,7 @@ def test_a_detector_that_raised_for_one_classifier_is_last_and_shows_its_error(
             "worst_at_1_fpr_low": [0.8, np.nan, 0.5, 0.6],
             "worst_at_1_fpr_high": [0.95, np.nan, 0.7, 0.8],
             "mean_at_1_fpr": [0.9, np.nan, 0.8, 0.8],
+            "false_alarms_at_1_fpr": [0.01, np.nan, 0.01, 0.01],
         }
     )
     table.to_csv(tmp_path / "leaderboard.csv", index=False)
