@@ -1,11 +1,10 @@
 """What recipes of a sentinel certify, judged on training images only.
 
-    python benchmarks/sentinels.py mnist clean=0.6 width=24 ...
+    python benchmarks/sentinels.py mnist clean_weight=0.6 width=24 ...
 
-Each recipe is a line of settings separated by commas, such as ``clean=0.6,epochs=40``. A sentinel
-is trained on the first 50,000 training images; its threshold is set on 5,000 of the others and its
-certificates are counted on the last 5,000. One JSON line per recipe is printed; the recipe that
-ships was chosen among them.
+Each recipe is a line of settings separated by commas, such as ``clean_weight=0.6,epochs=40``. A
+sentinel is trained on 50,000 random training images; its threshold is set on 5,000 others and its
+certificates are counted on the last 5,000. One JSON line per recipe is printed.
 """
 
 import json

@@ -244,7 +244,7 @@ def elsewhere() -> str:
     """What the default finds on other classifiers, in words."""
     tables = {name: found(table)["default"] for name, table in detection_tables().items()}
     shares = {
-        "on the same classifier trained with two other seeds": [
+        "on the same architecture trained with two other seeds": [
             table for scene, table in tables.items() if scene in ("digits-1", "digits-2")
         ],
         "on Fashion-MNIST": [arena_shares("fashion-mnist")["leery"]],
@@ -351,7 +351,18 @@ def exceptions_table() -> str:
                     if strange:
                         baselines = shares.index.str.startswith("baseline")
                         rows += _better(where, shares, baselines, 0.03)
-    return _table(["scene", "attack", "at", "on", "default", "better", "its TPR"], rows)
+    return _table(
+        [
+            "scene",
+            "attack",
+            "false alarms",
+            "threshold set on",
+            "TPR of the default",
+            "better",
+            "TPR of the better",
+        ],
+        rows,
+    )
 
 
 def _better(
@@ -388,7 +399,13 @@ def densities_table() -> str:
             loss = (paper - own["logistic"].to_numpy()).max()
             cells = [f"{own[name].mean():.3f}" for name in judged]
             lines.append([dataset, setting, bandwidth, *cells, f"{max(loss, 0):.3f}"])
-    headings = ["dataset", "setting", "bandwidth", *names, "largest loss, all six logistic"]
+    headings = [
+        "dataset",
+        "setting",
+        "bandwidth",
+        *names,
+        "largest loss of AUC on one attack against the paper's setting",
+    ]
     return _table(headings, lines)
 
 

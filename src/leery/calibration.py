@@ -143,7 +143,7 @@ class Calibration:
         )
 
     def share(self, part: float) -> Self:
-        """The promise for one of two verdicts, of which each may raise a share of the alarms.
+        """The promise of one of two tests that share the false-alarm rate (Bonferroni).
 
         Args:
             part: the share of the false-alarm rate, in (0, 1).
@@ -189,8 +189,9 @@ class Calibration:
             predicted: int64 ``(N,)``, the predicted classes.
 
         Returns:
-            float64 ``(N,)``, in [1 / (n + 1), 1]; uniform for clean images, small for suspicious
-            ones.
+            float64 ``(N,)``, in [1 / (n + 1), 1]; small for suspicious images. On average over
+            calibration sets, a clean image has a value of at most alpha with probability at most
+            alpha.
         """
         found = np.zeros(len(scores))
         for rows, own in self._groups(predicted):

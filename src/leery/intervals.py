@@ -1,4 +1,4 @@
-"""Interval bounds of a network's outputs over boxes of images, also as floating-point programs."""
+"""Interval bounds of a network's outputs over boxes of images, also sound in floating point."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ class Box:
 
 
 class Ramp(nn.Module):
-    r"""A steep ramp on the pixels of black-and-white images.
+    r"""A steep ramp that makes nearly binary images more so.
 
     .. math:: x \mapsto \mathrm{clamp}((x - m) / w + 1/2, 0, 1)
 
@@ -103,9 +103,9 @@ class Ramp(nn.Module):
 def interval_bounds(network: nn.Module, box: Box, *, rounding: float = 0.0) -> Box:
     """Bounds of the network's outputs over a box of inputs.
 
-    For every input in the box, each output lies within the bounds: with ``rounding=0`` the exact
-    output, up to the rounding of the bounds themselves; else the output that is computed in
-    floating point, in whatever order the sums are taken, with the rounding of the bounds included.
+    With ``rounding=0``, the default, the bounds hold for exact arithmetic, up to their own
+    rounding: they prove nothing about a running program. With ``rounding`` above 0 they hold for
+    the outputs that are computed in floating point, in any order of summation.
 
     Args:
         network: a layer of a supported type, or an ``nn.Sequential`` of them, in eval mode:
@@ -140,8 +140,8 @@ def margin_bounds(
         network: a sequence as for :func:`interval_bounds`, with ``Linear`` as its last layer.
         box: inputs.
         labels: int64 ``(N,)``.
-        rounding: as for :func:`interval_bounds`; the difference of the two logits is then one that
-            is computed too.
+        rounding: as for :func:`interval_bounds`; the bound then also covers the rounding error of
+            the subtraction of the two logits.
 
     Returns:
         ``(N, classes)``, of the box's type; infinite in the column of the label.

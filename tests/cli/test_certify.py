@@ -88,7 +88,7 @@ def test_a_sentinel_is_trained_and_added_to_a_detector(place: Place) -> None:
     assert "expected a detector with a calibrated sentinel at plain.leery, got one w" in refused
     place.run(
         *("certify", "train", "plain.leery", "--train", "train.npz", "--clean", "held.npz"),
-        *("--fpr", "0.04", "--share", "0.25", "--epsilon", "0.05", "--epochs", "6"),
+        *("--fpr", "0.04", "--sentinel-share", "0.25", "--epsilon", "0.05", "--epochs", "6"),
         *("--right-only", "--no-harmless", "--out", "both.leery"),
     )
     found = place.json("certify", "both.leery", "--data", "test.npz", "--epsilon", "0.01")
@@ -114,7 +114,7 @@ def test_a_sentinel_is_trained_and_added_to_a_detector(place: Place) -> None:
         (
             (
                 *("train", "plain.leery", "--train", "train.npz", "--clean", "held.npz"),
-                *("--out", "x.leery", "--share", "2", "--epochs", "1"),
+                *("--out", "x.leery", "--sentinel-share", "2", "--epochs", "1"),
             ),
             "share of the alarms",
         ),

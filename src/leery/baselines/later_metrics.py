@@ -23,10 +23,10 @@ _BATCH = 64
 
 
 class LaterMetrics(SupervisedBaseline):
-    """Logistic regression on four uncertainties and the distance that a trained network gives.
+    """Logistic regression on four uncertainties and on the log odds of a small trained network.
 
-    Needs a classifier with dropout. The network and the regression learn from the same attacks. The
-    distance is the network's log odds, from the last hidden layer, that an image is adversarial.
+    Needs a classifier with dropout. The network learns from the last hidden layer whether an image
+    is adversarial. The network and the regression learn from the same attacks.
 
     Args:
         model: the classifier.
@@ -34,7 +34,8 @@ class LaterMetrics(SupervisedBaseline):
 
     Source:
         The later notebooks of Tuna, Catak and Eskil: aleatoric, epistemic and scibilic
-        uncertainty, entropy, and the distance of a network, which is not described there.
+        uncertainty, entropy, and a network's output, which they call a distance and do not
+        describe.
         Departures: the widths and the training of the network are ours.
     """
 

@@ -26,8 +26,9 @@ class DetectorSubnetwork:
     Args:
         model: the classifier.
         layer: name of a layer with outputs ``(N, channels, height, width)``; by default the first
-            one with at most a quarter of the positions of the first such layer, or the last one if
-            there is none. If no layer has such outputs, the middle one of all.
+            one whose feature maps have at most a quarter of the spatial positions of the
+            classifier's first feature maps, else the last layer with feature maps; the middle layer
+            if no layer has any.
         steps: number of training steps, each on 32 adversarial images and 32 clean or noisy ones.
         seed: random seed of the network's weights and of the choice of the images.
         bounds: pixel bounds of the noise and of attacks that have none.

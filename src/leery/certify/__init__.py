@@ -1,7 +1,7 @@
-"""Certificates: proofs that no attacker within a distance can do something.
+"""Certificates: proofs about every perturbation within a distance.
 
-This room holds bounds of networks over boxes of images. Nothing here is estimated from samples, and
-nothing depends on how an attacker searches.
+This package bounds the outputs of networks over boxes of images. Nothing here is sampled, and
+nothing depends on an attacker's method.
 """
 
 from leery.certify._sentinel import Sentinel

@@ -1,4 +1,4 @@
-"""The sentinel: a small network beside a classifier, with provable bounds on what it flags."""
+"""The sentinel: a small network in addition to a classifier, with bounds on what it flags."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -52,7 +52,11 @@ _CALIBRATE = "calibrate(clean, labels, fpr=...)"
 
 
 class Sentinel:
-    r"""A small network that flags images of which it gives another class, with a certificate.
+    r"""A small classifier that flags images, with certificates.
+
+    It flags an image if its logits contradict the predicted class by more than a calibrated
+    threshold. For single images it can be proved that no L-infinity perturbation up to epsilon
+    gives a wrong class unflagged.
 
     With the logits a of the sentinel and the class f(x) that the classifier predicts, the score is
 
@@ -85,8 +89,8 @@ class Sentinel:
         The certificates are for the L-infinity norm only, and for images whose pixels lie within
         the bounds. They hold for the scores that this program computes, not only for exact
         arithmetic: every rounding error of the scores and of the bounds is counted. Both are
-        computed in float32 on a CPU, and in float64 on other devices, whose float32 is often not
-        what it says.
+        computed in float32 on a CPU, and in float64 on other devices, where float32 operations may
+        run at lower precision (TF32).
 
     Raises:
         InputError: when a setting is outside its range.
@@ -242,7 +246,7 @@ class Sentinel:
 
         Args:
             network: the network; it is moved to the classifier's device.
-            inputs: the training images.
+            inputs: shape, type, bounds and range of the training images.
             calibration: an earlier calibration; None for none.
             seen: int64 ``(N,)``, hashes of the training images; None if they are unknown.
         """
@@ -293,7 +297,7 @@ class Sentinel:
             model: the classifier.
             tensors: the tensors by name.
             facts: the values.
-            inputs: the training images.
+            inputs: shape, type, bounds and range of the training images.
 
         Raises:
             InputError: when a tensor is missing or of another shape, or a value is invalid.
@@ -469,9 +473,11 @@ class Sentinel:
     def cannot_alarm(
         self, images: Tensor, labels: Tensor, *, epsilon: float | Tensor
     ) -> np.ndarray:
-        """Whether the sentinel flags no image within epsilon whose class is kept.
+        """Whether the sentinel raises no false alarm within epsilon.
 
-        Arguments, result and errors are those of :meth:`certify`.
+        True where it is proved that the sentinel flags no image within epsilon that the classifier
+        assigns to its true class. Arguments, result and errors are those of :meth:`certify`,
+        without ``boxes``.
         """
         highest = self._highest()
         found = []

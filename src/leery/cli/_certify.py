@@ -45,8 +45,9 @@ if TYPE_CHECKING:
 __all__ = ["certify"]
 
 NOT_COVERED = (
-    "Not covered: attacks in other norms (L2, rotations, patches), larger changes, pixels outside "
-    "the bounds, and images that the classifier already gets wrong."
+    "Not covered: changes that are small only in another norm, such as L2; rotations, patches and "
+    "other unrestricted changes; L-infinity changes above epsilon; pixels outside the bounds. "
+    "Shares leave out images that the classifier gets wrong."
 )
 """What every output says beside a certificate."""
 
@@ -81,7 +82,8 @@ def _is_number(text: str) -> bool:
 certify = typer.Typer(
     cls=_Certify,
     no_args_is_help=True,
-    help="Prove that no attacker inside epsilon fools the classifier without being flagged.",
+    help="Count the images for which it is proved that no L-infinity change up to epsilon gives a "
+    "wrong class without being flagged.",
     epilog="leery certify DETECTOR stands for leery certify images DETECTOR.",
 )
 
@@ -98,7 +100,7 @@ _Epsilons = Annotated[
     list[float],
     typer.Option(
         "--epsilon",
-        help="L-infinity radius in the units of the pixels; several may follow.",
+        help="L-infinity radius in pixel units; several may follow.",
         show_default=False,
     ),
 ]
@@ -106,8 +108,8 @@ _Epsilons = Annotated[
 _Boxes = Annotated[
     int,
     typer.Option(
-        help="Maximum number of boxes per image into which the ball is split where its bounds "
-        "prove nothing (branch and bound); 1 for no splitting."
+        help="Branch and bound: split the ball around an image that is not certified into at most "
+        "this many boxes; 1 for no splitting. Slower. The radii are without splitting."
     ),
 ]
 
@@ -135,11 +137,11 @@ def images(
     resize: Resize = False,
     as_json: Json = False,
 ) -> None:
-    """Count the images for which no attacker inside epsilon can fool the classifier unflagged.
+    """Count the images that are certified: no L-infinity change gives a wrong class unflagged.
 
-    The proof is for the L-infinity norm and holds for any attacker, also one who knows everything.
-    Shares are of the images that the classifier gets right. The detector needs a sentinel, which
-    leery certify train adds.
+    It is proved that every L-infinity change of the image up to epsilon either leaves the class
+    correct or is flagged, whatever the attacker knows. Shares are of the images that the classifier
+    gets right. The detector needs a sentinel, which leery certify train adds.
 
     Examples:
       leery certify guard.leery --model net:make --data test.npz --epsilon 0.1 0.2 0.3
@@ -189,14 +191,21 @@ _Clean = Annotated[
     ),
 ]
 
-_Share = Annotated[float, typer.Option(help="The sentinel's share of the false alarms, in (0, 1).")]
+_Share = Annotated[
+    float,
+    typer.Option(
+        "--sentinel-share",
+        help="Fraction of --fpr that the sentinel's threshold gets; the metrics get the rest.",
+    ),
+]
 
 _Radius = Annotated[
     float | None,
     typer.Option(
         "--epsilon",
         help="Largest L-infinity radius to train for, as a fraction of the pixel range; by default "
-        "0.3 for black-and-white images and 0.05 for others.",
+        "0.3 if at most a quarter of the pixels are neither nearly black nor nearly white (such as "
+        "digits), else 0.05.",
         show_default=False,
     ),
 ]
@@ -211,9 +220,9 @@ class _Training:
     epsilon: _Radius = None
     epochs: Annotated[int, typer.Option(help="Number of epochs.")] = 100
     seed: Seed = 0
-    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted training.")] = (
-        False
-    )
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume an interrupted training run.")
+    ] = False
 
     def sentinel(self, detector: Detector) -> Sentinel:
         """A sentinel for a detector, not yet trained."""
@@ -228,7 +237,10 @@ class _Threshold:
 
     title: ClassVar[str] = "Thresholds"
 
-    fpr: Annotated[float, typer.Option(help="The false-alarm rate, in (0, 1).")] = 0.01
+    fpr: Annotated[
+        float,
+        typer.Option(help="Promised false-alarm rate of metrics and sentinel together, in (0, 1)."),
+    ] = 0.01
     share: _Share = 0.5
     right_only: RightOnly = False
     no_harmless: NoHarmless = False
@@ -391,13 +403,16 @@ def _sentences(facts: dict[str, Any]) -> str:
     alarms = facts["shares"][0]
     radii = facts["radius_quantiles"]
     return (
-        "Certified: no attacker inside the L-infinity epsilon can get a wrong class unflagged. "
-        "Cannot alarm: nor make the sentinel flag an image whose class is kept.\n"
+        "Certified: every image within epsilon (L-infinity) that the classifier gets wrong is "
+        "flagged. Cannot alarm: no image within epsilon that the classifier gets right is flagged "
+        "by the sentinel (the metrics may still flag it). The two are computed independently.\n"
         f"False alarms of the sentinel: {alarms['share']:.2%} (95 % interval {alarms['low']:.2%} "
         f"to {alarms['high']:.2%}), promised at most {facts['false_alarm_rate_of_the_sentinel']:g}"
         f"; of the whole detector at most {facts['false_alarm_rate']:g}.\n"
-        f"Certified L-infinity radius: median {radii['0.5']:.3g}, quartiles {radii['0.25']:.3g} "
-        f"and {radii['0.75']:.3g}.\n{facts['not_covered']}"
+        "Read the certified share together with the false-alarm rate: a detector that flags every "
+        "image would certify every image.\n"
+        f"Certified L-infinity radius (without splitting): median {radii['0.5']:.3g}, quartiles "
+        f"{radii['0.25']:.3g} and {radii['0.75']:.3g}.\n{facts['not_covered']}"
     )
 
 
@@ -439,7 +454,7 @@ def _figure(rows: pd.DataFrame, facts: dict[str, Any]) -> Any:  # noqa: ANN401 -
     axes.set_ylabel("share certified")
     rate = facts["false_alarm_rate"]
     axes.set_title(
-        "No attacker inside the L-infinity epsilon fools the classifier unflagged\n"
+        "Images for which no L-infinity change up to epsilon gives a wrong class unflagged\n"
         f"(false-alarm rate {rate:g}; not covered: other norms)",
         color=INK,
     )

@@ -96,7 +96,8 @@ def evaluate(
 ) -> None:
     """Attack clean images and measure how many of the adversarial versions are detected.
 
-    The attacker knows the classifier but not the detector; one who knows both evades it more often.
+    The attacker knows the classifier but not the detector; one who knows both (an adaptive attack)
+    can usually evade it.
     Results are shown for all adversarial images, then separately for those whose prediction changed
     and those whose prediction did not. For a calibrated detector, false alarms on clean and on
     harmlessly changed images are counted too.

@@ -104,8 +104,8 @@ NoHarmless = Annotated[
     typer.Option(
         "--no-harmless",
         help="Promise the rate for clean images only. By default it also holds for images with "
-        "slight Gaussian noise, impulse noise, a brightness offset, or a shift by 1/28 of the "
-        "width and height, one change at a time.",
+        "slight Gaussian noise, impulse noise, a constant added to all pixels, or a shift by 1/28 "
+        "of the width and height, one change at a time.",
     ),
 ]
 

@@ -100,9 +100,9 @@ class Detector:
             of the output.
         trust_outputs: True to accept outputs that look like probabilities as logits.
         batch_size: maximum number of images that a thread processes at once.
-        sentinel: a sentinel of the same classifier (:mod:`leery.certify`), which flags images
-            beside the combiner and certifies them; by default none. The fit trains a copy of it,
-            unless it is fitted already.
+        sentinel: a sentinel of the same classifier (:mod:`leery.certify`), which flags images in
+            addition to the combiner and certifies them; by default none. The fit trains a copy of
+            it, unless it is fitted already.
         sentinel_share: the sentinel's share of the false alarms, in (0, 1).
 
     Attributes:
@@ -520,11 +520,15 @@ class Detector:
         return flagged
 
     def p_value(self, images: Images) -> np.ndarray:
-        """p-value of each image's score under the hypothesis that the image is clean.
+        """p-value of each image under the hypothesis that it is clean.
+
+        It is that of the score. With a sentinel it is the weighted Bonferroni combination of both:
+        min(p of the score / (1 - share), p of the sentinel / share, 1).
 
         Returns:
-            float64 ``(N,)``, in [1 / (n + 1), 1] for n calibration images. Flagging images with p
-            <= alpha keeps the false-alarm rate at or below alpha, on average over calibration sets.
+            float64 ``(N,)``, in [1 / (n + 1), 1] for n calibration images without a sentinel, in
+            (0, 1] with one. Flagging images with p <= alpha keeps the false-alarm rate at or below
+            alpha, on average over calibration sets.
 
         Raises:
             NotFittedError: before :meth:`calibrate`.

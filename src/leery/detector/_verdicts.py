@@ -21,7 +21,8 @@ class Verdict:
         predicted: the predicted class, with dropout off.
         probabilities: float64 ``(classes,)``, softmax of the logits with dropout off.
         score: the combiner's score; larger is more suspicious.
-        p_value: p-value of the score if the input were clean; None before calibration.
+        p_value: p-value under the hypothesis that the input is clean, of the score, or of score
+            and sentinel together (:meth:`leery.Detector.p_value`); None before calibration.
         adversarial: True if the input is flagged; None before calibration.
         metrics: metrics by name, each in its own unit.
         contributions: contribution of each metric to the score, by name.
@@ -50,8 +51,9 @@ class Verdicts:
         predicted: int64 ``(N,)``, the predicted classes, with dropout off.
         probabilities: float64 ``(N, classes)``, softmax of the logits with dropout off.
         score: float64 ``(N,)``, the combiner's scores; larger is more suspicious.
-        p_value: float64 ``(N,)``, in [1 / (n + 1), 1] for n calibration images: p-value of the
-            score if the input were clean; None before calibration.
+        p_value: float64 ``(N,)``, in (0, 1]: p-value under the hypothesis that the input is clean,
+            of the score, or of score and sentinel together (:meth:`leery.Detector.p_value`); None
+            before calibration.
         adversarial: bool ``(N,)``, True for flagged inputs; None before calibration.
         metrics: float64 ``(N, M)``, each in its own unit.
         contributions: float64 ``(N, M)``, contribution of each metric to the score.

@@ -72,7 +72,10 @@ def evaluate(
         (every_attack_at_5_fpr) and, for a calibrated detector, at its threshold (every_attack, with
         its 95 % confidence interval every_attack_low and every_attack_high); NaN if no attack
         succeeds. The thresholds for 1 % and 5 % are set on the negatives of this evaluation itself,
-        so these shares have no interval.
+        so these shares have no interval. For a detector with a sentinel, the attributes of
+        :class:`leery.evaluation.Detection` and every_attack_at_* are those of the combiner's score
+        alone; found, false_alarms and every_attack are those of the verdict, combiner and sentinel
+        together.
 
     Raises:
         NotFittedError: when the detector has no combiner.

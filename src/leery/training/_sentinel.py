@@ -19,8 +19,8 @@ from leery.training._auxiliary import TrainingSet, draw_weights
 
 __all__ = ["SentinelNetwork", "SentinelRecipe", "train_sentinel"]
 
-_BLACK_AND_WHITE = 0.25
-"""Largest fraction of grey pixels in images that count as black and white."""
+_NEARLY_BINARY = 0.25
+"""Largest fraction of grey pixels in images that count as nearly binary."""
 
 _GREY = (0.1, 0.9)
 """Range of grey pixels, on a scale from 0 for black to 1 for white."""
@@ -42,7 +42,7 @@ class SentinelNetwork(nn.Module):
         shape: shape of one image, (channels, height, width).
         classes: the number of classes.
         pixels: the lowest and highest pixel value, or a pair per channel, mapped to [0, 1] first.
-        ramp: True to map the pixels on a steep ramp next, for black-and-white images.
+        ramp: True to pass the pixels through a steep ramp next, for nearly binary images.
         width: number of channels of the first convolution; the second has twice as many.
         hidden: number of units of the hidden layer.
 
@@ -59,7 +59,8 @@ class SentinelNetwork(nn.Module):
         float ``(N, channels, height, width)`` -> logits ``(N, classes)``.
 
     Source:
-        The architecture: the small network of Gowal et al. (2018), arXiv:1810.12715, table 1.
+        The architecture follows the small network of Gowal et al. (2018), arXiv:1810.12715, table
+        1. Departure: both convolutions have stride 2 and are padded by one pixel.
     """
 
     low: Tensor
@@ -150,23 +151,27 @@ class SentinelRecipe:
     Attributes:
         epsilon: radius of the boxes, as a fraction of the pixel range; None to let
             :meth:`suited_to` choose.
-        ramp: True to put the pixels on a steep ramp; None to let :meth:`suited_to` choose.
+        ramp: True to pass the pixels through a steep ramp (:class:`leery.certify.Ramp`), which
+            nearly binarises them; None to let :meth:`suited_to` choose.
         width: number of channels of the first convolution.
         hidden: number of units of the hidden layer.
         epochs: number of epochs.
-        growth: number of epochs during which epsilon grows from 0.
+        warmup_epochs: number of epochs during which epsilon grows from 0.
         batch_size: images per step.
         learning_rate: learning rate until 65 % of the steps; it drops to a third there, to a tenth
             at 85 % and to a thirtieth at 95 %.
-        clean: the weight of the clean images, in [0, 1].
-        fixed: fraction of the pixels that are fixed at a random end of their interval, in [0, 1).
+        clean_weight: the weight kappa of the cross-entropy on clean images, in [0, 1].
+        fixed_fraction: fraction of the pixels that are fixed at a random end of their interval, in
+            [0, 1).
 
     Raises:
         InputError: when a setting is outside its range.
 
     Source:
-        The mixture and the growth of epsilon: Gowal et al. (2018), arXiv:1810.12715. Smaller boxes:
-        Mueller et al. (2022), arXiv:2210.04871.
+        The mixture and the growth of epsilon: Gowal et al. (2018), arXiv:1810.12715. Training on
+        parts of the ball: in the spirit of Mueller et al. (2022), arXiv:2210.04871. Departure:
+        instead of a smaller box around an adversarial example, a random fraction of the pixels is
+        fixed at an end of the interval.
     """
 
     epsilon: float | None = None
@@ -174,25 +179,27 @@ class SentinelRecipe:
     width: int = 16
     hidden: int = 100
     epochs: int = 100
-    growth: int = 5
+    warmup_epochs: int = 5
     batch_size: int = 128
     learning_rate: float = 1e-3
-    clean: float = 0.4
-    fixed: float = 0.3
+    clean_weight: float = 0.4
+    fixed_fraction: float = 0.3
 
     def __post_init__(self) -> None:
         """Raise if a setting is outside its range."""
-        for name in ("width", "hidden", "epochs", "growth", "batch_size"):
+        for name in ("width", "hidden", "epochs", "warmup_epochs", "batch_size"):
             check_count(getattr(self, name), name)
         if self.epsilon is not None and not 0 < self.epsilon < 1:
             message = (
                 f"expected an epsilon between 0 and 1, a fraction of the pixel range, got "
                 f"{self.epsilon}; correct it"
             )
-        elif not (self.learning_rate > 0 and 0 <= self.clean <= 1 and 0 <= self.fixed < 1):
+        elif not (
+            self.learning_rate > 0 and 0 <= self.clean_weight <= 1 and 0 <= self.fixed_fraction < 1
+        ):
             message = (
                 "expected a learning rate above 0 and fractions in [0, 1], got "
-                f"{self.learning_rate}, {self.clean} and {self.fixed}; correct them"
+                f"{self.learning_rate}, {self.clean_weight} and {self.fixed_fraction}; correct them"
             )
         else:
             return
@@ -201,7 +208,7 @@ class SentinelRecipe:
     def suited_to(self, images: Tensor) -> Self:
         """Fill in the settings that are None, to suit the training images.
 
-        Images count as black and white if at most a quarter of their pixels are grey, between 10 %
+        Images count as nearly binary if at most a quarter of their pixels are grey, between 10 %
         and 90 %. They get a ramp and an epsilon of 0.3; others get no ramp and an epsilon of 0.05.
 
         Args:
@@ -211,7 +218,7 @@ class SentinelRecipe:
         ramp = self.ramp
         if ramp is None:
             grey = float(((images > low) & (images < high)).double().mean())
-            ramp = grey <= _BLACK_AND_WHITE
+            ramp = grey <= _NEARLY_BINARY
         epsilon = self.epsilon if self.epsilon is not None else 0.3 if ramp else 0.05
         return replace(self, ramp=ramp, epsilon=epsilon)
 
@@ -331,12 +338,12 @@ class _Run:
         images = network.scaled(self._data.images[rows].to(place))
         labels = self._data.labels[rows].to(place)
         assert recipe.epsilon is not None
-        grown = min(1.0, done * recipe.epochs / recipe.growth)
-        box = _box(images, recipe.epsilon * grown, recipe.fixed, drawn)
+        grown = min(1.0, done * recipe.epochs / recipe.warmup_epochs)
+        box = _box(images, recipe.epsilon * grown, recipe.fixed_fraction, drawn)
         worst = -margin_bounds(network.layers, box, labels)
         worst = worst.scatter(1, labels.unsqueeze(1), 0.0)
-        loss = recipe.clean * functional.cross_entropy(network.layers(images), labels)
-        loss = loss + (1 - recipe.clean) * functional.cross_entropy(worst, labels)
+        loss = recipe.clean_weight * functional.cross_entropy(network.layers(images), labels)
+        loss = loss + (1 - recipe.clean_weight) * functional.cross_entropy(worst, labels)
         self._optimiser.zero_grad()
         loss.backward()
         self._optimiser.step()
