@@ -769,11 +769,11 @@ EDITS: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, object]], object],
     ),
     "scores that are not finite": (
         lambda tensors, _: tensors["calibration/scores"].fill_(torch.nan),
-        "scores of float64, not finite float64",
+        "a finite score for each calibration image, got others",
     ),
     "scores of images and more": (
         lambda tensors, _: tensors.update({"calibration/scores": torch.zeros(200, 2).double()}),
-        r"scores of shape \(200, 2\)",
+        r"arrays of a calibration, got .*'scores': \('float64', 2\)",
     ),
     "classes that are no whole numbers": (
         lambda tensors, _: tensors.update({"clean/predicted": torch.zeros(1)}),

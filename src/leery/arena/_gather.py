@@ -72,7 +72,8 @@ def summary(leaderboard: pd.DataFrame) -> pd.DataFrame:
         mean shares at 1 % over the classifiers, NaN if there is only one. A detector that raised
         for any classifier has its error, and stands behind the others.
     """
-    board = leaderboard.assign(error=leaderboard["error"].fillna(""))
+    error = leaderboard["error"].astype(object)
+    board = leaderboard.assign(error=error.where(error.notna(), ""))
     if "worst_at_1_fpr" not in board:
         return board.drop_duplicates("detector")
     ordered = board.sort_values("worst_at_1_fpr", kind="stable")
