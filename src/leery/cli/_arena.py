@@ -106,7 +106,10 @@ def arena(
     with stoppable("run the command again to resume where it stopped"):
         tables = run_arena(config, folder, workers=workers, progress=True)
     console = Console(highlight=False)
-    console.print(_leaderboard(summary(tables["leaderboard"])))
+    board = summary(tables["leaderboard"])
+    console.print(_leaderboard(board))
+    for row in board[board.error != ""].itertuples():
+        console.print(plain_text(f"{row.detector}: {row.error}"), soft_wrap=True)
     console.print(f"Page: {folder / PAGE}", markup=False)
 
 
@@ -120,7 +123,7 @@ def _leaderboard(table: pd.DataFrame) -> Table:
     for row in table.itertuples():
         name = plain_text(f"{row.detector} *" if row.learns_from_attacks else str(row.detector))
         if row.error:
-            shown.add_row(name, plain_text(str(row.error)), "", "", "")
+            shown.add_row(name, "error: see below", "", "", "")
             continue
         shown.add_row(
             name,
