@@ -113,7 +113,8 @@ def interval_bounds(network: nn.Module, box: Box, *, rounding: float = 0.0) -> B
             activation functions, ``Flatten``, ``Dropout``, ``Identity``, :class:`Ramp`.
         box: inputs; their type is that in which the bounds are computed.
         rounding: unit roundoff of the arithmetic in which both the network and the bounds are
-            computed, such as 2**-24 for float32; 0 for exact arithmetic. Above 0 only ``Linear``,
+            computed, such as 2**-24 for float32; weights and box must then be of that type. 0 for
+            exact arithmetic. Above 0 only ``Linear``,
             ``Conv2d`` and layers without rounding errors (max pooling, ``ReLU``, ``ReLU6``,
             ``Hardtanh``, ``Flatten``, ``Dropout``, ``Identity``, :class:`Ramp`) are supported.
 

@@ -291,8 +291,17 @@ def test_a_page_is_written_where_every_detector_raised(tmp_path: Path) -> None:
     manifest = {"config": {"dataset": "mnist"}, "again": "leery arena mnist"}
     record = {"network": "DigitNet", "test_accuracy": 0.99}
     whole = {**tables, "times": pd.DataFrame([time_of])}
+    earlier = tmp_path / "figures" / "trainings.svg"
+    earlier.parent.mkdir()
+    earlier.touch()
     page = write_page(tmp_path, whole, {**manifest, "classifiers": [record]}).read_text()
-    assert "no &lt;idea&gt;" in page
+    assert "<p><b>mine</b>: no &lt;idea&gt;</p>" in page
+    assert "1 of which raised an error" in page
+    assert "nan" not in re.sub(r"<(style|script)>.*?</\1>", "", page, flags=re.DOTALL).lower()
+    # Nothing of an earlier run, of detectors that did not run, or of leery is told.
+    assert not earlier.exists()
+    assert 'id="training"' not in page
+    assert "favours leery" not in page
     (table,) = re.findall(r'<table class="sheet" id="leaderboard">.*?</table>', page, re.DOTALL)
     assert table.count("<th ") == table.count("<td") == 12
 
@@ -439,7 +448,7 @@ def test_an_arena_that_was_killed_twice_has_the_same_tables_and_shows_what_is_br
     done = subprocess.run(
         command(whole, *own), cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 3, done.stderr
     for wanted in ("attack-", "detector-"):
         started = subprocess.Popen(
             command(killed, *own), cwd=tmp_path, start_new_session=True,
@@ -453,7 +462,7 @@ def test_an_arena_that_was_killed_twice_has_the_same_tables_and_shows_what_is_br
         command(killed, *own, "--workers", "1"), cwd=tmp_path, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 3, done.stderr
     for name in ("leaderboard", "cells", "false-alarms", "attacks"):
         assert (whole / f"{name}.csv").read_bytes() == (killed / f"{name}.csv").read_bytes(), name
     board = pd.read_csv(whole / "leaderboard.csv", keep_default_na=False).set_index("detector")

@@ -68,6 +68,7 @@ class Recorder:
         Recorder.fits.append(self)
         # What other detectors must not notice.
         torch.set_grad_enabled(False)
+        torch.set_default_dtype(torch.float64)
         return self
 
     def score(self, images: Tensor) -> np.ndarray:
@@ -124,6 +125,7 @@ class Differentiates:
     def fit(self, *_given: object) -> "Differentiates":
         weight = torch.ones(1, requires_grad=True)
         (2 * weight).backward()
+        assert weight.dtype == torch.float32
         return self
 
     def score(self, images: Tensor) -> np.ndarray:
@@ -141,6 +143,7 @@ def _fresh() -> Iterator[None]:
     Mine.fitted = 0
     yield
     torch.set_grad_enabled(True)
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture

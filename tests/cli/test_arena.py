@@ -30,7 +30,7 @@ def test_errors_stand_whole_and_as_they_are_below_the_table(
     # Only the tables are needed, which a run would make in minutes.
     monkeypatch.setattr("leery.arena.run_arena", lambda *_, **__: {"leaderboard": BOARD})
     done = CliRunner().invoke(app, ["arena", "mnist", "--out", "x"])
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 3, done.output
     assert f"mine: {BOARD.error[1]}\n" in done.stdout
     first, second = (line for line in done.stdout.splitlines() if line.startswith("│"))
     assert [cell.strip() for cell in first.strip("│").split("│")] == [

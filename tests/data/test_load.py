@@ -241,7 +241,13 @@ def _no_mirror(base: str) -> Callable[..., None]:
     return fetch
 
 
-def test_a_missing_named_folder_is_an_error_and_not_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_missing_named_folder_is_an_error_and_not_passed_over(
+    cached: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if cached:
+        monkeypatch.undo()
+        load("mnist", "test")
     with pytest.raises(DataError, match=r"expected a folder of data files at .*/typo"):
         load("mnist", "test", root=tmp_path / "typo")
 

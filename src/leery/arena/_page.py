@@ -61,6 +61,7 @@ def write_page(out: Path, tables: Tables, manifest: Mapping[str, Any]) -> Path:
     dataset, board = manifest["config"]["dataset"], summary(tables["leaderboard"])
     template = (files("leery.arena") / "page.html.jinja").read_text(encoding="utf-8")
     accuracy = manifest["classifiers"][0]["test_accuracy"]
+    plots = _plots(out, shown, board, dataset)
     page = page_environment().from_string(template).render(
         title=f"leery's arena: {dataset}",
         lead=f"Detectors of adversarial examples on {dataset} (classifier "
@@ -68,14 +69,16 @@ def write_page(out: Path, tables: Tables, manifest: Mapping[str, Any]) -> Path:
         f"{__version__}.",
         css=page_resource("page.css"),
         js=page_resource("page.js"),
-        sections=_SECTIONS,
+        sections=[own for own in _SECTIONS if own[0] != "training" or plots["trainings"]],
         tiles=_tiles(board, shown["attacks"]),
+        with_leery="leery" in set(board["detector"]),
         leaderboard=_leaderboard(board, tables["times"]),
+        errors=board.loc[board["error"] != "", ["detector", "error"]].to_dict("records"),
         cells=_cells_sheet(shown["cells"]),
         attacks=_attacks_sheet(shown["attacks"]),
         alarms=_alarms_sheet(shown["false-alarms"]),
         times=_times_sheet(tables["times"]),
-        plots=_plots(out, shown, board, dataset),
+        plots=plots,
         again=manifest["again"],
         manifest=json.dumps(manifest, indent=2),
     )  # fmt: skip
@@ -85,14 +88,18 @@ def write_page(out: Path, tables: Tables, manifest: Mapping[str, Any]) -> Path:
 
 
 def _tiles(board: pd.DataFrame, attacks: pd.DataFrame) -> Iterator[tuple[str, str]]:
-    yield str(len(board)), "detectors"
+    raised = int((board["error"] != "").sum())
+    yield (
+        str(len(board)),
+        f"detectors, {raised} of which raised an error" if raised else "detectors",
+    )
     yield str(len(attacks)), f"attacks, each on at most {attacks['images'].max():,} images"
     if "worst_at_1_fpr" in board:
         best = board.iloc[0]
         yield (
             f"{best['worst_at_1_fpr']:.2f}",
-            f"share found by {best['detector']} for its worst attack at 1 % false alarms, the "
-            "largest of all detectors",
+            f"share found by {best['detector']} for its worst attack at 1 % false alarms; no other "
+            "detector has a larger one",
         )
 
 
@@ -104,7 +111,7 @@ def _leaderboard(board: pd.DataFrame, times: pd.DataFrame) -> Sheet:
         name = str(row["detector"])
         head = [Cell(f"{name} *" if row["learns_from_attacks"] else name)]
         if row["error"]:
-            rows.append([*head, Cell(str(row["error"])), *[Cell("-")] * 10])
+            rows.append([*head, Cell("error: see below"), *[Cell("-")] * 10])
             continue
         rows.append(
             [
@@ -223,7 +230,9 @@ def _times_sheet(table: pd.DataFrame) -> Sheet:
             Cell(f"{row['seconds']:.0f}", float(row["seconds"])),
             Cell(f"{row['share']:.1%}", float(row["share"])),
         ]
-        for row in table.sort_values("seconds", ascending=False).to_dict("records")
+        for row in table.dropna(subset="seconds")
+        .sort_values("seconds", ascending=False)
+        .to_dict("records")
     ]
     return Sheet(
         "time-table",

@@ -121,7 +121,7 @@ def _scores(workspace: Workspace, entry: Entry, seconds: dict[str, float]) -> Sc
 
 
 def _keeps_its_metrics(detector: Any) -> bool:  # noqa: ANN401 - of any class
-    """Whether a detector's metrics do not depend on attacks: of leery's own this is known."""
+    """True for leery's own supervised detectors, whose metrics do not depend on the attacks."""
     own = type(detector).__module__.startswith("leery.baselines.")
     return own and isinstance(detector, SupervisedBaseline)
 

@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.backends import mkldnn
 
 from leery._checks import (
     Bounds,
@@ -142,7 +143,9 @@ class Sentinel:
         Raises:
             NotFittedError: before :meth:`fit`.
         """
-        return _need(self._network, _FIT)
+        network = _need(self._network, _FIT)
+        # Torch's settings may change at any time. Without a change this costs nothing.
+        return network.to(_precision(network.low.device))
 
     @property
     def inputs_(self) -> InputSpec:
@@ -250,8 +253,7 @@ class Sentinel:
             calibration: an earlier calibration; None for none.
             seen: int64 ``(N,)``, hashes of the training images; None if they are unknown.
         """
-        place = _place(self.model)
-        self._network = network.to(place, _precision(place)).eval()
+        self._network = network.to(_place(self.model)).eval()
         self._inputs, self._calibration = inputs, calibration
         self._seen = torch.empty(0, dtype=torch.int64) if seen is None else seen
         return self
@@ -588,9 +590,11 @@ def _network(weights: Mapping[str, Tensor], inputs: InputSpec, *, ramp: bool) ->
 def _precision(place: torch.device) -> torch.dtype:
     """The type in which scores and bounds are computed on a device.
 
-    On GPUs, and where someone has allowed it on CPUs, float32 may stand for shorter types.
+    On GPUs, and where a setting of torch allows it on CPUs, float32 operations may run in shorter
+    types.
     """
-    exact = place.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
+    allowed = {part.fp32_precision for part in (mkldnn.matmul, mkldnn.conv)}
+    exact = place.type == "cpu" and allowed <= {"none", "ieee"}
     return torch.float32 if exact else torch.float64
 
 

@@ -10,7 +10,15 @@ from rich.console import Console
 from rich.table import Table
 
 from leery.cli._groups import with_groups
-from leery.cli._options import DataDir, Dataset, Seed, Workers, plain_text, stoppable
+from leery.cli._options import (
+    INCOMPLETE,
+    DataDir,
+    Dataset,
+    Seed,
+    Workers,
+    plain_text,
+    stoppable,
+)
 from leery.names import BASELINES, IMAGE_BASELINES, SUPERVISED_BASELINES
 
 if TYPE_CHECKING:
@@ -108,9 +116,12 @@ def arena(
     console = Console(highlight=False)
     board = summary(tables["leaderboard"])
     console.print(_leaderboard(board))
-    for row in board[board.error != ""].itertuples():
+    failed = board[board.error != ""]
+    for row in failed.itertuples():
         console.print(plain_text(f"{row.detector}: {row.error}"), soft_wrap=True)
     console.print(f"Page: {folder / PAGE}", markup=False)
+    if len(failed):
+        raise typer.Exit(INCOMPLETE)
 
 
 def _leaderboard(table: pd.DataFrame) -> Table:
@@ -131,5 +142,6 @@ def _leaderboard(table: pd.DataFrame) -> Table:
             *(f"{share:.2f}" for share in (row.worst_at_1_fpr, row.mean_at_1_fpr)),
             f"{row.false_alarms_at_1_fpr:.1%}",
         )
-    shown.caption = "* learns from attacks; judged on attacks of other kinds"
+    if table.learns_from_attacks.any():
+        shown.caption = "* learns from attacks; judged on attacks of other kinds"
     return shown

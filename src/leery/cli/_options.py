@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from leery.attacks import BoundedAttack, GradientAttack
 
 __all__ = [
+    "INCOMPLETE",
     "Attacks",
     "BoundsOption",
     "DataDir",
@@ -48,6 +49,9 @@ __all__ = [
     "print_json",
     "stoppable",
 ]
+
+INCOMPLETE = 3
+"""The exit code when all is done, but an input could not be read or a detector raised an error."""
 
 Dataset = Annotated[
     str,

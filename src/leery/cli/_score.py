@@ -14,6 +14,7 @@ import leery
 from leery._progress import progress_bars
 from leery.cli._groups import ClassifierOptions, InputOptions, own_metrics, with_groups
 from leery.cli._options import (
+    INCOMPLETE,
     DetectorFile,
     Json,
     OwnMetrics,
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from leery.scoring import Summary
 
 __all__ = ["score"]
-
-UNREADABLE = 3
-"""The exit code when all is done, but some inputs could not be read."""
 
 _Inputs = Annotated[
     list[Path],
@@ -96,7 +94,7 @@ def score(
     else:
         Console(highlight=False).print(facts_table(str(out), _shown(summary)))
     if summary.unreadable:
-        raise typer.Exit(UNREADABLE)
+        raise typer.Exit(INCOMPLETE)
 
 
 def _shown(summary: Summary) -> dict[str, str]:

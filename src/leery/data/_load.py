@@ -110,8 +110,9 @@ def _local_folders(
     dataset: IdxDataset, root: str | os.PathLike[str] | None
 ) -> Iterator[tuple[str, Path]]:
     """Local folders that may hold the files, each with a title for messages."""
-    yield "the cache", cache_folder() / dataset.name
+    # First, so that a folder that is not there is refused even if the cache has the files.
     folder = local_folder(dataset.name, root)
+    yield "the cache", cache_folder() / dataset.name
     if folder is not None:
         yield "the named folder", folder
     if dataset.debian_folder is not None:

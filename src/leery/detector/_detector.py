@@ -661,7 +661,7 @@ class Detector:
         return self
 
     def has_seen(self, images: Tensor) -> np.ndarray:
-        """Mask of the images to which the metrics or the combiner were fitted.
+        """True for images that the metrics or the combiner have been fitted to.
 
         Args:
             images: ``(N, ...)``.
