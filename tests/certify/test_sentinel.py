@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.backends import mkldnn
 
 from leery.attacks import PGD
 from leery.certify import Box, Sentinel
@@ -225,7 +224,7 @@ def test_scores_are_those_of_float32_wherever_it_means_float32(
         sentinel.score(images),
     )
     exact = Sentinel(sentinel.model).restored(deepcopy(sentinel.network_), sentinel.inputs_)
-    for part in (mkldnn.matmul, mkldnn.conv):
+    for part in (getattr(torch.backends.mkldnn, kind) for kind in ("matmul", "conv")):
         before, part.fp32_precision = part.fp32_precision, "bf16"
         try:
             assert exact.network_.low.dtype == torch.float64

@@ -9,7 +9,6 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.backends import mkldnn
 
 from leery._checks import (
     Bounds,
@@ -593,7 +592,8 @@ def _precision(place: torch.device) -> torch.dtype:
     On GPUs, and where a setting of torch allows it on CPUs, float32 operations may run in shorter
     types.
     """
-    allowed = {part.fp32_precision for part in (mkldnn.matmul, mkldnn.conv)}
+    kinds = (getattr(torch.backends.mkldnn, kind) for kind in ("matmul", "conv"))
+    allowed = {kind.fp32_precision for kind in kinds}
     exact = place.type == "cpu" and allowed <= {"none", "ieee"}
     return torch.float32 if exact else torch.float64
 
