@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from leery.arena._gather import _cells, _Scored
 from leery.arena._score_stage import score_detector
 from leery.arena._workspace import CHANGES, FRESH_CHANGES, Workspace, error_file
 from leery.baselines import LayerMahalanobis
-from leery.detector import Detector
+from leery.detector import Detector, MetricTable
 from leery.models import predict
 
 Labelled = tuple[Tensor, Tensor]
@@ -245,6 +246,28 @@ def test_a_detector_of_one_s_own_is_fitted_anew_and_the_short_way_gives_the_same
     trained = [short[f"{name}|attack|small"] for name in ("fast", "small", "all")]
     assert not np.allclose(trained[0], trained[1])
     assert not np.allclose(trained[1], trained[2])
+
+
+def test_scores_after_a_later_training_that_are_not_numbers_are_an_error(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn, score_of = LayerMahalanobis.learn, LayerMahalanobis.score_of
+    trainings: list[int] = []
+
+    def noted(self: LayerMahalanobis, *given: Any) -> LayerMahalanobis:
+        trainings.append(1)
+        return learn(self, *given)
+
+    def spoiled(self: LayerMahalanobis, table: MetricTable) -> np.ndarray:
+        found = score_of(self, table)
+        return found * np.nan if len(trainings) > 1 else found
+
+    monkeypatch.setattr(LayerMahalanobis, "learn", noted)
+    monkeypatch.setattr(LayerMahalanobis, "score_of", spoiled)
+    path = workspace.scores_file(entry(LayerMahalanobis))
+    score_detector(workspace, entry(LayerMahalanobis), path)
+    assert not path.exists()
+    assert "finite scores" in error_file(path).read_text()
 
 
 @pytest.mark.parametrize(
