@@ -19,7 +19,7 @@ FLOORS = [
     {"names"},
     {"errors", "_not_fitted"},
     {"_checks", "_extras", "_files", "_progress"},
-    {"tuning", "calibration", "intervals"},
+    {"_recorded", "tuning", "calibration", "intervals"},
     {"tasks", "reporting"},
     {"data", "inputs"},
     {"models"},

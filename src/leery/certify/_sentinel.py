@@ -42,6 +42,9 @@ _SPARE = 2.0**-22
 """What balls are widened by, relative to the largest pixel value: pixels moved by epsilon in
 float32 lie inside."""
 
+_FIT_IN_CACHE = 100
+"""Maximum number of images whose scores or bounds are computed at once on a CPU."""
+
 _HALVINGS = 10
 """Number of halvings of the interval in which a radius lies."""
 
@@ -291,6 +294,8 @@ class Sentinel:
         tensors: Mapping[str, Tensor],
         facts: Mapping[str, Any],
         inputs: InputSpec,
+        *,
+        logits: Logits = None,
     ) -> Self:
         """The inverse of :meth:`parts`.
 
@@ -299,6 +304,7 @@ class Sentinel:
             tensors: the tensors by name.
             facts: the values.
             inputs: shape, type, bounds and range of the training images.
+            logits: how to get the logits from the model's output.
 
         Raises:
             InputError: when a tensor is missing or of another shape, or a value is invalid.
@@ -309,7 +315,8 @@ class Sentinel:
         if promised is not None:
             arrays = below(tensors, "calibration")
             calibration = Calibration.of_parts(arrays, promised).checked(network.classes)
-        return cls(model, bounds=inputs.bounds).restored(network, inputs, calibration)
+        made = cls(model, bounds=inputs.bounds, logits=logits)
+        return made.restored(network, inputs, calibration)
 
     def calibrate(
         self,
@@ -519,12 +526,17 @@ class Sentinel:
             found = [
                 self.score_of(batch, classes)
                 for batch, classes in zip(
-                    images.split(self._batch_size),
-                    predicted.split(self._batch_size),
-                    strict=True,
+                    images.split(self._at_once), predicted.split(self._at_once), strict=True
                 )
             ]
         return torch.cat(found).cpu(), predicted.cpu()
+
+    @property
+    def _at_once(self) -> int:
+        """The number of images whose scores or bounds are computed at once."""
+        if self.network_.low.device.type == "cpu":
+            return min(self._batch_size, _FIT_IN_CACHE)
+        return self._batch_size
 
     def _highest(self) -> Tensor:
         """The highest score of each predicted class that is not flagged, float64 ``(classes,)``."""
@@ -541,7 +553,7 @@ class Sentinel:
         radii = torch.as_tensor(epsilon, dtype=torch.float64).broadcast_to(len(images))
         radii = radii + _SPARE * float(torch.as_tensor(inputs.bounds).abs().max())
         for batch, truth, radius in zip(
-            *(part.split(self._batch_size) for part in (images, labels, radii)), strict=True
+            *(part.split(self._at_once) for part in (images, labels, radii)), strict=True
         ):
             box = Box.around(batch.to(place), radius.to(place), inputs.bounds)
             yield truth.to(place).long(), box

@@ -1,20 +1,11 @@
 """Trained weights on disk: a safetensors file and a JSON record of the training."""
 
-import hashlib
-import json
 from importlib.resources import as_file, files
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as from_bytes
-from safetensors.torch import save as to_bytes
-from torch import Tensor
-
-from leery._files import make_folder, write_atomically
+from leery._recorded import missing, read_recorded, write_recorded
 from leery.classifiers._training import Classifier, build
 from leery.data import named
-from leery.errors import DataError
 
 __all__ = ["load_classifier", "pretrained", "save_classifier"]
 
@@ -52,14 +43,8 @@ def save_classifier(classifier: Classifier, folder: Path) -> Path:
     Raises:
         OutputError: when the folder cannot be written to.
     """
-    name = classifier.record["dataset"]
-    state = {key: _stored(value) for key, value in classifier.model.state_dict().items()}
-    weights = to_bytes(state)
-    record = {**classifier.record, "weights_sha256": hashlib.sha256(weights).hexdigest()}
-    path = make_folder(folder) / f"{name}.safetensors"
-    write_atomically(path, weights)
-    write_atomically(path.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
-    return path
+    record = classifier.record
+    return write_recorded(folder, record["dataset"], classifier.model.state_dict(), record)
 
 
 def load_classifier(folder: Path, dataset: str) -> Classifier:
@@ -68,27 +53,10 @@ def load_classifier(folder: Path, dataset: str) -> Classifier:
     Raises:
         DataError: when a file is missing or damaged, or the two files do not match.
     """
-    path = folder / f"{dataset}.safetensors"
+    weights, record = read_recorded(folder, dataset)
     try:
-        weights = path.read_bytes()
-        record = json.loads(path.with_suffix(".json").read_text())
-        found = hashlib.sha256(weights).hexdigest()
-        if found != record["weights_sha256"]:
-            message = f"weights have SHA-256 {found}, the record says {record['weights_sha256']}"
-            raise ValueError(message)  # noqa: TRY301 - one message for all failures
         model = build(dataset, dropout=record["recipe"]["dropout"])
-        model.load_state_dict(from_bytes(weights))
-    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
-        message = (
-            f"expected the weights of {dataset} and their record in {folder}, got: {error}; "
-            "train them again"
-        )
-        raise DataError(message) from error
+        model.load_state_dict(weights)
+    except (KeyError, RuntimeError) as error:
+        raise missing(folder, dataset, error) from error
     return Classifier(model, record)
-
-
-def _stored(value: Tensor) -> Tensor:
-    """A tensor as it is stored: in half precision if that is exact."""
-    half = value.half()
-    exact = value.is_floating_point() and torch.equal(half.to(value.dtype), value)
-    return (half if exact else value).contiguous()

@@ -163,6 +163,7 @@ class SentinelRecipe:
         clean_weight: the weight kappa of the cross-entropy on clean images, in [0, 1].
         fixed_fraction: fraction of the pixels that are fixed at a random end of their interval, in
             [0, 1).
+        shift: largest random shift of a training image, in pixels and in each direction.
 
     Raises:
         InputError: when a setting is outside its range.
@@ -177,18 +178,20 @@ class SentinelRecipe:
     epsilon: float | None = None
     ramp: bool | None = None
     width: int = 16
-    hidden: int = 100
+    hidden: int = 200
     epochs: int = 100
     warmup_epochs: int = 5
     batch_size: int = 128
     learning_rate: float = 1e-3
     clean_weight: float = 0.4
     fixed_fraction: float = 0.3
+    shift: int = 1
 
     def __post_init__(self) -> None:
         """Raise if a setting is outside its range."""
         for name in ("width", "hidden", "epochs", "warmup_epochs", "batch_size"):
             check_count(getattr(self, name), name)
+        check_count(self.shift, "shift", least=0)
         if self.epsilon is not None and not 0 < self.epsilon < 1:
             message = (
                 f"expected an epsilon between 0 and 1, a fraction of the pixel range, got "
@@ -335,7 +338,8 @@ class _Run:
         for group in self._optimiser.param_groups:
             group["lr"] = recipe.learning_rate * _rate(done)
         place = network.low.device
-        images = network.scaled(self._data.images[rows].to(place))
+        images = _shifted(self._data.images[rows], recipe.shift, drawn)
+        images = network.scaled(images.to(place))
         labels = self._data.labels[rows].to(place)
         assert recipe.epsilon is not None
         grown = min(1.0, done * recipe.epochs / recipe.warmup_epochs)
@@ -347,6 +351,19 @@ class _Run:
         self._optimiser.zero_grad()
         loss.backward()
         self._optimiser.step()
+
+
+def _shifted(images: Tensor, most: int, drawn: torch.Generator) -> Tensor:
+    """Images on the CPU shifted at random; pixels from outside repeat the border."""
+    (count, _, height, length), size = images.shape, (2, len(images), 1)
+    down, right = torch.randint(-most, most + 1, size, generator=drawn)
+    rows = (torch.arange(height) - down).clamp(0, height - 1).unsqueeze(2)
+    columns = (torch.arange(length) - right).clamp(0, length - 1).unsqueeze(1)
+    return (
+        images[torch.arange(count).view(-1, 1, 1), :, rows, columns]
+        .permute(0, 3, 1, 2)
+        .contiguous()
+    )
 
 
 def _box(images: Tensor, epsilon: float, fixed: float, drawn: torch.Generator) -> Box:
