@@ -4,7 +4,8 @@ This package bounds the outputs of networks over boxes of images. Nothing here i
 nothing depends on an attacker's method.
 """
 
+from leery.certify._pretrained import pretrained_sentinel
 from leery.certify._sentinel import Sentinel
 from leery.intervals import Box, Ramp, interval_bounds, margin_bounds
 
-__all__ = ["Box", "Ramp", "Sentinel", "interval_bounds", "margin_bounds"]
+__all__ = ["Box", "Ramp", "Sentinel", "interval_bounds", "margin_bounds", "pretrained_sentinel"]

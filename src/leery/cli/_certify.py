@@ -218,7 +218,7 @@ class _Training:
     title: ClassVar[str] = "Training"
 
     epsilon: _Radius = None
-    epochs: Annotated[int, typer.Option(help="Number of epochs.")] = 100
+    epochs: Annotated[int, typer.Option(help="Number of epochs.")] = 80
     seed: Seed = 0
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume an interrupted training run.")

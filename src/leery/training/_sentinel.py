@@ -179,11 +179,11 @@ class SentinelRecipe:
     ramp: bool | None = None
     width: int = 16
     hidden: int = 200
-    epochs: int = 100
+    epochs: int = 80
     warmup_epochs: int = 5
     batch_size: int = 128
     learning_rate: float = 1e-3
-    clean_weight: float = 0.4
+    clean_weight: float = 0.7
     fixed_fraction: float = 0.3
     shift: int = 1
 

@@ -1,0 +1,412 @@
+"""What the shipped sentinels certify, and attacks that try to show them wrong.
+
+    python benchmarks/certificates.py shares    certified shares of the test images
+    python benchmarks/certificates.py sound     points inside certified balls: none may evade
+    python benchmarks/certificates.py attack    certified, evaded and undecided images
+    python benchmarks/certificates.py costs     times as multiples of classifying the images
+
+Tables are written to docs/results/certificates. All images are shuffled test images; each threshold
+is set on the 5,000 training images that the sentinel was not trained on.
+"""
+
+import argparse
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+from pairs import in_turn
+from scenes import OUT, plain_digits
+from sentinels import EPSILONS, RATES, Labelled, split
+from torch import Tensor, nn
+from torch.nn import functional
+
+from leery.attacks import PGD
+from leery.certify import Box, Sentinel, pretrained_sentinel
+from leery.classifiers import pretrained
+from leery.data import load
+from leery.evaluation import certificates, certified_shares, share_interval
+from leery.models import predict, run_fast
+from leery.training import SentinelNetwork, SentinelRecipe, TrainingSet, train_sentinel
+
+RESULTS = Path("docs/results/certificates")
+BOXES = {"mnist": 128, "fashion-mnist": 1}
+"""Boxes per image of branch and bound. Articles have hundreds of pixels that matter: splitting some
+of them proves nothing."""
+
+
+Row = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A classifier and its dataset."""
+
+    dataset: str
+    name: str
+    model: nn.Module
+
+    @property
+    def facts(self) -> Row:
+        """The columns that name it."""
+        return {"dataset": self.dataset, "classifier": self.name}
+
+    def sentinel(self, rate: float) -> Sentinel:
+        """The shipped sentinel, calibrated for this classifier."""
+        _, held = split(self.dataset)
+        return pretrained_sentinel(self.dataset, self.model).calibrate(*held, fpr=rate)
+
+
+def shipped(dataset: str, name: str) -> Guard:
+    """The classifier that ships with leery for a dataset."""
+    return Guard(dataset, name, pretrained(dataset).model)
+
+
+def foreign() -> Guard:
+    """A digit classifier that does not ship with leery."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    return Guard("mnist", "foreign", plain_digits(OUT).model)
+
+
+def interval_trained() -> Guard:
+    """A digit classifier trained as the sentinel is, from another seed and for fewer epochs."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    path = OUT / "interval-trained.pt"
+    if not path.exists():
+        train, _ = split("mnist")
+        recipe = SentinelRecipe(epochs=20)
+        network = train_sentinel(TrainingSet(*train), classes=10, recipe=recipe, seed=1)
+        torch.save(network.state_dict(), path)
+    shipped = pretrained_sentinel("mnist", pretrained("mnist").model).network_
+    network = type(shipped)((1, 28, 28), 10, ramp=True, width=shipped.width, hidden=shipped.hidden)
+    network.load_state_dict(torch.load(path))
+    return Guard("mnist", "interval-trained", network.eval())
+
+
+GUARDS: Mapping[str, Callable[[], Guard]] = {
+    "DigitNet": partial(shipped, "mnist", "DigitNet"),
+    "foreign": foreign,
+    "interval-trained": interval_trained,
+    "FashionNet": partial(shipped, "fashion-mnist", "FashionNet"),
+}
+"""The classifiers that are guarded; each one is measured in a process of its own."""
+
+
+def shuffled(dataset: str, count: int = 10_000) -> Labelled:
+    """Test images and their labels, in a random order."""
+    images, labels = load(dataset, "test")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count]
+    return images[order], labels[order]
+
+
+# ---- shares --------------------------------------------------------------------------------------
+
+
+def shares(guard: Guard) -> Iterator[Row]:
+    """Certified shares for every rate and epsilon."""
+    images, labels = shuffled(guard.dataset)
+    epsilons = EPSILONS[guard.dataset]
+    for rate in RATES:
+        sentinel = guard.sentinel(rate)
+        for boxes in sorted({1, BOXES[guard.dataset]}):
+            found = certificates(
+                sentinel, images, labels, epsilons=epsilons, boxes=boxes, radii=False
+            )
+            for row in certified_shares(found).to_dict("records"):
+                if boxes == 1 or row["what"] == "certified":
+                    yield {**guard.facts, "rate": rate, "boxes": boxes, **row}
+    if guard.name in ("DigitNet", "FashionNet"):
+        yield from alone(guard, images, labels)
+
+
+def alone(guard: Guard, images: Tensor, labels: Tensor) -> Iterator[Row]:
+    """The sentinel's network as the classifier: what it gets right, and right in the whole ball."""
+    network = pretrained_sentinel(guard.dataset, guard.model).network_
+    facts = {"dataset": guard.dataset, "classifier": "sentinel alone", "boxes": 1}
+    right = {
+        "accuracy of the classifier": predict(guard.model, images) == labels,
+        "accuracy of the sentinel's network": predict(network, images) == labels,
+    }
+    for what, hits in right.items():
+        yield {**facts, "what": what, **counted(hits)}
+    for epsilon in EPSILONS[guard.dataset]:
+        with torch.no_grad():
+            proved = [
+                (network.margins(Box.around(batch, epsilon, (0, 1)), truth) > 0).all(1)
+                for batch, truth in zip(images.split(100), labels.split(100), strict=True)
+            ]
+        yield {**facts, "what": "verified", "epsilon": epsilon, **counted(torch.cat(proved))}
+
+
+def counted(hits: Tensor) -> dict[str, float]:
+    """A share with its interval."""
+    found = share_interval(int(hits.sum()), len(hits))
+    return {"images": len(hits), "share": found.estimate, "low": found.low, "high": found.high}
+
+
+# ---- soundness -----------------------------------------------------------------------------------
+
+
+def sound(guard: Guard) -> Iterator[Row]:
+    """Points of many kinds inside certified balls; counts those that evade."""
+    sentinel = guard.sentinel(RATES[0])
+    for epsilon in EPSILONS[guard.dataset]:
+        images, labels = shuffled(guard.dataset, 1000)
+        inside = torch.from_numpy(
+            sentinel.certify(images, labels, epsilon=epsilon, boxes=BOXES[guard.dataset])
+        )
+        inside &= predict(guard.model, images) == labels
+        images, labels = images[inside], labels[inside]
+        for kind, points in POINTS.items():
+            tried = violations = 0
+            for made in points(guard.model, sentinel, images, labels, epsilon):
+                assert float((made - images).abs().max()) <= epsilon + ROUNDING
+                violations += int(evades(sentinel, made, labels).sum())
+                tried += len(made)
+            row = {**guard.facts, "epsilon": epsilon, "points": kind, "balls": len(images)}
+            yield {**row, "tried": tried, "violations": violations}
+
+
+ROUNDING = 1e-7
+"""What float32 may add to a distance; the certified balls are wider by more."""
+
+
+def uniform(
+    _model: nn.Module, _sentinel: Sentinel, images: Tensor, _labels: Tensor, epsilon: float
+) -> Iterator[Tensor]:
+    """Uniform noise."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        noise = 2 * torch.rand(images.shape, generator=generator) - 1
+        yield (images + epsilon * noise).clamp(0, 1)
+
+
+def corners(
+    _model: nn.Module, _sentinel: Sentinel, images: Tensor, _labels: Tensor, epsilon: float
+) -> Iterator[Tensor]:
+    """Random corners of the ball."""
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(10):
+        signs = torch.randint(0, 2, images.shape, generator=generator) * 2 - 1
+        yield (images + epsilon * signs).clamp(0, 1)
+
+
+def against_classifier(
+    model: nn.Module, _sentinel: Sentinel, images: Tensor, labels: Tensor, epsilon: float
+) -> Iterator[Tensor]:
+    """PGD on the classifier alone."""
+    for seed in range(2):
+        yield PGD(epsilon)(model, images, labels, seed=seed)
+
+
+def against_both(
+    model: nn.Module, sentinel: Sentinel, images: Tensor, labels: Tensor, epsilon: float
+) -> Iterator[Tensor]:
+    """PGD on classifier and sentinel together."""
+    for seed, weight in enumerate((0.3, 1.0, 3.0)):
+        attack = PGD(epsilon, objective=partial(Unflagged, sentinel=sentinel, weight=weight))
+        yield attack(model, images, labels, seed=seed)
+
+
+POINTS: dict[str, Callable[..., Iterator[Tensor]]] = {
+    "uniform": uniform,
+    "corners": corners,
+    "PGD on the classifier": against_classifier,
+    "PGD on classifier and sentinel": against_both,
+}
+
+
+@dataclass(frozen=True)
+class Unflagged:
+    """How far an image is from being given a wrong class unflagged; 0 where it is.
+
+    For each wrong class k, the sum of two shortfalls: by how much another logit of the classifier
+    exceeds that of k, and, weighted, by how much the sentinel's score for k exceeds its threshold.
+    The wrong class with the smallest sum counts; the objective is its negative.
+    """
+
+    model: nn.Module
+    sentinel: Sentinel
+    weight: float
+    chooses = True
+
+    def value(self, images: Tensor, labels: Tensor) -> Tensor:
+        thresholds = torch.from_numpy(self.sentinel.thresholds_).float()
+        guess = excess(self.sentinel.network_(images)) - thresholds
+        lacks = (excess(run_fast(self.model, images)) + MARGIN).relu()
+        lacks = lacks + self.weight * (guess + MARGIN).relu()
+        return -lacks.scatter(1, labels.unsqueeze(1), torch.inf).amin(1)
+
+    def direction(self, gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+    def better(self, new: Tensor, old: Tensor) -> Tensor:
+        return new > old
+
+
+MARGIN = 1e-3
+"""What an attack exceeds the decisions by, so that rounding does not undo them."""
+
+
+def excess(logits: Tensor) -> Tensor:
+    """The largest other logit minus each logit, ``(N, classes)``."""
+    (first, second), (place, _) = (part.unbind(1) for part in logits.topk(2, dim=1))
+    own = torch.arange(logits.shape[1]) == place.unsqueeze(1)
+    return torch.where(own, second.unsqueeze(1), first.unsqueeze(1)) - logits
+
+
+def evades(sentinel: Sentinel, images: Tensor, labels: Tensor) -> Tensor:
+    """Whether each image is given a wrong class without being flagged."""
+    return (predict(sentinel.model, images) != labels) & ~torch.from_numpy(sentinel.flag(images))
+
+
+# ---- attack --------------------------------------------------------------------------------------
+
+STEPS, IMAGES = 500, 500
+MOST_BOXES = {"mnist": 8192, "fashion-mnist": 1}
+ATTACKED = {"DigitNet": EPSILONS["mnist"], "FashionNet": (0.05,)}
+"""Classifiers that are attacked, and at which epsilons."""
+
+WEIGHTS = (1.0, 0.3, 3.0, 0.1, 10.0)
+"""One per restart: what the sentinel's shortfall counts against the classifier's."""
+
+
+def attack(guard: Guard) -> Iterator[Row]:
+    """Of 500 images that the classifier gets right: certified, evaded, undecided."""
+    for epsilon in ATTACKED.get(guard.name, ()):
+        sentinel = guard.sentinel(RATES[0])
+        images, labels = shuffled(guard.dataset)
+        right = predict(guard.model, images) == labels
+        images, labels = images[right][:IMAGES], labels[right][:IMAGES]
+        by_bounds, certified = (
+            torch.from_numpy(sentinel.certify(images, labels, epsilon=epsilon, boxes=boxes))
+            for boxes in (1, MOST_BOXES[guard.dataset])
+        )
+        evaded = evaded_of(sentinel, images, labels, certified, epsilon)
+        counts = {
+            "certified by bounds": by_bounds,
+            "certified": certified,
+            "evaded": evaded,
+            "both": certified & evaded,
+            "undecided": ~certified & ~evaded,
+        }
+        row = {**guard.facts, "rate": RATES[0], "epsilon": epsilon, "images": len(images)}
+        yield row | {name: int(hits.sum()) for name, hits in counts.items()}
+
+
+def evaded_of(
+    sentinel: Sentinel, images: Tensor, labels: Tensor, certified: Tensor, epsilon: float
+) -> Tensor:
+    """Whether an attack gave each image a wrong class unflagged.
+
+    The first restart attacks certified images, too: nothing may be found there.
+    """
+    evaded = evades(sentinel, images, labels)
+    for restart, weight in enumerate(WEIGHTS):
+        rest = ~evaded & ~certified if restart else ~evaded
+        attacker = PGD(
+            epsilon,
+            steps=STEPS,
+            step_size=epsilon / 20,
+            objective=partial(Unflagged, sentinel=sentinel, weight=weight),
+        )
+        made = attacker(sentinel.model, images[rest], labels[rest], seed=restart)
+        evaded[rest] = evades(sentinel, made, labels[rest])
+    return evaded
+
+
+# ---- costs ---------------------------------------------------------------------------------------
+
+
+def costs(guard: Guard) -> Iterator[Row]:
+    """Times as multiples of classifying or training, alternating in one run on one thread."""
+    sentinel = guard.sentinel(RATES[0])
+    images, labels = shuffled("mnist", 1000)
+    predicted = predict(guard.model, images)
+
+    def classify() -> None:
+        for batch in images.split(100):
+            run_fast(guard.model, batch)
+
+    def flag() -> None:
+        for batch, classes in zip(images.split(100), predicted.split(100), strict=True):
+            sentinel.score_of(batch, classes)
+
+    def certify() -> None:
+        sentinel.certify(images, labels, epsilon=EPSILONS["mnist"][0])
+
+    with torch.no_grad():
+        timed = in_turn({"classify": classify, "flag": flag, "certify": certify}, rounds=15)
+    for what, name in (("flagging", "flag"), ("certifying at one epsilon", "certify")):
+        yield compared(what, "classifying", timed.ratio(name, "classify"))
+    train, _ = split("mnist")
+    few = TrainingSet(train[0][:10_000], train[1][:10_000])
+    recipe = SentinelRecipe(epochs=1)
+    plain = SentinelNetwork(
+        (1, 28, 28), 10, ramp=True, width=recipe.width, hidden=recipe.hidden
+    ).initialise(torch.Generator().manual_seed(0))
+    timed = in_turn(
+        {
+            "plain": lambda: plain_epoch(plain, few, recipe),
+            "sentinel": lambda: train_sentinel(few, classes=10, recipe=recipe),
+        },
+        rounds=5,
+    )
+    yield compared("an epoch of training", "a plain epoch", timed.ratio("sentinel", "plain"))
+
+
+def compared(what: str, of: str, ratio: tuple[float, float, float]) -> Row:
+    """A row of the table of costs."""
+    median, least, most = ratio
+    return {"what": what, "of": of, "ratio": median, "least": least, "most": most}
+
+
+def plain_epoch(network: nn.Module, data: TrainingSet, recipe: SentinelRecipe) -> None:
+    """An epoch of the same network on the cross-entropy of clean images alone."""
+    optimiser = torch.optim.Adam(network.parameters(), recipe.learning_rate)
+    for rows in torch.randperm(len(data.images)).split(recipe.batch_size):
+        loss = functional.cross_entropy(network(data.images[rows]), data.labels[rows])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+
+COMMANDS: Mapping[str, Callable[[Guard], Iterator[Row]]] = {
+    "shares": shares,
+    "sound": sound,
+    "attack": attack,
+    "costs": costs,
+}
+
+
+def rows_of(command: str, name: str) -> list[Row]:
+    """The rows of a command for one classifier, which are printed as they come."""
+    torch.set_num_threads(1)
+    rows = []
+    for row in COMMANDS[command](GUARDS[name]()):
+        print(row, flush=True)
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    """Write the tables that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("commands", nargs="+", choices=COMMANDS)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for command in parser.parse_args().commands:
+        names = ["DigitNet"] if command == "costs" else list(GUARDS)
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as pool:
+            found = pool.map(partial(rows_of, command), names)
+            table = pd.DataFrame([row for rows in found for row in rows])
+        table.to_csv(RESULTS / f"{command}.csv", index=False, float_format="%.6g")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Sentinels that ship with leery."""
+
+from importlib.resources import as_file, files
+
+from torch import nn
+
+from leery._recorded import missing, read_recorded
+from leery.certify._sentinel import Sentinel
+from leery.data import named
+from leery.errors import InputError
+from leery.inputs import InputSpec
+from leery.models import Logits
+
+__all__ = ["pretrained_sentinel"]
+
+_SHIPPED = ("mnist", "fashion-mnist")
+
+
+def pretrained_sentinel(dataset: str, model: nn.Module, *, logits: Logits = None) -> Sentinel:
+    """The trained sentinel that ships with leery for a dataset, for any classifier of its classes.
+
+    It must be calibrated, on images that it was not trained on: the test images, or the training
+    images that its record, ``src/leery/certify/weights/<dataset>.json``, names as held out.
+
+    Args:
+        dataset: "mnist" or "fashion-mnist".
+        model: the classifier; returns logits ``(N, 10)`` of images ``(N, 1, 28, 28)`` in [0, 1].
+        logits: how to get the logits from the model's output, as for
+            :class:`leery.certify.Sentinel`.
+
+    Raises:
+        InputError: when there is none for the dataset.
+
+    Example:
+        >>> from leery.classifiers import pretrained
+        >>> pretrained_sentinel("mnist", pretrained("mnist").model)
+        Sentinel(DigitNet: fitted)
+    """
+    name = named(dataset).name
+    if name not in _SHIPPED:
+        message = (
+            f"expected one of {', '.join(_SHIPPED)}, got {name}, for which no sentinel ships; fit "
+            "a leery.certify.Sentinel"
+        )
+        raise InputError(message)
+    with as_file(files("leery.certify") / "weights") as folder:
+        tensors, record = read_recorded(folder, name)
+        try:
+            inputs = InputSpec.from_facts(record["inputs"])
+            return Sentinel.of_parts(model, tensors, record["parts"], inputs, logits=logits)
+        except (KeyError, InputError) as error:
+            raise missing(folder, name, error) from error
