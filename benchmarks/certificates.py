@@ -1,8 +1,8 @@
-"""What the shipped sentinels certify, and attacks that try to show them wrong.
+"""What the shipped sentinels certify, and attacks that try to refute them.
 
     python benchmarks/certificates.py shares    certified shares of the test images
     python benchmarks/certificates.py sound     points inside certified balls: none may evade
-    python benchmarks/certificates.py attack    certified, evaded and undecided images
+    python benchmarks/certificates.py attack    certified, broken and undecided images
     python benchmarks/certificates.py costs     times as multiples of classifying the images
 
 Tables are written to docs/results/certificates. All images are shuffled test images; each threshold
@@ -36,8 +36,7 @@ from leery.training import SentinelNetwork, SentinelRecipe, TrainingSet, train_s
 
 RESULTS = Path("docs/results/certificates")
 BOXES = {"mnist": 128, "fashion-mnist": 1}
-"""Boxes per image of branch and bound. Articles have hundreds of pixels that matter: splitting some
-of them proves nothing."""
+"""Open boxes per image of branch and bound; none for articles, where too many pixels matter."""
 
 
 Row = dict[str, object]
@@ -162,6 +161,8 @@ def sound(guard: Guard) -> Iterator[Row]:
         )
         inside &= predict(guard.model, images) == labels
         images, labels = images[inside], labels[inside]
+        if not len(images):
+            continue
         for kind, points in POINTS.items():
             tried = violations = 0
             for made in points(guard.model, sentinel, images, labels, epsilon):
@@ -223,7 +224,7 @@ POINTS: dict[str, Callable[..., Iterator[Tensor]]] = {
 
 @dataclass(frozen=True)
 class Unflagged:
-    """How far an image is from being given a wrong class unflagged; 0 where it is.
+    """How far each image is from being misclassified and not flagged; 0 where it is.
 
     For each wrong class k, the sum of two shortfalls: by how much another logit of the classifier
     exceeds that of k, and, weighted, by how much the sentinel's score for k exceeds its threshold.
@@ -261,7 +262,7 @@ def excess(logits: Tensor) -> Tensor:
 
 
 def evades(sentinel: Sentinel, images: Tensor, labels: Tensor) -> Tensor:
-    """Whether each image is given a wrong class without being flagged."""
+    """Whether each image is misclassified and not flagged."""
     return (predict(sentinel.model, images) != labels) & ~torch.from_numpy(sentinel.flag(images))
 
 
@@ -277,7 +278,7 @@ WEIGHTS = (1.0, 0.3, 3.0, 0.1, 10.0)
 
 
 def attack(guard: Guard) -> Iterator[Row]:
-    """Of 500 images that the classifier gets right: certified, evaded, undecided."""
+    """Of 500 images that the classifier gets right: certified, broken, undecided."""
     for epsilon in ATTACKED.get(guard.name, ()):
         sentinel = guard.sentinel(RATES[0])
         images, labels = shuffled(guard.dataset)
@@ -287,28 +288,28 @@ def attack(guard: Guard) -> Iterator[Row]:
             torch.from_numpy(sentinel.certify(images, labels, epsilon=epsilon, boxes=boxes))
             for boxes in (1, MOST_BOXES[guard.dataset])
         )
-        evaded = evaded_of(sentinel, images, labels, certified, epsilon)
+        broken = broken_by_attack(sentinel, images, labels, certified, epsilon)
         counts = {
-            "certified by bounds": by_bounds,
+            "certified without splitting": by_bounds,
             "certified": certified,
-            "evaded": evaded,
-            "both": certified & evaded,
-            "undecided": ~certified & ~evaded,
+            "broken": broken,
+            "both": certified & broken,
+            "undecided": ~certified & ~broken,
         }
         row = {**guard.facts, "rate": RATES[0], "epsilon": epsilon, "images": len(images)}
         yield row | {name: int(hits.sum()) for name, hits in counts.items()}
 
 
-def evaded_of(
+def broken_by_attack(
     sentinel: Sentinel, images: Tensor, labels: Tensor, certified: Tensor, epsilon: float
 ) -> Tensor:
-    """Whether an attack gave each image a wrong class unflagged.
+    """Whether an attack made an image that is misclassified and not flagged.
 
     The first restart attacks certified images, too: nothing may be found there.
     """
-    evaded = evades(sentinel, images, labels)
+    broken = evades(sentinel, images, labels)
     for restart, weight in enumerate(WEIGHTS):
-        rest = ~evaded & ~certified if restart else ~evaded
+        rest = ~broken & ~certified if restart else ~broken
         attacker = PGD(
             epsilon,
             steps=STEPS,
@@ -316,8 +317,8 @@ def evaded_of(
             objective=partial(Unflagged, sentinel=sentinel, weight=weight),
         )
         made = attacker(sentinel.model, images[rest], labels[rest], seed=restart)
-        evaded[rest] = evades(sentinel, made, labels[rest])
-    return evaded
+        broken[rest] = evades(sentinel, made, labels[rest])
+    return broken
 
 
 # ---- costs ---------------------------------------------------------------------------------------

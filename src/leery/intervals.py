@@ -17,7 +17,7 @@ __all__ = ["Box", "Ramp", "interval_bounds", "margin_bounds"]
 
 @dataclass(frozen=True)
 class Box:
-    """A box of images or of activations for each image.
+    """Lower and upper bounds on each element of a batch of images or of activations.
 
     Attributes:
         lower: floating point ``(N, ...)``, the smallest value of each entry.
@@ -42,7 +42,9 @@ class Box:
         radius = torch.as_tensor(epsilon, dtype=torch.float64, device=images.device)
         wrong = radius[~((radius >= 0) & radius.isfinite())].flatten()
         if len(wrong):
-            message = f"expected an epsilon of at least 0, got {float(wrong[0]):g}; correct it"
+            message = (
+                f"expected a finite epsilon of at least 0, got {float(wrong[0]):g}; correct it"
+            )
             raise InputError(message)
         check_bounds(images, bounds)
         centre = images.detach().double()
@@ -67,7 +69,7 @@ class Box:
 
 
 class Ramp(nn.Module):
-    r"""A steep ramp that makes nearly binary images more so.
+    r"""A clipped linear function that makes nearly binary images more nearly binary.
 
     .. math:: x \mapsto \mathrm{clamp}((x - m) / w + 1/2, 0, 1)
 
@@ -96,7 +98,7 @@ class Ramp(nn.Module):
         return images + (steep - images.detach()) if images.requires_grad else steep
 
     def extra_repr(self) -> str:
-        """The two numbers."""
+        """Middle and width."""
         return f"middle={self.middle}, width={self.width}"
 
 
@@ -105,7 +107,8 @@ def interval_bounds(network: nn.Module, box: Box, *, rounding: float = 0.0) -> B
 
     With ``rounding=0``, the default, the bounds hold for exact arithmetic, up to their own
     rounding: they prove nothing about a running program. With ``rounding`` above 0 they hold for
-    the outputs that are computed in floating point, in any order of summation.
+    the outputs that are computed in floating point, if each is a sum of products in any order (not
+    for Winograd or FFT convolution).
 
     Args:
         network: a layer of a supported type, or an ``nn.Sequential`` of them, in eval mode:
@@ -114,9 +117,9 @@ def interval_bounds(network: nn.Module, box: Box, *, rounding: float = 0.0) -> B
         box: inputs; their type is that in which the bounds are computed.
         rounding: unit roundoff of the arithmetic in which both the network and the bounds are
             computed, such as 2**-24 for float32; weights and box must then be of that type. 0 for
-            exact arithmetic. Above 0 only ``Linear``,
-            ``Conv2d`` and layers without rounding errors (max pooling, ``ReLU``, ``ReLU6``,
-            ``Hardtanh``, ``Flatten``, ``Dropout``, ``Identity``, :class:`Ramp`) are supported.
+            exact arithmetic. Above 0 only ``Linear``, ``Conv2d`` and layers whose computed output
+            never decreases when an input grows (max pooling, ``ReLU``, ``ReLU6``, ``Hardtanh``,
+            ``Flatten``, ``Dropout``, ``Identity``, :class:`Ramp`) are supported.
 
     Raises:
         UnsupportedModelError: when a layer has no bounds; the message names it.

@@ -196,7 +196,7 @@ def test_balls_are_cut_to_the_pixel_bounds() -> None:
     with pytest.raises(InputError, match="a width above 0, got -0.1"):
         Ramp(width=-0.1)
     for wrong in (-0.1, float("nan"), float("inf")):
-        with pytest.raises(InputError, match="an epsilon of at least 0, got"):
+        with pytest.raises(InputError, match="a finite epsilon of at least 0, got"):
             Box.around(images, wrong)
 
 

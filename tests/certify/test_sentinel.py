@@ -344,8 +344,11 @@ def test_pixels_of_another_range_are_certified_in_their_own_units(
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda one, x, y: one.certify(x, y, epsilon=-0.1), "an epsilon of at least 0"),
-        (lambda one, x, y: one.certify(x, y, epsilon=float("nan")), "an epsilon of at least 0"),
+        (lambda one, x, y: one.certify(x, y, epsilon=-0.1), "a finite epsilon of at least 0"),
+        (
+            lambda one, x, y: one.certify(x, y, epsilon=float("nan")),
+            "a finite epsilon of at least 0",
+        ),
         (lambda one, x, y: one.certify(x, y[:5], epsilon=0.1), "one label per image"),
         (lambda one, x, y: one.certify(x, y + 1, epsilon=0.1), "labels to be 0..9"),
         (lambda one, x, y: one.certify(x + 0.1, y, epsilon=0.1), "pixels within the bounds"),

@@ -66,7 +66,7 @@ def test_shares_rows_and_figure_of_the_certificates(place: Place, digits: Batch)
     for text in (printed, json.dumps(facts)):
         assert "L-infinity" in text
         assert "Not covered" in text
-    assert "promised at most 0.01; of the whole detector at most 0.02" in printed
+    assert "Promised: at most 0.01; of the whole detector at most 0.02" in printed
 
 
 def test_epsilons_can_be_named_one_by_one_and_as_json(place: Place) -> None:
@@ -104,7 +104,10 @@ def test_a_sentinel_is_trained_and_added_to_a_detector(place: Place) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("guard.leery", "--data", "test.npz", "--epsilon", "-0.1"), "an epsilon of at least 0"),
+        (
+            ("guard.leery", "--data", "test.npz", "--epsilon", "-0.1"),
+            "a finite epsilon of at least 0",
+        ),
         (("guard.leery", "--data", "train.npz", "--epsilon", "0.1"), "has not learned from"),
         (("lost.leery", "--data", "test.npz", "--epsilon", "0.1"), "a detector file at lost"),
         (

@@ -17,10 +17,11 @@ _SHIPPED = ("mnist", "fashion-mnist")
 
 
 def pretrained_sentinel(dataset: str, model: nn.Module, *, logits: Logits = None) -> Sentinel:
-    """The trained sentinel that ships with leery for a dataset, for any classifier of its classes.
+    """The trained sentinel that ships with leery, for any classifier of the dataset's classes.
 
-    It must be calibrated, on images that it was not trained on: the test images, or the training
-    images that its record, ``src/leery/certify/weights/<dataset>.json``, names as held out.
+    Calibrate it on images that it was not trained on, which is not checked: on test images, or on
+    the training images that its record, ``src/leery/certify/weights/<dataset>.json``, names as held
+    out.
 
     Args:
         dataset: "mnist" or "fashion-mnist".

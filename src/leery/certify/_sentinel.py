@@ -39,8 +39,8 @@ from leery.training import FitParts, SentinelNetwork, SentinelRecipe, TrainingSe
 __all__ = ["Sentinel"]
 
 _SPARE = 2.0**-22
-"""What balls are widened by, relative to the largest pixel value: pixels moved by epsilon in
-float32 lie inside."""
+"""Added to epsilon, relative to the largest absolute pixel value, so that pixels plus epsilon in
+float32 lie in the ball."""
 
 _FIT_IN_CACHE = 100
 """Maximum number of images whose scores or bounds are computed at once on a CPU."""
@@ -57,9 +57,9 @@ _CALIBRATE = "calibrate(clean, labels, fpr=...)"
 class Sentinel:
     r"""A small classifier that flags images, with certificates.
 
-    It flags an image if its logits contradict the predicted class by more than a calibrated
-    threshold. For single images it can be proved that no L-infinity perturbation up to epsilon
-    gives a wrong class unflagged.
+    It flags an image if the logit of another class exceeds that of the predicted class by more than
+    a calibrated threshold, which may be negative. For single images it can be proved that every
+    image within L-infinity distance epsilon that the classifier gets wrong is flagged.
 
     With the logits a of the sentinel and the class f(x) that the classifier predicts, the score is
 
@@ -67,9 +67,9 @@ class Sentinel:
 
     and an image is flagged if its score exceeds the threshold t. If the lower bounds of
     :math:`a_y - a_k` over the L-infinity ball of radius epsilon exceed t for every class k other
-    than the true class y, then no image in the ball is given a wrong class without being flagged,
-    whatever the classifier is, and whatever the attacker knows: f(x') = k gives
-    :math:`s(x') \ge a_y(x') - a_k(x') > t`.
+    than the true class y, then every image of the ball that is misclassified is flagged, whatever
+    the attacker knows: :math:`f(x') = k \ne y` gives :math:`s(x') \ge a_y(x') - a_k(x') > t`. With
+    a threshold per predicted class, t is that of k.
 
     The short path is ``Sentinel(model).fit(train).calibrate(held_out, fpr=0.01).certify(images,
     labels, epsilon=0.1)``.
@@ -90,10 +90,10 @@ class Sentinel:
 
     Notes:
         The certificates are for the L-infinity norm only, and for images whose pixels lie within
-        the bounds. They hold for the scores that this program computes, not only for exact
-        arithmetic: every rounding error of the scores and of the bounds is counted. Both are
-        computed in float32 on a CPU, and in float64 on other devices, where float32 operations may
-        run at lower precision (TF32).
+        the bounds. They hold for the scores that leery computes in the same precision, rounding
+        errors included: float32 on a CPU, float64 on other devices, where float32 operations may
+        run at lower precision (TF32). A certificate computed on a GPU does not cover scores that
+        are computed on a CPU. The class must be the one with which the score was computed.
 
     Raises:
         InputError: when a setting is outside its range.
@@ -328,7 +328,7 @@ class Sentinel:
         confidence: float = 0.95,
         per_class: bool = False,
     ) -> Self:
-        """Set the threshold so that at most a fraction ``fpr`` of clean images is flagged.
+        """Set the threshold for a promised false-alarm rate.
 
         Args:
             clean: images that are not adversarial and were not in the fit.
@@ -341,8 +341,8 @@ class Sentinel:
 
         Raises:
             NotFittedError: before :meth:`fit`.
-            InputError: when a setting is outside its range, needs more images than there are, or
-                more than a few are training images.
+            InputError: when a setting is outside its range, needs more images than there are, or,
+                for a sentinel that was fitted in this process, more than a few are training images.
         """
         nothing = np.empty(0)
         promised = Calibration(float(fpr), promise, float(confidence), per_class, nothing, nothing)
@@ -448,17 +448,18 @@ class Sentinel:
     def certify(
         self, images: Tensor, labels: Tensor, *, epsilon: float | Tensor, boxes: int = 1
     ) -> np.ndarray:
-        """Whether no attack within epsilon changes the class without being flagged.
+        """Whether it is proved that every misclassified image within epsilon is flagged.
 
         Args:
             images: clean images ``(N, channels, height, width)`` within the pixel bounds.
             labels: int ``(N,)``, their true classes.
             epsilon: L-infinity radius, in the units of the pixels; one, or one per image ``(N,)``.
-            boxes: maximum number of boxes per image into which the ball is split where its bounds
-                prove nothing (branch and bound); 1 for no splitting.
+            boxes: branch and bound: where its bounds prove nothing, the ball is split into boxes,
+                of which at most this many per image may be unproved at a time; 1 for no splitting.
 
         Returns:
-            bool ``(N,)``, True where it is proved.
+            bool ``(N,)``, True where it is proved. Such an image may itself be misclassified, and
+            is then flagged; with a negative threshold, correctly classified ones may be flagged.
 
         Raises:
             NotFittedError: before :meth:`calibrate`.
@@ -496,14 +497,15 @@ class Sentinel:
         return np.concatenate(found)
 
     def radius(self, images: Tensor, labels: Tensor) -> np.ndarray:
-        """The largest certified epsilon of each image, to a thousandth of the pixel range.
+        """A certified epsilon of each image without splitting, found by bisection.
 
         Args:
             images: clean images ``(N, channels, height, width)`` within the pixel bounds.
             labels: int ``(N,)``, their true classes.
 
         Returns:
-            float64 ``(N,)``, in the units of the pixels; 0 where nothing is proved.
+            float64 ``(N,)``, in the units of the pixels, less than a thousandth of the pixel range
+            below the largest; 0 where nothing is certified at that resolution.
 
         Raises:
             NotFittedError, InputError: as :meth:`certify`.
@@ -561,7 +563,7 @@ class Sentinel:
 
 def _need(part: T | None, call: str) -> T:
     if part is None:
-        message = f"expected a sentinel after {call}, got one without this step; call it first"
+        message = f"expected a sentinel after {call}, got one before it; call it first"
         raise NotFittedError(message)
     return part
 
@@ -580,7 +582,9 @@ def _network(weights: Mapping[str, Tensor], inputs: InputSpec, *, ramp: bool) ->
     channels, height, length = inputs.shape
     # Before a network is made, or a file could ask for one that fills the memory.
     if hidden.shape != (len(hidden), 2 * len(first) * (height // 4) * (length // 4)):
-        message = f"expected a sentinel for images {inputs.shape}, got another one; fit again"
+        message = (
+            f"expected the weights of a sentinel for images {inputs.shape}, got others; fit again"
+        )
         raise InputError(message)
     network = SentinelNetwork(
         (channels, height, length),

@@ -1,4 +1,4 @@
-"""``leery certify``: proofs that no attacker inside epsilon fools the classifier unflagged."""
+"""``leery certify``: proofs that every misclassified image within epsilon is flagged."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ certify = typer.Typer(
 _Data = Annotated[
     list[Path],
     typer.Option(
-        help="Labelled clean images that neither the detector nor its sentinel has seen. Can be "
-        "repeated.",
+        help="Labelled clean images that were not used for training, fitting or calibration. Can "
+        "be repeated.",
         show_default=False,
     ),
 ]
@@ -100,7 +100,7 @@ _Epsilons = Annotated[
     list[float],
     typer.Option(
         "--epsilon",
-        help="L-infinity radius in pixel units; several may follow.",
+        help="One or more L-infinity radii, in units of the pixel values.",
         show_default=False,
     ),
 ]
@@ -108,8 +108,9 @@ _Epsilons = Annotated[
 _Boxes = Annotated[
     int,
     typer.Option(
-        help="Branch and bound: split the ball around an image that is not certified into at most "
-        "this many boxes; 1 for no splitting. Slower. The radii are without splitting."
+        help="Branch and bound: split the ball around an image that is not certified, with at most "
+        "this many unproved boxes at a time; 1 for no splitting. Slower. Radii are without "
+        "splitting."
     ),
 ]
 
@@ -137,10 +138,10 @@ def images(
     resize: Resize = False,
     as_json: Json = False,
 ) -> None:
-    """Count the images that are certified: no L-infinity change gives a wrong class unflagged.
+    """Count the images that are certified: within epsilon, every misclassified image is flagged.
 
-    It is proved that every L-infinity change of the image up to epsilon either leaves the class
-    correct or is flagged, whatever the attacker knows. Shares are of the images that the classifier
+    It is proved that every image within L-infinity distance epsilon either gets the correct class
+    or is flagged, whatever the attacker knows. Shares are of the images that the classifier
     gets right. The detector needs a sentinel, which leery certify train adds.
 
     Examples:
@@ -185,7 +186,7 @@ _Train = Annotated[
 _Clean = Annotated[
     list[Path],
     typer.Option(
-        help="Clean images for the new threshold; those that were used for the combiner are left "
+        help="Clean images for the new thresholds; those that were used for the combiner are left "
         "out. Can be repeated.",
         show_default=False,
     ),
@@ -406,9 +407,10 @@ def _sentences(facts: dict[str, Any]) -> str:
         "Certified: every image within epsilon (L-infinity) that the classifier gets wrong is "
         "flagged. Cannot alarm: no image within epsilon that the classifier gets right is flagged "
         "by the sentinel (the metrics may still flag it). The two are computed independently.\n"
-        f"False alarms of the sentinel: {alarms['share']:.2%} (95 % interval {alarms['low']:.2%} "
-        f"to {alarms['high']:.2%}), promised at most {facts['false_alarm_rate_of_the_sentinel']:g}"
-        f"; of the whole detector at most {facts['false_alarm_rate']:g}.\n"
+        f"Measured false alarms of the sentinel: {alarms['share']:.2%} (95 % interval "
+        f"{alarms['low']:.2%} to {alarms['high']:.2%}). Promised: at most "
+        f"{facts['false_alarm_rate_of_the_sentinel']:g}; of the whole detector at most "
+        f"{facts['false_alarm_rate']:g}.\n"
         "Read the certified share together with the false-alarm rate: a detector that flags every "
         "image would certify every image.\n"
         f"Certified L-infinity radius (without splitting): median {radii['0.5']:.3g}, quartiles "
@@ -454,7 +456,7 @@ def _figure(rows: pd.DataFrame, facts: dict[str, Any]) -> Any:  # noqa: ANN401 -
     axes.set_ylabel("share certified")
     rate = facts["false_alarm_rate"]
     axes.set_title(
-        "Images for which no L-infinity change up to epsilon gives a wrong class unflagged\n"
+        "Certified: within L-infinity distance epsilon, every misclassified image is flagged\n"
         f"(false-alarm rate {rate:g}; not covered: other norms)",
         color=INK,
     )

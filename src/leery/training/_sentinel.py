@@ -29,7 +29,7 @@ _EPOCHS_OF_A_PART = 5
 """Number of epochs after which an interrupted training can be resumed."""
 
 _DROPS = (0.65, 0.85, 0.95)
-"""Completed fractions of the training at which the learning rate drops to a tenth or a third."""
+"""Completed fractions of the training at which the learning rate drops to about a third."""
 
 Part = Callable[[Iterable[str], object, Callable[[], Mapping[str, Tensor]]], Mapping[str, Tensor]]
 """Function that returns computed tensors, or stored ones; see :class:`leery.training.FitParts`."""
@@ -145,8 +145,8 @@ class SentinelRecipe:
 
     .. math:: \kappa\, L(a(x)) + (1 - \kappa)\, L(-m(x, \epsilon))
 
-    with the logits a, the lower bounds m of the margins over the box of radius epsilon, and the
-    cross-entropy L of the true class.
+    with the logits a, the lower bounds m of the margins over the box of radius epsilon (0 for the
+    true class), and the cross-entropy L of the true class.
 
     Attributes:
         epsilon: radius of the boxes, as a fraction of the pixel range; None to let
@@ -201,8 +201,9 @@ class SentinelRecipe:
             self.learning_rate > 0 and 0 <= self.clean_weight <= 1 and 0 <= self.fixed_fraction < 1
         ):
             message = (
-                "expected a learning rate above 0 and fractions in [0, 1], got "
-                f"{self.learning_rate}, {self.clean_weight} and {self.fixed_fraction}; correct them"
+                "expected a learning_rate above 0, a clean_weight in [0, 1] and a fixed_fraction "
+                f"in [0, 1), got {self.learning_rate}, {self.clean_weight} and "
+                f"{self.fixed_fraction}; correct them"
             )
         else:
             return
