@@ -15,7 +15,7 @@ from torch import Tensor
 from leery._files import make_folder, write_atomically
 from leery.errors import DataError
 
-__all__ = ["missing", "read_recorded", "write_recorded"]
+__all__ = ["missing", "read_recorded", "stored", "write_recorded"]
 
 
 def write_recorded(
@@ -32,7 +32,7 @@ def write_recorded(
     Raises:
         OutputError: when the folder cannot be written to.
     """
-    content = to_bytes({key: _stored(value) for key, value in weights.items()})
+    content = to_bytes({key: stored(value) for key, value in weights.items()})
     signed = {**record, "weights_sha256": hashlib.sha256(content).hexdigest()}
     path = make_folder(folder) / f"{name}.safetensors"
     write_atomically(path, content)
@@ -67,7 +67,7 @@ def missing(folder: Path, name: str, error: Exception) -> DataError:
     )
 
 
-def _stored(value: Tensor) -> Tensor:
+def stored(value: Tensor) -> Tensor:
     """A tensor as it is stored: in half precision if that is exact."""
     half = value.half()
     exact = value.is_floating_point() and torch.equal(half.to(value.dtype), value)

@@ -1,6 +1,7 @@
 """Interval bounds of a network's outputs over boxes of images, also sound in floating point."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -48,7 +49,13 @@ class Box:
             raise InputError(message)
         check_bounds(images, bounds)
         centre = images.detach().double()
-        low, high = bounds_like(bounds, centre)
+        # A bound is often no number of the images' type; pixels may lie at the next one.
+        low, high = (
+            outer(bound, bound.to(images.dtype).double())
+            for outer, bound in zip(
+                (torch.minimum, torch.maximum), bounds_like(bounds, centre), strict=True
+            )
+        )
         if radius.ndim:
             radius = radius.view(-1, *(1 for _ in images.shape[1:]))
         return cls(torch.maximum(centre - radius, low), torch.minimum(centre + radius, high))
@@ -128,8 +135,9 @@ def interval_bounds(network: nn.Module, box: Box, *, rounding: float = 0.0) -> B
         Gowal et al. (2018), arXiv:1810.12715. Rounding errors of sums of products: Higham (2002),
         Accuracy and Stability of Numerical Algorithms, section 3.1.
     """
-    for name, layer in _layers(network):
-        box = _rule(name, layer, rounding)(box, rounding)
+    with _at_full_precision(box, rounding):
+        for name, layer in _layers(network):
+            box = _rule(name, layer, rounding)(box, rounding)
     return box
 
 
@@ -157,10 +165,15 @@ def margin_bounds(
     if type(last) is not nn.Linear:
         message = f"expected Linear as the last layer, got {_shown(name, last)}; end with Linear"
         raise UnsupportedModelError(message)
-    for inner, layer in body:
-        box = _rule(inner, layer, rounding)(box, rounding)
+    with _at_full_precision(box, rounding):
+        for inner, layer in body:
+            box = _rule(inner, layer, rounding)(box, rounding)
+        return _margins(last, box, labels.long(), rounding)
+
+
+def _margins(last: nn.Linear, box: Box, rows: Tensor, rounding: float) -> Tensor:
+    """The bounds of :func:`margin_bounds` from a box of the last layer's inputs."""
     weight, bias = _cast(last, box)
-    rows = labels.long()
     differences = weight[rows].unsqueeze(1) - weight.unsqueeze(0)
     centre, radius = box.centre.unsqueeze(2), box.radius.unsqueeze(2)
     margins = (differences @ centre - differences.abs() @ radius).squeeze(2)
@@ -172,12 +185,28 @@ def margin_bounds(
         errors = growth * functional.linear(
             largest, weight.abs(), None if bias is None else bias.abs()
         )
-        errors = errors + torch.finfo(errors.dtype).tiny
+        errors = errors + last.in_features * torch.finfo(errors.dtype).tiny
         margins = margins - errors.gather(1, rows.unsqueeze(1)) - errors
     return margins.scatter(1, rows.unsqueeze(1), float("inf"))
 
 
 Rule = Callable[[Box, float], Box]
+
+
+def _at_full_precision(box: Box, rounding: float) -> AbstractContextManager[object]:
+    """Switch off a caller's autocast, under which layers would compute in a shorter type.
+
+    Raises:
+        InputError: when the box's type rounds more than ``rounding`` says.
+    """
+    roundoff = torch.finfo(box.lower.dtype).eps / 2
+    if 0 < rounding < roundoff:
+        message = (
+            f"expected a unit roundoff of at least {roundoff:.3g}, that of {box.lower.dtype}, got "
+            f"{rounding:.3g}; pass it, or a box of a longer type"
+        )
+        raise InputError(message)
+    return torch.autocast(box.lower.device.type, enabled=False)
 
 
 def _layers(network: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -260,8 +289,8 @@ def _sums(
         # The largest size of an input, which is |centre| + radius.
         radius = radius.add(torch.maximum(box.upper, -box.lower), alpha=growth)
         spare = weight.new_zeros(len(weight)) if bias is None else bias.abs()
-        # The smallest normal number, for products that underflow.
-        spare = growth * spare + torch.finfo(spare.dtype).tiny
+        # The smallest normal number for each product, which may underflow.
+        spare = growth * spare + weight[0].numel() * torch.finfo(spare.dtype).tiny
     centre = apply(box.centre, weight, bias)
     radius = apply(radius, weight.abs(), spare)
     return Box(centre - radius, centre + radius)
@@ -324,10 +353,11 @@ _RULES: Mapping[type[nn.Module] | None, tuple[Callable[..., Box], Callable[[Any]
         (
             *(Ramp, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d),
             *(nn.ReLU, nn.ReLU6, nn.SELU, nn.Sigmoid, nn.LogSigmoid, nn.Softsign, nn.Tanh),
-            *(nn.Hardsigmoid, nn.Hardtanh, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
+            *(nn.Hardsigmoid, nn.Hardtanh, nn.AdaptiveAvgPool2d),
         ),
         (_ends, _always),
     ),
+    nn.AvgPool2d: (_ends, lambda layer: (layer.divisor_override or 1) > 0),
     nn.Softplus: (_ends, lambda layer: layer.beta > 0),
     nn.LeakyReLU: (_ends, lambda layer: layer.negative_slope >= 0),
     nn.ELU: (_ends, lambda layer: layer.alpha >= 0),

@@ -1,6 +1,7 @@
 """Interval bounds enclose what the network computes, and never exceed the exact optimum."""
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -190,7 +191,7 @@ def test_balls_are_cut_to_the_pixel_bounds() -> None:
     assert torch.allclose(box.lower, torch.tensor([[[[0.0, 0.3]], [[0.7, 0.0]]]]).double())
     assert torch.allclose(box.upper, torch.tensor([[[[0.25, 0.7]], [[1.0, 0.4]]]]).double())
     cut = Box.around(images, 0.2, ((0.0, 0.6), (0.0, 1.0)))
-    assert float(cut.upper[0, 0].max()) == 0.6
+    assert float(cut.upper[0, 0].max()) == pytest.approx(0.6, abs=1e-7)
     with pytest.raises(InputError, match="bounds"):
         Box.around(images + 0.5, 0.2)
     with pytest.raises(InputError, match="a width above 0, got -0.1"):
@@ -266,6 +267,29 @@ def test_what_has_no_bounds_of_its_rounding_errors_is_refused() -> None:
         interval_bounds(nn.Sequential(nn.Tanh()).eval(), box, rounding=FLOAT32)
     with pytest.raises(UnsupportedModelError, match="at most 2 inputs of a unit, got 4"):
         interval_bounds(nn.Linear(4, 2), box, rounding=0.004)
+    short = Box(box.lower.float(), box.upper.float())
+    for bounded in (interval_bounds, partial(margin_bounds, labels=torch.zeros(2).long())):
+        with pytest.raises(InputError, match="at least 5.96e-08, that of torch.float32"):
+            bounded(nn.Sequential(nn.Linear(4, 2)), short, rounding=2.0**-53)
+
+
+def test_bounds_are_not_computed_in_a_caller_s_shorter_type() -> None:
+    net, centre = wide(), torch.rand(20, 3, 16, 16, generator=drawn())
+    box, labels = Box(centre, centre), torch.arange(20) % 4
+    expected = interval_bounds(net, box), margin_bounds(net, box, labels)
+    with torch.autocast("cpu"):
+        found = interval_bounds(net, box), margin_bounds(net, box, labels)
+    assert torch.equal(found[0].lower, expected[0].lower)
+    assert torch.equal(found[1], expected[1])
+
+
+def test_balls_of_short_types_hold_every_pixel_of_that_type_within_the_bounds() -> None:
+    bounds = -0.4242, 2.8215
+    images = torch.tensor(bounds).half().view(1, 1, 1, 2)
+    assert float(images[0, 0, 0, 0]) < bounds[0]
+    box = Box.around(images, 0.1, bounds)
+    assert bool((box.lower <= images.double()).all())
+    assert bool((box.upper >= images.double()).all())
 
 
 class Doubled(nn.Linear):
@@ -287,6 +311,7 @@ def hooked(layer: nn.Module) -> nn.Module:
         (Doubled(4, 4), r"Doubled \(1.0\)"),
         (hooked(nn.Linear(4, 4)), r"Linear \(1.0\)"),
         (hooked(nn.Sequential(nn.Linear(4, 4))), r"Sequential \(1.0\)"),
+        (nn.AvgPool2d(2, divisor_override=-4), r"AvgPool2d \(1.0\)"),
         (nn.LeakyReLU(-0.1), r"LeakyReLU \(1.0\)"),
         (nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"), r"Conv2d \(1.0\)"),
         (nn.BatchNorm1d(4, track_running_stats=False), r"BatchNorm1d \(1.0\)"),

@@ -54,6 +54,12 @@ def points_near(images: Tensor, epsilon: float, count: int) -> list[Tensor]:
     return found
 
 
+def last_layer(network: SentinelNetwork) -> nn.Linear:
+    last = network.layers[8]
+    assert isinstance(last, nn.Linear)
+    return last
+
+
 def smallest_margins(sentinel: Sentinel, images: Tensor, labels: Tensor) -> Tensor:
     """The label's logit minus the largest other one, whatever the classifier predicts."""
     return -sentinel.score_of(images, labels)
@@ -239,6 +245,62 @@ def test_scores_are_those_of_float32_wherever_it_means_float32(
     assert np.array_equal(exact.score(images), score)
 
 
+def test_what_onednn_is_told_to_shorten_is_computed_in_float64(
+    sentinel: Sentinel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Sentinel(sentinel.model).restored(deepcopy(sentinel.network_), sentinel.inputs_)
+    monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
+    assert own.network_.low.dtype == torch.float64
+    monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "STRICT")
+    assert own.network_.low.dtype == torch.float32
+
+
+def test_the_class_and_the_verdict_on_it_come_from_one_run(
+    sentinel: Sentinel, digits: Batch
+) -> None:
+    images, _ = judged(digits)
+    classes, flagged = sentinel.judge(images)
+    assert np.array_equal(classes, predict(sentinel.model, images).numpy())
+    assert np.array_equal(flagged, sentinel.flag(images))
+
+    class Unsteady(nn.Module):
+        """Gives another class at every call."""
+
+        calls = 0
+
+        def forward(self, images: Tensor) -> Tensor:
+            Unsteady.calls += 1
+            return nn.functional.one_hot(torch.full((len(images),), self.calls % 10), 10).float()
+
+    own = Sentinel(Unsteady(), recipe=QUICK).restored(
+        sentinel.network_, sentinel.inputs_, sentinel.calibration_
+    )
+    classes, flagged = own.judge(images[:1])
+    score = own.score_of(images[:1], torch.from_numpy(classes))
+    assert flagged[0] == (float(score) > own.thresholds_[classes[0]])
+
+
+def test_what_is_not_a_number_proves_nothing(sentinel: Sentinel, digits: Batch) -> None:
+    images, labels = judged(digits, 20)
+    for spoil in (float("nan"), float("inf")):
+        network = deepcopy(sentinel.network_)
+        last_layer(network).weight.data[3, 5] = spoil
+        own = Sentinel(sentinel.model).restored(network, sentinel.inputs_, sentinel.calibration_)
+        for boxes in (1, 4):
+            assert not own.certify(images, labels, epsilon=0.3, boxes=boxes).any()
+        assert not own.cannot_alarm(images, labels, epsilon=0.3).any()
+        with pytest.raises(InputError, match="expected finite weights of a sentinel"):
+            Sentinel.of_parts(sentinel.model, *own.parts(), sentinel.inputs_)
+
+
+def test_a_file_holds_weights_of_any_precision_exactly(sentinel: Sentinel, digits: Batch) -> None:
+    network = deepcopy(sentinel.network_)
+    last_layer(network).weight.data += 1e-5
+    own = Sentinel(sentinel.model).restored(network, sentinel.inputs_, sentinel.calibration_)
+    read = Sentinel.of_parts(sentinel.model, *own.parts(), sentinel.inputs_)
+    assert np.array_equal(read.score(digits[0][:50]), own.score(digits[0][:50]))
+
+
 def test_a_training_does_not_depend_on_the_order_of_the_images(training_digits: Batch) -> None:
     images, labels = (part[:300] for part in training_digits)
     order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
@@ -284,7 +346,9 @@ def test_certificates_are_the_same_in_any_mode_of_torch(
 ) -> None:
     images, labels = judged(digits, 100)
     expected = sentinel.certify(images, labels, epsilon=0.1, boxes=8)
+    bounds = sentinel.network_.margins(Box.around(images, 0.1), labels)
     with mode(), torch.autocast("cpu"):
+        assert torch.equal(sentinel.network_.margins(Box.around(images, 0.1), labels), bounds)
         found = sentinel.certify(images.clone(), labels, epsilon=0.1, boxes=8)
         score = sentinel.score(images.clone())
     assert np.array_equal(found, expected)
@@ -349,6 +413,9 @@ def test_pixels_of_another_range_are_certified_in_their_own_units(
             lambda one, x, y: one.certify(x, y, epsilon=float("nan")),
             "a finite epsilon of at least 0",
         ),
+        (lambda one, x, y: one.certify(x, y, epsilon=-1e-9), "a finite epsilon of at least 0"),
+        (lambda one, x, y: one.certify(x, y, epsilon=torch.ones(3)), "one for each of 20 images"),
+        (lambda one, x, y: one.certify(x, y, epsilon="a"), "one epsilon, .*, got str"),
         (lambda one, x, y: one.certify(x, y[:5], epsilon=0.1), "one label per image"),
         (lambda one, x, y: one.certify(x, y + 1, epsilon=0.1), "labels to be 0..9"),
         (lambda one, x, y: one.certify(x + 0.1, y, epsilon=0.1), "pixels within the bounds"),

@@ -44,7 +44,9 @@ def certified_by_splitting(
     while len(waiting):
         gaps, pixels, refuted = _examined(body, waiting, least, network.rounding)
         given_up[waiting.owners[refuted]] = True
-        waiting, pixels = waiting.rows(gaps <= 0), pixels[gaps <= 0]
+        # Not "gaps <= 0": a box whose bound is not a number stays open.
+        unproved = ~(gaps > 0)
+        waiting, pixels = waiting.rows(unproved), pixels[unproved]
         counts = torch.bincount(waiting.owners, minlength=len(labels))
         found |= (counts == 0) & ~given_up
         given_up |= found | (2 * counts > boxes)
@@ -102,5 +104,5 @@ def _examined(
         below, above = torch.autograd.grad(gaps.sum(), (ends.lower, ends.upper))
     weakening = ((below - above) * box.radius).flatten(1)
     point = Box(box.centre, box.centre)
-    refuted = (margin_bounds(body, point, labels).double() - least).amin(1) <= 0
+    refuted = ~((margin_bounds(body, point, labels).double() - least).amin(1) > 0)
     return gaps.detach(), weakening.argmax(1), refuted

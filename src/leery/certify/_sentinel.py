@@ -1,9 +1,11 @@
 """The sentinel: a small network in addition to a classifier, with bounds on what it flags."""
 
 import copy
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from numbers import Real
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -20,6 +22,7 @@ from leery._checks import (
 )
 from leery._files import below
 from leery._progress import progress_bars
+from leery._recorded import stored
 from leery.calibration import Calibration, Promise
 from leery.certify._refine import certified_by_splitting
 from leery.errors import InputError, NotFittedError, UnsupportedModelError, brief
@@ -44,6 +47,9 @@ float32 lie in the ball."""
 
 _FIT_IN_CACHE = 100
 """Maximum number of images whose scores or bounds are computed at once on a CPU."""
+
+_ONEDNN = ("ONEDNN", "DNNL")
+"""Names under which oneDNN reads its environment variables."""
 
 _HALVINGS = 10
 """Number of halvings of the interval in which a radius lies."""
@@ -278,9 +284,8 @@ class Sentinel:
             NotFittedError: before :meth:`fit`.
         """
         network = self.network_
-        # The weights were rounded to half precision by the training.
         layers = network.layers.state_dict().items()
-        tensors = {f"network/{name}": tensor.half().cpu() for name, tensor in layers}
+        tensors = {f"network/{name}": stored(tensor.cpu()) for name, tensor in layers}
         facts: dict[str, Any] = {"ramp": network.ramp, "calibration": None}
         if self._calibration is not None:
             arrays, facts["calibration"] = self._calibration.parts()
@@ -389,16 +394,32 @@ class Sentinel:
     def flag(self, images: Images) -> np.ndarray:
         """The verdict on each image, bool ``(N,)``, True for flagged images.
 
+        It is on the class that this call gets from the classifier. Another run may give another
+        class to an image; :meth:`judge` returns the class with the verdict.
+
+        Raises:
+            NotFittedError: before :meth:`calibrate`.
+            InputError: when the images do not fit.
+        """
+        return self.judge(images)[1]
+
+    def judge(self, images: Images) -> tuple[np.ndarray, np.ndarray]:
+        """The predicted class of each image and the verdict on it, from one run.
+
+        Returns:
+            int64 ``(N,)`` and bool ``(N,)``, True for flagged images.
+
         Raises:
             NotFittedError: before :meth:`calibrate`.
             InputError: when the images do not fit.
         """
         calibration = _need(self._calibration, _CALIBRATE)
-        found = [
-            calibration.flagged(*(part.numpy() for part in self._scores(batch)))
-            for batch in image_batches(images)
-        ]
-        return np.concatenate(found)
+        classes, flagged = [], []
+        for batch in image_batches(images):
+            scores, predicted = (part.numpy() for part in self._scores(batch))
+            classes.append(predicted)
+            flagged.append(calibration.flagged(scores, predicted))
+        return np.concatenate(classes), np.concatenate(flagged)
 
     def differentiable_score(self, images: Tensor) -> Tensor:
         """Differentiable version of :meth:`score`, with gradients to the images.
@@ -552,7 +573,7 @@ class Sentinel:
         inputs.check(images)
         check_labels(labels, len(images), self.classes_)
         assert inputs.bounds is not None
-        radii = torch.as_tensor(epsilon, dtype=torch.float64).broadcast_to(len(images))
+        radii = _radii(epsilon, len(images))
         radii = radii + _SPARE * float(torch.as_tensor(inputs.bounds).abs().max())
         for batch, truth, radius in zip(
             *(part.split(self._at_once) for part in (images, labels, radii)), strict=True
@@ -594,12 +615,35 @@ def _network(weights: Mapping[str, Tensor], inputs: InputSpec, *, ramp: bool) ->
         width=len(first),
         hidden=len(hidden),
     )
+    if not all(bool(weight.isfinite().all()) for weight in weights.values()):
+        message = "expected finite weights of a sentinel, got others; fit again"
+        raise InputError(message)
     try:
         network.layers.load_state_dict(dict(weights))
     except RuntimeError as error:
         message = f"expected the weights of a sentinel, got {brief(error)}; fit again"
         raise InputError(message) from error
     return network.requires_grad_(requires_grad=False)
+
+
+def _radii(epsilon: float | Tensor, count: int) -> Tensor:
+    """One radius per image, float64 ``(N,)``.
+
+    Raises:
+        InputError: when it is not one number, or one per image, or one is negative or not finite.
+    """
+    if not isinstance(epsilon, Real | Tensor) or (
+        isinstance(epsilon, Tensor) and epsilon.shape not in ((), (count,))
+    ):
+        got = tuple(epsilon.shape) if isinstance(epsilon, Tensor) else type(epsilon).__name__
+        message = f"expected one epsilon, or one for each of {count} images, got {got}; correct it"
+        raise InputError(message)
+    radii = torch.as_tensor(epsilon, dtype=torch.float64).broadcast_to(count)
+    wrong = radii[~((radii >= 0) & radii.isfinite())]
+    if len(wrong):
+        message = f"expected a finite epsilon of at least 0, got {float(wrong[0]):g}; correct it"
+        raise InputError(message)
+    return radii
 
 
 def _precision(place: torch.device) -> torch.dtype:
@@ -610,7 +654,9 @@ def _precision(place: torch.device) -> torch.dtype:
     """
     kinds = (getattr(torch.backends.mkldnn, kind) for kind in ("matmul", "conv"))
     allowed = {kind.fp32_precision for kind in kinds}
-    exact = place.type == "cpu" and allowed <= {"none", "ieee"}
+    # What oneDNN reads at its first use; torch's own settings do not show it.
+    allowed |= {os.environ.get(f"{name}_DEFAULT_FPMATH_MODE", "").lower() for name in _ONEDNN}
+    exact = place.type == "cpu" and allowed <= {"none", "ieee", "", "strict"}
     return torch.float32 if exact else torch.float64
 
 

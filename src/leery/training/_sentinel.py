@@ -259,7 +259,11 @@ def train_sentinel(
         The network in eval mode, on the device, with weights rounded to half precision.
     """
     place = device or torch.device("cpu")
-    with torch.inference_mode(mode=False), torch.enable_grad():
+    with (
+        torch.inference_mode(mode=False),
+        torch.enable_grad(),
+        torch.autocast(place.type, enabled=False),
+    ):
         channels, height, length = data.images.shape[1:]
         first = SentinelNetwork((channels, height, length), classes, pixels=pixels)
         chosen = (recipe or SentinelRecipe()).suited_to(first.scaled(data.images[:1000]))
