@@ -134,14 +134,13 @@ PUBLIC = {
         epistemic make_metrics log_margin margin max_softmax median_residual metric_refused
         mutual_information predictive_entropy recommended_for residual_kurtosis scibilic
         variance""",
-    "leery.models": """INPUT_OF Logits assignments_undone
-        check_layer check_logits check_recorded check_repeatable content_hashes device_of
-        extract_features fast_layout fingerprint forward has_fast_layout
-        has_linear_head isolated keep_freed_memory last_hidden_layer load_model loaded_object
-        logits_facts logits_of_facts model_errors multiplications normalized own_tensors predict
-        python_randomness
-        recorded_layers run_fast run_model submodules_of_images two_images unwrapped with_layout
-        with_logits""",
+    "leery.models": """INPUT_OF Logits assignments_undone check_layer check_logits check_recorded
+        check_repeatable content_hashes device_of extract_features fast_layout
+        fingerprint forward grid_of has_fast_layout has_linear_head image_hashes
+        isolated keep_freed_memory last_hidden_layer load_model loaded_object
+        logits_facts logits_of_facts model_errors multiplications normalized own_tensors
+        predict python_randomness recorded_layers run_fast run_model
+        submodules_of_images two_images unwrapped with_layout with_logits""",
     "leery.observation": "EACH FittableScorer HEAD Needs Observation Observer Scorer View Viewed",
     "leery.reporting": """Cell INK MUTED PALETTE Plot Sheet figure_style new_figure page_environment
         page_resource themed to_svg""",

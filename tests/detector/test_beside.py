@@ -158,6 +158,29 @@ def test_a_sentinel_can_be_added_to_a_fitted_detector(detector: Detector, digits
     assert len(both.sentinel_.calibration_.scores) < 1200
 
 
+def test_training_images_of_an_added_sentinel_are_known_and_kept_from_the_threshold(
+    detector: Detector, digits: Batch, training_digits: Batch, tmp_path: Path
+) -> None:
+    others = training_digits[0][3000:5000], training_digits[1][3000:5000]
+    own = Sentinel(detector.model, recipe=replace(RECIPE, epochs=1)).fit(*others)
+    plain = Detector(detector.model, metrics=METRICS)
+    plain.fit(training_digits[0][:3000], training_digits[1][:3000])
+    plain.calibrate(digits[0][:1000], digits[1][:1000], harmless={})
+    assert not plain.has_seen(others[0]).any()
+    both = plain.with_sentinel(own)
+    assert both.has_seen(others[0]).all()
+    with pytest.raises(InputError, match="not among the training images, got 2000 of 2000"):
+        both.calibrate(*others, fpr=FPR, harmless={})
+    both.calibrate(digits[0][1000:3000], digits[1][1000:3000], fpr=FPR, harmless={})
+    both.save(tmp_path / "both.leery")
+    read = Detector.load(tmp_path / "both.leery", detector.model)
+    assert read.has_seen(others[0]).all()
+    made = Detector(detector.model, metrics=METRICS, sentinel=own)
+    made.fit(training_digits[0][:3000], training_digits[1][:3000])
+    assert made.has_seen(others[0]).all()
+    assert not made.has_seen(digits[0]).any()
+
+
 def test_both_thresholds_hold_on_harmless_changes(detector: Detector, digits: Batch) -> None:
     again = Detector(
         detector.model, metrics=METRICS, sentinel=detector.sentinel_, sentinel_share=0.5

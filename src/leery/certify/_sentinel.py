@@ -30,8 +30,9 @@ from leery.inputs import Images, InputSpec, Moments, image_batches, labelled_bat
 from leery.intervals import Box
 from leery.models import (
     Logits,
-    content_hashes,
     device_of,
+    grid_of,
+    image_hashes,
     isolated,
     predict,
     run_model,
@@ -127,7 +128,7 @@ class Sentinel:
         self._batch_size = check_count(batch_size, "a batch size")
         self._network: SentinelNetwork | None = None
         self._inputs: InputSpec | None = None
-        self._seen = torch.empty(0, dtype=torch.int64)
+        self._seen, self._grid = torch.empty(0, dtype=torch.int64), 1.0
         self._calibration: Calibration | None = None
 
     def __repr__(self) -> str:
@@ -172,6 +173,14 @@ class Sentinel:
             NotFittedError: before :meth:`fit`.
         """
         return self.network_.classes
+
+    @property
+    def seen_(self) -> tuple[Tensor, float]:
+        """Hashes of the training images, int64 ``(N,)``, and the grid of their pixels.
+
+        Empty for a sentinel from a file: the detector's file holds the hashes.
+        """
+        return self._seen, self._grid
 
     @property
     def calibration_(self) -> Calibration | None:
@@ -243,7 +252,8 @@ class Sentinel:
                 progress=lambda share: bars.update(task, completed=round(100 * share)),
                 **({} if parts is None else {"part": parts}),
             )
-        return self.restored(network, inputs, seen=content_hashes(data.images))
+        self._grid = grid_of(data.images[:1000])
+        return self.restored(network, inputs, seen=image_hashes(data.images, self._grid))
 
     def restored(
         self,
@@ -354,7 +364,7 @@ class Sentinel:
         scores, predicted, kept, trained, labelled = [], [], [], 0, True
         for batch, truth in labelled_batches(clean, labels):
             own, classes = self._scores(batch)
-            seen = torch.isin(content_hashes(batch), self._seen)
+            seen = torch.isin(image_hashes(batch, self._grid), self._seen)
             right = ~seen if truth is None else ~seen & (classes == truth.cpu())
             trained, labelled = trained + int(seen.sum()), labelled and truth is not None
             scores.append(own)

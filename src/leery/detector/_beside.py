@@ -2,9 +2,10 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from leery.calibration import Calibration
@@ -16,7 +17,14 @@ from leery.inputs import Images
 from leery.models import fingerprint
 from leery.training import FitParts
 
-__all__ = ["SENTINEL", "Together", "check_same_images", "fitted_sentinel", "sentinel_of"]
+__all__ = [
+    "SENTINEL",
+    "Together",
+    "check_same_images",
+    "fitted_sentinel",
+    "sentinel_of",
+    "with_images_of",
+]
 
 SENTINEL = "sentinel"
 """Name of the sentinel's scores where they stand beside metrics."""
@@ -110,6 +118,17 @@ def fitted_sentinel(
         )
         raise InputError(message)
     return own.fit(images, labels, parts=parts)
+
+
+def with_images_of(sentinel: Sentinel, fitted: Fitted) -> Fitted:
+    """The fitted state, with the sentinel's training images among those that it has seen.
+
+    They can be compared only if both round pixels to the same grid before they are hashed.
+    """
+    hashes, grid = sentinel.seen_
+    if grid != fitted.grid or not len(fitted.seen):
+        return fitted
+    return replace(fitted, seen=torch.cat([fitted.seen, hashes]).unique())
 
 
 def check_same_images(sentinel: Sentinel, fitted: Fitted) -> None:

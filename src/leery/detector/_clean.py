@@ -11,10 +11,11 @@ from torch import Tensor
 from leery._checks import more_than_a_few
 from leery.attacks import Attack, Harmless
 from leery.calibration import Calibration
-from leery.detector._state import Fitted, FittedCombiner, image_hashes
+from leery.detector._state import Fitted, FittedCombiner
 from leery.detector._table import MetricTable
 from leery.errors import InputError, LeeryError, brief, warn
 from leery.inputs import Images, Moments, labelled_batches
+from leery.models import image_hashes
 
 __all__ = ["CleanImages", "Measure", "check_unseen", "measure_clean", "no_labels"]
 

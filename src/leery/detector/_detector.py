@@ -21,6 +21,7 @@ from leery.detector._beside import (
     check_same_images,
     fitted_sentinel,
     sentinel_of,
+    with_images_of,
 )
 from leery.detector._clean import CleanImages, check_unseen, measure_clean, no_labels
 from leery.detector._explanation import Explanation, percentiles
@@ -28,7 +29,7 @@ from leery.detector._file import Record
 from leery.detector._fitting import fit, needs_of
 from leery.detector._measuring import measured
 from leery.detector._settings import Settings
-from leery.detector._state import Fitted, FittedCombiner, image_hashes
+from leery.detector._state import Fitted, FittedCombiner
 from leery.detector._storage import read_file, write_file
 from leery.detector._table import MetricTable
 from leery.detector._verdicts import Verdicts
@@ -49,6 +50,7 @@ from leery.models import (
     check_layer,
     extract_features,
     fingerprint,
+    image_hashes,
     logits_facts,
     logits_of_facts,
     own_tensors,
@@ -320,6 +322,8 @@ class Detector:
         """
         settings, fitted = fit(self.model, self._settings, images, labels, parts)
         sentinel = fitted_sentinel(self.model, settings, fitted, (images, labels), parts)
+        if sentinel is not None:
+            fitted = with_images_of(sentinel, fitted)
         self._settings = settings
         self._take(fitted, None, None, sentinel)
         return self
@@ -339,7 +343,8 @@ class Detector:
         sentinel_of(sentinel, self.model)
         check_same_images(sentinel, fitted)
         settings = replace(self._settings, sentinel=sentinel, sentinel_share=check_share(share))
-        return copy.copy(self)._beside(settings, fitted, sentinel)  # noqa: SLF001 - same class
+        known = with_images_of(sentinel, fitted)
+        return copy.copy(self)._beside(settings, known, sentinel)  # noqa: SLF001 - same class
 
     def fit_combiner(
         self,
@@ -661,7 +666,7 @@ class Detector:
         return self
 
     def has_seen(self, images: Tensor) -> np.ndarray:
-        """True for images that the metrics or the combiner have been fitted to.
+        """True for images that the metrics, the combiner or the sentinel have been fitted to.
 
         Args:
             images: ``(N, ...)``.

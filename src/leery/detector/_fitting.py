@@ -13,11 +13,19 @@ from torch import Tensor, nn
 from leery._checks import Bounds, check_bounds, check_labels
 from leery._progress import progress_bars
 from leery.detector._settings import Settings
-from leery.detector._state import Fitted, grid_of, image_hashes
+from leery.detector._state import Fitted
 from leery.errors import InputError, NoDropoutError, UnsupportedModelError
 from leery.inputs import Images, InputSpec, Moments, bounds_seen, labelled_batches
 from leery.metrics import FitContext, Metric, make_metrics, metric_refused, recommended_for
-from leery.models import device_of, fingerprint, has_linear_head, isolated, run_model
+from leery.models import (
+    device_of,
+    fingerprint,
+    grid_of,
+    has_linear_head,
+    image_hashes,
+    isolated,
+    run_model,
+)
 from leery.observation import Needs, Observation, Observer
 from leery.training import FitParts
 

@@ -1,6 +1,5 @@
 """Fitted state of a detector and of its combiner."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +10,8 @@ from leery.combiners import Combiner
 from leery.detector._table import MetricTable
 from leery.inputs import InputSpec
 from leery.metrics import Metric
-from leery.models import content_hashes
 
-__all__ = ["Fitted", "FittedCombiner", "grid_of", "image_hashes"]
+__all__ = ["Fitted", "FittedCombiner"]
 
 
 @dataclass(frozen=True)
@@ -69,24 +67,3 @@ class FittedCombiner:
         values, predicted = torch.from_numpy(table.values), torch.from_numpy(table.predicted)
         found: np.ndarray = self.combiner(values, predicted).numpy()
         return found
-
-
-def grid_of(images: Tensor) -> float:
-    """The grid that pixels are rounded to before they are hashed, from a batch of training images.
-
-    A power of two near 1/32 of the standard deviation: coarse enough to match a copy with rounding
-    errors, fine enough to distinguish images.
-    """
-    std = float(images.detach().float().std(correction=0))
-    return 2.0 ** round(math.log2(std / 32)) if std > 0 and math.isfinite(std) else 1.0
-
-
-def image_hashes(images: Tensor, grid: float) -> Tensor:
-    """Hashes that identify images, int64 ``(N,)``, on the CPU.
-
-    Args:
-        images: ``(N, ...)``.
-        grid: step to whose multiples floats are rounded.
-    """
-    rows = images.detach()
-    return content_hashes((rows.double() / grid).round() if rows.is_floating_point() else rows)

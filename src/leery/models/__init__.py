@@ -17,7 +17,7 @@ from leery.models._features import (
     recorded_layers,
     submodules_of_images,
 )
-from leery.models._fingerprint import content_hashes, fingerprint
+from leery.models._fingerprint import content_hashes, fingerprint, grid_of, image_hashes
 from leery.models._isolation import (
     assignments_undone,
     check_logits,
@@ -54,8 +54,10 @@ __all__ = [
     "fast_layout",
     "fingerprint",
     "forward",
+    "grid_of",
     "has_fast_layout",
     "has_linear_head",
+    "image_hashes",
     "isolated",
     "keep_freed_memory",
     "last_hidden_layer",

@@ -1,12 +1,13 @@
 """Fingerprints of classifiers (layers and weights) and content hashes of inputs."""
 
 import hashlib
+import math
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["content_hashes", "fingerprint"]
+__all__ = ["content_hashes", "fingerprint", "grid_of", "image_hashes"]
 
 _ROWS_AT_ONCE = 4096
 
@@ -54,3 +55,24 @@ def content_hashes(rows: Tensor, seed: int = 0) -> Tensor:
     sums = (sums ^ ((sums >> 30) & (2**34 - 1))) * -4658895280553007687
     sums = (sums ^ ((sums >> 27) & (2**37 - 1))) * -7723592293110705685
     return sums ^ ((sums >> 31) & (2**33 - 1))
+
+
+def grid_of(images: Tensor) -> float:
+    """The grid that pixels are rounded to before they are hashed, from a batch of training images.
+
+    A power of two near 1/32 of the standard deviation: coarse enough to match a copy with rounding
+    errors, fine enough to distinguish images.
+    """
+    std = float(images.detach().float().std(correction=0))
+    return 2.0 ** round(math.log2(std / 32)) if std > 0 and math.isfinite(std) else 1.0
+
+
+def image_hashes(images: Tensor, grid: float) -> Tensor:
+    """Hashes that identify images, int64 ``(N,)``, on the CPU.
+
+    Args:
+        images: ``(N, ...)``.
+        grid: step to whose multiples floats are rounded.
+    """
+    rows = images.detach()
+    return content_hashes((rows.double() / grid).round() if rows.is_floating_point() else rows)
