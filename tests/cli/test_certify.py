@@ -121,6 +121,21 @@ def test_a_sentinel_is_trained_and_added_to_a_detector(place: Place) -> None:
             ),
             "share of the alarms",
         ),
+        # Refused before the training, which would take minutes.
+        (
+            (
+                *("train", "plain.leery", "--train", "train.npz", "--clean", "train.npz"),
+                *("--out", "x.leery"),
+            ),
+            "not among the training images, got 3000 of 3000 that are; name others with --clean",
+        ),
+        (
+            (
+                *("train", "plain.leery", "--train", "train.npz", "--clean", "held.npz"),
+                *("--out", "x.leery", "--fpr", "0.001"),
+            ),
+            "expected at least 1999 clean images",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_sentence(

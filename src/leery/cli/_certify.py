@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
+    from leery.calibration import Calibration
     from leery.certify import Sentinel
     from leery.detector import Detector
     from leery.inputs import Format
@@ -285,7 +286,7 @@ def train(
       leery certify train guard.leery --model net:make --train train.npz --clean held.npz --force
     """
     target = out or file
-    _check_promise(threshold)
+    _promises(threshold)
     check_replaceable(target, force=force)
     check_output(target)
     detector = leery.Detector.load(file, classifier.load(), metrics=own_metrics(metric))
@@ -297,9 +298,9 @@ def train(
         stoppable("the detector is as it was; --resume continues the training"),
         leery.training.FitParts(leery.tasks.parts_folder(target), resume=training.resume) as parts,
     ):
-        held = threshold.images(clean, form)
-        sentinel = training.sentinel(detector)
-        sentinel.fit(*leery.inputs.load_labelled(train, form), parts=parts)
+        held, trained = threshold.images(clean, form), leery.inputs.load_labelled(train, form)
+        _check_held(detector, threshold, held[0], trained[0])
+        sentinel = training.sentinel(detector).fit(*trained, parts=parts)
         guard = detector.with_sentinel(sentinel, share=threshold.share)
         threshold.set_on(guard, *held)
         guard.save(target)
@@ -332,8 +333,8 @@ def _sentinel(detector: Detector, file: Path) -> Sentinel:
     return sentinel
 
 
-def _check_promise(threshold: _Threshold) -> None:
-    """Refuse before the training a promise that would be refused after it.
+def _promises(threshold: _Threshold) -> list[Calibration]:
+    """The promises of the metrics and of the sentinel.
 
     Raises:
         InputError: when a number is outside its range.
@@ -341,10 +342,33 @@ def _check_promise(threshold: _Threshold) -> None:
     import numpy as np
 
     nothing = np.empty(0)
-    promised = leery.calibration.Calibration(
-        threshold.fpr, "marginal", 0.95, False, nothing, nothing
-    )
-    promised.share(threshold.share)
+    whole = leery.calibration.Calibration(threshold.fpr, "marginal", 0.95, False, nothing, nothing)
+    return [whole.share(1 - threshold.share), whole.share(threshold.share)]
+
+
+def _check_held(detector: Detector, threshold: _Threshold, held: Tensor, trained: Tensor) -> None:
+    """Refuse before the training what the calibration would refuse after it.
+
+    Raises:
+        InputError: when clean images are among the training images, or too few are left for the
+            promises without those that the detector has learned from.
+    """
+    import torch
+
+    from leery._checks import more_than_a_few
+
+    grid = leery.models.grid_of(trained)
+    hashes = (leery.models.image_hashes(images, grid) for images in (held, trained))
+    both = int(torch.isin(*hashes).sum())
+    if more_than_a_few(both, len(held)):
+        message = (
+            f"expected clean images that are not among the training images, got {both} of "
+            f"{len(held)} that are; name others with --clean"
+        )
+        raise InputError(message)
+    fresh = int((~detector.has_seen(held)).sum())
+    for promise in _promises(threshold):
+        promise.check_count(fresh)
 
 
 def _check_unseen(detector: Detector, pixels: Tensor) -> None:
