@@ -61,6 +61,9 @@ def test_shares_rows_and_figure_of_the_certificates(place: Place, digits: Batch)
         assert f"{interval.low:.1%} to {interval.high:.1%}" in printed
     facts = json.loads((place.folder / "made" / "certificates.json").read_text())
     assert facts["false_alarm_rate"] == pytest.approx(0.02)
+    shares = {(row["what"], row["epsilon"]): row["share"] for row in facts["shares"]}
+    calm = rows[rows.right & rows["certified_linf_0.02"] & ~rows.flagged]
+    assert shares["certified, not flagged", 0.02] == pytest.approx(len(calm) / rows.right.sum())
     figure = (place.folder / "made" / "certificates.svg").read_text()
     assert figure.startswith("<?xml")
     for text in (printed, json.dumps(facts)):

@@ -85,8 +85,9 @@ def certified_shares(rows: pd.DataFrame) -> pd.DataFrame:
         rows: the table of :func:`certificates`.
 
     Returns:
-        A table with the columns what ("false alarms", "certified" or "cannot alarm"), epsilon (NaN
-        for false alarms), images, share, low and high.
+        A table with the columns what ("false alarms", "certified", "certified, not flagged" or
+        "cannot alarm"), epsilon (NaN for false alarms), images, share, low and high. With a
+        negative threshold a certified image may be a false alarm itself.
 
     Raises:
         InputError: when the classifier gets no image right.
@@ -95,15 +96,18 @@ def certified_shares(rows: pd.DataFrame) -> pd.DataFrame:
     if right.empty:
         message = "expected a correctly classified image, got none; check model and labels"
         raise InputError(message)
-    columns = [("false alarms", float("nan"), "flagged")]
+    found = [("false alarms", float("nan"), right.flagged)]
     for column in rows.columns:
         what, _, epsilon = column.rpartition("_linf_")
         if what in ("certified", "cannot_alarm"):
-            columns.append((what.replace("_", " "), float(epsilon), column))
+            found.append((what.replace("_", " "), float(epsilon), right[column]))
+        if what == "certified":
+            calm = right[column] & ~right.flagged
+            found.append(("certified, not flagged", float(epsilon), calm))
     return pd.DataFrame(
         [
-            {"what": what, "epsilon": epsilon, "images": len(right), **_share(right[column])}
-            for what, epsilon, column in columns
+            {"what": what, "epsilon": epsilon, "images": len(right), **_share(hits)}
+            for what, epsilon, hits in found
         ]
     )
 
