@@ -15,7 +15,7 @@ from leery.arena import summary
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "results"
 README, CHOOSING = DOCS.parent / "README.md", DOCS / "choosing.md"
-PAPER, ARENA = DOCS / "paper.md", DOCS / "arena.md"
+PAPER, ARENA, CERTIFICATE = (DOCS / f"{name}.md" for name in ("paper", "arena", "certificate"))
 WEIGHTS = DOCS.parent / "src" / "leery" / "classifiers" / "weights"
 
 PAPERS = "the paper's six"
@@ -409,6 +409,46 @@ def densities_table() -> str:
     return _table(headings, lines)
 
 
+def certificates(name: str) -> pd.DataFrame:
+    """A committed table of benchmarks/certificates.py."""
+    return pd.read_csv(RESULTS / "certificates" / f"{name}.csv")
+
+
+def certified_tables(what: str) -> str:
+    """Shares of a kind by classifier and false-alarm rate, a table for each dataset."""
+    shares = certificates("shares")
+    guards = ["classifier", "rate"]
+    alarms = shares[shares.what == "false alarms"].set_index(["dataset", *guards]).share
+    made = []
+    for dataset, table in shares[shares.what == what].groupby("dataset", sort=False):
+        rows = []
+        for guard, own in table.groupby(guards, sort=False):
+            cells = [guard[0], f"{guard[1]:.0%}", f"{alarms[dataset, *guard]:.2%}"]
+            for _, both in own.groupby("epsilon"):
+                whole, *split = both.sort_values("boxes").to_dict("records")
+                cell = f"{whole['share']:.3f} ({whole['low']:.3f} to {whole['high']:.3f})"
+                cells.append(cell + "".join(f", split {row['share']:.3f}" for row in split))
+            rows.append(cells)
+        epsilons = [f"epsilon {epsilon:g}" for epsilon in sorted(table.epsilon.unique())]
+        made.append(_table([dataset, "promised rate", "false alarms", *epsilons], rows))
+    return "\n\n".join(made)
+
+
+def alone_table() -> str:
+    """The network of each sentinel as the classifier."""
+    shares = certificates("shares")
+    rows = []
+    for dataset, table in shares[shares.classifier == "sentinel alone"].groupby("dataset", sort=False):
+        right = table[table.epsilon.isna()].share
+        verified = [
+            f"{row.share:.3f} at {row.epsilon:g}"
+            for row in table[table.what == "verified"].itertuples()
+        ]
+        rows.append([str(dataset), *(f"{share:.3f}" for share in right), ", ".join(verified)])
+    names = ["dataset", "accuracy of the classifier", "accuracy of the sentinel's network"]
+    return _table([*names, "verified accuracy of the sentinel's network"], rows)
+
+
 def blocks(path: Path) -> dict[str, str]:
     """What stands between ``<!-- NAME -->`` and ``<!-- end of NAME -->`` in a text, by name."""
     if path == CHOOSING:
@@ -427,6 +467,13 @@ def blocks(path: Path) -> dict[str, str]:
         }
     if path == ARENA:
         return {f"leaderboard of {dataset}": leaderboard(dataset) for dataset in arenas()}
+    if path == CERTIFICATE:
+        return {
+            "certified shares": certified_tables("certified"),
+            "certified and not flagged": certified_tables("certified, not flagged"),
+            "cannot alarm": certified_tables("cannot alarm"),
+            "sentinel alone": alone_table(),
+        }
     if path == README:
         return {"results": shipped_table(), "elsewhere": elsewhere()}
     return {
@@ -449,5 +496,5 @@ def filled(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    for path in (README, CHOOSING, PAPER, ARENA):
+    for path in (README, CHOOSING, PAPER, ARENA, CERTIFICATE):
         path.write_text(filled(path))
