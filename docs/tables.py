@@ -438,7 +438,9 @@ def alone_table() -> str:
     """The network of each sentinel as the classifier."""
     shares = certificates("shares")
     rows = []
-    for dataset, table in shares[shares.classifier == "sentinel alone"].groupby("dataset", sort=False):
+    for dataset, table in shares[shares.classifier == "sentinel alone"].groupby(
+        "dataset", sort=False
+    ):
         right = table[table.epsilon.isna()].share
         verified = [
             f"{row.share:.3f} at {row.epsilon:g}"

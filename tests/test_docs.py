@@ -124,12 +124,13 @@ def tables() -> object:
     return module
 
 
-@pytest.mark.parametrize("name", ["choosing", "arena"])
+@pytest.mark.parametrize("name", ["choosing", "arena", "certificate"])
 def test_the_tables_of_a_page_are_those_of_the_measurements(name: str) -> None:
     module = tables()
     page = ROOT / "docs" / f"{name}.md"
     assert module.filled(page) == page.read_text()  # type: ignore[attr-defined]
-    assert {"choosing": "| FGSM 0.30 |", "arena": "| `leery` |"}[name] in page.read_text()
+    shown = {"choosing": "| FGSM 0.30 |", "arena": "| `leery` |", "certificate": "| DigitNet |"}
+    assert shown[name] in page.read_text()
 
 
 def test_the_page_of_metrics_has_each_with_its_family_and_direction() -> None:
