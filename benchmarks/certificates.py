@@ -77,14 +77,12 @@ def foreign() -> Guard:
 def interval_trained() -> Guard:
     """A digit classifier trained as the sentinel is, from another seed and for fewer epochs."""
     OUT.mkdir(parents=True, exist_ok=True)
-    path = OUT / "interval-trained.pt"
+    path, recipe = OUT / "interval-trained.pt", SentinelRecipe(epochs=20)
     if not path.exists():
         train, _ = split("mnist")
-        recipe = SentinelRecipe(epochs=20)
-        network = train_sentinel(TrainingSet(*train), classes=10, recipe=recipe, seed=1)
-        torch.save(network.state_dict(), path)
-    shipped = pretrained_sentinel("mnist", pretrained("mnist").model).network_
-    network = type(shipped)((1, 28, 28), 10, ramp=True, width=shipped.width, hidden=shipped.hidden)
+        trained = train_sentinel(TrainingSet(*train), classes=10, recipe=recipe, seed=1)
+        torch.save(trained.state_dict(), path)
+    network = SentinelNetwork((1, 28, 28), 10, ramp=True, width=recipe.width, hidden=recipe.hidden)
     network.load_state_dict(torch.load(path))
     return Guard("mnist", "interval-trained", network.eval())
 
@@ -380,40 +378,48 @@ def broken_by_attack(
 
 
 def costs(guard: Guard) -> Iterator[Row]:
-    """Times as multiples of classifying or training, alternating in one run on one thread."""
-    sentinel = guard.sentinel(RATES[0])
-    images, labels = shuffled("mnist", 1000)
-    predicted = predict(guard.model, images)
+    """Times as multiples of others, alternating in one run on one thread."""
+    yield from costs_of_images(guard)
+    yield costs_of_training()
 
-    def classify() -> None:
-        for batch in images.split(100):
-            run_fast(guard.model, batch)
 
-    def flag() -> None:
-        for batch, classes in zip(images.split(100), predicted.split(100), strict=True):
-            sentinel.score_of(batch, classes)
+def costs_of_images(guard: Guard) -> Iterator[Row]:
+    """Flagging and certifying, by classifying the same images."""
+    sentinel, epsilon = guard.sentinel(RATES[0]), EPSILONS[guard.dataset][0]
+    images, labels = shuffled(guard.dataset, 1000)
+    predicted, whole = predict(guard.model, images), Box.around(images, epsilon)
+    parts = torch.arange(len(images)).split(100)
 
-    def certify() -> None:
-        sentinel.certify(images, labels, epsilon=EPSILONS["mnist"][0])
+    def bounds(rows: Tensor) -> None:
+        sentinel.network_.margins(whole.rows(rows), labels[rows])
 
+    works: dict[str, Callable[[], object]] = {
+        "classify": lambda: [run_fast(guard.model, images[rows]) for rows in parts],
+        "flag": lambda: [sentinel.score_of(images[rows], predicted[rows]) for rows in parts],
+        "certify": lambda: sentinel.certify(images, labels, epsilon=epsilon),
+        "in parts": lambda: [bounds(rows) for rows in parts],
+        "at once": lambda: bounds(torch.arange(len(images))),
+    }
     with torch.no_grad():
-        timed = in_turn({"classify": classify, "flag": flag, "certify": certify}, rounds=15)
-    for what, name in (("flagging", "flag"), ("certifying at one epsilon", "certify")):
+        timed = in_turn(works, rounds=15)
+    for what, name in (("flagging, given the class", "flag"), ("certifying", "certify")):
         yield compared(what, "classifying", timed.ratio(name, "classify"))
+    ratio = timed.ratio("at once", "in parts")
+    yield compared("bounds of 1,000 images at once", "100 at a time", ratio)
+
+
+def costs_of_training() -> Row:
+    """An epoch of a sentinel's training, by one on the clean images alone."""
     train, _ = split("mnist")
-    few = TrainingSet(train[0][:10_000], train[1][:10_000])
-    recipe = SentinelRecipe(epochs=1)
-    plain = SentinelNetwork(
-        (1, 28, 28), 10, ramp=True, width=recipe.width, hidden=recipe.hidden
-    ).initialise(torch.Generator().manual_seed(0))
-    timed = in_turn(
-        {
-            "plain": lambda: plain_epoch(plain, few, recipe),
-            "sentinel": lambda: train_sentinel(few, classes=10, recipe=recipe),
-        },
-        rounds=5,
-    )
-    yield compared("an epoch of training", "a plain epoch", timed.ratio("sentinel", "plain"))
+    few, recipe = TrainingSet(train[0][:10_000], train[1][:10_000]), SentinelRecipe(epochs=1)
+    plain = SentinelNetwork((1, 28, 28), 10, ramp=True, width=recipe.width, hidden=recipe.hidden)
+    plain.initialise(torch.Generator().manual_seed(0))
+    works: dict[str, Callable[[], object]] = {
+        "plain": lambda: plain_epoch(plain, few, recipe),
+        "sentinel": lambda: train_sentinel(few, classes=10, recipe=recipe),
+    }
+    timed = in_turn(works, rounds=5)
+    return compared("an epoch of training", "a plain epoch", timed.ratio("sentinel", "plain"))
 
 
 def compared(what: str, of: str, ratio: tuple[float, float, float]) -> Row:

@@ -21,13 +21,7 @@ __all__ = ["missing", "read_recorded", "stored", "write_recorded"]
 def write_recorded(
     folder: Path, name: str, weights: Mapping[str, Tensor], record: Mapping[str, Any]
 ) -> Path:
-    """Write ``<name>.safetensors`` and ``<name>.json`` into a folder, created if missing.
-
-    The record gains the SHA-256 of the weights file. Weights that are equal in half precision are
-    stored in it.
-
-    Returns:
-        The path of the weights file.
+    """Write weights and their record, with the SHA-256 of the weights file; return its path.
 
     Raises:
         OutputError: when the folder cannot be written to.
@@ -63,7 +57,7 @@ def missing(folder: Path, name: str, error: Exception) -> DataError:
     """The error of weights that cannot be used."""
     return DataError(
         f"expected the weights of {name} and their record in {folder}, got: {error}; train them "
-        "again"
+        "again, or install leery again if they came with it"
     )
 
 

@@ -180,19 +180,24 @@ class Brighter(nn.Module):
         return torch.stack([first - second, second - first], 1)
 
 
-def brighter_halves(axis: int) -> TrainingSet:
-    images, labels = 0.4 * torch.rand(400, 1, 8, 8), torch.arange(400) % 2
+def brighter_halves(axis: int, seed: int = 0) -> TrainingSet:
+    drawn = torch.Generator().manual_seed(seed)
+    images, labels = 0.4 * torch.rand(400, 1, 8, 8, generator=drawn), torch.arange(400) % 2
     for image, label in zip(images, labels.tolist(), strict=True):
         image.narrow(axis - 1, 4 * label, 4).add_(0.5)
     return TrainingSet(images, labels)
 
 
 def learned(axis: int, *, mirror: bool) -> float:
-    """Accuracy of a small network on new images."""
+    """Mean probability that a small network gives the class of new images.
+
+    Not its accuracy, which is a matter of chance where the network is undecided.
+    """
     recipe = AuxiliaryRecipe(width=4, min_images=8000, mirror=mirror)
     network = train_auxiliary(brighter_halves(axis), classes=2, recipe=recipe)
-    new = brighter_halves(axis)
-    return float((logits(network, new.images).argmax(1) == new.labels).double().mean())
+    new = brighter_halves(axis, seed=1)
+    found = logits(network, new.images).softmax(1).gather(1, new.labels.unsqueeze(1))
+    return float(found.mean())
 
 
 @pytest.mark.parametrize(("axis", "mirror"), [(3, False), (2, True)])
@@ -209,7 +214,7 @@ def test_mirror_images_are_used_where_the_classifier_gets_them_right(
 
 
 def test_mirror_images_with_wrong_labels_spoil_what_is_learned() -> None:
-    assert learned(3, mirror=True) < 0.7
+    assert learned(3, mirror=True) < 0.6
 
 
 def test_small_digits_are_learned() -> None:

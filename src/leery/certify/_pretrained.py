@@ -31,6 +31,7 @@ def pretrained_sentinel(dataset: str, model: nn.Module, *, logits: Logits = None
 
     Raises:
         InputError: when there is none for the dataset.
+        DataError: when the installed files are damaged.
 
     Example:
         >>> from leery.classifiers import pretrained
@@ -49,5 +50,5 @@ def pretrained_sentinel(dataset: str, model: nn.Module, *, logits: Logits = None
         try:
             inputs = InputSpec.from_facts(record["inputs"])
             return Sentinel.of_parts(model, tensors, record["parts"], inputs, logits=logits)
-        except (KeyError, InputError) as error:
+        except (KeyError, TypeError, InputError) as error:
             raise missing(folder, name, error) from error

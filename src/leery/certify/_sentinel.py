@@ -39,15 +39,13 @@ from leery.models import (
     with_logits,
 )
 from leery.training import FitParts, SentinelNetwork, SentinelRecipe, TrainingSet, train_sentinel
+from leery.tuning import BOUNDED_IMAGES
 
 __all__ = ["Sentinel"]
 
 _SPARE = 2.0**-22
 """Added to epsilon, relative to the largest absolute pixel value, so that pixels plus epsilon in
 float32 lie in the ball."""
-
-_FIT_IN_CACHE = 100
-"""Maximum number of images whose scores or bounds are computed at once on a CPU."""
 
 _ONEDNN = ("ONEDNN", "DNNL")
 """Names under which oneDNN reads its environment variables."""
@@ -568,7 +566,7 @@ class Sentinel:
     def _at_once(self) -> int:
         """The number of images whose scores or bounds are computed at once."""
         if self.network_.low.device.type == "cpu":
-            return min(self._batch_size, _FIT_IN_CACHE)
+            return min(self._batch_size, BOUNDED_IMAGES)
         return self._batch_size
 
     def _highest(self) -> Tensor:

@@ -57,6 +57,6 @@ def load_classifier(folder: Path, dataset: str) -> Classifier:
     try:
         model = build(dataset, dropout=record["recipe"]["dropout"])
         model.load_state_dict(weights)
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise missing(folder, dataset, error) from error
     return Classifier(model, record)

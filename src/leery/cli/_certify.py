@@ -83,8 +83,8 @@ def _is_number(text: str) -> bool:
 certify = typer.Typer(
     cls=_Certify,
     no_args_is_help=True,
-    help="Count the images for which it is proved that no L-infinity change up to epsilon gives a "
-    "wrong class without being flagged.",
+    help="Count the images for which it is proved that every misclassified image within L-infinity "
+    "distance epsilon is flagged.",
     epilog="leery certify DETECTOR stands for leery certify images DETECTOR.",
 )
 

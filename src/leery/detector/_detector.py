@@ -666,14 +666,15 @@ class Detector:
         return self
 
     def has_seen(self, images: Tensor) -> np.ndarray:
-        """True for images that the metrics, the combiner or the sentinel have been fitted to.
+        """Whether the metrics, the combiner or the sentinel were fitted to each image.
 
         Args:
             images: ``(N, ...)``.
 
         Returns:
             bool ``(N,)``; all False if the training data contain so many duplicates that a
-            match proves nothing.
+            match proves nothing. The training images of a sentinel that ships with leery are not
+            known.
 
         Raises:
             NotFittedError: before :meth:`fit`.
