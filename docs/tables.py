@@ -451,6 +451,15 @@ def alone_table() -> str:
     return _table([*names, "verified accuracy of the sentinel's network"], rows)
 
 
+def certificate_costs() -> str:
+    """Times as multiples of another one, with their range over the rounds."""
+    rows = [
+        [row["what"], row["of"], f"{row['ratio']:.2f} ({row['least']:.2f} to {row['most']:.2f})"]
+        for row in certificates("costs").to_dict("records")
+    ]
+    return _table(["", "as a multiple of", "ratio (range)"], rows)
+
+
 def blocks(path: Path) -> dict[str, str]:
     """What stands between ``<!-- NAME -->`` and ``<!-- end of NAME -->`` in a text, by name."""
     if path == CHOOSING:
@@ -475,6 +484,7 @@ def blocks(path: Path) -> dict[str, str]:
             "certified and not flagged": certified_tables("certified, not flagged"),
             "cannot alarm": certified_tables("cannot alarm"),
             "sentinel alone": alone_table(),
+            "certificate costs": certificate_costs(),
         }
     if path == README:
         return {"results": shipped_table(), "elsewhere": elsewhere()}

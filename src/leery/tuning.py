@@ -6,7 +6,6 @@ more than rounding.
 """
 
 __all__ = [
-    "BOUNDED_IMAGES",
     "CACHED_ELEMENTS",
     "CLOSENESS_IMAGES",
     "CLOSENESS_PIXELS",
@@ -26,10 +25,6 @@ __all__ = [
     "UNCERTAINTY_ELEMENTS",
     "WHOLE_MODEL",
 ]
-
-BOUNDED_IMAGES = 100
-"""Maximum number of images of which a CPU computes bounds at once, so that they stay in its cache.
-Row: docs/results/certificates/costs.csv, bounds of 1,000 images at once."""
 
 FEW_IMAGES = 16
 """Number of images up to which passes share operations on a CPU. For more images, multiplying only

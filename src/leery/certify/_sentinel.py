@@ -39,7 +39,6 @@ from leery.models import (
     with_logits,
 )
 from leery.training import FitParts, SentinelNetwork, SentinelRecipe, TrainingSet, train_sentinel
-from leery.tuning import BOUNDED_IMAGES
 
 __all__ = ["Sentinel"]
 
@@ -557,17 +556,12 @@ class Sentinel:
             found = [
                 self.score_of(batch, classes)
                 for batch, classes in zip(
-                    images.split(self._at_once), predicted.split(self._at_once), strict=True
+                    images.split(self._batch_size),
+                    predicted.split(self._batch_size),
+                    strict=True,
                 )
             ]
         return torch.cat(found).cpu(), predicted.cpu()
-
-    @property
-    def _at_once(self) -> int:
-        """The number of images whose scores or bounds are computed at once."""
-        if self.network_.low.device.type == "cpu":
-            return min(self._batch_size, BOUNDED_IMAGES)
-        return self._batch_size
 
     def _highest(self) -> Tensor:
         """The highest score of each predicted class that is not flagged, float64 ``(classes,)``."""
@@ -584,7 +578,7 @@ class Sentinel:
         radii = _radii(epsilon, len(images))
         radii = radii + _SPARE * float(torch.as_tensor(inputs.bounds).abs().max())
         for batch, truth, radius in zip(
-            *(part.split(self._at_once) for part in (images, labels, radii)), strict=True
+            *(part.split(self._batch_size) for part in (images, labels, radii)), strict=True
         ):
             box = Box.around(batch.to(place), radius.to(place), inputs.bounds)
             yield truth.to(place).long(), box
