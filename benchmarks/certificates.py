@@ -10,31 +10,41 @@ is set on the 5,000 training images that the sentinel was not trained on.
 """
 
 import argparse
+import json
 import multiprocessing
 import os
+import platform
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import pandas as pd
 import torch
 from pairs import in_turn
 from scenes import OUT, plain_digits
 from sentinels import EPSILONS, RATES, Labelled, split
+from sentinels import WEIGHTS as SENTINELS
 from torch import Tensor, nn
-from torch.nn import functional
 
+import leery.classifiers
+from leery import Detector
 from leery.attacks import PGD
 from leery.certify import Box, Sentinel, pretrained_sentinel
 from leery.classifiers import pretrained
-from leery.data import load
+from leery.data import data_sums, load
 from leery.evaluation import certificates, certified_shares, share_interval
 from leery.models import predict, run_fast
 from leery.training import SentinelNetwork, SentinelRecipe, TrainingSet, train_sentinel
 
 RESULTS = Path("docs/results/certificates")
+CLASSIFIERS = Path(leery.classifiers.__file__).parent / "weights"
 BOXES = {"mnist": 128, "fashion-mnist": 1}
 """Open boxes per image of branch and bound; none for articles, where too many pixels matter."""
 
@@ -376,11 +386,14 @@ def broken_by_attack(
 
 # ---- costs ---------------------------------------------------------------------------------------
 
+COMMAND = (sys.executable, "-m", "leery", "certify")
+
 
 def costs(guard: Guard) -> Iterator[Row]:
     """Times as multiples of others, alternating in one run on one thread."""
     yield from costs_of_images(guard)
-    yield costs_of_training()
+    yield cost_of_training()
+    yield cost_of_command(guard)
 
 
 def costs_of_images(guard: Guard) -> Iterator[Row]:
@@ -402,18 +415,38 @@ def costs_of_images(guard: Guard) -> Iterator[Row]:
         yield compared(what, "classifying", timed.ratio(name, "classify"))
 
 
-def costs_of_training() -> Row:
+def cost_of_training() -> Row:
     """An epoch of a sentinel's training, by one on the clean images alone."""
     train, _ = split("mnist")
     few, recipe = TrainingSet(train[0][:10_000], train[1][:10_000]), SentinelRecipe(epochs=1)
-    plain = SentinelNetwork((1, 28, 28), 10, ramp=True, width=recipe.width, hidden=recipe.hidden)
-    plain.initialise(torch.Generator().manual_seed(0))
+    recipes = {"sentinel": recipe, "plain": replace(recipe, clean_weight=1.0)}
     works: dict[str, Callable[[], object]] = {
-        "plain": lambda: plain_epoch(plain, few, recipe),
-        "sentinel": lambda: train_sentinel(few, classes=10, recipe=recipe),
+        name: partial(train_sentinel, few, classes=10, recipe=own) for name, own in recipes.items()
     }
     timed = in_turn(works, rounds=5)
     return compared("an epoch of training", "a plain epoch", timed.ratio("sentinel", "plain"))
+
+
+def cost_of_command(guard: Guard) -> Row:
+    """The whole command, by classifying its images."""
+    images, labels = shuffled(guard.dataset)
+    epsilons = [str(epsilon) for epsilon in EPSILONS[guard.dataset]]
+    sentinel = guard.sentinel(RATES[0])
+    detector = Detector(guard.model, metrics=("max_softmax",)).with_sentinel(sentinel)
+    (train, classes), (held, truth) = split(guard.dataset)
+    detector.fit(train[:1000], classes[:1000]).calibrate(held, truth, fpr=2 * RATES[0])
+    with TemporaryDirectory() as folder:
+        file, data = Path(folder, "guard.leery"), Path(folder, "images.npz")
+        detector.save(file)
+        np.savez(data, images=images, labels=labels)
+        command = [*COMMAND, file, "--data", data, "--epsilon", *epsilons, "--out", folder]
+        works: dict[str, Callable[[], object]] = {
+            "classify": lambda: predict(guard.model, images, batch_size=1000),
+            "command": lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL),  # noqa: S603 - our own
+        }
+        timed = in_turn(works, rounds=3)
+    what = f"`leery certify` at {len(epsilons)} epsilons with radii, as a whole"
+    return compared(what, "classifying", timed.ratio("command", "classify"))
 
 
 def compared(what: str, of: str, ratio: tuple[float, float, float]) -> Row:
@@ -422,46 +455,71 @@ def compared(what: str, of: str, ratio: tuple[float, float, float]) -> Row:
     return {"what": what, "of": of, "ratio": median, "least": least, "most": most}
 
 
-def plain_epoch(network: nn.Module, data: TrainingSet, recipe: SentinelRecipe) -> None:
-    """An epoch of the same network on the cross-entropy of clean images alone."""
-    optimiser = torch.optim.Adam(network.parameters(), recipe.learning_rate)
-    for rows in torch.randperm(len(data.images)).split(recipe.batch_size):
-        loss = functional.cross_entropy(network(data.images[rows]), data.labels[rows])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+# ---- tables --------------------------------------------------------------------------------------
 
-
-COMMANDS: Mapping[str, Callable[[Guard], Iterator[Row]]] = {
-    "shares": shares,
-    "sound": sound,
+TABLES: Mapping[str, Callable[[Guard], Iterator[Row]]] = {
     "attack": attack,
+    "sound": sound,
+    "shares": shares,
     "costs": costs,
 }
+"""The longest first; costs last, when nothing else runs."""
 
 
-def rows_of(command: str, name: str) -> list[Row]:
-    """The rows of a command for one classifier, which are printed as they come."""
+def rows_of(table: str, name: str) -> list[Row]:
+    """The rows of a table for one classifier, which are printed as they come."""
     torch.set_num_threads(1)
     rows = []
-    for row in COMMANDS[command](GUARDS[name]()):
+    for row in TABLES[table](GUARDS[name]()):
         print(row, flush=True)
         rows.append(row)
     return rows
 
 
+def manifest(table: str) -> Row:
+    """What a table was computed with."""
+    names = ("leery", "torch", "numpy", "pandas")
+    return {
+        "again": f"python benchmarks/certificates.py {table}",
+        "sentinels": {name: recorded_sum(SENTINELS, name) for name in EPSILONS},
+        "classifiers": {name: recorded_sum(CLASSIFIERS, name) for name in EPSILONS},
+        "data_sha256": {name: data_sums(name) for name in EPSILONS},
+        "versions": {name: version(name) for name in names},
+        "processor": platform.processor() or platform.machine(),
+    }
+
+
+def recorded_sum(folder: Path, dataset: str) -> str:
+    """The checksum of shipped weights."""
+    return str(json.loads((folder / f"{dataset}.json").read_text())["weights_sha256"])
+
+
+def write(table: str, rows: list[Row]) -> None:
+    """Write a table and add it to the manifest."""
+    path = RESULTS / "manifest.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    frame = pd.DataFrame(rows)
+    frame.to_csv(RESULTS / f"{table}.csv", index=False, float_format="%.6g")
+    path.write_text(json.dumps({**known, table: manifest(table)}, indent=2) + "\n")
+
+
 def main() -> None:
     """Write the tables that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("commands", nargs="+", choices=COMMANDS)
+    parser.add_argument("tables", nargs="+", choices=TABLES)
+    chosen = parser.parse_args().tables
     RESULTS.mkdir(parents=True, exist_ok=True)
-    for command in parser.parse_args().commands:
-        names = ["DigitNet"] if command == "costs" else list(GUARDS)
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as pool:
-            found = pool.map(partial(rows_of, command), names)
-            table = pd.DataFrame([row for rows in found for row in rows])
-        table.to_csv(RESULTS / f"{command}.csv", index=False, float_format="%.6g")
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as pool:
+        made = {
+            table: [pool.submit(rows_of, table, name) for name in GUARDS]
+            for table in TABLES
+            if table in chosen and table != "costs"
+        }
+        for table, parts in made.items():
+            write(table, [row for part in parts for row in part.result()])
+    if "costs" in chosen:
+        write("costs", rows_of("costs", "DigitNet"))
 
 
 if __name__ == "__main__":

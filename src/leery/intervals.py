@@ -1,6 +1,6 @@
 """Interval bounds of a network's outputs over boxes of images, also sound in floating point."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -67,7 +67,7 @@ class Box:
     @property
     def centre(self) -> Tensor:
         """The middle of each side, ``(N, ...)``."""
-        return (self.lower + self.upper) / 2
+        return self.lower.lerp(self.upper, 0.5)
 
     @property
     def radius(self) -> Tensor:
@@ -101,7 +101,8 @@ class Ramp(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The images on the ramp, in [0, 1]."""
-        steep = ((images.detach() - self.middle) / self.width + 0.5).clamp(0, 1)
+        shift = 0.5 - self.middle / self.width
+        steep = images.detach().mul(1 / self.width).add_(shift).clamp_(0, 1)
         return images + (steep - images.detach()) if images.requires_grad else steep
 
     def extra_repr(self) -> str:
@@ -135,10 +136,7 @@ def interval_bounds(network: nn.Module, box: Box, *, rounding: float = 0.0) -> B
         Gowal et al. (2018), arXiv:1810.12715. Rounding errors of sums of products: Higham (2002),
         Accuracy and Stability of Numerical Algorithms, section 3.1.
     """
-    with _at_full_precision(box, rounding):
-        for name, layer in _layers(network):
-            box = _rule(name, layer, rounding)(box, rounding)
-    return box
+    return _through(_layers(network), box, rounding)
 
 
 def margin_bounds(
@@ -165,32 +163,41 @@ def margin_bounds(
     if type(last) is not nn.Linear:
         message = f"expected Linear as the last layer, got {_shown(name, last)}; end with Linear"
         raise UnsupportedModelError(message)
+    inner = _through(body, box, rounding)
     with _at_full_precision(box, rounding):
-        for inner, layer in body:
-            box = _rule(inner, layer, rounding)(box, rounding)
-        return _margins(last, box, labels.long(), rounding)
+        return _margins(last, inner, labels.long(), rounding)
 
 
 def _margins(last: nn.Linear, box: Box, rows: Tensor, rounding: float) -> Tensor:
     """The bounds of :func:`margin_bounds` from a box of the last layer's inputs."""
     weight, bias = _cast(last, box)
-    differences = weight[rows].unsqueeze(1) - weight.unsqueeze(0)
-    centre, radius = box.centre.unsqueeze(2), box.radius.unsqueeze(2)
-    margins = (differences @ centre - differences.abs() @ radius).squeeze(2)
-    if bias is not None:
-        margins = margins + bias[rows].unsqueeze(1) - bias
+    centre, column = box.centre, rows.unsqueeze(1)
+    radius = box.upper - centre
+    logits = functional.linear(centre, weight, bias)
+    # All pairs of classes, of which one row per image counts: one product of matrices.
+    pairs = (weight.unsqueeze(1) - weight).abs()
+    spread = functional.linear(radius, pairs.flatten(0, 1)).unflatten(1, pairs.shape[:2])
+    own = torch.arange(len(rows), device=rows.device)
+    margins: Tensor = logits.gather(1, column) - logits - spread[own, rows]
     if rounding:
-        growth = _growth(last.in_features, rounding)
-        largest = box.centre.abs() + box.radius
-        errors = growth * functional.linear(
-            largest, weight.abs(), None if bias is None else bias.abs()
-        )
+        largest = centre.abs() + radius
+        errors = functional.linear(largest, weight.abs(), None if bias is None else bias.abs())
+        errors = _growth(last.in_features, rounding) * errors
         errors = errors + last.in_features * torch.finfo(errors.dtype).tiny
-        margins = margins - errors.gather(1, rows.unsqueeze(1)) - errors
-    return margins.scatter(1, rows.unsqueeze(1), float("inf"))
+        margins = margins - errors.gather(1, column) - errors
+    return margins.scatter(1, column, float("inf"))
 
 
 Rule = Callable[[Box, float], Box]
+
+
+def _through(layers: Iterable[tuple[str, nn.Module]], box: Box, rounding: float) -> Box:
+    """The box behind some layers, each of which may overwrite the box that it gets."""
+    with _at_full_precision(box, rounding):
+        box = Box(box.lower.clone(), box.upper.clone())
+        for name, layer in layers:
+            box = _rule(name, layer, rounding)(box, rounding)
+    return box
 
 
 def _at_full_precision(box: Box, rounding: float) -> AbstractContextManager[object]:
@@ -259,7 +266,7 @@ def _growth(terms: int, rounding: float) -> float:
 
     The computed sum of n products and a bias differs from the exact one by at most (n + 1) u / (1 -
     (n + 1) u) times the sum of the sizes, with the unit roundoff u, in any order. It is counted
-    twice, for the network and for the centre of the bounds; 16 u and the further 5 % are more than
+    twice, for the network and for its bounds; 16 u and the further 5 % are more than
     enough for the rounding of centres, radii, differences and of this term itself, and for the
     denominator as long as n u is below 1 %.
 
@@ -283,23 +290,24 @@ def _sums(
 ) -> Box:
     """Bounds of a linear layer, which ``apply(inputs, weight, bias)`` computes."""
     weight, bias = _cast(layer, box)
-    radius, spare = box.radius, None
+    centre, size, spare = box.centre, weight.abs(), None
+    radius = box.upper - centre
     if rounding:
         growth = _growth(weight[0].numel(), rounding)
-        # The largest size of an input, which is |centre| + radius.
-        radius = radius.add(torch.maximum(box.upper, -box.lower), alpha=growth)
+        # The largest size of an input, which is at most |centre| + radius.
+        radius = radius.add_(centre.abs(), alpha=growth)
+        size = size * (1 + growth)
         spare = weight.new_zeros(len(weight)) if bias is None else bias.abs()
         # The smallest normal number for each product, which may underflow.
         spare = growth * spare + weight[0].numel() * torch.finfo(spare.dtype).tiny
-    centre = apply(box.centre, weight, bias)
-    radius = apply(radius, weight.abs(), spare)
-    return Box(centre - radius, centre + radius)
+    centre = apply(centre, weight, bias)
+    radius = apply(radius, size, spare)
+    return Box(centre - radius, radius.add_(centre))
 
 
 def _ends(layer: nn.Module, box: Box, _rounding: float) -> Box:
     """A nondecreasing layer maps the ends of the box to the ends of the result."""
-    # Copies: some layers work in place.
-    return Box(layer(box.lower.clone()), layer(box.upper.clone()))
+    return Box(layer(box.lower), layer(box.upper))
 
 
 def _linear(layer: nn.Linear, box: Box, rounding: float) -> Box:

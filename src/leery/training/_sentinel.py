@@ -86,12 +86,12 @@ class SentinelNetwork(nn.Module):
         self.layers = nn.Sequential(
             Ramp() if ramp else nn.Identity(),
             skip_init(nn.Conv2d, channels, width, 4, stride=2, padding=1),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             skip_init(nn.Conv2d, width, 2 * width, 4, stride=2, padding=1),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Flatten(),
             skip_init(nn.Linear, flat, hidden),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             skip_init(nn.Linear, hidden, classes),
         )
 
@@ -346,13 +346,14 @@ class _Run:
         images = _shifted(self._data.images[rows], recipe.shift, drawn)
         images = network.scaled(images.to(place))
         labels = self._data.labels[rows].to(place)
-        assert recipe.epsilon is not None
-        grown = min(1.0, done * recipe.epochs / recipe.warmup_epochs)
-        box = _box(images, recipe.epsilon * grown, recipe.fixed_fraction, drawn)
-        worst = -margin_bounds(network.layers, box, labels)
-        worst = worst.scatter(1, labels.unsqueeze(1), 0.0)
         loss = recipe.clean_weight * functional.cross_entropy(network.layers(images), labels)
-        loss = loss + (1 - recipe.clean_weight) * functional.cross_entropy(worst, labels)
+        if recipe.clean_weight < 1:
+            assert recipe.epsilon is not None
+            grown = min(1.0, done * recipe.epochs / recipe.warmup_epochs)
+            box = _box(images, recipe.epsilon * grown, recipe.fixed_fraction, drawn)
+            worst = -margin_bounds(network.layers, box, labels)
+            worst = worst.scatter(1, labels.unsqueeze(1), 0.0)
+            loss = loss + (1 - recipe.clean_weight) * functional.cross_entropy(worst, labels)
         self._optimiser.zero_grad()
         loss.backward()
         self._optimiser.step()
