@@ -318,6 +318,21 @@ def test_a_training_does_not_depend_on_the_order_of_the_images(training_digits: 
         assert torch.equal(tensor, tensor.half().float())
 
 
+def test_boxes_have_no_influence_on_a_training_without_bounds(training_digits: Batch) -> None:
+    images, labels = (part[:300] for part in training_digits)
+    model = pretrained("mnist").model
+    for clean_weight in (1.0, 0.5):
+        recipes = (
+            replace(QUICK, epochs=1, clean_weight=clean_weight, epsilon=epsilon)
+            for epsilon in (0.1, 0.3)
+        )
+        first, second = (
+            last_layer(Sentinel(model, recipe=recipe).fit(images, labels).network_).weight
+            for recipe in recipes
+        )
+        assert torch.equal(first, second) == (clean_weight == 1)
+
+
 def test_a_stopped_training_is_resumed_and_gives_the_same_network(
     tmp_path: Path, training_digits: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
