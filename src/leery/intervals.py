@@ -58,7 +58,10 @@ class Box:
         )
         if radius.ndim:
             radius = radius.view(-1, *(1 for _ in images.shape[1:]))
-        return cls(torch.maximum(centre - radius, low), torch.minimum(centre + radius, high))
+        lower, upper = centre - radius, centre + radius
+        torch.maximum(lower, low, out=lower)
+        torch.minimum(upper, high, out=upper)
+        return cls(lower, upper)
 
     def rows(self, kept: Tensor) -> Self:
         """The boxes of some of the images."""

@@ -18,7 +18,7 @@ from leery.classifiers import pretrained
 from leery.errors import InputError, NotFittedError, UnsupportedModelError
 from leery.models import predict
 from leery.training import FitParts, SentinelNetwork, SentinelRecipe
-from leery.training._sentinel import _Run
+from leery.training._sentinel import _Run, without_dead_units
 
 Batch = tuple[Tensor, Tensor]
 
@@ -318,6 +318,35 @@ def test_a_training_does_not_depend_on_the_order_of_the_images(training_digits: 
         assert torch.equal(tensor, tensor.half().float())
 
 
+def test_hidden_units_that_are_never_active_are_removed(digits: Batch) -> None:
+    images = digits[0][:200]
+    network = SentinelNetwork((1, 28, 28), 10, hidden=30)
+    network.initialise(torch.Generator().manual_seed(0))
+    hidden = network.layers[6]
+    assert isinstance(hidden, nn.Linear)
+    with torch.no_grad():
+        # Inactive everywhere; inactive on the images, but not in the boxes; active.
+        hidden.bias[:10], hidden.bias[10:20], hidden.bias[20:] = -100, 0, 100
+        inner = network.layers[:7](images)[:, 10:20]
+        hidden.bias[10:20] = -inner.amax(0) - 1e-4
+        before = network.requires_grad_(requires_grad=False)(images)
+        without_dead_units(network.eval(), images, 0.05)
+    assert network.hidden == 20
+    assert torch.allclose(network(images), before, atol=1e-4)
+
+
+def test_scores_without_gradients_are_those_with_gradients(
+    sentinel: Sentinel, digits: Batch
+) -> None:
+    images = digits[0][:50]
+    with torch.no_grad():
+        quick = sentinel.network_(images)
+    assert torch.allclose(sentinel.network_(images), quick, atol=1e-5)
+    with torch.inference_mode():
+        assert torch.equal(sentinel.network_(images), quick)
+    assert len(sentinel.network_(images[:0])) == 0
+
+
 def test_boxes_have_no_influence_on_a_training_without_bounds(training_digits: Batch) -> None:
     images, labels = (part[:300] for part in training_digits)
     model = pretrained("mnist").model
@@ -405,7 +434,14 @@ def test_pixels_of_another_range_are_certified_in_their_own_units(
             logits: Tensor = self.inner(pixels / 200)
             return logits
 
-    network = SentinelNetwork((1, 28, 28), 10, pixels=(0.0, 200.0), ramp=True, width=8, hidden=32)
+    network = SentinelNetwork(
+        (1, 28, 28),
+        10,
+        pixels=(0.0, 200.0),
+        ramp=True,
+        width=8,
+        hidden=sentinel.network_.hidden,
+    )
     weights = {
         name: tensor
         for name, tensor in sentinel.network_.state_dict().items()

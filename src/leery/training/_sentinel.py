@@ -14,7 +14,7 @@ from torch.nn.utils import skip_init
 
 from leery._checks import Bounds, bounds_like, check_count
 from leery.errors import InputError
-from leery.intervals import Box, Ramp, margin_bounds
+from leery.intervals import Box, Ramp, interval_bounds, margin_bounds
 from leery.training._auxiliary import TrainingSet, draw_weights
 
 __all__ = ["SentinelNetwork", "SentinelRecipe", "train_sentinel"]
@@ -27,6 +27,9 @@ _GREY = (0.1, 0.9)
 
 _EPOCHS_OF_A_PART = 5
 """Number of epochs after which an interrupted training can be resumed."""
+
+_AT_ONCE = 1000
+"""Number of images whose bounds are computed at once after the training."""
 
 _DROPS = (0.65, 0.85, 0.95)
 """Completed fractions of the training at which the learning rate drops to about a third."""
@@ -81,6 +84,7 @@ class SentinelNetwork(nn.Module):
         low, high = bounds_like(pixels, torch.empty(1, *shape))
         self.register_buffer("low", low.broadcast_to(1, channels, 1, 1)[0].clone())
         self.register_buffer("span", (high - low).broadcast_to(1, channels, 1, 1)[0].clone())
+        self._rescales = not (bool((self.low == 0).all()) and bool((self.span == 1).all()))
         self.classes, self.ramp, self.width, self.hidden = classes, ramp, width, hidden
         flat = 2 * width * (height // 4) * (length // 4)
         self.layers = nn.Sequential(
@@ -105,12 +109,19 @@ class SentinelNetwork(nn.Module):
         return self
 
     def scaled(self, images: Tensor) -> Tensor:
-        """Map the pixels of images to [0, 1]."""
-        return (images - self.low) / self.span
+        """Map the pixels of images to [0, 1]; the images themselves if they are in that range."""
+        return (images - self.low) / self.span if self._rescales else images
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of a batch of images."""
-        logits: Tensor = self.layers(self.scaled(images))
+        inner = self.layers[0](self.scaled(images))
+        convolutions, rest = self.layers[1:5], self.layers[5:]
+        if _has_blocks(inner):
+            # oneDNN's own layout, which else is made anew for each convolution: same numbers.
+            inner = convolutions(inner.to_mkldnn()).to_dense()
+        else:
+            inner = convolutions(inner)
+        logits: Tensor = rest(inner)
         return logits
 
     def margins(self, box: Box, labels: Tensor) -> Tensor:
@@ -137,6 +148,16 @@ class SentinelNetwork(nn.Module):
     def rounding(self) -> float:
         """Unit roundoff of the weights' type."""
         return torch.finfo(self.low.dtype).eps / 2
+
+
+def _has_blocks(images: Tensor) -> bool:
+    """Whether convolutions of these images may use oneDNN's layout, which has no gradients."""
+    return (
+        not torch.is_grad_enabled()
+        and images.device.type == "cpu"
+        and images.dtype == torch.float32
+        and bool(torch.backends.mkldnn.is_available())
+    )
 
 
 @dataclass(frozen=True)
@@ -282,10 +303,46 @@ def train_sentinel(
             epochs = range(start, min(start + _EPOCHS_OF_A_PART, chosen.epochs))
             run.restore(part([__name__], [*facts, start], partial(run.through, epochs)))
             progress((epochs[-1] + 1) / chosen.epochs)
-    network.requires_grad_(requires_grad=False)
-    for parameter in network.parameters():
-        parameter.copy_(parameter.half())
-    return network.eval()
+        network.requires_grad_(requires_grad=False)
+        for parameter in network.parameters():
+            parameter.copy_(parameter.half())
+        assert chosen.epsilon is not None
+        return without_dead_units(network.eval(), data.images, chosen.epsilon)
+
+
+@torch.no_grad()
+def without_dead_units(network: SentinelNetwork, images: Tensor, epsilon: float) -> SentinelNetwork:
+    """Remove the hidden units that are proved to be inactive within epsilon of each image.
+
+    Training with interval bounds leaves many of them. On these boxes the logits and their bounds
+    stay as they are.
+
+    Args:
+        network: the network, which is changed.
+        images: float ``(N, channels, height, width)``.
+        epsilon: radius of the boxes, as a fraction of the pixel range.
+    """
+    place = network.low.device
+    *body, last = network.layers
+    hidden = network.layers[6]
+    assert isinstance(hidden, nn.Linear)
+    assert isinstance(last, nn.Linear)
+    active = torch.zeros(network.hidden, dtype=torch.bool, device=place)
+    for batch in images.split(_AT_ONCE):
+        scaled = network.scaled(batch.to(place))
+        box = Box((scaled - epsilon).clamp_min(0), (scaled + epsilon).clamp_max(1))
+        active |= (interval_bounds(nn.Sequential(*body), box).upper > 0).any(0)
+    network.layers[6] = _linear(hidden.weight[active], hidden.bias[active])
+    network.layers[8] = _linear(last.weight[:, active], last.bias)
+    network.hidden = int(active.sum())
+    return network
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A linear layer with these weights, which are not trained."""
+    layer = skip_init(nn.Linear, weight.shape[1], weight.shape[0], device=weight.device)
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    return layer.requires_grad_(requires_grad=False)
 
 
 class _Run:
