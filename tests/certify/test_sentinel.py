@@ -335,6 +335,20 @@ def test_hidden_units_that_are_never_active_are_removed(digits: Batch) -> None:
     assert torch.allclose(network(images), before, atol=1e-4)
 
 
+@pytest.mark.parametrize(("bias", "left"), [(-1000.0, 1), (float("nan"), 30)])
+def test_a_network_that_learned_nothing_keeps_its_layers(
+    digits: Batch, bias: float, left: int
+) -> None:
+    network = SentinelNetwork((1, 28, 28), 10, hidden=30)
+    network.initialise(torch.Generator().manual_seed(0)).requires_grad_(requires_grad=False)
+    hidden = network.layers[6]
+    assert isinstance(hidden, nn.Linear)
+    hidden.bias[:] = bias
+    without_dead_units(network.eval(), digits[0][:100], 0.05)
+    assert network.hidden == left
+    assert network(digits[0][:5]).shape == (5, 10)
+
+
 def test_scores_without_gradients_are_those_with_gradients(
     sentinel: Sentinel, digits: Batch
 ) -> None:

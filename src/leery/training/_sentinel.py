@@ -175,7 +175,8 @@ class SentinelRecipe:
         ramp: True to pass the pixels through a steep ramp (:class:`leery.certify.Ramp`), which
             nearly binarises them; None to let :meth:`suited_to` choose.
         width: number of channels of the first convolution.
-        hidden: number of units of the hidden layer.
+        hidden: number of units of the hidden layer; those that no training box activates are
+            removed after the training.
         epochs: number of epochs.
         warmup_epochs: number of epochs during which epsilon grows from 0.
         batch_size: images per step.
@@ -277,7 +278,8 @@ def train_sentinel(
         progress: function that is called with the completed fraction, in [0, 1].
 
     Returns:
-        The network in eval mode, on the device, with weights rounded to half precision.
+        The network in eval mode, on the device, with weights rounded to half precision and without
+        hidden units that are inactive in the boxes of all training images.
     """
     place = device or torch.device("cpu")
     with (
@@ -331,7 +333,10 @@ def without_dead_units(network: SentinelNetwork, images: Tensor, epsilon: float)
     for batch in images.split(_AT_ONCE):
         scaled = network.scaled(batch.to(place))
         box = Box((scaled - epsilon).clamp_min(0), (scaled + epsilon).clamp_max(1))
-        active |= (interval_bounds(nn.Sequential(*body), box).upper > 0).any(0)
+        # Not "upper > 0": of a failed training, whose bounds are no numbers, every unit stays.
+        active |= ~(interval_bounds(nn.Sequential(*body), box).upper <= 0).all(0)
+    # A layer has at least one unit.
+    active[0] |= ~active.any()
     network.layers[6] = _linear(hidden.weight[active], hidden.bias[active])
     network.layers[8] = _linear(last.weight[:, active], last.bias)
     network.hidden = int(active.sum())
@@ -340,7 +345,7 @@ def without_dead_units(network: SentinelNetwork, images: Tensor, epsilon: float)
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     """A linear layer with these weights, which are not trained."""
-    layer = skip_init(nn.Linear, weight.shape[1], weight.shape[0], device=weight.device)
+    layer: nn.Linear = skip_init(nn.Linear, weight.shape[1], weight.shape[0], device=weight.device)
     layer.load_state_dict({"weight": weight, "bias": bias})
     return layer.requires_grad_(requires_grad=False)
 
