@@ -1,4 +1,4 @@
-"""Interval bounds of a network's outputs over boxes of images, also sound in floating point."""
+"""Interval bounds on a network's outputs over boxes of images, also sound in floating point."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -114,12 +114,12 @@ class Ramp(nn.Module):
 
 
 def interval_bounds(network: nn.Module, box: Box, *, rounding: float = 0.0) -> Box:
-    """Bounds of the network's outputs over a box of inputs.
+    """Bounds on the network's outputs over a box of inputs.
 
-    With ``rounding=0``, the default, the bounds hold for exact arithmetic, up to their own
-    rounding: they prove nothing about a running program. With ``rounding`` above 0 they hold for
-    the outputs that are computed in floating point, if each is a sum of products in any order (not
-    for Winograd or FFT convolution).
+    With ``rounding=0``, the default, rounding errors are ignored, those of the network and those of
+    the bounds: not for certificates of a running program. With ``rounding`` above 0 the bounds hold
+    for outputs computed in floating point, if every linear layer computes sums of products, in any
+    order: not by Winograd or FFT convolution, which libraries use at stride 1 only.
 
     Args:
         network: a layer of a supported type, or an ``nn.Sequential`` of them, in eval mode:
@@ -195,7 +195,7 @@ Rule = Callable[[Box, float], Box]
 
 
 def _through(layers: Iterable[tuple[str, nn.Module]], box: Box, rounding: float) -> Box:
-    """The box behind some layers, each of which may overwrite the box that it gets."""
+    """The box after some layers, each of which may overwrite the box that it gets."""
     with _at_full_precision(box, rounding):
         box = Box(box.lower.clone(), box.upper.clone())
         for name, layer in layers:

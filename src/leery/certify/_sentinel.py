@@ -62,8 +62,8 @@ class Sentinel:
     r"""A small classifier that flags images, with certificates.
 
     It flags an image if the logit of another class exceeds that of the predicted class by more than
-    a calibrated threshold, which may be negative. For single images it can be proved that every
-    image within L-infinity distance epsilon that the classifier gets wrong is flagged.
+    a calibrated threshold, which may be negative. For an individual image it can be proved that
+    every misclassified image within L-infinity distance epsilon of it is flagged.
 
     With the logits a of the sentinel and the class f(x) that the classifier predicts, the score is
 
@@ -94,10 +94,11 @@ class Sentinel:
 
     Notes:
         The certificates are for the L-infinity norm only, and for images whose pixels lie within
-        the bounds. They hold for the scores that leery computes in the same precision, rounding
-        errors included: float32 on a CPU, float64 on other devices, where float32 operations may
-        run at lower precision (TF32). A certificate computed on a GPU does not cover scores that
-        are computed on a CPU. The class must be the one with which the score was computed.
+        the bounds. Rounding errors are included, provided that scores and certificates are computed
+        in the same precision: float32 on a CPU, float64 on a GPU and where a setting allows float32
+        operations to be shortened (such as TF32). Certify on the kind of device, and with the
+        settings of torch, with which you will flag. The class must be the one with which the score
+        was computed.
 
     Raises:
         InputError: when a setting is outside its range.
@@ -353,8 +354,8 @@ class Sentinel:
 
         Raises:
             NotFittedError: before :meth:`fit`.
-            InputError: when a setting is outside its range, needs more images than there are, or,
-                for a sentinel that was fitted in this process, more than a few are training images.
+            InputError: when a setting is outside its range, when there are too few images, or when
+                more than a few are training images (known only if fitted in this process).
         """
         nothing = np.empty(0)
         promised = Calibration(float(fpr), promise, float(confidence), per_class, nothing, nothing)
@@ -401,7 +402,7 @@ class Sentinel:
     def flag(self, images: Images) -> np.ndarray:
         """The verdict on each image, bool ``(N,)``, True for flagged images.
 
-        It is on the class that this call gets from the classifier. Another run may give another
+        It refers to the class that this call gets from the classifier. Another run may give another
         class to an image; :meth:`judge` returns the class with the verdict.
 
         Raises:
@@ -438,7 +439,7 @@ class Sentinel:
             images: float ``(N, channels, height, width)``, on the classifier's device.
 
         Returns:
-            float64 ``(N,)``, equal to :meth:`score` to rounding.
+            float64 ``(N,)``, equal to :meth:`score` up to rounding.
 
         Raises:
             NotFittedError: before :meth:`fit`.
@@ -525,15 +526,16 @@ class Sentinel:
         return np.concatenate(found)
 
     def radius(self, images: Tensor, labels: Tensor) -> np.ndarray:
-        """A certified epsilon of each image without splitting, found by bisection.
+        """The largest epsilon found at which each image is certified without splitting.
 
         Args:
             images: clean images ``(N, channels, height, width)`` within the pixel bounds.
             labels: int ``(N,)``, their true classes.
 
         Returns:
-            float64 ``(N,)``, in the units of the pixels, less than a thousandth of the pixel range
-            below the largest; 0 where nothing is certified at that resolution.
+            float64 ``(N,)``, in the units of the pixels, found by bisection: at a thousandth of the
+            pixel range more, the image is not certified. 0 means that no epsilon was certified, not
+            that epsilon 0 is.
 
         Raises:
             NotFittedError, InputError: as :meth:`certify`.

@@ -109,9 +109,9 @@ _Epsilons = Annotated[
 _Boxes = Annotated[
     int,
     typer.Option(
-        help="Branch and bound: split the ball around an image that is not certified, with at most "
-        "this many unproved boxes at a time; 1 for no splitting. Slower. Radii are without "
-        "splitting."
+        help="Branch and bound: if the ball around an image cannot be certified as a whole, split "
+        "it, with at most this many unproved boxes per image at a time. 1: no splitting. Values "
+        "above 1 are slower. The reported radii never use splitting."
     ),
 ]
 
@@ -141,9 +141,10 @@ def images(
 ) -> None:
     """Count the images that are certified: within epsilon, every misclassified image is flagged.
 
-    It is proved that every image within L-infinity distance epsilon either gets the correct class
-    or is flagged, whatever the attacker knows. Shares are of the images that the classifier
-    gets right. The detector needs a sentinel, which leery certify train adds.
+    An image is certified if it is proved that every image within L-infinity distance epsilon of it,
+    inside the pixel bounds, is either classified correctly or flagged, whatever the attacker knows.
+    Shares are of the images that the classifier gets right. The detector needs a sentinel, which
+    leery certify train adds.
 
     Examples:
       leery certify guard.leery --model net:make --data test.npz --epsilon 0.1 0.2 0.3
@@ -205,9 +206,10 @@ _Radius = Annotated[
     float | None,
     typer.Option(
         "--epsilon",
-        help="Largest L-infinity radius to train for, as a fraction of the pixel range; by default "
-        "0.3 if at most a quarter of the pixels are neither nearly black nor nearly white (such as "
-        "digits), else 0.05.",
+        help="Largest L-infinity radius to train for, as a fraction of the pixel range (not in "
+        "pixel values, unlike --epsilon of leery certify); by default 0.3 for nearly "
+        "black-and-white images such as digits (at most a quarter of the pixels are grey), "
+        "otherwise 0.05.",
         show_default=False,
     ),
 ]
@@ -411,7 +413,8 @@ def _table(facts: dict[str, Any]) -> Table:
         title=f"Certified share of the {facts['right']:,} images that the classifier gets right",
         title_justify="left",
     )
-    for head in ("L-infinity epsilon", "certified", "95 % interval", "cannot alarm", "interval"):
+    interval = ("95 % interval",)
+    for head in ("L-infinity epsilon", "certified", *interval, "cannot alarm", *interval):
         shown.add_column(head, justify="right")
     found = {(row["what"], row["epsilon"]): row for row in facts["shares"]}
     for epsilon in [epsilon for what, epsilon in found if what == "certified"]:
@@ -433,8 +436,8 @@ def _sentences(facts: dict[str, Any]) -> str:
         "by the sentinel (the metrics may still flag it). The two are computed independently.\n"
         f"Measured false alarms of the sentinel: {alarms['share']:.2%} (95 % interval "
         f"{alarms['low']:.2%} to {alarms['high']:.2%}). Promised: at most "
-        f"{facts['false_alarm_rate_of_the_sentinel']:g}; of the whole detector at most "
-        f"{facts['false_alarm_rate']:g}.\n"
+        f"{facts['false_alarm_rate_of_the_sentinel']:.3g} on average over calibration sets; of the "
+        f"whole detector at most {facts['false_alarm_rate']:.3g}.\n"
         "Read the certified share together with the false-alarm rate: a detector that flags every "
         "image would certify every image.\n"
         f"Certified L-infinity radius (without splitting): median {radii['0.5']:.3g}, quartiles "

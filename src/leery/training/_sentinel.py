@@ -56,7 +56,7 @@ class SentinelNetwork(nn.Module):
         ramp: True if there is a ramp.
         width: number of channels of the first convolution.
         hidden: number of units of the hidden layer.
-        layers: the layers behind the rescaling, an ``nn.Sequential`` that has interval bounds.
+        layers: the layers after the rescaling, an ``nn.Sequential`` that has interval bounds.
 
     Shape:
         float ``(N, channels, height, width)`` -> logits ``(N, classes)``.
@@ -109,7 +109,7 @@ class SentinelNetwork(nn.Module):
         return self
 
     def scaled(self, images: Tensor) -> Tensor:
-        """Map the pixels of images to [0, 1]; the images themselves if they are in that range."""
+        """Map pixels from their bounds to [0, 1]; images themselves if the bounds are (0, 1)."""
         return (images - self.low) / self.span if self._rescales else images
 
     def forward(self, images: Tensor) -> Tensor:
@@ -166,8 +166,8 @@ class SentinelRecipe:
 
     .. math:: \kappa\, L(a(x)) + (1 - \kappa)\, L(-m(x, \epsilon))
 
-    with the logits a, the lower bounds m of the margins over the box of radius epsilon (0 for the
-    true class), and the cross-entropy L of the true class.
+    with the logits a, the lower bounds m of the margins (0 for the true class) over the box of
+    radius epsilon, and the cross-entropy L of the true class.
 
     Attributes:
         epsilon: radius of the boxes, as a fraction of the pixel range; None to let
@@ -262,9 +262,9 @@ def train_sentinel(
 ) -> SentinelNetwork:
     """Train a sentinel's network on clean labelled images.
 
-    With the same data, seed and type of CPU the network is the same for any order of the images,
-    and after any interruption; on a GPU it is the same up to rounding. No global random state is
-    used.
+    With the same data (from :meth:`TrainingSet.gathered`), seed and type of CPU the network is the
+    same, whatever the order of the images, and also after an interruption. On a GPU, rounding
+    differences may grow during the training. No global random state is used.
 
     Args:
         data: the training images.
@@ -314,10 +314,11 @@ def train_sentinel(
 
 @torch.no_grad()
 def without_dead_units(network: SentinelNetwork, images: Tensor, epsilon: float) -> SentinelNetwork:
-    """Remove the hidden units that are proved to be inactive within epsilon of each image.
+    """Remove the hidden units that are inactive within epsilon of every image, up to rounding.
 
-    Training with interval bounds leaves many of them. On these boxes the logits and their bounds
-    stay as they are.
+    Training with interval bounds leaves many of them. Within these boxes the logits and their
+    bounds change at most by rounding; elsewhere they may change. Certificates are to be computed
+    with the returned network.
 
     Args:
         network: the network, which is changed.
@@ -366,7 +367,7 @@ class _Run:
         self._optimiser = torch.optim.Adam(network.parameters(), recipe.learning_rate)
 
     def through(self, epochs: Iterable[int]) -> dict[str, Tensor]:
-        """Train through these epochs and return the state behind them."""
+        """Train through these epochs and return the state after them."""
         recipe, count = self._recipe, len(self._data.images)
         each = math.ceil(count / recipe.batch_size)
         for epoch in epochs:
