@@ -58,10 +58,7 @@ class Box:
         )
         if radius.ndim:
             radius = radius.view(-1, *(1 for _ in images.shape[1:]))
-        lower, upper = centre - radius, centre + radius
-        torch.maximum(lower, low, out=lower)
-        torch.minimum(upper, high, out=upper)
-        return cls(lower, upper)
+        return cls(torch.maximum(centre - radius, low), torch.minimum(centre + radius, high))
 
     def rows(self, kept: Tensor) -> Self:
         """The boxes of some of the images."""
@@ -104,8 +101,7 @@ class Ramp(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The images on the ramp, in [0, 1]."""
-        shift = 0.5 - self.middle / self.width
-        steep = images.detach().mul(1 / self.width).add_(shift).clamp_(0, 1)
+        steep = (images.detach() - self.middle).div_(self.width).add_(0.5).clamp_(0, 1)
         return images + (steep - images.detach()) if images.requires_grad else steep
 
     def extra_repr(self) -> str:
@@ -177,16 +173,21 @@ def _margins(last: nn.Linear, box: Box, rows: Tensor, rounding: float) -> Tensor
     centre, column = box.centre, rows.unsqueeze(1)
     radius = box.upper - centre
     logits = functional.linear(centre, weight, bias)
-    # All pairs of classes, of which one row per image counts: one product of matrices.
-    pairs = (weight.unsqueeze(1) - weight).abs()
-    spread = functional.linear(radius, pairs.flatten(0, 1)).unflatten(1, pairs.shape[:2])
-    own = torch.arange(len(rows), device=rows.device)
-    margins: Tensor = logits.gather(1, column) - logits - spread[own, rows]
+    # Label by label, so that each product has the differences of one label only.
+    order, counts = rows.argsort(), torch.bincount(rows, minlength=len(weight))
+    spreads = [
+        functional.linear(part, (weight[label] - weight).abs())
+        for label, part in enumerate(radius[order].split(counts.tolist()))
+        if len(part)
+    ]
+    spread = torch.cat([*spreads, radius.new_empty(0, len(weight))])[order.argsort()]
+    margins: Tensor = logits.gather(1, column) - logits - spread
     if rounding:
         largest = centre.abs() + radius
         errors = functional.linear(largest, weight.abs(), None if bias is None else bias.abs())
         errors = _growth(last.in_features, rounding) * errors
-        errors = errors + last.in_features * torch.finfo(errors.dtype).tiny
+        tiny = torch.finfo(errors.dtype).tiny * weight.abs().amax().clamp_min(1)
+        errors = errors + last.in_features * tiny
         margins = margins - errors.gather(1, column) - errors
     return margins.scatter(1, column, float("inf"))
 
@@ -301,8 +302,9 @@ def _sums(
         radius = radius.add_(centre.abs(), alpha=growth)
         size = size * (1 + growth)
         spare = weight.new_zeros(len(weight)) if bias is None else bias.abs()
-        # The smallest normal number for each product, which may underflow.
-        spare = growth * spare + weight[0].numel() * torch.finfo(spare.dtype).tiny
+        # Products and inputs may underflow, by less than the smallest normal number each.
+        tiny = torch.finfo(spare.dtype).tiny * size.amax().clamp_min(1)
+        spare = growth * spare + weight[0].numel() * tiny
     centre = apply(centre, weight, bias)
     radius = apply(radius, size, spare)
     return Box(centre - radius, radius.add_(centre))
@@ -310,7 +312,17 @@ def _sums(
 
 def _ends(layer: nn.Module, box: Box, _rounding: float) -> Box:
     """A nondecreasing layer maps the ends of the box to the ends of the result."""
-    return Box(layer(box.lower), layer(box.upper))
+    lower, upper = box.lower, box.upper
+    if getattr(layer, "inplace", False):
+        lower, upper = lower.clone(), upper.clone()
+    return Box(layer(lower), layer(upper))
+
+
+def _relu(layer: nn.ReLU, box: Box, rounding: float) -> Box:
+    """As :func:`_ends`; without gradients in place, which saves memory and time."""
+    if torch.is_grad_enabled():
+        return _ends(layer, box, rounding)
+    return Box(box.lower.relu_(), box.upper.relu_())
 
 
 def _linear(layer: nn.Linear, box: Box, rounding: float) -> Box:
@@ -363,11 +375,12 @@ _RULES: Mapping[type[nn.Module] | None, tuple[Callable[..., Box], Callable[[Any]
     **dict.fromkeys(
         (
             *(Ramp, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d),
-            *(nn.ReLU, nn.ReLU6, nn.SELU, nn.Sigmoid, nn.LogSigmoid, nn.Softsign, nn.Tanh),
+            *(nn.ReLU6, nn.SELU, nn.Sigmoid, nn.LogSigmoid, nn.Softsign, nn.Tanh),
             *(nn.Hardsigmoid, nn.Hardtanh, nn.AdaptiveAvgPool2d),
         ),
         (_ends, _always),
     ),
+    nn.ReLU: (_relu, _always),
     nn.AvgPool2d: (_ends, lambda layer: (layer.divisor_override or 1) > 0),
     nn.Softplus: (_ends, lambda layer: layer.beta > 0),
     nn.LeakyReLU: (_ends, lambda layer: layer.negative_slope >= 0),

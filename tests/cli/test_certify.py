@@ -69,7 +69,7 @@ def test_shares_rows_and_figure_of_the_certificates(place: Place, digits: Batch)
     for text in (printed, json.dumps(facts)):
         assert "L-infinity" in text
         assert "Not covered" in text
-    assert "Promised: at most 0.01; of the whole detector at most 0.02" in printed
+    assert "Promised: at most 1%; of the whole detector at most 2%" in printed
 
 
 def test_epsilons_can_be_named_one_by_one_and_as_json(place: Place) -> None:

@@ -467,7 +467,8 @@ class Sentinel:
             )
             raise UnsupportedModelError(message)
         with torch.autocast(network.low.device.type, enabled=False):
-            logits: Tensor = network(images.to(network.low))
+            pixels = images.to(network.low)
+            logits = network(pixels) if torch.is_grad_enabled() else network.quick(pixels)
             own = predicted.to(logits.device).unsqueeze(1)
             others = logits.scatter(1, own, -torch.inf).amax(1)
             return (others - logits.gather(1, own).squeeze(1)).double()

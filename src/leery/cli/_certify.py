@@ -436,8 +436,8 @@ def _sentences(facts: dict[str, Any]) -> str:
         "by the sentinel (the metrics may still flag it). The two are computed independently.\n"
         f"Measured false alarms of the sentinel: {alarms['share']:.2%} (95 % interval "
         f"{alarms['low']:.2%} to {alarms['high']:.2%}). Promised: at most "
-        f"{facts['false_alarm_rate_of_the_sentinel']:.3g} on average over calibration sets; of the "
-        f"whole detector at most {facts['false_alarm_rate']:.3g}.\n"
+        f"{100 * facts['false_alarm_rate_of_the_sentinel']:.3g}%; of the whole detector at most "
+        f"{100 * facts['false_alarm_rate']:.3g}%.\n"
         "Read the certified share together with the false-alarm rate: a detector that flags every "
         "image would certify every image.\n"
         f"Certified L-infinity radius (without splitting): median {radii['0.5']:.3g}, quartiles "
@@ -484,7 +484,7 @@ def _figure(rows: pd.DataFrame, facts: dict[str, Any]) -> Any:  # noqa: ANN401 -
     rate = facts["false_alarm_rate"]
     axes.set_title(
         "Certified: within L-infinity distance epsilon, every misclassified image is flagged\n"
-        f"(false-alarm rate {rate:g}; not covered: other norms)",
+        f"(false-alarm rate {100 * rate:.3g}%; not covered: other norms)",
         color=INK,
     )
     return figure

@@ -28,9 +28,6 @@ _GREY = (0.1, 0.9)
 _EPOCHS_OF_A_PART = 5
 """Number of epochs after which an interrupted training can be resumed."""
 
-_AT_ONCE = 1000
-"""Number of images whose bounds are computed at once after the training."""
-
 _DROPS = (0.65, 0.85, 0.95)
 """Completed fractions of the training at which the learning rate drops to about a third."""
 
@@ -82,20 +79,20 @@ class SentinelNetwork(nn.Module):
         super().__init__()
         channels, height, length = shape
         low, high = bounds_like(pixels, torch.empty(1, *shape))
-        self.register_buffer("low", low.broadcast_to(1, channels, 1, 1)[0].clone())
-        self.register_buffer("span", (high - low).broadcast_to(1, channels, 1, 1)[0].clone())
-        self._rescales = not (bool((self.low == 0).all()) and bool((self.span == 1).all()))
+        for name, value in (("low", low), ("span", high - low)):
+            each = value.broadcast_to(1, channels, 1, 1).reshape(channels, 1, 1)
+            self.register_buffer(name, each.clone(memory_format=torch.contiguous_format))
         self.classes, self.ramp, self.width, self.hidden = classes, ramp, width, hidden
         flat = 2 * width * (height // 4) * (length // 4)
         self.layers = nn.Sequential(
             Ramp() if ramp else nn.Identity(),
             skip_init(nn.Conv2d, channels, width, 4, stride=2, padding=1),
-            nn.ReLU(inplace=True),
+            nn.ReLU(),
             skip_init(nn.Conv2d, width, 2 * width, 4, stride=2, padding=1),
-            nn.ReLU(inplace=True),
+            nn.ReLU(),
             nn.Flatten(),
             skip_init(nn.Linear, flat, hidden),
-            nn.ReLU(inplace=True),
+            nn.ReLU(),
             skip_init(nn.Linear, hidden, classes),
         )
 
@@ -109,19 +106,28 @@ class SentinelNetwork(nn.Module):
         return self
 
     def scaled(self, images: Tensor) -> Tensor:
-        """Map pixels from their bounds to [0, 1]; images themselves if the bounds are (0, 1)."""
-        return (images - self.low) / self.span if self._rescales else images
+        """Map the pixels of images from their bounds to [0, 1]."""
+        return (images - self.low) / self.span
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of a batch of images."""
-        inner = self.layers[0](self.scaled(images))
-        convolutions, rest = self.layers[1:5], self.layers[5:]
-        if _has_blocks(inner):
-            # oneDNN's own layout, which else is made anew for each convolution: same numbers.
-            inner = convolutions(inner.to_mkldnn()).to_dense()
-        else:
-            inner = convolutions(inner)
-        logits: Tensor = rest(inner)
+        logits: Tensor = self.layers(self.scaled(images))
+        return logits
+
+    def quick(self, images: Tensor) -> Tensor:
+        """Logits of a batch of images, without gradients; on a CPU in less time.
+
+        oneDNN's own layout of the activations is kept between the convolutions, which otherwise
+        convert it twice each. The numbers are the same.
+        """
+        mkldnn = torch.backends.mkldnn
+        pixels = self.layers[0](self.scaled(images))
+        if pixels.device.type != "cpu" or not (mkldnn.is_available() and mkldnn.enabled):
+            logits: Tensor = self.layers[1:](pixels)
+            return logits
+        first, _, second, _ = self.layers[1:5]
+        blocked = second(first(pixels.to_mkldnn()).relu_()).relu_()
+        logits = self.layers[5:](blocked.to_dense())
         return logits
 
     def margins(self, box: Box, labels: Tensor) -> Tensor:
@@ -148,16 +154,6 @@ class SentinelNetwork(nn.Module):
     def rounding(self) -> float:
         """Unit roundoff of the weights' type."""
         return torch.finfo(self.low.dtype).eps / 2
-
-
-def _has_blocks(images: Tensor) -> bool:
-    """Whether convolutions of these images may use oneDNN's layout, which has no gradients."""
-    return (
-        not torch.is_grad_enabled()
-        and images.device.type == "cpu"
-        and images.dtype == torch.float32
-        and bool(torch.backends.mkldnn.is_available())
-    )
 
 
 @dataclass(frozen=True)
@@ -309,11 +305,15 @@ def train_sentinel(
         for parameter in network.parameters():
             parameter.copy_(parameter.half())
         assert chosen.epsilon is not None
-        return without_dead_units(network.eval(), data.images, chosen.epsilon)
+        return without_dead_units(
+            network, data.images, chosen.epsilon, batch_size=chosen.batch_size
+        ).eval()
 
 
 @torch.no_grad()
-def without_dead_units(network: SentinelNetwork, images: Tensor, epsilon: float) -> SentinelNetwork:
+def without_dead_units(
+    network: SentinelNetwork, images: Tensor, epsilon: float, *, batch_size: int
+) -> SentinelNetwork:
     """Remove the hidden units that are inactive within epsilon of every image, up to rounding.
 
     Training with interval bounds leaves many of them. Within these boxes the logits and their
@@ -324,6 +324,7 @@ def without_dead_units(network: SentinelNetwork, images: Tensor, epsilon: float)
         network: the network, which is changed.
         images: float ``(N, channels, height, width)``.
         epsilon: radius of the boxes, as a fraction of the pixel range.
+        batch_size: number of images whose bounds are computed at once.
     """
     place = network.low.device
     *body, last = network.layers
@@ -331,7 +332,7 @@ def without_dead_units(network: SentinelNetwork, images: Tensor, epsilon: float)
     assert isinstance(hidden, nn.Linear)
     assert isinstance(last, nn.Linear)
     active = torch.zeros(network.hidden, dtype=torch.bool, device=place)
-    for batch in images.split(_AT_ONCE):
+    for batch in images.split(batch_size):
         scaled = network.scaled(batch.to(place))
         box = Box((scaled - epsilon).clamp_min(0), (scaled + epsilon).clamp_max(1))
         # Not "upper > 0": of a failed training, whose bounds are no numbers, every unit stays.
