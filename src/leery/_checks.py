@@ -179,7 +179,12 @@ def check_bounds(images: Tensor, bounds: Bounds) -> None:
         InputError: when a pixel is outside the bounds.
     """
     low, high = bounds_like(bounds, images)
-    if bool((images < low).any()) or bool((images > high).any()):
+    if not images.numel():
+        return
+    # Of all pixels, or of each channel.
+    over = (0, *range(2, images.ndim)) if low.ndim else tuple(range(images.ndim))
+    smallest, largest = images.amin(over, keepdim=True), images.amax(over, keepdim=True)
+    if not (bool((smallest >= low).all()) and bool((largest <= high).all())):
         message = (
             f"expected pixels within the bounds {bounds}, got {float(images.min()):g}.."
             f"{float(images.max()):g}; scale the images or pass bounds=(low, high) "

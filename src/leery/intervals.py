@@ -58,7 +58,7 @@ class Box:
         )
         if radius.ndim:
             radius = radius.view(-1, *(1 for _ in images.shape[1:]))
-        return cls(torch.maximum(centre - radius, low), torch.minimum(centre + radius, high))
+        return cls((centre - radius).clamp_min_(low), (centre + radius).clamp_max_(high))
 
     def rows(self, kept: Tensor) -> Self:
         """The boxes of some of the images."""
@@ -73,6 +73,10 @@ class Box:
     def radius(self) -> Tensor:
         """Half the length of each side, ``(N, ...)``."""
         return (self.upper - self.lower) / 2
+
+
+class _Own(Box):
+    """A box whose ends nobody else reads, and whose values no gradient needs."""
 
 
 class Ramp(nn.Module):
@@ -196,9 +200,8 @@ Rule = Callable[[Box, float], Box]
 
 
 def _through(layers: Iterable[tuple[str, nn.Module]], box: Box, rounding: float) -> Box:
-    """The box after some layers, each of which may overwrite the box that it gets."""
+    """The box after some layers."""
     with _at_full_precision(box, rounding):
-        box = Box(box.lower.clone(), box.upper.clone())
         for name, layer in layers:
             box = _rule(name, layer, rounding)(box, rounding)
     return box
@@ -208,13 +211,14 @@ def _at_full_precision(box: Box, rounding: float) -> AbstractContextManager[obje
     """Switch off a caller's autocast, under which layers would compute in a shorter type.
 
     Raises:
-        InputError: when the box's type rounds more than ``rounding`` says.
+        InputError: when the box's type is too short or rounds more than ``rounding`` says.
     """
-    roundoff = torch.finfo(box.lower.dtype).eps / 2
-    if 0 < rounding < roundoff:
+    kind = box.lower.dtype
+    roundoff = torch.finfo(kind).eps / 2
+    if rounding and (rounding < roundoff or kind not in (torch.float32, torch.float64)):
         message = (
-            f"expected a unit roundoff of at least {roundoff:.3g}, that of {box.lower.dtype}, got "
-            f"{rounding:.3g}; pass it, or a box of a longer type"
+            f"expected a box of float32 or float64 and at least its unit roundoff, got {kind}, "
+            f"whose roundoff is {roundoff:.3g}, and {rounding:.3g}; correct them"
         )
         raise InputError(message)
     return torch.autocast(box.lower.device.type, enabled=False)
@@ -299,7 +303,9 @@ def _sums(
     if rounding:
         growth = _growth(weight[0].numel(), rounding)
         # The largest size of an input, which is at most |centre| + radius.
-        radius = radius.add_(centre.abs(), alpha=growth)
+        # Mostly none is negative, as after a ReLU; finding out takes less time than a copy.
+        sizes = centre if bool(centre.amin() >= 0) else centre.abs()
+        radius = radius.add_(sizes, alpha=growth)
         size = size * (1 + growth)
         spare = weight.new_zeros(len(weight)) if bias is None else bias.abs()
         # Products and inputs may underflow, by less than the smallest normal number each.
@@ -307,7 +313,7 @@ def _sums(
         spare = growth * spare + weight[0].numel() * tiny
     centre = apply(centre, weight, bias)
     radius = apply(radius, size, spare)
-    return Box(centre - radius, radius.add_(centre))
+    return _Own(centre - radius, radius.add_(centre))
 
 
 def _ends(layer: nn.Module, box: Box, _rounding: float) -> Box:
@@ -319,8 +325,8 @@ def _ends(layer: nn.Module, box: Box, _rounding: float) -> Box:
 
 
 def _relu(layer: nn.ReLU, box: Box, rounding: float) -> Box:
-    """As :func:`_ends`; without gradients in place, which saves memory and time."""
-    if torch.is_grad_enabled():
+    """As :func:`_ends`, but in place if nobody else reads the ends, which saves memory and time."""
+    if not isinstance(box, _Own):
         return _ends(layer, box, rounding)
     return Box(box.lower.relu_(), box.upper.relu_())
 

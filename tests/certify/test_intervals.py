@@ -269,7 +269,9 @@ def test_what_has_no_bounds_of_its_rounding_errors_is_refused() -> None:
         interval_bounds(nn.Linear(4, 2), box, rounding=0.004)
     short = Box(box.lower.float(), box.upper.float())
     for bounded in (interval_bounds, partial(margin_bounds, labels=torch.zeros(2).long())):
-        with pytest.raises(InputError, match="at least 5.96e-08, that of torch.float32"):
+        with pytest.raises(
+            InputError, match="its unit roundoff, got torch.float32, whose roundoff is 5.96e-08"
+        ):
             bounded(nn.Sequential(nn.Linear(4, 2)), short, rounding=2.0**-53)
 
 

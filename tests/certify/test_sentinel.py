@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import leery.training
 from leery.attacks import PGD
-from leery.certify import Box, Sentinel
+from leery.certify import Box, Sentinel, margin_bounds
 from leery.certify._refine import certified_by_splitting
 from leery.classifiers import pretrained
 from leery.errors import InputError, NotFittedError, UnsupportedModelError
@@ -60,6 +61,7 @@ def last_layer(network: SentinelNetwork) -> nn.Linear:
     return last
 
 
+@torch.no_grad()
 def smallest_margins(sentinel: Sentinel, images: Tensor, labels: Tensor) -> Tensor:
     """The label's logit minus the largest other one, whatever the classifier predicts."""
     return -sentinel.score_of(images, labels)
@@ -330,7 +332,7 @@ def test_hidden_units_that_are_never_active_are_removed(digits: Batch) -> None:
         inner = network.layers[:7](images)[:, 10:20]
         hidden.bias[10:20] = -inner.amax(0) - 1e-4
         before = network.requires_grad_(requires_grad=False)(images)
-        without_dead_units(network.eval(), images, 0.05)
+        without_dead_units(network, images, 0.05, batch_size=128)
     assert network.hidden == 20
     assert torch.allclose(network(images), before, atol=1e-4)
 
@@ -344,24 +346,38 @@ def test_a_network_that_learned_nothing_keeps_its_layers(
     hidden = network.layers[6]
     assert isinstance(hidden, nn.Linear)
     hidden.bias[:] = bias
-    without_dead_units(network.eval(), digits[0][:100], 0.05)
+    without_dead_units(network, digits[0][:100], 0.05, batch_size=30)
     assert network.hidden == left
     assert network(digits[0][:5]).shape == (5, 10)
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
 def test_scores_without_gradients_are_those_with_gradients(
     sentinel: Sentinel, digits: Batch
 ) -> None:
-    images = digits[0][:50]
-    with torch.no_grad():
-        quick = sentinel.network_(images)
-    assert torch.allclose(sentinel.network_(images), quick, atol=1e-5)
-    with torch.inference_mode():
-        assert torch.equal(sentinel.network_(images), quick)
-    assert len(sentinel.network_(images[:0])) == 0
+    images, network = digits[0][:50], sentinel.network_
+    predicted = predict(sentinel.model, images)
+    logits = network(images)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert torch.allclose(network.quick(images), logits, atol=1e-5)
+            assert network.quick(images[:0]).shape == (0, 10)
+            with torch.backends.mkldnn.flags(enabled=False):
+                assert torch.allclose(network.quick(images), logits, atol=1e-5)
+    with_gradients = sentinel.score_of(images, predicted)
+    assert np.allclose(sentinel.score(images), with_gradients, atol=1e-5)
 
 
-def test_boxes_have_no_influence_on_a_training_without_bounds(training_digits: Batch) -> None:
+def test_boxes_have_no_influence_on_a_training_without_bounds(
+    training_digits: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+
+    def counting(network: nn.Sequential, box: Box, labels: Tensor) -> Tensor:
+        counted.append(len(labels))
+        return margin_bounds(network, box, labels)
+
+    monkeypatch.setattr(leery.training._sentinel, "margin_bounds", counting)
     images, labels = (part[:300] for part in training_digits)
     model = pretrained("mnist").model
     for clean_weight in (1.0, 0.5):
@@ -374,6 +390,7 @@ def test_boxes_have_no_influence_on_a_training_without_bounds(training_digits: B
             for recipe in recipes
         )
         assert torch.equal(first, second) == (clean_weight == 1)
+        assert bool(counted) == (clean_weight < 1)
 
 
 def test_a_stopped_training_is_resumed_and_gives_the_same_network(
