@@ -24,7 +24,8 @@ def normal(drawn: Generator, inputs: int) -> Array:
 
 
 def scaled(drawn: Generator, inputs: int, low: int, high: int) -> Array:
-    return normal(drawn, inputs) * 2.0 ** drawn.integers(low, high, (COUNT, inputs))
+    sizes: Array = 2.0 ** drawn.integers(low, high, (COUNT, inputs))
+    return normal(drawn, inputs) * sizes
 
 
 def points(drawn: Generator, inputs: int) -> Ends:

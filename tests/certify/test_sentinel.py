@@ -248,11 +248,14 @@ def test_scores_are_those_of_float32_wherever_it_means_float32(
 
 
 def test_what_onednn_is_told_to_shorten_is_computed_in_float64(
-    sentinel: Sentinel, monkeypatch: pytest.MonkeyPatch
+    sentinel: Sentinel, digits: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    images = digits[0][:20]
+    expected = sentinel.score(images)
     own = Sentinel(sentinel.model).restored(deepcopy(sentinel.network_), sentinel.inputs_)
     monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
     assert own.network_.low.dtype == torch.float64
+    assert np.allclose(own.score(images), expected, atol=1e-4)
     monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "STRICT")
     assert own.network_.low.dtype == torch.float32
 

@@ -120,14 +120,13 @@ class SentinelNetwork(nn.Module):
         oneDNN's own layout of the activations is kept between the convolutions, which otherwise
         convert it twice each. The numbers are the same.
         """
-        mkldnn = torch.backends.mkldnn
-        pixels = self.layers[0](self.scaled(images))
-        if pixels.device.type != "cpu" or not (mkldnn.is_available() and mkldnn.enabled):
-            logits: Tensor = self.layers[1:](pixels)
-            return logits
-        first, _, second, _ = self.layers[1:5]
-        blocked = second(first(pixels.to_mkldnn()).relu_()).relu_()
-        logits = self.layers[5:](blocked.to_dense())
+        inner = self.layers[0](self.scaled(images))
+        if _takes_blocks(inner):
+            first, second = self.layers[1], self.layers[3]
+            inner = second(first(inner.to_mkldnn()).relu_()).relu_().to_dense()
+        else:
+            inner = self.layers[1:5](inner)
+        logits: Tensor = self.layers[5:](inner)
         return logits
 
     def margins(self, box: Box, labels: Tensor) -> Tensor:
@@ -154,6 +153,13 @@ class SentinelNetwork(nn.Module):
     def rounding(self) -> float:
         """Unit roundoff of the weights' type."""
         return torch.finfo(self.low.dtype).eps / 2
+
+
+def _takes_blocks(images: Tensor) -> bool:
+    """Whether oneDNN computes convolutions of these images, in its own layout."""
+    mkldnn = torch.backends.mkldnn
+    here = images.device.type == "cpu" and images.dtype == torch.float32
+    return here and bool(mkldnn.is_available() and mkldnn.enabled)
 
 
 @dataclass(frozen=True)
