@@ -24,8 +24,8 @@ def normal(drawn: Generator, inputs: int) -> Array:
 
 
 def scaled(drawn: Generator, inputs: int, low: int, high: int) -> Array:
-    sizes: Array = 2.0 ** drawn.integers(low, high, (COUNT, inputs))
-    return normal(drawn, inputs) * sizes
+    made: Array = np.ldexp(normal(drawn, inputs), drawn.integers(low, high, (COUNT, inputs)))
+    return made
 
 
 def points(drawn: Generator, inputs: int) -> Ends:
