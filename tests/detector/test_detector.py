@@ -701,6 +701,13 @@ class Pooling(nn.Module):
         self.p = nn.Parameter(torch.ones(1))
 
 
+def test_the_fingerprint_does_not_depend_on_strides() -> None:
+    dense, expanded = nn.Module(), nn.Module()
+    dense.register_buffer("scale", torch.ones(1, 1, 1))
+    expanded.register_buffer("scale", torch.ones(1).as_strided((1, 1, 1), (0, 0, 0)))
+    assert fingerprint(dense) == fingerprint(expanded)
+
+
 def test_the_fingerprint_knows_settings_and_not_flags() -> None:
     def pooled(size: int, slope: float) -> nn.Module:
         return nn.Sequential(nn.MaxPool2d(size), nn.LeakyReLU(slope), nn.Dropout(0.5))

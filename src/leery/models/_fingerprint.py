@@ -26,7 +26,9 @@ def fingerprint(model: nn.Module) -> str:
     }
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        # Not contiguous(), which keeps the stride of 0 of an expanded single element.
+        dense = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        raw = dense.reshape(-1).view(torch.uint8)
         digest.update(raw.numpy().tobytes())
     return digest.hexdigest()
 
