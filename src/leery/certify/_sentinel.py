@@ -49,6 +49,10 @@ float32 lie in the ball."""
 _ONEDNN = ("ONEDNN", "DNNL")
 """Names under which oneDNN reads its environment variables."""
 
+_BALLS = 250
+"""Largest number of images whose bounds are computed at once. For more, the allocator gives memory
+back and fetches it again: 1,000 images at once took 1.2 times as long."""
+
 _HALVINGS = 10
 """Number of halvings of the interval in which a radius lies."""
 
@@ -580,8 +584,9 @@ class Sentinel:
         assert inputs.bounds is not None
         radii = _radii(epsilon, len(images))
         radii = radii + _SPARE * float(torch.as_tensor(inputs.bounds).abs().max())
+        size = min(self._batch_size, _BALLS)
         for batch, truth, radius in zip(
-            *(part.split(self._batch_size) for part in (images, labels, radii)), strict=True
+            *(part.split(size) for part in (images, labels, radii)), strict=True
         ):
             box = Box.around(batch.to(place), radius.to(place), inputs.bounds)
             yield truth.to(place).long(), box
