@@ -15,6 +15,7 @@ from torch.nn.utils import skip_init
 from leery._checks import Bounds, bounds_like, check_count
 from leery.errors import InputError
 from leery.intervals import Box, Ramp, interval_bounds, margin_bounds
+from leery.models import keep_freed_memory
 from leery.training._auxiliary import TrainingSet, draw_weights
 
 __all__ = ["SentinelNetwork", "SentinelRecipe", "train_sentinel"]
@@ -284,6 +285,7 @@ def train_sentinel(
         hidden units that are inactive in the boxes of all training images.
     """
     place = device or torch.device("cpu")
+    keep_freed_memory()
     with (
         torch.inference_mode(mode=False),
         torch.enable_grad(),
