@@ -427,10 +427,13 @@ def certified_tables(what: str) -> str:
             for _, both in own.groupby("epsilon"):
                 whole, *split = both.sort_values("boxes").to_dict("records")
                 cell = f"{whole['share']:.3f} ({whole['low']:.3f} to {whole['high']:.3f})"
-                cells.append(cell + "".join(f", split {row['share']:.3f}" for row in split))
+                cells.append(
+                    cell + "".join(f", with splitting {row['share']:.3f}" for row in split)
+                )
             rows.append(cells)
         epsilons = [f"epsilon {epsilon:g}" for epsilon in sorted(table.epsilon.unique())]
-        made.append(_table([dataset, "promised rate", "false alarms", *epsilons], rows))
+        names = [f"classifier ({dataset})", "promised false-alarm rate", "measured false alarms"]
+        made.append(_table([*names, *epsilons], rows))
     return "\n\n".join(made)
 
 
@@ -443,12 +446,41 @@ def alone_table() -> str:
     ):
         right = table[table.epsilon.isna()].share
         verified = [
-            f"{row.share:.3f} at {row.epsilon:g}"
+            f"{row.share:.3f} at epsilon {row.epsilon:g}"
             for row in table[table.what == "verified"].itertuples()
         ]
         rows.append([str(dataset), *(f"{share:.3f}" for share in right), ", ".join(verified)])
     names = ["dataset", "accuracy of the classifier", "accuracy of the sentinel's network"]
     return _table([*names, "verified accuracy of the sentinel's network"], rows)
+
+
+def broken_table() -> str:
+    """Certified, broken and undecided images."""
+    rows = [
+        [row["dataset"], row["classifier"], f"{row['rate']:.0%}", f"{row['epsilon']:g}"]
+        + [
+            f"{row[what] / row['images']:.3f}"
+            for what in ("certified without splitting", "certified", "broken", "undecided")
+        ]
+        for row in certificates("attack").to_dict("records")
+    ]
+    names = ["dataset", "classifier", "promised false-alarm rate", "epsilon"]
+    names += ["certified without splitting", "certified with splitting", "broken", "undecided"]
+    return _table(names, rows)
+
+
+def points_table() -> str:
+    """Points that were tried inside balls, by kind, over all classifiers and epsilons."""
+    rows = []
+    for kind, own in certificates("sound").groupby("points", sort=False):
+        cells = [str(kind)]
+        for balls in ("certified", "not certified"):
+            tried = own[own.balls == balls]
+            cells += [f"{tried['tried'].sum():,}", f"{tried['accepting a wrong class'].sum():,}"]
+        rows.append(cells)
+    names = ["kind of point", "tried in certified balls", "accepted for a wrong class"]
+    names += ["tried in other balls", "accepted for a wrong class (control)"]
+    return _table(names, rows)
 
 
 def certificate_costs() -> str:
@@ -457,7 +489,7 @@ def certificate_costs() -> str:
         [row["what"], row["of"], f"{row['ratio']:.2f} ({row['least']:.2f} to {row['most']:.2f})"]
         for row in certificates("costs").to_dict("records")
     ]
-    return _table(["", "as a multiple of", "ratio (range)"], rows)
+    return _table(["work", "as a multiple of", "ratio (range)"], rows)
 
 
 def blocks(path: Path) -> dict[str, str]:
@@ -483,6 +515,8 @@ def blocks(path: Path) -> dict[str, str]:
             "certified shares": certified_tables("certified"),
             "certified and not flagged": certified_tables("certified, not flagged"),
             "cannot alarm": certified_tables("cannot alarm"),
+            "certified and broken": broken_table(),
+            "points in balls": points_table(),
             "sentinel alone": alone_table(),
             "certificate costs": certificate_costs(),
         }
