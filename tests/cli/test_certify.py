@@ -1,6 +1,9 @@
 """Certificates on the command line."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -12,6 +15,7 @@ from leery.certify import Sentinel
 from leery.classifiers import pretrained
 from leery.training import SentinelRecipe
 from tests.cli.test_detector_commands import NET, Place, as_bytes
+from tests.cli.test_start import MISSING
 from tests.conftest import Batch
 
 RECIPE = SentinelRecipe(
@@ -70,6 +74,22 @@ def test_shares_rows_and_figure_of_the_certificates(place: Place, digits: Batch)
         assert "L-infinity" in text
         assert "Not covered" in text
     assert "Promised: at most 1%; of the whole detector at most 2%" in printed
+
+
+def test_without_matplotlib_all_but_the_figure_is_written(place: Place) -> None:
+    arguments = ("certify", "guard.leery", "--data", "test.npz", "--epsilon", "0.02")
+    done = subprocess.run(
+        [sys.executable, "-c", MISSING.format(package="matplotlib"), *arguments, "--out", "bare"],
+        cwd=place.folder,
+        env={**os.environ, "LEERY_MODEL": "net:make"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert "no figure was written, because matplotlib is not installed" in done.stderr
+    made = {path.name for path in (place.folder / "bare").iterdir()}
+    assert made == {"certificates.csv", "certificates.json"}
 
 
 def test_epsilons_can_be_named_one_by_one_and_as_json(place: Place) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -13,7 +14,6 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 import leery
-from leery._extras import imported
 from leery._files import check_output, make_folder, write_atomically
 from leery._progress import progress_bars
 from leery.cli._describe import described, print_description
@@ -32,7 +32,7 @@ from leery.cli._options import (
     print_json,
     stoppable,
 )
-from leery.errors import InputError
+from leery.errors import InputError, warn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,8 +118,8 @@ _Boxes = Annotated[
 _Folder = Annotated[
     Path | None,
     typer.Option(
-        help="Output folder for a row per image (csv), the shares (json) and a figure (svg, needs "
-        "the extra 'study'); by default nothing is written.",
+        help="Output folder for a row per image (csv), the shares (json) and a figure (svg, only "
+        "with the extra 'study'); by default nothing is written.",
         show_default=False,
     ),
 ]
@@ -151,7 +151,6 @@ def images(
       leery certify guard.leery --model net:make --data test/ --epsilon 0.1 --out certificates/
     """
     if out is not None:
-        imported("matplotlib", "study")
         make_folder(out)
     detector = leery.Detector.load(file, classifier.load(), metrics=own_metrics(metric))
     sentinel = _sentinel(detector, file)
@@ -446,12 +445,15 @@ def _sentences(facts: dict[str, Any]) -> str:
 
 
 def _write(folder: Path, rows: pd.DataFrame, facts: dict[str, Any]) -> None:
-    """The rows, the facts and the figure."""
-    from leery.reporting import figure_style, to_svg
-
+    """The rows, the facts and, if matplotlib is installed, the figure."""
     write_atomically(folder / "certificates.csv", rows.to_csv(index_label="image"))
     content = json.dumps(plain_values(facts), indent=1, allow_nan=False) + "\n"
     write_atomically(folder / "certificates.json", content)
+    if find_spec("matplotlib") is None:
+        warn("no figure was written, because matplotlib is not installed (extra 'study')")
+        return
+    from leery.reporting import figure_style, to_svg
+
     with figure_style():
         write_atomically(folder / "certificates.svg", to_svg(_figure(rows, facts), "certificates"))
 
@@ -467,24 +469,32 @@ def _figure(rows: pd.DataFrame, facts: dict[str, Any]) -> Any:  # noqa: ANN401 -
     figure = new_figure(6.0, 3.6)
     axes = figure.subplots()
     remaining = 1 - np.arange(len(radii)) / len(radii)
-    axes.step(radii, remaining, where="post", color=PALETTE["blue"])
-    for row in facts["shares"]:
-        if row["what"] == "certified":
-            axes.errorbar(
-                row["epsilon"],
-                row["share"],
-                [[row["share"] - row["low"]], [row["high"] - row["share"]]],
-                fmt="o",
-                color=PALETTE["vermillion"],
-            )
+    axes.step(
+        radii,
+        remaining,
+        where="post",
+        color=PALETTE["blue"],
+        label="without splitting, any epsilon",
+    )
+    table = [row for row in facts["shares"] if row["what"] == "certified"]
+    share, low, high = (np.array([row[end] for row in table]) for end in ("share", "low", "high"))
+    axes.errorbar(
+        [row["epsilon"] for row in table],
+        share,
+        [share - low, high - share],
+        fmt="o",
+        color=PALETTE["vermillion"],
+        label="as in the table, with 95 % intervals",
+    )
+    axes.legend()
     axes.set_ylim(0, 1.02)
     axes.set_xlim(0, None)
     axes.set_xlabel("L-infinity epsilon, units of the pixels")
     axes.set_ylabel("share certified")
-    rate = facts["false_alarm_rate"]
+    rate = facts["false_alarm_rate_of_the_sentinel"]
     axes.set_title(
         "Certified: within L-infinity distance epsilon, every misclassified image is flagged\n"
-        f"(false-alarm rate {100 * rate:.3g}%; not covered: other norms)",
+        f"(false-alarm rate of the sentinel {100 * rate:.3g}%; not covered: other norms)",
         color=INK,
     )
     return figure
