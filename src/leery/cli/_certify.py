@@ -465,18 +465,19 @@ def _figure(rows: pd.DataFrame, facts: dict[str, Any]) -> Any:  # noqa: ANN401 -
     from leery.reporting import INK, PALETTE, new_figure
 
     right = rows[rows.right]
-    radii = np.sort(right.linf_radius.to_numpy())
+    table = [row for row in facts["shares"] if row["what"] == "certified"]
+    radii = np.sort(right.linf_radius[right.linf_radius > 0].to_numpy())
+    last = max([*radii[-1:], *(row["epsilon"] for row in table)])
+    remaining = np.arange(len(radii), -1, -1) / max(1, len(right))
     figure = new_figure(6.0, 3.6)
     axes = figure.subplots()
-    remaining = 1 - np.arange(len(radii)) / len(radii)
     axes.step(
-        radii,
-        remaining,
-        where="post",
+        [0.0, *radii, last],
+        [remaining[0], *remaining],
+        where="pre",
         color=PALETTE["blue"],
         label="without splitting, any epsilon",
     )
-    table = [row for row in facts["shares"] if row["what"] == "certified"]
     share, low, high = (np.array([row[end] for row in table]) for end in ("share", "low", "high"))
     axes.errorbar(
         [row["epsilon"] for row in table],
