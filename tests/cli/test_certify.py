@@ -76,6 +76,15 @@ def test_shares_rows_and_figure_of_the_certificates(place: Place, digits: Batch)
     assert "Promised: at most 1%; of the whole detector at most 2%" in printed
 
 
+def test_an_epsilon_of_the_whole_pixel_range_is_refused(place: Place) -> None:
+    arguments = ("certify", "guard.leery", "--data", "test.npz", "--epsilon", "0.1", "25")
+    found = place.run(*arguments, code=1)
+    assert found == (
+        "leery: expected each epsilon below the pixel range 1, got 25; give it in units of the "
+        "pixel values\n"
+    )
+
+
 def test_without_matplotlib_all_but_the_figure_is_written(place: Place) -> None:
     arguments = ("certify", "guard.leery", "--data", "test.npz", "--epsilon", "0.02")
     done = subprocess.run(

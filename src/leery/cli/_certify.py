@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from leery.calibration import Calibration
     from leery.certify import Sentinel
     from leery.detector import Detector
-    from leery.inputs import Format
+    from leery.inputs import Format, InputSpec
 
 __all__ = ["certify"]
 
@@ -155,6 +155,7 @@ def images(
     detector = leery.Detector.load(file, classifier.load(), metrics=own_metrics(metric))
     sentinel = _sentinel(detector, file)
     known = detector.inputs_
+    _check_below_range(epsilon, known)
     form = reading.format(
         shape=known.shape, dtype=known.dtype, resize=resize, classes=detector.classes_
     )
@@ -315,6 +316,25 @@ def train(
 
 certify.command(name=_DEFAULT)(images)
 certify.command(name="train")(train)
+
+
+def _check_below_range(epsilons: list[float], inputs: InputSpec) -> None:
+    """Raise if the ball of an epsilon would be the whole pixel range.
+
+    Raises:
+        InputError: when it would.
+    """
+    import numpy as np
+
+    # A detector with a sentinel has bounds: numbers, or pairs of them.
+    ends = np.array(inputs.bounds, dtype=np.float64).reshape(-1, 2)
+    span, largest = float((ends[:, 1] - ends[:, 0]).max()), max(epsilons)
+    if largest >= span:
+        message = (
+            f"expected each epsilon below the pixel range {span:g}, got {largest:g}; give it in "
+            "units of the pixel values"
+        )
+        raise InputError(message)
 
 
 def _sentinel(detector: Detector, file: Path) -> Sentinel:
