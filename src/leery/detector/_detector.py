@@ -666,7 +666,7 @@ class Detector:
         return self
 
     def has_seen(self, images: Tensor) -> np.ndarray:
-        """Whether the metrics, the combiner or the sentinel were fitted to each image.
+        """Tell which images were used to fit the metrics, the combiner or the sentinel.
 
         Args:
             images: ``(N, ...)``.

@@ -119,7 +119,7 @@ class SentinelNetwork(nn.Module):
         """Logits of a batch of images, without gradients; on a CPU in less time.
 
         oneDNN's own layout of the activations is kept between the convolutions, which otherwise
-        convert it twice each. The numbers are the same.
+        convert it twice each. The logits are those of :meth:`forward`, up to rounding.
         """
         inner = self.layers[0](self.scaled(images))
         if _takes_blocks(inner):
