@@ -3,6 +3,7 @@
     python benchmarks/certificates.py shares    certified shares of the test images
     python benchmarks/certificates.py sound     points inside certified balls: none may be accepted
     python benchmarks/certificates.py attack    certified, broken and undecided images
+    python benchmarks/certificates.py sizes     shares by number of training images and of epochs
     python benchmarks/certificates.py costs     times as multiples of classifying the images
 
 Tables are written to docs/results/certificates. All images are shuffled test images; each threshold
@@ -22,6 +23,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,7 +32,7 @@ import pandas as pd
 import torch
 from pairs import Timed, in_turn
 from scenes import OUT, plain_digits
-from sentinels import EPSILONS, RATES, Labelled, split
+from sentinels import EPSILONS, HELD, RATES, Labelled, split
 from sentinels import WEIGHTS as SENTINELS
 from torch import Tensor, nn
 
@@ -484,11 +486,34 @@ def compared(what: str, of: str, ratio: tuple[float, float, float]) -> Row:
     return {"what": what, "of": of, "ratio": median, "least": least, "most": most}
 
 
+# ---- sizes ---------------------------------------------------------------------------------------
+
+
+def sizes(guard: Guard) -> Iterator[Row]:
+    """Certified shares of sentinels trained on fewer images, or for fewer epochs.
+
+    Judged on training images that neither the sentinel nor its threshold has seen.
+    """
+    if guard.name != "DigitNet":
+        return
+    (images, labels), (held, truth) = split(guard.dataset, 2 * HELD)
+    for count, epochs in product((5_000, 20_000, 50_000), (5, 20, 80)):
+        sentinel = Sentinel(guard.model, recipe=SentinelRecipe(epochs=epochs))
+        sentinel.fit(images[:count], labels[:count])
+        sentinel.calibrate(held[:HELD], truth[:HELD], fpr=RATES[0])
+        found = certificates(
+            sentinel, held[HELD:], truth[HELD:], epsilons=EPSILONS[guard.dataset], radii=False
+        )
+        for row in certified_shares(found).to_dict("records"):
+            yield {**guard.facts, "training images": count, "epochs": epochs, **row}
+
+
 # ---- tables --------------------------------------------------------------------------------------
 
 TABLES: Mapping[str, Callable[[Guard], Iterator[Row]]] = {
     "attack": attack,
     "sound": sound,
+    "sizes": sizes,
     "shares": shares,
     "costs": costs,
 }
