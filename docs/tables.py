@@ -437,6 +437,34 @@ def certified_tables(what: str) -> str:
     return "\n\n".join(made)
 
 
+def detector_table() -> str:
+    """What is certified if the sentinel has half of a detector's false-alarm rate."""
+    shares = certificates("detector")
+    shares = shares[shares.what == "certified"]
+    rows = []
+    settings = ["dataset", "right only", "harmless changes"]
+    for (dataset, right_only, harmless), own in shares.groupby(settings, sort=False):
+        cells = [
+            str(dataset),
+            "those that the classifier gets right" if right_only else "all",
+            "clean and with harmless changes" if harmless else "clean only",
+        ]
+        found = [f"{row.share:.3f} at {row.epsilon:g}" for row in own.itertuples()]
+        rows.append([*cells, ", ".join(found)])
+    return _table(["dataset", "calibrated on", "kinds of images", "certified"], rows)
+
+
+def sizes_table() -> str:
+    """What is certified by number of training images and of epochs, at the largest epsilon."""
+    shares = certificates("sizes")
+    shares = shares[(shares.what == "certified") & (shares.epsilon == shares.epsilon.max())]
+    table = shares.pivot_table("share", "training images", "epochs")
+    rows = [
+        [f"{count:,}", *(f"{share:.3f}" for share in table.loc[count])] for count in table.index
+    ]
+    return _table(["training images", *(f"{epochs} epochs" for epochs in table.columns)], rows)
+
+
 def alone_table() -> str:
     """The network of each sentinel as the classifier."""
     shares = certificates("shares")
@@ -515,6 +543,8 @@ def blocks(path: Path) -> dict[str, str]:
             "certified shares": certified_tables("certified"),
             "certified and not flagged": certified_tables("certified, not flagged"),
             "cannot alarm": certified_tables("cannot alarm"),
+            "certified in a detector": detector_table(),
+            "training sizes": sizes_table(),
             "certified and broken": broken_table(),
             "points in balls": points_table(),
             "sentinel alone": alone_table(),

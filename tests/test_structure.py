@@ -102,7 +102,7 @@ PUBLIC = {
         CrossEntropy FGSM GradientAttack HARMLESS Harmless Objective ObjectiveOf
         PGD Preset check_harmless gaussian_noise placed""",
     "leery.calibration": "Calibration Promise",
-    "leery.certify": """Box Ramp Sentinel interval_bounds margin_bounds
+    "leery.certify": """Box Ramp Sentinel SentinelTraining interval_bounds margin_bounds
         pretrained_sentinel""",
     "leery.classifiers": """Classifier DigitNet FashionNet RECIPES Recipe ResNet20
         accuracy build load_classifier pretrained save_classifier train""",

@@ -11,8 +11,9 @@ import pytest
 from scipy.stats import binomtest
 
 from leery import Detector
-from leery.certify import Sentinel
+from leery.certify import Sentinel, SentinelTraining
 from leery.classifiers import pretrained
+from leery.errors import LeeryWarning
 from leery.training import SentinelRecipe
 from tests.cli.test_detector_commands import NET, Place, as_bytes
 from tests.cli.test_start import MISSING
@@ -73,7 +74,10 @@ def test_shares_rows_and_figure_of_the_certificates(place: Place, digits: Batch)
     for text in (printed, json.dumps(facts)):
         assert "L-infinity" in text
         assert "Not covered" in text
-    assert "Promised: at most 1%; of the whole detector at most 2%" in printed
+    assert "Promised: at most 1%; of the whole detector at most 2%" in " ".join(printed.split())
+    trained = {"epsilon": 0.1, "epochs": 8, "images": 3000}
+    assert facts["training_of_the_sentinel"] == trained
+    assert "up to 0.1 of the pixel range, 8 epochs, 3,000 images" in " ".join(printed.split())
 
 
 def test_an_epsilon_of_the_whole_pixel_range_is_refused(place: Place) -> None:
@@ -128,14 +132,86 @@ def test_a_sentinel_is_trained_and_added_to_a_detector(place: Place) -> None:
     assert found["false_alarm_rate_of_the_sentinel"] == pytest.approx(0.01)
     described = place.json("inspect", "both.leery")
     assert described["sentinel"]["share"] == 0.25
-    assert "sentinel" in place.run("inspect", "both.leery")
+    assert described["sentinel"]["training"] == {"epsilon": 0.05, "epochs": 6, "images": 3000}
+    shown = " ".join(place.run("inspect", "both.leery").split())
+    assert "up to 0.05 of the pixel range, 6 epochs, 3,000 images" in shown
     left = sorted(path.name for path in place.folder.iterdir())
     assert not [name for name in left if "parts" in name]
+
+
+def test_the_shipped_sentinel_is_added_and_tried(place: Place, digits: Batch) -> None:
+    arguments = ("--pretrained", "mnist", "--clean", "held.npz", "--fpr", "0.04", "--right-only")
+    made = place.json("certify", "train", "plain.leery", *arguments, "--out", "shipped.leery")
+    detector = Detector.load(place.folder / "shipped.leery", pretrained("mnist").model)
+    assert detector.sentinel_ is not None
+    few = digits[0][:1000]
+    classes = pretrained("mnist").model(few).argmax(1)
+    certified = detector.sentinel_.certify(few, classes, epsilon=0.3).mean()
+    assert made["tried"] == {"images": 1000, "linf_epsilon": 0.3, "certified": certified}
+    assert certified > 0.5
+    assert detector.sentinel_.training_ == SentinelTraining(0.3, 80, 55_000)
+
+
+def test_a_sentinel_that_certifies_hardly_anything_is_reported(place: Place) -> None:
+    _, said = place.both(
+        *("certify", "train", "plain.leery", "--train", "train.npz", "--clean", "held.npz"),
+        *("--fpr", "0.04", "--epochs", "1", "--out", "useless.leery"),
+    )
+    assert "warning: the sentinel certifies only" in said
+    assert "train on more images, for more epochs or for a smaller --epsilon" in said
+
+
+def test_promises_that_a_new_calibration_drops_are_named(place: Place, digits: Batch) -> None:
+    path = place.folder / "strict.leery"
+    detector = Detector.load(place.folder / "plain.leery", pretrained("mnist").model)
+    held = digits[0][:1500], digits[1][:1500]
+    with pytest.warns(LeeryWarning, match="already used to fit the combiner"):
+        detector.calibrate(*held, fpr=0.04, promise="pac", harmless={})
+    detector.save(path)
+    arguments = ("certify", "train", "strict.leery", "--pretrained", "mnist", "--fpr", "0.04")
+    _, said = place.both(*arguments, "--clean", "held.npz", "--out", "loose.leery")
+    assert (
+        "warning: the earlier false-alarm rate held for images that the classifier gets right "
+        "(--right-only), with confidence 0.95; the new one does not"
+    ) in said
+    kept = ("--clean", "held.npz", "--right-only", "--out", "kept.leery")
+    _, said = place.both(*arguments, *kept)
+    assert "--right-only" not in said
+    assert "with confidence 0.95" in said
+
+
+def test_certified_false_alarms_are_counted_apart(place: Place) -> None:
+    arguments = ("certify", "train", "plain.leery", "--pretrained", "mnist", "--clean", "held.npz")
+    place.run(*arguments, "--fpr", "0.4", "--no-harmless", "--right-only", "--out", "eager.leery")
+    arguments = ("certify", "eager.leery", "--data", "test.npz", "--epsilon", "0.1", "0.2")
+    shares = {(row["what"], row["epsilon"]): row for row in place.json(*arguments)["shares"]}
+    calm = [shares["certified, not flagged", epsilon]["share"] for epsilon in (0.1, 0.2)]
+    assert calm[0] < shares["certified", 0.1]["share"]
+    shown = " ".join(place.run(*arguments).split())
+    assert f"Certified and not flagged: {calm[0]:.1%} at 0.1, {calm[1]:.1%} at 0.2." in shown
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ("train", "plain.leery", "--clean", "held.npz", "--out", "x.leery"),
+            "expected --train or --pretrained, got neither",
+        ),
+        (
+            (
+                *("train", "plain.leery", "--clean", "held.npz", "--out", "x.leery"),
+                *("--pretrained", "mnist", "--epochs", "2"),
+            ),
+            "leave out --epsilon, --epochs",
+        ),
+        (
+            (
+                *("train", "plain.leery", "--clean", "held.npz", "--out", "x.leery"),
+                *("--pretrained", "cifar-10", "--fpr", "0.04"),
+            ),
+            "for which no sentinel ships",
+        ),
         (
             ("guard.leery", "--data", "test.npz", "--epsilon", "-0.1"),
             "a finite epsilon of at least 0",

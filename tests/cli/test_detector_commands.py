@@ -88,6 +88,11 @@ class Place:
 
     def run(self, *arguments: str, code: int = 0) -> str:
         """The command in this process: what it prints, or the error where one is expected."""
+        out, error = self.both(*arguments, code=code)
+        return out if code in (0, 3) else error
+
+    def both(self, *arguments: str, code: int = 0) -> tuple[str, str]:
+        """The command in this process: standard output and standard error."""
         out, error = io.StringIO(), io.StringIO()
         with (
             contextlib.chdir(self.folder),
@@ -99,7 +104,7 @@ class Place:
         ):
             main()
         assert caught.value.code == code, error.getvalue()
-        return out.getvalue() if code in (0, 3) else error.getvalue()
+        return out.getvalue(), error.getvalue()
 
     def json(self, *arguments: str, code: int = 0) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.run(*arguments, "--json", code=code))

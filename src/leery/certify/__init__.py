@@ -5,7 +5,15 @@ nothing depends on an attacker's method.
 """
 
 from leery.certify._pretrained import pretrained_sentinel
-from leery.certify._sentinel import Sentinel
+from leery.certify._sentinel import Sentinel, SentinelTraining
 from leery.intervals import Box, Ramp, interval_bounds, margin_bounds
 
-__all__ = ["Box", "Ramp", "Sentinel", "interval_bounds", "margin_bounds", "pretrained_sentinel"]
+__all__ = [
+    "Box",
+    "Ramp",
+    "Sentinel",
+    "SentinelTraining",
+    "interval_bounds",
+    "margin_bounds",
+    "pretrained_sentinel",
+]

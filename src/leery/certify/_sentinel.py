@@ -4,7 +4,7 @@ import copy
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from numbers import Real
 from typing import Any, Self, TypeVar
 
@@ -40,7 +40,7 @@ from leery.models import (
 )
 from leery.training import FitParts, SentinelNetwork, SentinelRecipe, TrainingSet, train_sentinel
 
-__all__ = ["Sentinel"]
+__all__ = ["Sentinel", "SentinelTraining"]
 
 _SPARE = 2.0**-22
 """Added to epsilon, relative to the largest absolute pixel value, so that pixels plus epsilon in
@@ -57,6 +57,22 @@ _HALVINGS = 10
 """Number of halvings of the interval in which a radius lies."""
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SentinelTraining:
+    """What a sentinel was trained with.
+
+    Attributes:
+        epsilon: largest L-infinity radius of the training, as a fraction of the pixel range.
+        epochs: number of epochs.
+        images: number of training images.
+    """
+
+    epsilon: float
+    epochs: int
+    images: int
+
 
 _FIT = "fit(images, labels)"
 _CALIBRATE = "calibrate(clean, labels, fpr=...)"
@@ -132,6 +148,7 @@ class Sentinel:
         self._inputs: InputSpec | None = None
         self._seen, self._grid = torch.empty(0, dtype=torch.int64), 1.0
         self._calibration: Calibration | None = None
+        self._training: SentinelTraining | None = None
 
     def __repr__(self) -> str:
         """Class of the classifier, and what has been fitted and calibrated."""
@@ -175,6 +192,11 @@ class Sentinel:
             NotFittedError: before :meth:`fit`.
         """
         return self.network_.classes
+
+    @property
+    def training_(self) -> SentinelTraining | None:
+        """What it was trained with; None if that is unknown, and before :meth:`fit`."""
+        return self._training
 
     @property
     def seen_(self) -> tuple[Tensor, float]:
@@ -237,7 +259,8 @@ class Sentinel:
             )
             raise InputError(message)
         check_bounds(data.images, inputs.bounds)
-        place = _place(self.model)
+        place, recipe = _place(self.model), self._recipe.suited_to(data.images, inputs.bounds)
+        assert recipe.epsilon is not None
         with isolated(self.model, example) as still, torch.no_grad():
             classes = run_model(still, example.to(device_of(self.model))).shape[1]
         check_labels(data.labels, len(data.labels), classes)
@@ -247,7 +270,7 @@ class Sentinel:
             network = train_sentinel(
                 data,
                 classes=classes,
-                recipe=self._recipe,
+                recipe=recipe,
                 pixels=inputs.bounds,
                 seed=self._seed,
                 device=place,
@@ -255,6 +278,7 @@ class Sentinel:
                 **({} if parts is None else {"part": parts}),
             )
         self._grid = grid_of(data.images[:1000])
+        self._training = SentinelTraining(recipe.epsilon, recipe.epochs, len(data.images))
         return self.restored(network, inputs, seen=image_hashes(data.images, self._grid))
 
     def restored(
@@ -298,7 +322,9 @@ class Sentinel:
         network = self.network_
         layers = network.layers.state_dict().items()
         tensors = {f"network/{name}": stored(tensor.cpu()) for name, tensor in layers}
-        facts: dict[str, Any] = {"ramp": network.ramp, "calibration": None}
+        facts: dict[str, Any] = {"ramp": network.ramp, "training": None, "calibration": None}
+        if self._training is not None:
+            facts["training"] = asdict(self._training)
         if self._calibration is not None:
             arrays, facts["calibration"] = self._calibration.parts()
             tensors |= {f"calibration/{name}": array for name, array in arrays.items()}
@@ -333,6 +359,9 @@ class Sentinel:
             arrays = below(tensors, "calibration")
             calibration = Calibration.of_parts(arrays, promised).checked(network.classes)
         made = cls(model, bounds=inputs.bounds, logits=logits)
+        training = facts["training"]
+        if training is not None:
+            made._training = SentinelTraining(**training)
         return made.restored(network, inputs, calibration)
 
     def calibrate(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,20 +14,16 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 import leery
-from leery._files import check_output, make_folder, write_atomically
+from leery._files import make_folder, write_atomically
 from leery._progress import progress_bars
-from leery.cli._describe import described, print_description
+from leery.cli._certify_train import train_and_add
+from leery.cli._describe import training_of
 from leery.cli._groups import ClassifierOptions, InputOptions, own_metrics, with_groups
 from leery.cli._options import (
     DetectorFile,
-    Force,
     Json,
-    NoHarmless,
     OwnMetrics,
     Resize,
-    RightOnly,
-    Seed,
-    check_replaceable,
     plain_values,
     print_json,
     stoppable,
@@ -38,10 +34,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
-    from leery.calibration import Calibration
     from leery.certify import Sentinel
     from leery.detector import Detector
-    from leery.inputs import Format, InputSpec
+    from leery.inputs import InputSpec
 
 __all__ = ["certify"]
 
@@ -119,7 +114,7 @@ _Folder = Annotated[
     Path | None,
     typer.Option(
         help="Output folder for a row per image (csv), the shares (json) and a figure (svg, only "
-        "with the extra 'study'); by default nothing is written.",
+        "with the extra 'study'), which replace earlier ones; by default nothing is written.",
         show_default=False,
     ),
 ]
@@ -147,8 +142,8 @@ def images(
     leery certify train adds.
 
     Examples:
-      leery certify guard.leery --model net:make --data test.npz --epsilon 0.1 0.2 0.3
-      leery certify guard.leery --model net:make --data test/ --epsilon 0.1 --out certificates/
+      leery certify certified.leery --model net:make --data test.npz --epsilon 0.1 0.2 0.3
+      leery certify certified.leery --model net:make --data test/ --epsilon 0.1 --out shares/
     """
     if out is not None:
         make_folder(out)
@@ -177,145 +172,11 @@ def images(
     if as_json:
         print_json(facts)
     else:
-        Console(highlight=False, soft_wrap=True).print(_table(facts), _sentences(facts), sep="\n")
-
-
-_Train = Annotated[
-    list[Path],
-    typer.Option(help="Labelled training images. Can be repeated.", show_default=False),
-]
-
-_Clean = Annotated[
-    list[Path],
-    typer.Option(
-        help="Clean images for the new thresholds; those that were used for the combiner are left "
-        "out. Can be repeated.",
-        show_default=False,
-    ),
-]
-
-_Share = Annotated[
-    float,
-    typer.Option(
-        "--sentinel-share",
-        help="Fraction of --fpr that the sentinel's threshold gets; the metrics get the rest.",
-    ),
-]
-
-_Radius = Annotated[
-    float | None,
-    typer.Option(
-        "--epsilon",
-        help="Largest L-infinity radius to train for, as a fraction of the pixel range (not in "
-        "pixel values, unlike --epsilon of leery certify); by default 0.3 for nearly "
-        "black-and-white images such as digits (at most a quarter of the pixels are grey), "
-        "otherwise 0.05.",
-        show_default=False,
-    ),
-]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Training:
-    """How the sentinel is trained."""
-
-    title: ClassVar[str] = "Training"
-
-    epsilon: _Radius = None
-    epochs: Annotated[int, typer.Option(help="Number of epochs.")] = 80
-    seed: Seed = 0
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Resume an interrupted training run.")
-    ] = False
-
-    def sentinel(self, detector: Detector) -> Sentinel:
-        """A sentinel for a detector, not yet trained."""
-        recipe = leery.training.SentinelRecipe(epsilon=self.epsilon, epochs=self.epochs)
-        bounds = detector.inputs_.bounds
-        return leery.certify.Sentinel(detector.model, recipe=recipe, bounds=bounds, seed=self.seed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Threshold:
-    """How the thresholds are set."""
-
-    title: ClassVar[str] = "Thresholds"
-
-    fpr: Annotated[
-        float,
-        typer.Option(help="Promised false-alarm rate of metrics and sentinel together, in (0, 1)."),
-    ] = 0.01
-    share: _Share = 0.5
-    right_only: RightOnly = False
-    no_harmless: NoHarmless = False
-
-    def images(self, clean: list[Path], form: Format) -> tuple[Tensor, Tensor | None]:
-        """The clean images, with labels if these are needed."""
-        if self.right_only:
-            return leery.inputs.load_labelled(clean, form)
-        return leery.inputs.load(clean, replace(form, labels_key=None))[0], None
-
-    def set_on(self, detector: Detector, images: Tensor, labels: Tensor | None) -> None:
-        """Calibrate a detector."""
-        detector.calibrate(images, labels, fpr=self.fpr, harmless={} if self.no_harmless else None)
-
-
-@with_groups
-def train(
-    file: DetectorFile,
-    classifier: ClassifierOptions,
-    reading: InputOptions,
-    train: _Train,
-    clean: _Clean,
-    training: _Training,
-    threshold: _Threshold,
-    *,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Output file; by default the detector file itself.", show_default=False),
-    ] = None,
-    force: Force = False,
-    metric: OwnMetrics = None,
-    resize: Resize = False,
-    as_json: Json = False,
-) -> None:
-    """Train a sentinel, add it to a detector and calibrate both.
-
-    An image is flagged if the detector's metrics or the sentinel flag it; the two share the
-    false-alarm rate.
-
-    Examples:
-      leery certify train guard.leery --model net:make --train train.npz --clean held.npz --force
-    """
-    target = out or file
-    _promises(threshold)
-    check_replaceable(target, force=force)
-    check_output(target)
-    detector = leery.Detector.load(file, classifier.load(), metrics=own_metrics(metric))
-    known = detector.inputs_
-    form = reading.format(
-        shape=known.shape, dtype=known.dtype, resize=resize, classes=detector.classes_
-    )
-    with (
-        stoppable("the detector is as it was; --resume continues the training"),
-        leery.training.FitParts(leery.tasks.parts_folder(target), resume=training.resume) as parts,
-    ):
-        held, trained = threshold.images(clean, form), leery.inputs.load_labelled(train, form)
-        _check_held(detector, threshold, held[0], trained[0])
-        sentinel = training.sentinel(detector).fit(*trained, parts=parts)
-        guard = detector.with_sentinel(sentinel, share=threshold.share)
-        threshold.set_on(guard, *held)
-        guard.save(target)
-        parts.discard()
-    facts = described(target)
-    if as_json:
-        print_json(facts)
-    else:
-        print_description(Console(highlight=False), target, facts)
+        Console(highlight=False).print(_table(facts), _sentences(facts), sep="\n")
 
 
 certify.command(name=_DEFAULT)(images)
-certify.command(name="train")(train)
+certify.command(name="train")(train_and_add)
 
 
 def _check_below_range(epsilons: list[float], inputs: InputSpec) -> None:
@@ -354,44 +215,6 @@ def _sentinel(detector: Detector, file: Path) -> Sentinel:
     return sentinel
 
 
-def _promises(threshold: _Threshold) -> list[Calibration]:
-    """The promises of the metrics and of the sentinel.
-
-    Raises:
-        InputError: when a number is outside its range.
-    """
-    import numpy as np
-
-    nothing = np.empty(0)
-    whole = leery.calibration.Calibration(threshold.fpr, "marginal", 0.95, False, nothing, nothing)
-    return [whole.share(1 - threshold.share), whole.share(threshold.share)]
-
-
-def _check_held(detector: Detector, threshold: _Threshold, held: Tensor, trained: Tensor) -> None:
-    """Refuse before the training what the calibration would refuse after it.
-
-    Raises:
-        InputError: when clean images are among the training images, or too few are left for the
-            promises without those that the detector has learned from.
-    """
-    import torch
-
-    from leery._checks import more_than_a_few
-
-    grid = leery.models.grid_of(trained)
-    hashes = (leery.models.image_hashes(images, grid) for images in (held, trained))
-    both = int(torch.isin(*hashes).sum())
-    if more_than_a_few(both, len(held)):
-        message = (
-            f"expected clean images that are not among the training images, got {both} of "
-            f"{len(held)} that are; name others with --clean"
-        )
-        raise InputError(message)
-    fresh = int((~detector.has_seen(held)).sum())
-    for promise in _promises(threshold):
-        promise.check_count(fresh)
-
-
 def _check_unseen(detector: Detector, pixels: Tensor) -> None:
     """Refuse images that the detector has learned from.
 
@@ -413,7 +236,7 @@ def _facts(rows: pd.DataFrame, detector: Detector, sentinel: Sentinel) -> dict[s
     """What is printed and written beside the rows."""
     calibration = sentinel.calibration_
     assert calibration is not None
-    right = rows[rows.right]
+    right, training = rows[rows.right], sentinel.training_
     quantiles = right.linf_radius.quantile([0.1, 0.25, 0.5, 0.75, 0.9])
     return {
         "norm": "L-infinity",
@@ -422,6 +245,7 @@ def _facts(rows: pd.DataFrame, detector: Detector, sentinel: Sentinel) -> dict[s
         "false_alarm_rate": detector.fpr_,
         "false_alarm_rate_of_the_sentinel": calibration.fpr,
         "shares": leery.evaluation.certified_shares(rows).to_dict(orient="records"),
+        "training_of_the_sentinel": None if training is None else asdict(training),
         "radius_quantiles": {f"{place:g}": float(value) for place, value in quantiles.items()},
         "not_covered": NOT_COVERED,
     }
@@ -447,21 +271,44 @@ def _table(facts: dict[str, Any]) -> Table:
 
 
 def _sentences(facts: dict[str, Any]) -> str:
+    """What the table means, and what it does not cover."""
     alarms = facts["shares"][0]
     radii = facts["radius_quantiles"]
-    return (
+    training = facts["training_of_the_sentinel"]
+    sentences = [
         "Certified: every image within epsilon (L-infinity) that the classifier gets wrong is "
-        "flagged. Cannot alarm: no image within epsilon that the classifier gets right is flagged "
-        "by the sentinel (the metrics may still flag it). The two are computed independently.\n"
+        "flagged. Cannot alarm: the sentinel flags no image within epsilon that the classifier "
+        "gets right (the metrics may still flag it).",
         f"Measured false alarms of the sentinel: {alarms['share']:.2%} (95 % interval "
         f"{alarms['low']:.2%} to {alarms['high']:.2%}). Promised: at most "
         f"{100 * facts['false_alarm_rate_of_the_sentinel']:.3g}%; of the whole detector at most "
-        f"{100 * facts['false_alarm_rate']:.3g}%.\n"
+        f"{100 * facts['false_alarm_rate']:.3g}%.",
         "Read the certified share together with the false-alarm rate: a detector that flags every "
-        "image would certify every image.\n"
-        f"Certified L-infinity radius (without splitting): median {radii['0.5']:.3g}, quartiles "
-        f"{radii['0.25']:.3g} and {radii['0.75']:.3g}.\n{facts['not_covered']}"
-    )
+        "image would certify every image.",
+        *_flagged_themselves(facts),
+        "Certified L-infinity radius, in units of the pixel values, without splitting: median "
+        f"{radii['0.5']:.3g}, quartiles {radii['0.25']:.3g} and {radii['0.75']:.3g}; 0 where no "
+        "radius is certified.",
+    ]
+    if training is not None:
+        sentences.append(
+            f"The sentinel was trained {training_of(training)}; for larger changes hardly any "
+            "image is certified."
+        )
+    return "\n".join([*sentences, facts["not_covered"]])
+
+
+def _flagged_themselves(facts: dict[str, Any]) -> list[str]:
+    """A sentence on certified images that are false alarms, if there are any."""
+    found = {(row["what"], row["epsilon"]): row["share"] for row in facts["shares"]}
+    calm = {epsilon: share for (what, epsilon), share in found.items() if "not flagged" in what}
+    if all(found["certified", epsilon] == share for epsilon, share in calm.items()):
+        return []
+    shares = ", ".join(f"{share:.1%} at {epsilon:g}" for epsilon, share in calm.items())
+    return [
+        "The threshold is negative, so that a certified image may be flagged itself. Certified and "
+        f"not flagged: {shares}."
+    ]
 
 
 def _write(folder: Path, rows: pd.DataFrame, facts: dict[str, Any]) -> None:

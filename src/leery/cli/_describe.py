@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from rich.console import Console
 import leery
 from leery.cli._options import facts_table
 
-__all__ = ["described", "print_description"]
+__all__ = ["described", "print_description", "training_of"]
 
 
 def described(path: Path) -> dict[str, Any]:
@@ -65,7 +66,20 @@ def _alarms(facts: dict[str, Any]) -> dict[str, str]:
     if sentinel is None:
         return {"false alarms": own}
     beside = _promised(sentinel["calibration"], tensors.get("sentinel/calibration/scores"))
-    return {"false alarms of the metrics": own, "false alarms of the sentinel": beside}
+    training = sentinel["training"]
+    return {
+        "false alarms of the metrics": own,
+        "false alarms of the sentinel": beside,
+        "sentinel trained": "unknown" if training is None else training_of(training),
+    }
+
+
+def training_of(training: Mapping[str, Any]) -> str:
+    """What a sentinel was trained with."""
+    return (
+        f"for L-infinity changes up to {training['epsilon']:g} of the pixel range, "
+        f"{training['epochs']} epochs, {training['images']:,} images"
+    )
 
 
 def _promised(promise: dict[str, Any] | None, scores: dict[str, Any] | None) -> str:

@@ -68,7 +68,13 @@ _METRIC: _Schema = {
     "kind": (str,),
     "options": (dict,),
 }
-_SENTINEL: _Schema = {"share": (float,), "ramp": (bool,), "calibration": (dict, NoneType)}
+_SENTINEL: _Schema = {
+    "share": (float,),
+    "ramp": (bool,),
+    "training": (dict, NoneType),
+    "calibration": (dict, NoneType),
+}
+_TRAINING: _Schema = {"epsilon": (float,), "epochs": (int,), "images": (int,)}
 _CALIBRATION: _Schema = {
     "fpr": (float,),
     "promise": (str,),
@@ -180,11 +186,20 @@ def _facts(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[st
     for metric in facts["metrics"]:
         _check(path, "metrics", metric, _METRIC)
     if "sentinel" in facts:
-        _check(path, "sentinel", facts["sentinel"], _SENTINEL)
+        _check_sentinel(path, facts["sentinel"])
     promised = [holder.get("calibration") for holder in (facts, facts.get("sentinel", {}))]
     for calibration in filter(None, promised):
         _check(path, "calibration", calibration, _CALIBRATION)
     return dict(facts)
+
+
+def _check_sentinel(path: str | os.PathLike[str], sentinel: Any) -> None:  # noqa: ANN401 - of any JSON type
+    """As :func:`_check`; the first files with a sentinel do not say how it was trained."""
+    if isinstance(sentinel, dict):
+        sentinel.setdefault("training", None)
+    _check(path, "sentinel", sentinel, _SENTINEL)
+    if sentinel["training"] is not None:
+        _check(path, "training", sentinel["training"], _TRAINING)
 
 
 def _check(path: str | os.PathLike[str], what: str, found: object, schema: _Schema) -> None:

@@ -26,6 +26,9 @@ _NEARLY_BINARY = 0.25
 _GREY = (0.1, 0.9)
 """Range of grey pixels, on a scale from 0 for black to 1 for white."""
 
+_LOOKED_AT = 1000
+"""Number of images from which missing settings are chosen."""
+
 _EPOCHS_OF_A_PART = 5
 """Number of epochs after which an interrupted training can be resumed."""
 
@@ -234,19 +237,23 @@ class SentinelRecipe:
             return
         raise InputError(message)
 
-    def suited_to(self, images: Tensor) -> Self:
+    def suited_to(self, images: Tensor, pixels: Bounds = (0.0, 1.0)) -> Self:
         """Fill in the settings that are None, to suit the training images.
 
         Images count as nearly binary if at most a quarter of their pixels are grey, between 10 %
         and 90 %. They get a ramp and an epsilon of 0.3; others get no ramp and an epsilon of 0.05.
 
         Args:
-            images: float ``(N, channels, height, width)`` in [0, 1].
+            images: float ``(N, channels, height, width)``; the first 1,000 are looked at.
+            pixels: lowest and highest pixel value, or a pair per channel.
         """
-        low, high = _GREY
+        dark, bright = _GREY
         ramp = self.ramp
         if ramp is None:
-            grey = float(((images > low) & (images < high)).double().mean())
+            few = images[:_LOOKED_AT]
+            low, high = bounds_like(pixels, few)
+            scaled = (few - low) / (high - low)
+            grey = float(((scaled > dark) & (scaled < bright)).double().mean())
             ramp = grey <= _NEARLY_BINARY
         epsilon = self.epsilon if self.epsilon is not None else 0.3 if ramp else 0.05
         return replace(self, ramp=ramp, epsilon=epsilon)
@@ -292,8 +299,7 @@ def train_sentinel(
         torch.autocast(place.type, enabled=False),
     ):
         channels, height, length = data.images.shape[1:]
-        first = SentinelNetwork((channels, height, length), classes, pixels=pixels)
-        chosen = (recipe or SentinelRecipe()).suited_to(first.scaled(data.images[:1000]))
+        chosen = (recipe or SentinelRecipe()).suited_to(data.images, pixels)
         assert chosen.ramp is not None
         network = SentinelNetwork(
             (channels, height, length),
