@@ -101,6 +101,10 @@ PUBLIC = {
     "leery.attacks": """ADAPTED AdaptedAttack Attack BIM BoundedAttack CORRUPTIONS Corruption
         CrossEntropy FGSM GradientAttack HARMLESS Harmless Objective ObjectiveOf
         PGD Preset check_harmless gaussian_noise placed""",
+    "leery.attacks.adaptive": """Accepted ActiveTest BacktrackingPGD CarliniWagner Evasion Excess
+        FalseAlarm FeatureMatching Indicators Joint Orthogonal Selective SmallestEvasion
+        SquareSearch Target Targeted Weighted active_test adaptive_attacks indicators
+        worst_case""",
     "leery.calibration": "Calibration Promise",
     "leery.certify": """Box Ramp Sentinel SentinelTraining interval_bounds margin_bounds
         pretrained_sentinel""",
@@ -119,7 +123,7 @@ PUBLIC = {
         certificates certified_shares
         every_attack_found false_alarms held_out_scores in_sample_scores
         mean_difference roc_auc_difference roc_auc_interval
-        select_positives share_difference share_interval tpr_at_fpr""",
+        select_positives share_difference share_interval target_of tpr_at_fpr""",
     "leery.inputs": """Channels Format Images InputSpec Item Moments batches bounds_seen
         count files halves image_batches known_count labelled_batches load
         load_labelled printable read""",

@@ -22,7 +22,7 @@ from leery.attacks._objectives import CrossEntropy, Objective, ObjectiveOf
 from leery.errors import InputError
 from leery.models import device_of, isolated
 
-__all__ = ["BIM", "FGSM", "PGD", "Attack", "GradientAttack"]
+__all__ = ["BIM", "FGSM", "PGD", "Attack", "Climb", "GradientAttack", "gradients_of"]
 
 
 class Attack(Protocol):
@@ -136,15 +136,18 @@ class GradientAttack:
         start = self._start(clean, bounds, seed)
         with isolated(model, clean) as still, torch.inference_mode(mode=False), torch.enable_grad():
             objective, device = self.objective(still), device_of(model)
-            found = [
-                self._climb(objective, bounds, device, *batch)
-                for batch in zip(
-                    clean.split(batch_size),
-                    start.split(batch_size),
-                    labels.split(batch_size),
-                    strict=True,
-                )
-            ]
+            found = []
+            for batch in zip(
+                clean.split(batch_size),
+                start.split(batch_size),
+                labels.split(batch_size),
+                strict=True,
+            ):
+                # Copies: tensors made under the caller's inference mode cannot take part in
+                # autograd.
+                origin, first, truth = (part.to(device, copy=True) for part in batch)
+                climb = Climb(objective, bounds, origin, first, truth.long())
+                found.append(self.climb(climb).to(clean.device))
         return torch.cat(found)
 
     def _start(self, images: Tensor, bounds: Bounds, seed: int) -> Tensor:
@@ -154,28 +157,37 @@ class GradientAttack:
         delta = NORMS[self.norm].start(images, self.epsilon, generator).to(images.device)
         return clamp(images + delta, bounds)
 
-    def _climb(
-        self,
-        objective: Objective,
-        bounds: Bounds,
-        device: torch.device,
-        clean: Tensor,
-        start: Tensor,
-        labels: Tensor,
-    ) -> Tensor:
-        norm = NORMS[self.norm]
-        # Copies: tensors made under the caller's inference mode cannot take part in autograd.
-        origin = clean.to(device, copy=True)
-        iterate = start.to(device, copy=True)
-        truth = labels.to(device, torch.int64, copy=True)
+    def climb(self, climb: "Climb") -> Tensor:
+        """The adversarial version of each image of a batch, ``(N, ...)``."""
+        objective, norm = climb.objective, NORMS[self.norm]
+        iterate, origin = climb.start, climb.origin
         kept = _BestIterate(objective, iterate)
         for _ in range(self.steps):
-            values, gradients = _gradients(objective, iterate, truth)
+            values, gradients = gradients_of(objective, iterate, climb.labels)
             kept.offer(iterate, values)
             delta = iterate + self.alpha * norm.direction(objective.direction(gradients)) - origin
-            iterate = clamp(origin + norm.project(delta, self.epsilon), bounds)
-        kept.last(iterate, truth)
-        return kept.images.to(clean.device)
+            iterate = clamp(origin + norm.project(delta, self.epsilon), climb.bounds)
+        kept.last(iterate, climb.labels)
+        return kept.images
+
+
+@dataclass(frozen=True)
+class Climb:
+    """A batch of images to attack, on the classifier's device.
+
+    Attributes:
+        objective: what to maximize.
+        bounds: lowest and highest pixel value, or a pair per channel.
+        origin: the clean images, ``(N, ...)``.
+        start: the first iterates, ``(N, ...)``, inside the ball and the bounds.
+        labels: int64 ``(N,)``, the true classes.
+    """
+
+    objective: Objective
+    bounds: Bounds
+    origin: Tensor
+    start: Tensor
+    labels: Tensor
 
 
 class _BestIterate:
@@ -212,7 +224,7 @@ class _BestIterate:
             self.offer(iterate, _stacked(self._objective.value(iterate, labels)))
 
 
-def _gradients(objective: Objective, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def gradients_of(objective: Objective, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The values of the terms, and the gradient of each with respect to the images only."""
     variable = images.detach().requires_grad_()
     values = objective.value(variable, labels)

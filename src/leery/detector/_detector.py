@@ -14,7 +14,7 @@ from leery._checks import Bounds, check_count, check_seed, check_share
 from leery.attacks import HARMLESS, Attack, Harmless, check_harmless, placed
 from leery.calibration import Calibration, Promise
 from leery.certify import Sentinel
-from leery.combiners import COMBINERS, CombinerName, Facts, make_combiner
+from leery.combiners import COMBINERS, Combiner, CombinerName, Facts, make_combiner
 from leery.detector._beside import (
     SENTINEL,
     Together,
@@ -572,15 +572,34 @@ class Detector:
             NotFittedError: before the combiner is fitted.
             InputError: when the combiner is not differentiable, or the images do not fit.
         """
-        fitted_combiner = self._need_combiner()
-        if not fitted_combiner.combiner.differentiable:
-            message = (
-                f"expected a differentiable combiner, got the {self._settings.combiner} one; "
-                'use combiner="logistic"'
-            )
-            raise InputError(message)
-        score: Tensor = fitted_combiner.combiner(*self.measure_with_gradient(images))
+        score: Tensor = self._differentiable_combiner()(*self.measure_with_gradient(images))
         return score
+
+    def differentiable_excess(self, images: Tensor) -> Tensor:
+        """By how much each image's score exceeds its threshold, with gradients to the images.
+
+        With a sentinel it is the larger of the two excesses. It is above 0 for flagged images, and
+        so is what an attacker who knows the detector brings down.
+
+        Args:
+            images: float ``(N, ...)``, on the classifier's device.
+
+        Returns:
+            float64 ``(N,)``; in the units of the score, or of the sentinel's.
+
+        Raises:
+            NotFittedError: before :meth:`calibrate`.
+            InputError: as :meth:`differentiable_score`.
+        """
+        calibration = self._need(self._calibration, _CALIBRATE)
+        combiner = self._differentiable_combiner()
+        values, predicted = self.measure_with_gradient(images)
+        found: Tensor = combiner(values, predicted) - _limits(calibration, predicted)
+        if self._sentinel is not None:
+            beside = self._need(self._sentinel.calibration_, _CALIBRATE)
+            own = self._sentinel.score_of(images, predicted).to(found.device)
+            found = torch.maximum(found, own - _limits(beside, predicted))
+        return found
 
     def measure_with_gradient(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Every metric, or its differentiable surrogate, with gradients to the images.
@@ -1017,6 +1036,22 @@ class Detector:
             raise WrongModelError(message)
         self._checked = changes
 
+    def _differentiable_combiner(self) -> Combiner:
+        """The fitted combiner.
+
+        Raises:
+            NotFittedError: before it is fitted.
+            InputError: when it is not differentiable.
+        """
+        combiner = self._need_combiner().combiner
+        if not combiner.differentiable:
+            message = (
+                f"expected a differentiable combiner, got the {self._settings.combiner} one; "
+                'use combiner="logistic"'
+            )
+            raise InputError(message)
+        return combiner
+
     def _need_combiner(self) -> FittedCombiner:
         """The fitted combiner and its data; raises if there is none."""
         self._need(self._fitted, _FIT)
@@ -1091,3 +1126,9 @@ def _sampled(values: Tensor) -> list[float]:
     flat = values.as_strided((values.numel(),), (1,)) if dense else values.reshape(-1)
     found: list[float] = flat[:: max(1, values.numel() // 16)].tolist()
     return found
+
+
+def _limits(calibration: Calibration, predicted: Tensor) -> Tensor:
+    """The threshold of each predicted class, float64 ``(N,)``."""
+    found = torch.from_numpy(calibration.thresholds(predicted.cpu().numpy()))
+    return found.to(predicted.device)

@@ -1,6 +1,7 @@
 """Evaluation of detectors: image pools, held-out protocols, measures with confidence intervals."""
 
 from leery.evaluation._abstention import Abstention, abstention
+from leery.evaluation._adaptive import target_of
 from leery.evaluation._certificates import certificates, certified_shares
 from leery.evaluation._detection import (
     POSITIVES,
@@ -56,5 +57,6 @@ __all__ = [
     "select_positives",
     "share_difference",
     "share_interval",
+    "target_of",
     "tpr_at_fpr",
 ]

@@ -1,0 +1,285 @@
+"""Objectives of attackers who know the detector: a wrong class that is not flagged."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from leery._checks import check_labels
+from leery.attacks.adaptive._target import Excess
+from leery.models import extract_features, forward, last_hidden_layer, run_fast
+
+__all__ = [
+    "Accepted",
+    "FalseAlarm",
+    "FeatureMatching",
+    "Joint",
+    "Orthogonal",
+    "Selective",
+    "Targeted",
+    "Weighted",
+]
+
+MARGIN = 0.05
+"""By how much another logit must exceed that of the true class for a class to count as wrong."""
+
+_BEHIND = 3.0
+"""What iterates of the other kind are placed below all others by, on a scale from -1 to 1."""
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """The largest other logit minus that of the true class, ``(N,)``; above 0 if it is wrong."""
+    own = labels.unsqueeze(1)
+    return logits.scatter(1, own, -torch.inf).amax(1) - logits.gather(1, own).squeeze(1)
+
+
+def _scaled(values: Tensor) -> Tensor:
+    """Values between -1 and 1 in the same order, float64 ``(N,)``.
+
+    The directions of their gradients are unchanged, and no value hides which of two iterates is of
+    the better kind.
+    """
+    return functional.softsign(values.double())
+
+
+def _unit(gradient: Tensor) -> Tensor:
+    """Gradients scaled to length one, ``(N, ...)``; 0 stays 0."""
+    # In float64, because squares of small float32 numbers underflow to 0.
+    wide = gradient.double().flatten(1)
+    return functional.normalize(wide, eps=1e-300).to(gradient.dtype).view_as(gradient)
+
+
+class _Climb:
+    """An objective of one term, whose best iterate is returned.
+
+    Args:
+        model: the classifier, in eval mode.
+        excess: the detector's excess.
+        weight: weight of the excess, at least 0.
+    """
+
+    chooses = True
+
+    def __init__(self, model: nn.Module, excess: Excess, *, weight: float = 1.0) -> None:
+        self.model, self.excess, self.weight = model, excess, weight
+
+    def direction(self, gradients: Tensor) -> Tensor:
+        """The gradient of the first term, ``(N, ...)``."""
+        return gradients[0]
+
+    def better(self, new: Tensor, old: Tensor) -> Tensor:
+        """Where the first term is larger, bool ``(N,)``."""
+        return new > old
+
+    def penalty(self, images: Tensor) -> Tensor:
+        """The penalty for an excess above 0, at most the weight, float64 ``(N,)``."""
+        return self.weight * _scaled(self.excess(images).relu())
+
+    def logits(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The classifier's logits, after a check of the labels."""
+        logits = run_fast(self.model, images)
+        check_labels(labels, len(images), logits.shape[1])
+        return logits
+
+
+class Selective(_Climb):
+    """Climbs the cross-entropy while the class is right, and descends the score once it is wrong.
+
+    Of the iterates with a wrong class, that with the lowest score is returned.
+
+    Source:
+        Bryniarski et al. (2021), arXiv:2106.15023, selective projected gradient descent.
+    """
+
+    def value(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The term to climb now, ``(N,)``."""
+        return self.terms(images, labels)[0]
+
+    def terms(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The term to climb now, and the other one."""
+        logits = self.logits(images, labels)
+        entropy = _scaled(functional.cross_entropy(logits, labels, reduction="none"))
+        calm = -_scaled(self.excess(images))
+        wrong = margin(logits.detach(), labels) > MARGIN
+        return torch.where(wrong, calm, entropy - _BEHIND), torch.where(wrong, entropy, calm)
+
+
+class Orthogonal(Selective):
+    """As :class:`Selective`, but each step leaves the other term unchanged to first order.
+
+    Source:
+        Bryniarski et al. (2021), arXiv:2106.15023, orthogonal projected gradient descent.
+        Departure: equation 6 as printed subtracts from the wrong gradient.
+    """
+
+    def value(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Both terms, each ``(N,)``."""
+        return self.terms(images, labels)
+
+    def direction(self, gradients: Tensor) -> Tensor:
+        """The gradient of the first term, without its component along that of the second."""
+        climb, other = (_unit(gradient).flatten(1) for gradient in gradients)
+        along = (climb * other).sum(1, keepdim=True)
+        return (climb - along * other).view_as(gradients[0])
+
+    def better(self, new: Tensor, old: Tensor) -> Tensor:
+        """Where the first term is larger, bool ``(N,)``."""
+        return new[0] > old[0]
+
+
+class Weighted(_Climb):
+    """Climbs the capped margin of a wrong class and descends the excess of the score at once.
+
+    A term counts until it is reached: a margin of 0.05, an excess of 0. The direction is the sum of
+    the directions of both gradients, the second one times the weight, so that the units of the
+    score do not matter.
+
+    Source:
+        Carlini and Wagner (2017), arXiv:1705.07263: one loss for classifier and detector.
+        Departure: directions instead of gradients are weighted.
+    """
+
+    def __init__(self, model: nn.Module, excess: Excess, *, weight: float = 0.5) -> None:
+        super().__init__(model, excess, weight=weight)
+
+    def value(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Both terms, each float64 ``(N,)``; both 0 where the guard is evaded, else below."""
+        lack = (MARGIN - margin(self.logits(images, labels), labels)).relu()
+        return -_scaled(lack), -_scaled(self.excess(images).relu())
+
+    def direction(self, gradients: Tensor) -> Tensor:
+        """The weighted sum of the directions of both gradients, ``(N, ...)``."""
+        lack, excess = (_unit(gradient) for gradient in gradients)
+        return lack + self.weight * excess
+
+    def better(self, new: Tensor, old: Tensor) -> Tensor:
+        """Where the sum of both terms is larger, bool ``(N,)``."""
+        return new.sum(0) > old.sum(0)
+
+
+class Accepted(_Climb):
+    r"""The log-probability of the likeliest wrong class minus a penalty for the score's excess.
+
+    .. math:: \max_{k \ne y} \log p_k - \lambda\, \frac{e}{1 + e}, \quad e = \max(g - t, 0)
+
+    The penalty is at most the weight, in nats, so that it never keeps an image from being
+    misclassified, whatever the unit of the score.
+
+    Source:
+        The confidence objective of Stutz, Hein, Schiele (2020), arXiv:1910.06259. Departure: the
+        term of the detector.
+    """
+
+    def value(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The objective, at most 0, ``(N,)``."""
+        logs = self.logits(images, labels).log_softmax(1)
+        wrong = logs.scatter(1, labels.unsqueeze(1), -torch.inf).amax(1)
+        return wrong - self.penalty(images)
+
+
+class Targeted(_Climb):
+    """As :class:`Accepted`, for a chosen class: the true one plus ``offset``, modulo the classes.
+
+    Source:
+        Chen et al. (2023), "Stratified adversarial robustness with rejection": high-confidence
+        attacks towards every other class.
+    """
+
+    def __init__(
+        self, model: nn.Module, excess: Excess, *, offset: int = 1, weight: float = 1.0
+    ) -> None:
+        super().__init__(model, excess, weight=weight)
+        self.offset = offset
+
+    def value(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The objective, at most 0, ``(N,)``."""
+        logs = self.logits(images, labels).log_softmax(1)
+        target = (labels + self.offset) % logs.shape[1]
+        chosen = logs.gather(1, target.unsqueeze(1)).squeeze(1)
+        return chosen - self.penalty(images)
+
+
+class FalseAlarm(_Climb):
+    """The score's excess: the attacker wants honest images to be flagged.
+
+    Source:
+        The attack on rejection by inconsistent labels of Chen et al. (2023).
+    """
+
+    def value(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The scaled excess, ``(N,)``; iterates with a wrong class are below all others."""
+        wrong = margin(self.logits(images, labels), labels) > 0
+        excess = _scaled(self.excess(images))
+        return torch.where(wrong, excess - _BEHIND, excess)
+
+
+class FeatureMatching(_Climb):
+    """Drives the features towards those of a clean image that is classified otherwise.
+
+    The objective is minus the squared distance to the nearest such image, as a fraction of the
+    average squared length of the features, minus the penalty of :class:`Accepted`.
+
+    Args:
+        model: the classifier, in eval mode.
+        excess: the detector's excess.
+        pool: clean images ``(M, ...)``, among which the nearest one is sought.
+        layer: name of the layer, as for :func:`leery.models.extract_features`; by default the last
+            hidden layer.
+        weight: weight of the penalty, at least 0.
+
+    Source:
+        Sabour et al. (2016), arXiv:1511.05122. Departure: the term of the detector.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        excess: Excess,
+        *,
+        pool: Tensor,
+        layer: str | None = None,
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__(model, excess, weight=weight)
+        self._layer = layer or last_hidden_layer(model, pool)
+        features, logits = extract_features(model, pool, self._layer)
+        self._scale = features.square().sum(1).mean().sqrt().clamp_min(1e-12)
+        self._features, self._classes = features / self._scale, logits.argmax(1)
+
+    def value(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The objective, at most 0, ``(N,)``."""
+        _, seen = forward(self.model, images, [self._layer])
+        own = seen[self._layer].flatten(1) / self._scale
+        others = self._classes.to(labels.device) != labels.unsqueeze(1)
+        squares = torch.cdist(own, self._features.to(own)).square()
+        nearest: Tensor = torch.where(others, squares, torch.inf).amin(1)
+        return -nearest - self.penalty(images)
+
+
+class Joint:
+    """The sum of the cross-entropies of several classifiers; the attack knows no score.
+
+    Args:
+        model: the classifier, in eval mode.
+        helpers: other networks of the same classes.
+    """
+
+    chooses = False
+
+    def __init__(self, model: nn.Module, *, helpers: tuple[nn.Module, ...] = ()) -> None:
+        self._models = (model, *helpers)
+
+    def value(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The sum of the cross-entropies, nats, ``(N,)``."""
+        each = [
+            functional.cross_entropy(logits, labels, reduction="none")
+            for logits in (run_fast(model, images) for model in self._models)
+        ]
+        return torch.stack(each).sum(0)
+
+    def direction(self, gradients: Tensor) -> Tensor:
+        """The gradient, ``(N, ...)``."""
+        return gradients[0]
+
+    def better(self, new: Tensor, old: Tensor) -> Tensor:
+        """Where the sum is larger, bool ``(N,)``."""
+        return new > old

@@ -1,0 +1,80 @@
+"""Attacks on a guarded classifier that use no gradient."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from leery._checks import clamp
+from leery.attacks._gradient import Climb, GradientAttack
+from leery.attacks._norms import NORMS
+
+__all__ = ["SquareSearch"]
+
+_HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
+"""Fractions of the queries after which the squares get half their area."""
+
+
+@dataclass(frozen=True)
+class SquareSearch(GradientAttack):
+    """Random search in L-infinity: squares of pixels are moved to an end of their interval.
+
+    A change is kept if it does not lower the objective, whose value is asked for once a step and
+    whose gradient is not used.
+
+    Args:
+        largest: side of the first squares as the square root of their fraction of the image's
+            pixels, squared; in (0, 1].
+
+    Source:
+        Andriushchenko et al. (2020), arXiv:1912.00049, for images ``(N, channels, height, width)``.
+    """
+
+    steps: int = field(default=1000, kw_only=True)
+    largest: float = field(default=0.3, kw_only=True)
+
+    @torch.no_grad()
+    def climb(self, climb: Climb) -> Tensor:
+        """The adversarial version of each image of a batch, ``(N, ...)``."""
+        objective, origin, labels = climb.objective, climb.origin, climb.labels
+        drawn = torch.Generator().manual_seed(len(origin))
+        kept = self._moved(origin, _signs((*origin.shape[:2], 1, origin.shape[3]), drawn), climb)
+        values = _one(objective.value(kept, labels))
+        for step in range(self.steps):
+            masks = self._squares(kept, step, drawn)
+            signs = _signs((*kept.shape[:2], 1, 1), drawn)
+            trial = torch.where(masks, self._moved(origin, signs, climb), kept)
+            tried = _one(objective.value(trial, labels))
+            worse = objective.better(values, tried)
+            kept = torch.where(worse.view(-1, 1, 1, 1), kept, trial)
+            values = torch.where(worse, values, tried)
+        return kept
+
+    def _moved(self, origin: Tensor, signs: Tensor, climb: Climb) -> Tensor:
+        """All pixels at an end of their interval."""
+        delta = NORMS[self.norm].project(signs.to(origin) * self.epsilon, self.epsilon)
+        return clamp(origin + delta.expand_as(origin), climb.bounds)
+
+    def _squares(self, images: Tensor, step: int, drawn: torch.Generator) -> Tensor:
+        """A random square in each image, bool ``(N, 1, height, width)``."""
+        height, width = images.shape[2:]
+        halved = sum(step >= part * self.steps for part in _HALVINGS)
+        side = max(1, round((self.largest / 2**halved * height * width) ** 0.5))
+        side = min(side, height, width)
+        places = []
+        for length in (height, width):
+            first = torch.randint(length - side + 1, (len(images), 1), generator=drawn)
+            line = torch.arange(length)
+            places.append((line >= first) & (line < first + side))
+        down, right = places
+        found: Tensor = (down.unsqueeze(2) & right.unsqueeze(1)).unsqueeze(1)
+        return found.to(images.device)
+
+
+def _signs(shape: tuple[int, ...], drawn: torch.Generator) -> Tensor:
+    return torch.randint(0, 2, shape, generator=drawn) * 2.0 - 1.0
+
+
+def _one(values: Tensor | tuple[Tensor, ...]) -> Tensor:
+    assert isinstance(values, Tensor)
+    return values

@@ -1,0 +1,199 @@
+"""The objectives of attackers who know the detector."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from leery.attacks import PGD
+from leery.attacks.adaptive import (
+    Accepted,
+    BacktrackingPGD,
+    FalseAlarm,
+    FeatureMatching,
+    Joint,
+    Orthogonal,
+    Selective,
+    SquareSearch,
+    Targeted,
+    Weighted,
+)
+from tests.conftest import Batch
+
+
+def excess(images: Tensor) -> Tensor:
+    """Darkness: images with a mean below 0.2 are flagged."""
+    return 0.2 - images.flatten(1).mean(1)
+
+
+def gradient(value: Tensor, images: Tensor) -> Tensor:
+    return torch.autograd.grad(value.sum(), images, retain_graph=True)[0]
+
+
+def unit(gradients: Tensor) -> Tensor:
+    """Directions of length one."""
+    return functional.normalize(gradients.flatten(1).double(), dim=1)
+
+
+@pytest.fixture
+def some(digit_net: nn.Module, digits: Batch) -> Batch:
+    """Twenty images that are classified correctly, and their classes."""
+    images, labels = (part[:30] for part in digits)
+    with torch.no_grad():
+        right = digit_net(images).argmax(1) == labels
+    return images[right][:20], labels[right][:20]
+
+
+@pytest.fixture
+def wrong(digit_net: nn.Module, some: Batch) -> Batch:
+    """Images of which the first half is misclassified, and their true classes."""
+    images, labels = some
+    attacked = PGD(0.3)(digit_net, images[:10], labels[:10])
+    made = torch.cat([attacked, images[10:]]).requires_grad_()
+    hits = digit_net(made).argmax(1) == labels
+    assert not bool(hits[:10].any())
+    assert bool(hits[10:].all())
+    return made, labels
+
+
+def test_the_selective_attack_climbs_one_term_at_a_time(digit_net: nn.Module, wrong: Batch) -> None:
+    images, labels = wrong
+    objective = Selective(digit_net, excess)
+    found = unit(gradient(objective.value(images, labels), images))
+    entropy = functional.cross_entropy(digit_net(images), labels, reduction="none")
+    assert torch.allclose(found[:10], -unit(gradient(excess(images), images))[:10], atol=1e-6)
+    assert torch.allclose(found[10:], unit(gradient(entropy, images))[10:], atol=1e-6)
+    values = objective.value(images, labels)
+    # Any misclassified iterate is better than any that is not.
+    assert bool(values[:10].min() > values[10:].max())
+    assert torch.equal(values[:10].argsort(), (-excess(images)[:10]).argsort())
+
+
+def test_the_orthogonal_attack_leaves_the_other_term_as_it_is(
+    digit_net: nn.Module, wrong: Batch
+) -> None:
+    images, labels = wrong
+    objective = Orthogonal(digit_net, excess)
+    gradients = torch.stack([gradient(term, images) for term in objective.value(images, labels)])
+    found = objective.direction(gradients)
+    first, other = (part.flatten(1).double() for part in gradients)
+    along = (found.flatten(1).double() * other).sum(1) / other.norm(dim=1)
+    assert float((along.detach().abs() / found.flatten(1).norm(dim=1)).max()) < 1e-4
+    # It still climbs the first term.
+    assert bool(((found.flatten(1) * first).sum(1) > 0).all())
+    # Where the two gradients are not parallel, something is taken away.
+    assert not torch.allclose(found, gradients[0])
+
+
+def test_the_weighted_objective_is_zero_exactly_where_the_guard_is_evaded(
+    digit_net: nn.Module, wrong: Batch
+) -> None:
+    images, labels = wrong
+    objective = Weighted(digit_net, excess, weight=3.0)
+    lack, flagged = objective.value(images, labels)
+    assert torch.equal(flagged < 0, excess(images) > 0)
+    assert bool((lack[10:] < 0).all())
+    assert bool((lack[:10] <= 0).all())
+    assert int((lack[:10] == 0).sum()) > 5
+    gradients = torch.stack([gradient(term, images) for term in (lack, flagged)])
+    found = objective.direction(gradients).flatten(1).double()
+    assert torch.allclose(found, unit(gradients[0]) + 3 * unit(gradients[1]), atol=1e-6)
+    # A scale of the score does not matter.
+    scaled = Weighted(digit_net, lambda made: 1e6 * excess(made), weight=3.0)
+    large = torch.stack([gradient(term, images) for term in scaled.value(images, labels)])
+    assert torch.allclose(scaled.direction(large).flatten(1).double(), found, atol=1e-4)
+
+
+def test_confident_objectives_are_log_probabilities(digit_net: nn.Module, wrong: Batch) -> None:
+    images, labels = wrong
+    penalty = 2 * excess(images).relu() / (1 + excess(images).relu())
+    logs = digit_net(images).log_softmax(1)
+    others = torch.arange(10) != labels.unsqueeze(1)
+    found = Accepted(digit_net, excess, weight=2.0).value(images, labels)
+    assert torch.allclose(found.float(), logs[others].view(-1, 9).amax(1) - penalty, atol=1e-5)
+    for offset in (1, 9):
+        chosen = logs[torch.arange(20), (labels + offset) % 10]
+        own = Targeted(digit_net, excess, offset=offset, weight=2.0).value(images, labels)
+        assert torch.allclose(own.float(), chosen - penalty, atol=1e-5)
+
+
+def test_the_false_alarm_attack_keeps_the_class(digit_net: nn.Module, some: Batch) -> None:
+    images, labels = some
+    made = PGD(0.1, steps=20, objective=lambda m: FalseAlarm(m, excess))(digit_net, images, labels)
+    assert torch.equal(digit_net(made).argmax(1), labels)
+    assert bool((excess(made) > excess(images)).all())
+
+
+def test_features_are_driven_to_those_of_another_class(digit_net: nn.Module, digits: Batch) -> None:
+    images, labels = (part[:20] for part in digits)
+    pool = digits[0][1000:1500]
+
+    def objective(model: nn.Module) -> FeatureMatching:
+        return FeatureMatching(model, lambda made: 0 * made.flatten(1).sum(1), pool=pool)
+
+    made = PGD(0.3, steps=60, objective=objective)(digit_net, images, labels)
+
+    def features(batch: Tensor) -> Tensor:
+        found: Tensor = digit_net.hidden(digit_net.convolutions(batch))  # type: ignore[operator]
+        return found
+
+    with torch.no_grad():
+        classes = digit_net(pool).argmax(1)
+        distances = torch.cdist(features(made), features(pool))
+        nearest = classes[distances.argmin(1)]
+        own = objective(digit_net).value(made, labels)
+        others = torch.where(classes != labels.unsqueeze(1), distances, torch.inf).amin(1)
+        scale = features(pool).square().sum(1).mean()
+    assert (nearest != labels).double().mean() > 0.8
+    assert torch.allclose(own.float(), -(others**2) / scale, rtol=1e-3)
+
+
+def test_a_joint_attack_fools_all_networks(digit_net: nn.Module, digits: Batch) -> None:
+    images, labels = (part[:20] for part in digits)
+    other = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval()
+    value = Joint(digit_net, helpers=(other,)).value(images, labels)
+    each = [
+        functional.cross_entropy(model(images), labels, reduction="none")
+        for model in (digit_net, other)
+    ]
+    assert torch.allclose(value, each[0] + each[1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        BacktrackingPGD(0.2, steps=30, objective=lambda model: Accepted(model, excess)),
+        SquareSearch(0.2, steps=300, objective=lambda model: Accepted(model, excess)),
+    ],
+    ids=["backtracking", "squares"],
+)
+def test_loops_of_their_own_stay_in_the_ball_and_improve(
+    attack: PGD, digit_net: nn.Module, digits: Batch
+) -> None:
+    images, labels = (part[:20] for part in digits)
+    before = images.clone()
+    made = attack(digit_net, images, labels, seed=1)
+    assert torch.equal(images, before)
+    assert float((made - images).abs().max()) <= 0.2 + 1e-6
+    assert float(made.min()) >= 0
+    assert float(made.max()) <= 1
+    objective = Accepted(digit_net, excess)
+    with torch.no_grad():
+        gain = objective.value(made, labels) - objective.value(images, labels)
+    assert float(gain.min()) >= 0
+    assert float(gain.double().mean()) > 1
+    assert torch.equal(attack(digit_net, images, labels, seed=1), made)
+
+
+def test_a_backtracking_attack_never_returns_a_worse_image_for_more_steps(
+    digit_net: nn.Module, digits: Batch
+) -> None:
+    images, labels = (part[:20] for part in digits)
+    objective = Accepted(digit_net, excess)
+    values = []
+    for steps in (1, 5, 25):
+        attack = BacktrackingPGD(0.2, steps=steps, objective=lambda model: Accepted(model, excess))
+        with torch.no_grad():
+            values.append(objective.value(attack(digit_net, images, labels), labels))
+    assert bool((values[1] >= values[0] - 1e-5).all())
+    assert bool((values[2] >= values[1] - 1e-5).all())

@@ -1,0 +1,261 @@
+"""The suite, and the tests that it applies to itself."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from leery.attacks import PGD, Attack, CrossEntropy, GradientAttack
+from leery.attacks._gradient import Climb
+from leery.attacks.adaptive import (
+    Selective,
+    Target,
+    active_test,
+    adaptive_attacks,
+    indicators,
+    worst_case,
+)
+from leery.errors import InputError
+from tests.conftest import Batch
+
+
+class Unsure:
+    """Flags images of which the classifier is not sure: minus the lead of the largest logit."""
+
+    differentiable = True
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def score(self, images: Tensor) -> np.ndarray:
+        with torch.no_grad():
+            return self.differentiable_score(images).double().numpy()
+
+    def differentiable_score(self, images: Tensor) -> Tensor:
+        first, second = self.model(images).topk(2, dim=1).values.unbind(1)
+        found: Tensor = (second - first).double()
+        return found
+
+
+@pytest.fixture
+def some(digit_net: nn.Module, digits: Batch) -> Batch:
+    """Thirty images that are classified correctly and surely, and their classes."""
+    images, labels = (part[:60] for part in digits)
+    with torch.no_grad():
+        right = digit_net(images).argmax(1) == labels
+    right &= torch.from_numpy(Unsure(digit_net).score(images) < -3)
+    return images[right][:30], labels[right][:30]
+
+
+@pytest.fixture
+def target(digit_net: nn.Module) -> Target:
+    return Target.of_scorer(Unsure(digit_net), -3.0)
+
+
+def test_the_target_of_a_scorer(target: Target, digit_net: nn.Module, some: Batch) -> None:
+    images, labels = some
+    with torch.no_grad():
+        logits = digit_net(images)
+    first, second = logits.topk(2, dim=1).values.unbind(1)
+    classes, excess = target.judge(images)
+    assert torch.equal(classes, logits.argmax(1))
+    assert torch.allclose(excess, (second - first + 3).double(), atol=1e-4)
+    assert torch.allclose(target.excess(images).detach().double(), excess, atol=1e-4)
+    assert not bool(target.evaded_by(images, labels).any())
+    # The class is wrong, and the image is not flagged.
+    assert bool(target.evaded_by(images, labels + 1).all())
+
+
+def test_every_attack_of_the_suite_evades_a_weak_guard(target: Target, some: Batch) -> None:
+    images, labels = some
+    attacks = adaptive_attacks(target, 0.3, classes=10, steps=300, pool=images)
+    assert {"selective", "orthogonal", "weighted", "confident", "transfer", "features"} < set(
+        attacks
+    )
+    assert sum(name.startswith("towards") for name in attacks) == 9
+    for name in ("selective", "orthogonal", "weighted", "confident", "towards +1"):
+        found = worst_case(target, {name: attacks[name]}, images, labels)
+        assert found.rows.evaded.mean() >= 0.95, name
+        assert set(found.rows.by[found.rows.evaded]) == {name}
+        assert float((found.images - images).abs().max()) <= 0.3 + 1e-6
+        assert torch.equal(
+            target.evaded_by(found.images, labels), torch.tensor(found.rows.evaded.to_numpy())
+        )
+
+
+def test_more_steps_restarts_and_a_larger_ball_never_find_less(target: Target, some: Batch) -> None:
+    images, labels = some
+
+    def share(epsilon: float, steps: int, restarts: int) -> float:
+        attacks = adaptive_attacks(target, epsilon, classes=10, steps=steps)
+        own = {name: attacks[name] for name in ("selective", "confident")}
+        found = worst_case(target, own, images, labels, restarts=restarts)
+        return float(found.rows.evaded.mean())
+
+    small = share(0.1, 10, 1)
+    more_steps = share(0.1, 100, 1)
+    assert small <= more_steps <= share(0.1, 100, 3)
+    assert small < share(0.3, 10, 1)
+
+
+def test_images_that_evade_the_guard_are_set_aside(target: Target, some: Batch) -> None:
+    images, labels = some
+    sizes: list[int] = []
+
+    class Counting(PGD):
+        def climb(self, climb: Climb) -> Tensor:
+            sizes.append(len(climb.origin))
+            return super().climb(climb)
+
+    attack = Counting(0.3, steps=100, objective=partial(Selective, excess=target.excess))
+    found = worst_case(target, {"first": attack, "second": attack}, images, labels, restarts=2)
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == 30
+    assert sizes[-1] < 30
+    rows = found.rows
+    assert set(rows.steps[rows.evaded]) <= {1, 10, 100}
+    assert set(rows.restart[rows.evaded]) <= {0, 1}
+    assert list(rows.by[~rows.evaded]) == [""] * int((~rows.evaded).sum())
+
+
+def test_an_attack_of_another_kind_takes_part(target: Target, some: Batch) -> None:
+    images, labels = some
+
+    def swap(model: nn.Module, batch: Tensor, truth: Tensor, *, seed: int = 0) -> Tensor:
+        """Replaces each image by a clean one of another class."""
+        del model, batch, seed
+        return torch.stack([images[labels != label][0] for label in truth.tolist()])
+
+    found = worst_case(target, {"swap": swap}, images, labels)
+    assert found.rows.evaded.all()
+    with pytest.raises(InputError, match="restarts"):
+        worst_case(target, {"swap": swap}, images, labels, restarts=0)
+
+
+# ---- the active test -----------------------------------------------------------------------------
+
+
+def named(name: str) -> Callable[[Target], Attack]:
+    return lambda target: adaptive_attacks(target, 0.3, classes=2, steps=100)[name]
+
+
+def ignoring(target: Target) -> Attack:
+    """An attack that knows nothing of the score."""
+    del target
+    return PGD(0.3, steps=100)
+
+
+@pytest.mark.parametrize("name", ["selective", "orthogonal", "weighted", "confident", "towards +1"])
+def test_attacks_find_what_was_planted(name: str, target: Target, some: Batch) -> None:
+    # Clean images of which the classifier is a little less sure are flagged by this threshold.
+    found = active_test(
+        target, named(name), some[0], epsilon=0.3, inner_points=300, random_points=20
+    )
+    assert found.planted >= 20
+    assert found.found >= 0.95
+    assert found.by_chance <= 0.1
+
+
+def test_an_attack_that_ignores_the_score_fails_the_inverted_test(
+    target: Target, some: Batch
+) -> None:
+    images = some[0]
+    settings = {"epsilon": 0.3, "inverted": True, "inner_points": 300, "random_points": 1}
+    working, broken = (
+        active_test(target, attack, images, **settings)  # type: ignore[arg-type]
+        for attack in (named("selective"), ignoring)
+    )
+    assert working.planted == broken.planted
+    assert working.planted >= 5
+    assert working.found >= 0.95
+    assert broken.found < 0.95
+
+
+def test_an_attack_without_steps_or_a_gradient_fails_the_active_test(
+    target: Target, some: Batch
+) -> None:
+    def still(target: Target) -> Attack:
+        return PGD(0.3, steps=1, step_size=1e-3, objective=partial(Selective, excess=target.excess))
+
+    found = active_test(target, still, some[0], epsilon=0.3, inner_points=300, random_points=1)
+    assert found.found < 0.2
+
+
+def test_an_active_test_without_a_point_to_plant_is_refused(
+    digit_net: nn.Module, some: Batch
+) -> None:
+    lenient = Target.of_scorer(Unsure(digit_net), 100.0)
+    with pytest.raises(InputError, match="choose another epsilon"):
+        active_test(lenient, ignoring, some[0][:5], epsilon=0.3, inverted=True)
+
+
+# ---- indicators ----------------------------------------------------------------------------------
+
+
+class Rounded(nn.Module):
+    """A classifier whose gradients are zero nearly everywhere."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model((images * 8).round() / 8)
+        return logits
+
+
+def selective(target: Target, **settings: float) -> GradientAttack:
+    chosen = {"steps": 60, "step_size": 0.03, **settings}
+    return PGD(0.3, objective=partial(Selective, excess=target.excess), **chosen)  # type: ignore[arg-type]
+
+
+def test_a_working_attack_shows_no_sign_of_failure(target: Target, some: Batch) -> None:
+    found = indicators(target, selective(target), *some)
+    assert found.failed == (), found
+
+
+def test_too_few_steps_are_noticed(target: Target, some: Batch) -> None:
+    found = indicators(target, selective(target, steps=3, step_size=0.01), *some)
+    assert "moving" in found.failed
+
+
+def test_zero_gradients_are_noticed(digit_net: nn.Module, some: Batch) -> None:
+    model = Rounded(digit_net).eval()
+    target = Target.of_scorer(Unsure(model), -3.0)
+    found = indicators(target, selective(target, random_start=False), *some)
+    assert found.zero == 1
+    assert {"zero", "unlimited"} <= set(found.failed)
+
+
+def test_an_attack_that_ignores_the_score_is_noticed(digit_net: nn.Module, some: Batch) -> None:
+    # A guard that flags bright images: without its score, large changes make them brighter.
+    def excess(images: Tensor) -> Tensor:
+        return images.flatten(1).mean(1) - 0.2
+
+    def judge(images: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            return digit_net(images).argmax(1), excess(images).double()
+
+    target = Target(digit_net, excess, judge)
+    broken = PGD(0.3, steps=60, objective=CrossEntropy)
+    assert "unlimited" in indicators(target, broken, *some).failed
+    assert "unlimited" not in indicators(target, selective(target), *some).failed
+
+
+def test_an_evasion_that_is_not_returned_is_noticed(target: Target, some: Batch) -> None:
+    class Last(Selective):
+        """Returns its last iterate, which steps back over the boundary."""
+
+        chooses = False
+
+        def direction(self, gradients: Tensor) -> Tensor:
+            return -gradients[0] if next(turns) > 40 else gradients[0]
+
+    turns = iter(range(1000))
+    attack = PGD(0.3, steps=60, step_size=0.03, objective=partial(Last, excess=target.excess))
+    found = indicators(target, attack, *some)
+    assert found.silent > 0
+    assert "silent" in found.failed

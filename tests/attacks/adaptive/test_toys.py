@@ -1,0 +1,38 @@
+"""Weak defences must fall to the suite, or the suite is weak."""
+
+import pytest
+import torch
+from torch import nn
+
+from leery.attacks.adaptive import Target, adaptive_attacks, worst_case
+from tests.attacks.adaptive import toys
+from tests.conftest import Batch
+
+EPSILON = 0.3
+
+
+@pytest.fixture(params=["jump", "discretise", "blur", "neighbours", "stable"])
+def toy(
+    request: pytest.FixtureRequest, digit_net: nn.Module, training_digits: Batch
+) -> tuple[str, Target]:
+    """A weakly guarded classifier."""
+    make = {
+        "jump": toys.jump,
+        "discretise": toys.discretise,
+        "blur": toys.blur,
+        "neighbours": lambda model: toys.nearest_neighbours(
+            model, *(part[:2000] for part in training_digits)
+        ),
+        "stable": toys.stable_prediction,
+    }
+    return request.param, make[request.param](digit_net)
+
+
+def test_a_toy_defence_falls(toy: tuple[str, Target], digits: Batch) -> None:
+    _, target = toy
+    images, labels = (part[:40] for part in digits)
+    attacks = adaptive_attacks(target, EPSILON, classes=10, steps=100)
+    found = worst_case(target, attacks, images, labels)
+    assert found.rows.evaded.mean() >= 0.95
+    assert float((found.images - images).abs().max()) <= EPSILON + 1e-6
+    assert torch.equal(target.evaded_by(found.images, labels), torch.tensor(found.rows.evaded))
