@@ -99,7 +99,7 @@ PUBLIC = {
         NotFittedError OutputError PAPER_METRICS RECOMMENDED_METRICS UnknownLayerError
         UnsupportedModelError Verdicts WrongModelError __version__""",
     "leery.attacks": """ADAPTED AdaptedAttack Attack BIM BoundedAttack CORRUPTIONS Corruption
-        CrossEntropy FGSM GradientAttack HARMLESS Harmless Objective ObjectiveOf
+        CrossEntropy FGSM GradientAttack HARMLESS Harmless NormName Objective ObjectiveOf
         PGD Preset check_harmless gaussian_noise placed""",
     "leery.attacks.adaptive": """Accepted ActiveTest BacktrackingPGD CarliniWagner Evasion Excess
         FalseAlarm FeatureMatching Indicators Joint Orthogonal Selective SmallestEvasion
@@ -108,7 +108,7 @@ PUBLIC = {
     "leery.calibration": "Calibration Promise",
     "leery.certify": """Box Ramp Sentinel SentinelTraining interval_bounds margin_bounds
         pretrained_sentinel""",
-    "leery.classifiers": """Classifier DigitNet FashionNet RECIPES Recipe ResNet20
+    "leery.classifiers": """Classifier DigitNet FashionNet HARDENED RECIPES Recipe ResNet20
         accuracy build load_classifier pretrained save_classifier train""",
     "leery.combiners": """ConformalCombiner COMBINERS Combiner CombinerName
         EXPONENT FAMILY_WEIGHTS Facts LogisticCombiner MonotoneLogisticCombiner make_combiner""",
@@ -120,7 +120,7 @@ PUBLIC = {
         UnknownLayerError UnsupportedModelError WrongModelError""",
     "leery.evaluation": """Abstention Detection FOLDS Interval POSITIVES PROTOCOLS Pool
         Positives Protocol abstention alarm_rows cross_fit detection evaluate
-        certificates certified_shares
+        AdaptiveEvaluation certificates certified_shares evaluate_adaptive
         every_attack_found false_alarms held_out_scores in_sample_scores
         mean_difference roc_auc_difference roc_auc_interval
         select_positives share_difference share_interval target_of tpr_at_fpr""",
@@ -162,8 +162,8 @@ PUBLIC = {
         LayerMahalanobis LocalIntrinsicDimensionality MetricBaseline Odds
         PaperDetector SingleMetric StandardisedOdds SupervisedBaseline""",
     "leery.names": """ATTACKS ATTACKS_OF_LIBRARIES BASELINES CLOSENESS_METRICS
-        IMAGE_BASELINES METRICS PAPER_METRICS RECOMMENDED_METRICS SUPERVISED_BASELINES
-        UNCERTAINTY_METRICS""",
+        IMAGE_BASELINES METRICS PAPER_METRICS RECOMMENDED_METRICS SENTINELS
+        SUPERVISED_BASELINES UNCERTAINTY_METRICS""",
     "leery.tuning": """CACHED_ELEMENTS CLOSENESS_IMAGES CLOSENESS_PIXELS CONVERTED
         ELEMENTS_AT_ONCE FEW_IMAGES FREED_BYTES IMAGES_AT_ONCE IMAGES_OF_A_THREAD
         MAX_PREPARED MAX_RESIDENT NARROW_FILTERS QUERIES REFERENCES SELECTED_ELEMENTS

@@ -12,9 +12,13 @@ __all__ = [
     "METRICS",
     "PAPER_METRICS",
     "RECOMMENDED_METRICS",
+    "SENTINELS",
     "SUPERVISED_BASELINES",
     "UNCERTAINTY_METRICS",
 ]
+
+SENTINELS = ("mnist", "fashion-mnist")
+"""Datasets for which a trained sentinel ships."""
 
 UNCERTAINTY_METRICS = ("variance", "predictive_entropy", "mutual_information", "confidence")
 """The paper's uncertainty metrics."""

@@ -149,7 +149,7 @@ def test_a_sentinel_can_be_added_to_a_fitted_detector(detector: Detector, digits
     assert plain.sentinel_ is None
     assert plain.calibration_ is not None
     assert both.judge(images[:5]).sentinel_flagged is None
-    with pytest.warns(LeeryWarning, match="1000 already used to fit the combiner"):
+    with pytest.warns(LeeryWarning, match="1000 that the combiner was fitted to"):
         both.calibrate(images, labels, fpr=FPR, harmless={})
     assert both.fpr_ == pytest.approx(FPR)
     assert both.sentinel_ is not None

@@ -93,7 +93,7 @@ def test_where_training_rows_recur_anyway_nothing_follows_from_a_recurrence() ->
 def test_noisy_images_of_the_combiner_are_remembered_too(detector: Detector) -> None:
     clean, noisy = pictures(100, 1), pictures(100, 2)
     detector.fit_combiner(clean, noisy=noisy)
-    with pytest.warns(LeeryWarning, match="100 of 200 .* already used to fit the combiner"):
+    with pytest.warns(LeeryWarning, match="100 of 200 .* that the combiner was fitted to"):
         detector.calibrate(torch.cat([noisy, pictures(100, 3)]), fpr=0.05)
 
 
@@ -132,11 +132,11 @@ def test_images_of_the_combiner_are_left_out_and_refused_when_too_few_are_left(
     clean, more = pictures(200, 1), pictures(100, 2)
     detector.fit_combiner(clean)
     with pytest.warns(
-        LeeryWarning, match="200 of 300 .* left out: 200 already used to fit the combiner"
+        LeeryWarning, match="200 of 300 .* left out: 200 that the combiner was fitted to"
     ):
         detector.calibrate(torch.cat([clean, more]), fpr=0.05)
     with (
-        pytest.warns(LeeryWarning, match="200 already used to fit the combiner"),
+        pytest.warns(LeeryWarning, match="200 that the combiner was fitted to"),
         pytest.raises(InputError, match="at least 19 clean images for .* 0.05, got 0"),
     ):
         detector.calibrate(clean, fpr=0.05)
@@ -148,7 +148,7 @@ def test_the_file_remembers_what_was_seen(detector: Detector, tmp_path: object) 
     loaded = Detector.load(f"{tmp_path}/g", detector.model)
     with pytest.raises(InputError, match="got 80 of 80 that are"):
         loaded.calibrate(pictures(80, 0), fpr=0.05)
-    with pytest.warns(LeeryWarning, match="100 already used to fit the combiner"):
+    with pytest.warns(LeeryWarning, match="100 that the combiner was fitted to"):
         loaded.calibrate(torch.cat([pictures(100, 1), pictures(100, 3)]), fpr=0.05)
 
 
@@ -159,7 +159,7 @@ def test_one_call_divides_the_images_between_combiner_and_threshold(detector: De
     assert detector.calibration_.kinds == ("clean", *HARMLESS)
     assert np.bincount(detector.calibration_.kind).tolist() == [100] * (1 + len(HARMLESS))
     # The half that taught the combiner is known; the other half sets the threshold again.
-    with pytest.warns(LeeryWarning, match="100 of 200 .* already used to fit the combiner"):
+    with pytest.warns(LeeryWarning, match="100 of 200 .* that the combiner was fitted to"):
         detector.calibrate(clean, fpr=0.05)
     again = Detector(detector.model, metrics=PAPER_METRICS, passes=3).fit(
         pictures(80, 0), torch.arange(80) % 2
@@ -217,7 +217,7 @@ def test_with_labels_the_promise_is_about_images_that_are_classified_right(
     loader = DataLoader(TensorDataset(images, labels), 300)
     with pytest.raises(InputError, match="labels as an integer torch.Tensor, got torch.float32"):
         digits_detector.calibrate(images, labels.float(), fpr=0.05)
-    with pytest.warns(LeeryWarning, match="500 already used to fit the combiner"):
+    with pytest.warns(LeeryWarning, match="500 that the combiner was fitted to"):
         digits_detector.calibrate(loader, fpr=0.05, harmless={})
     again = digits_detector.calibration_
     assert again is not None

@@ -853,7 +853,7 @@ def test_a_truncated_foreign_or_missing_file_is_refused(detector: Detector, tmp_
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(DetectorFileError, match="safetensors file without leery's metadata"):
         Detector.load(path, detector.model)
-    with pytest.raises(DetectorFileError, match="cannot be read"):
+    with pytest.raises(DetectorFileError, match=r"none\.leery, got none; correct the path"):
         Detector.load(tmp_path / "none.leery", detector.model)
 
 

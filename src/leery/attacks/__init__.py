@@ -21,6 +21,7 @@ from leery.attacks._harmless import (
     check_harmless,
 )
 from leery.attacks._noise import gaussian_noise
+from leery.attacks._norms import NormName
 from leery.attacks._objectives import CrossEntropy, Objective, ObjectiveOf
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "CrossEntropy",
     "GradientAttack",
     "Harmless",
+    "NormName",
     "Objective",
     "ObjectiveOf",
     "Preset",

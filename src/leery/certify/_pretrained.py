@@ -10,10 +10,9 @@ from leery.data import named
 from leery.errors import InputError
 from leery.inputs import InputSpec
 from leery.models import Logits
+from leery.names import SENTINELS
 
 __all__ = ["pretrained_sentinel"]
-
-_SHIPPED = ("mnist", "fashion-mnist")
 
 
 def pretrained_sentinel(dataset: str, model: nn.Module, *, logits: Logits = None) -> Sentinel:
@@ -39,9 +38,9 @@ def pretrained_sentinel(dataset: str, model: nn.Module, *, logits: Logits = None
         Sentinel(DigitNet: fitted)
     """
     name = named(dataset).name
-    if name not in _SHIPPED:
+    if name not in SENTINELS:
         message = (
-            f"expected one of {', '.join(_SHIPPED)}, got {name}, for which no sentinel ships; fit "
+            f"expected one of {', '.join(SENTINELS)}, got {name}, for which no sentinel ships; fit "
             "a leery.certify.Sentinel"
         )
         raise InputError(message)

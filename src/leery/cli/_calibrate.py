@@ -11,8 +11,14 @@ from rich.console import Console
 
 import leery
 from leery._files import check_output
-from leery.cli._describe import described, print_description
-from leery.cli._groups import ClassifierOptions, InputOptions, own_metrics, with_groups
+from leery.cli._describe import described, print_description, warn_of_lost_promises
+from leery.cli._groups import (
+    ClassifierOptions,
+    InputOptions,
+    clean_images,
+    own_metrics,
+    with_groups,
+)
 from leery.cli._options import (
     DetectorFile,
     Force,
@@ -100,12 +106,10 @@ def calibrate(
     form = reading.format(shape=known.shape, dtype=known.dtype, resize=resize)
     promise: Promise = "pac" if pac else "marginal"
     with stoppable("the detector is as it was"):
-        if right_only:
-            images, labels = leery.inputs.load_labelled(
-                clean, replace(form, classes=detector.classes_)
-            )
-        else:
-            images, labels = leery.inputs.load(clean, replace(form, labels_key=None))[0], None
+        images, labels = clean_images(
+            clean, replace(form, classes=detector.classes_), labelled=right_only
+        )
+        earlier = detector.calibration_
         detector.calibrate(
             images,
             labels,
@@ -116,6 +120,8 @@ def calibrate(
             harmless={} if no_harmless else None,
         )
         detector.save(target)
+    assert detector.calibration_ is not None
+    warn_of_lost_promises(earlier, detector.calibration_)
     facts = described(target)
     if as_json:
         print_json(facts)

@@ -79,15 +79,15 @@ certify = typer.Typer(
     cls=_Certify,
     no_args_is_help=True,
     help="Count the images for which it is proved that every misclassified image within L-infinity "
-    "distance epsilon is flagged.",
-    epilog="leery certify DETECTOR stands for leery certify images DETECTOR.",
+    "distance epsilon is flagged, or train the sentinel that this needs.",
+    epilog="leery certify DETECTOR is short for leery certify images DETECTOR.",
 )
 
 _Data = Annotated[
     list[Path],
     typer.Option(
-        help="Labelled clean images that were not used for training, fitting or calibration. Can "
-        "be repeated.",
+        help="Labelled clean images that were not used for training, fitting or calibration. "
+        "Images used for calibration are not recognised as such. Can be repeated.",
         show_default=False,
     ),
 ]
@@ -106,7 +106,7 @@ _Boxes = Annotated[
     typer.Option(
         help="Branch and bound: if the ball around an image cannot be certified as a whole, split "
         "it, with at most this many unproved boxes per image at a time. 1: no splitting. Values "
-        "above 1 are slower. The reported radii never use splitting."
+        "above 1 are slower. The radii and 'cannot alarm' never use splitting."
     ),
 ]
 
@@ -145,8 +145,6 @@ def images(
       leery certify certified.leery --model net:make --data test.npz --epsilon 0.1 0.2 0.3
       leery certify certified.leery --model net:make --data test/ --epsilon 0.1 --out shares/
     """
-    if out is not None:
-        make_folder(out)
     detector = leery.Detector.load(file, classifier.load(), metrics=own_metrics(metric))
     sentinel = _sentinel(detector, file)
     known = detector.inputs_
@@ -157,6 +155,8 @@ def images(
     with stoppable("nothing was written"), progress_bars() as bars:
         pixels, labels = leery.inputs.load_labelled(data, form)
         _check_unseen(detector, pixels)
+        if out is not None:
+            make_folder(out)
         task = bars.add_task("certifying", total=len(pixels))
         rows = leery.evaluation.certificates(
             sentinel,
@@ -291,10 +291,7 @@ def _sentences(facts: dict[str, Any]) -> str:
         "radius is certified.",
     ]
     if training is not None:
-        sentences.append(
-            f"The sentinel was trained {training_of(training)}; for larger changes hardly any "
-            "image is certified."
-        )
+        sentences.append(f"The sentinel was trained {training_of(training)}.")
     return "\n".join([*sentences, facts["not_covered"]])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -11,8 +11,14 @@ from rich.console import Console
 
 import leery
 from leery._files import check_output
-from leery.cli._describe import described, print_description
-from leery.cli._groups import ClassifierOptions, InputOptions, own_metrics, with_groups
+from leery.cli._describe import described, print_description, warn_of_lost_promises
+from leery.cli._groups import (
+    ClassifierOptions,
+    InputOptions,
+    clean_images,
+    own_metrics,
+    with_groups,
+)
 from leery.cli._options import (
     DetectorFile,
     Force,
@@ -27,6 +33,7 @@ from leery.cli._options import (
     stoppable,
 )
 from leery.errors import InputError, warn
+from leery.names import SENTINELS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +50,7 @@ _TRIED = 1000
 """Number of clean images on which a new sentinel is tried."""
 
 _FEW = 0.1
-"""Certified share of these below which a warning is given."""
+"""Certified share of the tried images below which a warning is given."""
 
 _Train = Annotated[
     list[Path] | None,
@@ -66,8 +73,8 @@ _Pretrained = Annotated[
 _Clean = Annotated[
     list[Path],
     typer.Option(
-        help="Clean images for the new thresholds; those that the combiner was fitted to are left "
-        "out. Can be repeated.",
+        help="Clean images for the new thresholds. Images that the detector's combiner (the part "
+        "that fuses the metrics) was fitted to are left out. Can be repeated.",
         show_default=False,
     ),
 ]
@@ -114,13 +121,18 @@ class _Training:
         Raises:
             InputError: when they do.
         """
-        if (self.train is None) == (self.pretrained is None):
+        if self.pretrained not in (None, *SENTINELS):
+            message = (
+                f"expected --pretrained {' or '.join(SENTINELS)}, got {self.pretrained!r}; train a "
+                "sentinel for other images with --train"
+            )
+        elif (self.train is None) == (self.pretrained is None):
             got = "neither" if self.train is None else "both"
             message = f"expected --train or --pretrained, got {got}; give one of them"
         elif self.pretrained and self != _Training(pretrained=self.pretrained):
             message = (
-                "expected no settings of a training with --pretrained, got some; leave out "
-                "--epsilon, --epochs, --seed and --resume"
+                "expected none of --epsilon, --epochs, --seed and --resume with --pretrained, got "
+                "some; leave them out"
             )
         else:
             return
@@ -156,12 +168,6 @@ class _Threshold:
     share: _Share = 0.5
     right_only: RightOnly = False
     no_harmless: NoHarmless = False
-
-    def images(self, clean: list[Path], form: Format) -> tuple[Tensor, Tensor | None]:
-        """The clean images, with labels if these are needed."""
-        if self.right_only:
-            return leery.inputs.load_labelled(clean, form)
-        return leery.inputs.load(clean, replace(form, labels_key=None))[0], None
 
     def set_on(self, detector: Detector, images: Tensor, labels: Tensor | None) -> None:
         """Calibrate a detector."""
@@ -209,15 +215,19 @@ def train_and_add(
         stoppable("the detector is as it was; --resume continues the training"),
         leery.training.FitParts(leery.tasks.parts_folder(target), resume=training.resume) as parts,
     ):
-        held, trained = threshold.images(clean, form), training.images(form)
-        _check_held(detector, threshold, held[0], trained)
+        held, trained = (
+            clean_images(clean, form, labelled=threshold.right_only),
+            training.images(form),
+        )
+        _check_held(detector, threshold, held, trained)
         sentinel = training.sentinel(detector, trained, parts)
         guard = detector.with_sentinel(sentinel, share=threshold.share)
         threshold.set_on(guard, *held)
         guard.save(target)
         parts.discard()
-    _warn_of_other_promises(detector, threshold)
-    facts = {**described(target), "tried": _tried(guard, held[0])}
+    assert guard.calibration_ is not None
+    warn_of_lost_promises(detector.calibration_, guard.calibration_)
+    facts = {**described(target), "tried": _tried(guard, held[0], training)}
     if as_json:
         print_json(facts)
     else:
@@ -234,6 +244,9 @@ def _promises(threshold: _Threshold) -> list[Calibration]:
     """
     import numpy as np
 
+    if not 0 < threshold.share < 1:
+        message = f"expected --sentinel-share between 0 and 1, got {threshold.share:g}; use 0.5"
+        raise InputError(message)
     nothing = np.empty(0)
     whole = leery.calibration.Calibration(threshold.fpr, "marginal", 0.95, False, nothing, nothing)
     return [whole.share(1 - threshold.share), whole.share(threshold.share)]
@@ -242,7 +255,7 @@ def _promises(threshold: _Threshold) -> list[Calibration]:
 def _check_held(
     detector: Detector,
     threshold: _Threshold,
-    held: Tensor,
+    held: tuple[Tensor, Tensor | None],
     trained: tuple[Tensor, Tensor] | None,
 ) -> None:
     """Refuse before the training what the calibration would refuse after it.
@@ -255,39 +268,34 @@ def _check_held(
 
     from leery._checks import more_than_a_few
 
+    images, labels = held
     both = 0
     if trained is not None:
         grid = leery.models.grid_of(trained[0])
-        hashes = (leery.models.image_hashes(images, grid) for images in (held, trained[0]))
+        hashes = (leery.models.image_hashes(each, grid) for each in (images, trained[0]))
         both = int(torch.isin(*hashes).sum())
-    if more_than_a_few(both, len(held)):
+    if more_than_a_few(both, len(images)):
         message = (
-            f"expected clean images that are not among the training images, got {both} of "
-            f"{len(held)} that are; name others with --clean"
+            f"expected clean images that are not among the training images, got {both:,} of "
+            f"{len(images):,} that are; name others with --clean"
         )
         raise InputError(message)
-    fresh = int((~detector.has_seen(held)).sum())
-    for promise in _promises(threshold):
-        promise.check_count(fresh)
+    usable = torch.from_numpy(~detector.has_seen(images))
+    if labels is not None:
+        usable &= leery.models.predict(detector.model, images).cpu() == labels
+    needed = max(promise.needed for promise in _promises(threshold))
+    left = len(leery.models.image_hashes(images, leery.models.grid_of(images))[usable].unique())
+    if left < needed:
+        message = (
+            f"expected at least {needed:,} usable clean images for --fpr {threshold.fpr:g} and "
+            f"--sentinel-share {threshold.share:g}, got {left:,} of {len(images):,} (distinct, not "
+            "used to fit the detector or its combiner, with --right-only classified correctly); "
+            "add some or raise --fpr"
+        )
+        raise InputError(message)
 
 
-def _warn_of_other_promises(detector: Detector, threshold: _Threshold) -> None:
-    """Warn if the thresholds so far promise something that the new ones will not."""
-    earlier = detector.calibration_
-    if earlier is None:
-        return
-    lost = {
-        "for images that the classifier gets right (--right-only)": earlier.right_only
-        and not threshold.right_only,
-        f"with confidence {earlier.confidence:g}": earlier.promise == "pac",
-        "in each predicted class": earlier.per_class,
-    }
-    said = ", ".join(what for what, is_lost in lost.items() if is_lost)
-    if said:
-        warn(f"the earlier false-alarm rate held {said}; the new one does not")
-
-
-def _tried(guard: Detector, held: Tensor) -> dict[str, Any]:
+def _tried(guard: Detector, held: Tensor, training: _Training) -> dict[str, Any]:
     """What a new sentinel certifies of some clean images, with their predicted classes as true."""
     sentinel = guard.sentinel_
     assert sentinel is not None
@@ -297,9 +305,15 @@ def _tried(guard: Detector, held: Tensor) -> dict[str, Any]:
     classes = leery.models.predict(guard.model, some).cpu()
     share = float(sentinel.certify(some, classes, epsilon=epsilon).mean())
     if share < _FEW:
+        advice = (
+            f"check that these are images of {training.pretrained} and that the classes are "
+            "numbered as there"
+            if training.pretrained
+            else "train on more images, for more epochs or for a smaller --epsilon"
+        )
         warn(
-            f"the sentinel certifies only {share:.1%} of {len(some):,} clean images at the epsilon "
-            "of its training; train on more images, for more epochs or for a smaller --epsilon"
+            f"the sentinel certifies hardly any of {len(some):,} clean images at the epsilon of "
+            f"its training ({share:.1%}); {advice}"
         )
     return {"images": len(some), "linf_epsilon": epsilon, "certified": share}
 

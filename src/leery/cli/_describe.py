@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 import leery
 from leery.cli._options import facts_table
+from leery.errors import warn
 
-__all__ = ["described", "print_description", "training_of"]
+if TYPE_CHECKING:
+    from leery.calibration import Calibration
+
+__all__ = ["described", "print_description", "training_of", "warn_of_lost_promises"]
 
 
 def described(path: Path) -> dict[str, Any]:
@@ -67,7 +71,9 @@ def _alarms(facts: dict[str, Any]) -> dict[str, str]:
         return {"false alarms": own}
     beside = _promised(sentinel["calibration"], tensors.get("sentinel/calibration/scores"))
     training = sentinel["training"]
+    both = facts.get("calibration") and sentinel["calibration"]
     return {
+        "false alarms": f"at most {_whole(facts, sentinel):g}" if both else "not calibrated",
         "false alarms of the metrics": own,
         "false alarms of the sentinel": beside,
         "sentinel trained": "unknown" if training is None else training_of(training),
@@ -78,8 +84,30 @@ def training_of(training: Mapping[str, Any]) -> str:
     """What a sentinel was trained with."""
     return (
         f"for L-infinity changes up to {training['epsilon']:g} of the pixel range, "
-        f"{training['epochs']} epochs, {training['images']:,} images"
+        f"{training['epochs']} epoch{'s' * (training['epochs'] != 1)}, "
+        f"{training['images']:,} images"
     )
+
+
+def warn_of_lost_promises(earlier: Calibration | None, new: Calibration) -> None:
+    """Warn if an earlier calibration promised something that a new one does not."""
+    if earlier is None:
+        return
+    lost = {
+        "for images that the classifier gets right (--right-only)": earlier.right_only
+        and not new.right_only,
+        f"with confidence {earlier.confidence:g}": earlier.promise == "pac" != new.promise,
+        "in each predicted class": earlier.per_class and not new.per_class,
+    }
+    said = ", ".join(what for what, is_lost in lost.items() if is_lost)
+    if said:
+        warn(f"the earlier false-alarm rate held {said}; the new one does not")
+
+
+def _whole(facts: dict[str, Any], sentinel: dict[str, Any]) -> float:
+    """The false-alarm rate of metrics and sentinel together."""
+    rate: float = facts["calibration"]["fpr"] + sentinel["calibration"]["fpr"]
+    return rate
 
 
 def _promised(promise: dict[str, Any] | None, scores: dict[str, Any] | None) -> str:

@@ -18,12 +18,12 @@ import leery
 from leery.errors import InputError, brief
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from leery.inputs import Format
     from leery.metrics import Metric
 
-__all__ = ["ClassifierOptions", "InputOptions", "own_metrics", "with_groups"]
+__all__ = ["ClassifierOptions", "InputOptions", "clean_images", "own_metrics", "with_groups"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,3 +291,18 @@ def _numbers(option: str, text: str | None) -> list[float] | None:
     except ValueError as error:
         message = f"expected numbers separated by commas for {option}, got {text!r}; correct them"
         raise InputError(message) from error
+
+
+def clean_images(
+    clean: list[Path], form: Format, *, labelled: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Clean images for a calibration, with labels if these are needed.
+
+    Args:
+        clean: files and folders.
+        form: how they become what the model takes; with labels, the class folders are counted.
+        labelled: True to read labels.
+    """
+    if labelled:
+        return leery.inputs.load_labelled(clean, form)
+    return leery.inputs.load(clean, replace(form, labels_key=None, classes=None))[0], None

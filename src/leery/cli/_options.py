@@ -79,7 +79,7 @@ Seed = Annotated[int, typer.Option(help="Random seed.")]
 DetectorFile = Annotated[
     Path,
     typer.Argument(
-        metavar="DETECTOR", help="Detector file written by leery fit.", show_default=False
+        metavar="DETECTOR", help="Detector file, such as leery fit writes.", show_default=False
     ),
 ]
 

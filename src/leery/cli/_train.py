@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,10 @@ import leery
 from leery._files import make_folder
 from leery.cli._groups import with_groups
 from leery.cli._options import DataDir, Dataset, Seed, stoppable
+from leery.errors import InputError
+
+if TYPE_CHECKING:
+    from leery.training import Recipe
 
 __all__ = ["train"]
 
@@ -27,6 +31,14 @@ def train(
             show_default=False,
         ),
     ] = None,
+    name: Annotated[
+        str,
+        typer.Option(
+            "--recipe",
+            help="plain; for mnist also adversarial, interval or distillation, which harden the "
+            "classifier against attacks.",
+        ),
+    ] = "plain",
     seed: Seed = 0,
     dropout: Annotated[
         float | None,
@@ -41,10 +53,11 @@ def train(
     Examples:
       leery train mnist
       leery train fashion-mnist --seed 1 --out weights
+      leery train mnist --recipe adversarial
     """
     leery.data.named(dataset)
+    recipe = _recipe(dataset, name)
     folder = make_folder(out or Path("runs") / dataset / "classifier")
-    recipe = leery.classifiers.RECIPES[dataset]
     if dropout is not None:
         recipe = replace(recipe, dropout=dropout)
     with stoppable("nothing was written"):
@@ -56,3 +69,22 @@ def train(
     typer.echo(
         f"accuracy on the test images: {trained.record['test_accuracy']:.2%}; weights: {path}"
     )
+
+
+def _recipe(dataset: str, name: str) -> Recipe:
+    """The settings of a named recipe.
+
+    Raises:
+        InputError: when the dataset has no recipe of that name.
+    """
+    known = {
+        "plain": leery.classifiers.RECIPES[dataset],
+        **leery.classifiers.HARDENED.get(dataset, {}),
+    }
+    if name not in known:
+        message = (
+            f"expected one of the recipes {', '.join(known)} for {dataset}, got {name!r}; choose "
+            "one with --recipe"
+        )
+        raise InputError(message)
+    return known[name]

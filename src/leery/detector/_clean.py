@@ -110,7 +110,7 @@ class CleanImages:
         if not kept.all():
             reasons = {
                 "training images": int(trained.sum()),
-                "already used to fit the combiner": int((used & ~trained).sum()),
+                "that the combiner was fitted to": int((used & ~trained).sum()),
                 "repeated": int((~torch.from_numpy(first) & ~used & ~trained).sum()),
             }
             said = ", ".join(f"{count} {what}" for what, count in reasons.items() if count)

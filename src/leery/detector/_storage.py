@@ -145,6 +145,9 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     try:
         with safetensors.safe_open(os.fspath(path), framework="pt") as stream:
             yield stream
+    except FileNotFoundError as error:
+        message = f"expected a detector file at {path}, got none; correct the path"
+        raise DetectorFileError(message) from error
     except (safetensors.SafetensorError, OSError) as error:
         message = (
             f"expected a detector file at {path}, got one that cannot be read ({brief(error)}); "

@@ -1,7 +1,7 @@
 """Evaluation of detectors: image pools, held-out protocols, measures with confidence intervals."""
 
 from leery.evaluation._abstention import Abstention, abstention
-from leery.evaluation._adaptive import target_of
+from leery.evaluation._adaptive import AdaptiveEvaluation, evaluate_adaptive, target_of
 from leery.evaluation._certificates import certificates, certified_shares
 from leery.evaluation._detection import (
     POSITIVES,
@@ -35,6 +35,7 @@ __all__ = [
     "POSITIVES",
     "PROTOCOLS",
     "Abstention",
+    "AdaptiveEvaluation",
     "Detection",
     "Interval",
     "Pool",
@@ -47,6 +48,7 @@ __all__ = [
     "cross_fit",
     "detection",
     "evaluate",
+    "evaluate_adaptive",
     "every_attack_found",
     "false_alarms",
     "held_out_scores",

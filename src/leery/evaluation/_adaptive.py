@@ -1,15 +1,171 @@
 """What an attacker who knows the detector achieves."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from leery.attacks.adaptive import Target
+from leery._checks import check_count
+from leery.attacks import GradientAttack, NormName
+from leery.attacks.adaptive import (
+    Indicators,
+    Target,
+    adaptive_attacks,
+    indicators,
+    worst_case,
+)
 from leery.detector import Detector
-from leery.errors import NotFittedError
+from leery.errors import InputError, NotFittedError
+from leery.evaluation._evaluate import check_unseen
+from leery.evaluation._intervals import Interval, share_interval
+from leery.inputs import Images, labelled_batches
 from leery.metrics import AuxiliaryAgreement
+from leery.models import predict
 
-__all__ = ["target_of"]
+__all__ = ["AdaptiveEvaluation", "evaluate_adaptive", "target_of"]
+
+_LOOKED_AT = 20
+"""Number of images on which signs of failure are looked for."""
+
+
+@dataclass(frozen=True)
+class AdaptiveEvaluation:
+    """What an attacker achieves who knows classifier and detector.
+
+    An attack succeeds if the image is misclassified and not flagged.
+
+    Attributes:
+        norm: "linf" or "l2".
+        epsilon: the largest distance, in units of the pixels.
+        steps: number of steps of each attack.
+        restarts: number of restarts of each attack.
+        images: number of images, all of which the classifier gets right.
+        evaded: share of them for which an attack succeeded.
+        found_after: share of them for which an attack succeeded in the first restart, by the number
+            of steps.
+        by: number of successes by attack; each image counts for the first one that succeeded.
+        certified: share of them for which it is proved that none succeeds; None without a sentinel
+            and in other norms.
+        signs: signs that the first attack has failed, on the first 20 images.
+    """
+
+    norm: NormName
+    epsilon: float
+    steps: int
+    restarts: int
+    images: int
+    evaded: Interval
+    found_after: Mapping[int, float]
+    by: Mapping[str, int]
+    certified: Interval | None
+    signs: Indicators
+
+
+def evaluate_adaptive(
+    detector: Detector,
+    images: Images,
+    labels: Tensor | None = None,
+    *,
+    epsilon: float,
+    norm: NormName = "linf",
+    steps: int = 100,
+    restarts: int = 1,
+    limit: int = 100,
+    seed: int = 0,
+    advance: Callable[[float], object] = lambda _share: None,
+) -> AdaptiveEvaluation:
+    """Attack a detector with knowledge of everything about it.
+
+    More steps, more restarts and other attacks may find more: the result is a lower bound of what
+    an attacker can achieve.
+
+    Args:
+        detector: a calibrated detector.
+        images: ``(N, ...)``, not used in fitting or calibration; or batches with labels.
+        labels: int ``(N,)``, the true classes.
+        epsilon: the largest distance, in units of the pixels.
+        norm: "linf" or "l2".
+        steps: number of steps of each attack.
+        restarts: number of restarts of each attack.
+        limit: largest number of images that are attacked, the first that the classifier gets right.
+        seed: random seed.
+        advance: function that is called with the completed fraction, in [0, 1].
+
+    Raises:
+        NotFittedError: when the detector is not calibrated.
+        InputError: when a setting is outside its range, the classifier gets no image right, or the
+            detector has learned from more than a few of the images.
+    """
+    check_count(limit, "images")
+    target = target_of(detector)
+    chosen, truth = _right(detector, images, labels, limit)
+    bounds = detector.inputs_.bounds
+    attacks = adaptive_attacks(
+        target,
+        epsilon,
+        classes=detector.classes_,
+        steps=steps,
+        norm=norm,
+        bounds=bounds,
+        pool=chosen if len(chosen) > 1 else None,
+    )
+    found = worst_case(
+        target, attacks, chosen, truth, restarts=restarts, seed=seed, advance=advance
+    ).rows
+    first, *_ = attacks.values()
+    assert isinstance(first, GradientAttack)
+    signs = indicators(target, first, chosen[:_LOOKED_AT], truth[:_LOOKED_AT], seed=seed)
+    certified = None
+    if detector.sentinel_ is not None and norm == "linf":
+        proved = detector.sentinel_.certify(chosen, truth, epsilon=epsilon)
+        certified = share_interval(int(proved.sum()), len(chosen))
+    return AdaptiveEvaluation(
+        norm=norm,
+        epsilon=epsilon,
+        steps=steps,
+        restarts=restarts,
+        images=len(chosen),
+        evaded=share_interval(int(found.evaded.sum()), len(chosen)),
+        found_after=_growth(found),
+        by=found.by[found.evaded].value_counts().to_dict(),
+        certified=certified,
+        signs=signs,
+    )
+
+
+def _growth(rows: pd.DataFrame) -> dict[int, float]:
+    """The share for which an attack succeeded in the first restart, by the number of steps."""
+    early = rows.steps[rows.evaded & (rows.restart <= 0)]
+    return {int(steps): float((early <= steps).sum() / len(rows)) for steps in early.unique()}
+
+
+def _right(
+    detector: Detector, images: Images, labels: Tensor | None, limit: int
+) -> tuple[Tensor, Tensor]:
+    """The first images that the classifier gets right, and their classes.
+
+    Raises:
+        InputError: when there is none.
+    """
+    kept: list[tuple[Tensor, Tensor]] = []
+    learned = count = 0
+    for batch, truth in labelled_batches(images, labels):
+        if truth is None:
+            message = "expected labels, got none; pass evaluate_adaptive(detector, images, labels)"
+            raise InputError(message)
+        learned, count = learned + check_unseen(detector, batch, learned, count), count + len(batch)
+        hits = predict(detector.model, batch).cpu() == truth.cpu()
+        kept.append((batch[hits], truth.cpu()[hits].long()))
+        if sum(len(own) for _, own in kept) >= limit:
+            break
+    found, classes = (torch.cat(parts)[:limit] for parts in zip(*kept, strict=True))
+    if not len(found):
+        message = "expected a correctly classified image, got none; check model and labels"
+        raise InputError(message)
+    return found, classes
 
 
 def target_of(detector: Detector, *, judged_by: Detector | None = None) -> Target:

@@ -40,8 +40,9 @@ def certificates(
 
     Returns:
         A table with the columns label, predicted, right (the classifier gets the image right),
-        score, flagged (a false alarm, if right), per epsilon E certified_linf_E and
-        cannot_alarm_linf_E, and linf_radius, the largest certified epsilon without splitting.
+        sentinel (its score), sentinel_flagged (a false alarm, if right), per epsilon E
+        certified_linf_E and cannot_alarm_linf_E, and linf_radius, the largest certified epsilon
+        without splitting.
 
     Raises:
         NotFittedError: when the sentinel is not calibrated.
@@ -61,8 +62,8 @@ def certificates(
             "label": truth.numpy(),
             "predicted": predicted.numpy(),
             "right": (predicted == truth).numpy(),
-            "score": score,
-            "flagged": score > sentinel.thresholds_[predicted.numpy()],
+            "sentinel": score,
+            "sentinel_flagged": score > sentinel.thresholds_[predicted.numpy()],
         }
         for epsilon in epsilons:
             columns[f"certified_linf_{epsilon:g}"] = sentinel.certify(
@@ -96,13 +97,13 @@ def certified_shares(rows: pd.DataFrame) -> pd.DataFrame:
     if right.empty:
         message = "expected a correctly classified image, got none; check model and labels"
         raise InputError(message)
-    found = [("false alarms", float("nan"), right.flagged)]
+    found = [("false alarms", float("nan"), right.sentinel_flagged)]
     for column in rows.columns:
         what, _, epsilon = column.rpartition("_linf_")
         if what in ("certified", "cannot_alarm"):
             found.append((what.replace("_", " "), float(epsilon), right[column]))
         if what == "certified":
-            calm = right[column] & ~right.flagged
+            calm = right[column] & ~right.sentinel_flagged
             found.append(("certified, not flagged", float(epsilon), calm))
     return pd.DataFrame(
         [

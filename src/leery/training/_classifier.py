@@ -10,6 +10,7 @@ from torch.nn import functional
 from leery._checks import check_batch_size, check_count
 from leery._progress import progress_bars
 from leery.errors import InputError
+from leery.training._hardening import HARDENINGS, Hardening, Strength
 
 __all__ = ["Recipe", "run_epochs"]
 
@@ -31,12 +32,22 @@ class Recipe:
         shift: largest random shift of an image along each axis, in pixels; 0 fills the gap.
         mirror: True to mirror each image from left to right with probability 0.5.
         half: True to round the trained weights to half precision.
+        cycle: True for a one-cycle schedule with Adam, whose peak is the learning rate.
+        hardening: "none", or what the training does against attacks: "adversarial" trains on
+            attacked images, "interval" on bounds of the logits, "distillation" on the softmax of
+            another network of the same kind.
+        epsilon: L-infinity radius of the hardening, in pixels of [0, 1].
+        warmup: fraction of the training during which epsilon grows from 0.
+        attack_steps: steps of the attack in adversarial training.
+        temperature: divisor of the logits before the softmax.
 
     Raises:
         InputError: when a setting is outside its range.
 
     Source:
         Adam: Tuna, Catak, Eskil (2020), table 2. SGD: Smith and Topin (2019), arXiv:1708.07120.
+        Hardening: Madry et al. (2018), arXiv:1706.06083; Gowal et al. (2018), arXiv:1810.12715;
+        Papernot et al. (2016), arXiv:1511.04508.
     """
 
     epochs: int = 10
@@ -49,6 +60,12 @@ class Recipe:
     shift: int = 0
     mirror: bool = False
     half: bool = False
+    cycle: bool = False
+    hardening: Hardening = "none"
+    epsilon: float = 0.0
+    warmup: float = 0.0
+    attack_steps: int = 1
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         """Raise if a setting is outside its range."""
@@ -72,6 +89,27 @@ class Recipe:
                 f"{self.weight_decay} and {self.label_smoothing}; correct them"
             )
             raise InputError(message)
+        self._check_hardening()
+
+    def _check_hardening(self) -> None:
+        check_count(self.attack_steps, "attack steps")
+        if self.hardening not in get_args(Hardening):
+            message = (
+                f"expected one of the hardenings {', '.join(get_args(Hardening))}, got "
+                f"{self.hardening!r}; choose one"
+            )
+            raise InputError(message)
+        if not (0 <= self.epsilon < 1 and 0 <= self.warmup <= 1 and self.temperature > 0):
+            message = (
+                "expected an epsilon in [0, 1), a warmup in [0, 1] and a temperature above 0, got "
+                f"{self.epsilon}, {self.warmup} and {self.temperature}; correct them"
+            )
+            raise InputError(message)
+
+    def strength(self, done: float) -> Strength:
+        """How hard a step is after a fraction of the training, in [0, 1]."""
+        growth = min(1.0, done / self.warmup) if self.warmup else 1.0
+        return Strength(self.epsilon, growth, self.attack_steps)
 
 
 def run_epochs(
@@ -88,7 +126,7 @@ def run_epochs(
     Args:
         model: returns logits ``(N, classes)``.
         images: float ``(N, channels, height, width)``.
-        labels: int64 ``(N,)``.
+        labels: int64 ``(N,)``, or the probabilities of all classes, float ``(N, classes)``.
         recipe: settings.
         title: title of the progress bar.
         progress: show a bar on standard error.
@@ -96,14 +134,14 @@ def run_epochs(
     steps = recipe.epochs * -(-len(images) // recipe.batch_size)
     optimiser, schedule = _optimiser(model, recipe, steps)
     model.train()
+    step = 0
     with progress_bars(enabled=progress) as bars:
         task = bars.add_task(title, total=recipe.epochs * len(images))
         for _ in range(recipe.epochs):
             for rows in torch.randperm(len(images)).split(recipe.batch_size):
-                logits = model(_augmented(images[rows], recipe))
-                loss = functional.cross_entropy(
-                    logits, labels[rows], label_smoothing=recipe.label_smoothing
-                )
+                batch = _augmented(images[rows], recipe)
+                loss = _loss(model, batch, labels[rows], recipe, step / steps)
+                step += 1
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
@@ -118,6 +156,15 @@ def run_epochs(
                 value.copy_(value.half())
 
 
+def _loss(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, done: float) -> Tensor:
+    """The mean loss of a batch after a fraction of the training."""
+    if recipe.hardening in HARDENINGS:
+        hardened = HARDENINGS[recipe.hardening]
+        return hardened(model, images, labels, recipe.strength(done))
+    logits = model(images) / recipe.temperature
+    return functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+
+
 def _optimiser(
     model: nn.Module, recipe: Recipe, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
@@ -125,7 +172,11 @@ def _optimiser(
         adam = torch.optim.Adam(
             model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
         )
-        return adam, None
+        if not recipe.cycle:
+            return adam, None
+        return adam, torch.optim.lr_scheduler.OneCycleLR(
+            adam, recipe.learning_rate, total_steps=steps
+        )
     sgd = torch.optim.SGD(
         model.parameters(),
         recipe.learning_rate,

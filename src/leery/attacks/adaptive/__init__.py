@@ -1,4 +1,8 @@
-"""Attacks of someone who knows the detector: a wrong class that is not flagged."""
+"""Attacks by someone who knows the detector; they seek a wrong class that is not flagged.
+
+A guard is a classifier together with its detector. It is evaded by an image that is misclassified
+and not flagged.
+"""
 
 from leery.attacks.adaptive._active import ActiveTest, active_test
 from leery.attacks.adaptive._backtracking import BacktrackingPGD

@@ -34,8 +34,8 @@ class ActiveTest:
         planted: number of images beside which an adversarial example was planted.
         found: fraction of them for which the attack found one; a working attack finds at least
             0.95.
-        by_chance: fraction for which one of the random points of the ball is one; if it is above
-            0.1, the test is too easy to mean anything.
+        by_chance: fraction of the images for which one of the random points of the ball is
+            adversarial; if it is above 0.1, the test is too easy to mean anything.
     """
 
     planted: int
@@ -76,8 +76,8 @@ def active_test(
         seed: seed of the points and of the attack.
 
     Raises:
-        InputError: when a setting is outside its range, or beside no image a point could be
-            planted.
+        InputError: when a setting is outside its range, or no point could be planted beside any
+            image.
 
     Source:
         Zimmermann et al. (2022), arXiv:2206.13991; the inverted test is theirs for detectors.

@@ -18,10 +18,10 @@ _DIRECTIONS = 100
 """Number of random directions in which the objective is tried."""
 
 _RADIUS = 8 / 255
-"""Their length in every pixel, as a fraction of the pixel range."""
+"""Length of the random directions in every pixel, as a fraction of the pixel range."""
 
 _LAST = 10
-"""Number of last steps in which the objective should hardly move."""
+"""Number of final steps in which the objective should hardly move."""
 
 _MOST = {"zero": 0.05, "unstable": 0.1, "silent": 0.0, "moving": 0.05, "transfer": 0.03}
 """Largest value of each indicator of an attack that works."""
@@ -35,15 +35,17 @@ class Indicators:
     """Six signs that an attack has failed.
 
     Attributes:
-        zero: fraction of the images at which the gradient is zero or not finite.
-        unstable: mean change of the objective in 100 random directions of 8/255 of the pixel range,
-            relative to the range of its values during the attack.
-        silent: fraction of the images for which an iterate evaded the guard and another was
-            returned.
+        zero: fraction of the images whose gradient is zero or not finite at the first iterate.
+        unstable: mean change of the objective around the returned image, in 100 random directions
+            of 8/255 of the pixel range, relative to the range of its values during the attack.
+        silent: fraction of the images for which an iterate evaded the guard but the returned image
+            does not.
         moving: fraction of the images whose objective moved, in the last ten steps, by more than
             0.05 of its range.
         transfer: success of an attack that does not know the score, minus that of the attack.
         unlimited: success without a limit on epsilon.
+
+    Of an objective with several terms, the first one counts.
 
     Source:
         Pintor et al. (2022), arXiv:2106.09947. Departure: relative to the range of the objective,

@@ -1,4 +1,4 @@
-"""Objectives of attackers who know the detector: a wrong class that is not flagged."""
+"""Objectives of attackers who know the detector; they seek a wrong class that is not flagged."""
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ MARGIN = 0.05
 """By how much another logit must exceed that of the true class for a class to count as wrong."""
 
 _BEHIND = 3.0
-"""What iterates of the other kind are placed below all others by, on a scale from -1 to 1."""
+"""Offset that ranks iterates of one kind below all of the other, whose values are in -1..1."""
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ class Targeted(_Climb):
 
 
 class FalseAlarm(_Climb):
-    """The score's excess: the attacker wants honest images to be flagged.
+    """The score's excess: the attacker wants correctly classified images to be flagged.
 
     Source:
         The attack on rejection by inconsistent labels of Chen et al. (2023).

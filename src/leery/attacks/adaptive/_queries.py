@@ -23,8 +23,7 @@ class SquareSearch(GradientAttack):
     whose gradient is not used.
 
     Args:
-        largest: side of the first squares as the square root of their fraction of the image's
-            pixels, squared; in (0, 1].
+        largest: area of the first squares as a fraction of the image's area, in (0, 1].
 
     Source:
         Andriushchenko et al. (2020), arXiv:1912.00049, for images ``(N, channels, height, width)``.

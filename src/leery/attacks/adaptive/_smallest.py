@@ -141,11 +141,11 @@ class _Search:
 class SmallestEvasion(_SmallestL2):
     r"""The smallest change in L2 that is misclassified and not flagged, without weights to choose.
 
-    .. math:: \min_x \|x - x_0\|_2 \quad \text{so that} \quad m(x) < 0, \quad g(x) - t \le 0
+    .. math:: \min_x \|x - x_0\|_2 \quad \text{so that} \quad m(x) > 0, \quad g(x) - t \le 0
 
-    with the margin m of the true class, as a fraction of the range of the three largest logits, and
-    the detector's excess g - t. Both constraints enter as penalties whose multipliers follow from
-    the augmented Lagrangian method.
+    with m, the lead of the largest other logit over that of the true class as a fraction of the
+    range of the three largest logits, and the detector's excess g - t. Both constraints enter as
+    penalties whose multipliers follow from the augmented Lagrangian method.
 
     Source:
         Rony et al. (2021), arXiv:2011.11857 (ALMA). Departure: the second constraint.
@@ -232,8 +232,8 @@ class CarliniWagner(_SmallestL2):
     .. math:: \min_x \|x - x_0\|_2^2 + c\,\bigl(\mathrm{relu}(\kappa - m(x)) +
         \mathrm{relu}(g(x) - t)\bigr)
 
-    with the margin m of the largest wrong logit. With a kernel density as the detector this is the
-    attack that its authors broke it with.
+    with m, the lead of the largest other logit over that of the true class. Its authors used this
+    attack to break kernel-density detectors.
 
     Args:
         rounds: how often the weight c is changed: it is halved or raised for each image.

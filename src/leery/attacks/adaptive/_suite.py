@@ -1,11 +1,10 @@
 """The attacks of someone who knows the detector, and the worst case over all of them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
 import pandas as pd
-import torch
 from torch import Tensor
 
 from leery._checks import Bounds, check_count
@@ -88,7 +87,7 @@ class Evasion:
         images: the images that evade the guard, and the clean ones where none was found,
             ``(N, ...)``.
         rows: a row per image: evaded; by, the attack ("" if none, "clean" without an attack);
-            restart, from 0; steps, how many of its steps the attack had.
+            restart, from 0, -1 without an attack; steps, the number of steps of the attack.
     """
 
     images: Tensor
@@ -103,49 +102,55 @@ def worst_case(
     *,
     restarts: int = 1,
     seed: int = 0,
+    advance: Callable[[float], object] = lambda _share: None,
 ) -> Evasion:
     """Attack each image until one attack evades the guard.
 
     An attack succeeds if the image is misclassified and not flagged. Gradient attacks run with a
-    hundredth, a tenth and all of their steps; images that evade the guard are then left out. The
-    first restart begins at the clean images, the others at random points of the ball.
+    hundredth, a tenth and all of their steps; images that evade the guard are then left out.
 
     Args:
         target: the guarded classifier.
         attacks: by name.
         images: ``(N, ...)``, clean.
         labels: int ``(N,)``, their true classes.
-        restarts: how often each attack is repeated, with another seed each time.
-        seed: seed of the first restart.
+        restarts: number of runs of each attack, each with another seed; the first one starts at the
+            clean images, the others at random points of the ball.
+        seed: seed of the first run.
+        advance: function that is called with the completed fraction of the attacks, in [0, 1].
 
     Raises:
-        InputError: when there is less than one restart, or images or labels do not fit.
+        InputError: when restarts is below 1, or images or labels do not fit.
     """
     check_count(restarts, "restarts")
     found = images.detach().clone()
     evaded = target.evaded_by(found, labels)
     rows = pd.DataFrame({"evaded": evaded.numpy(), "by": "", "restart": -1, "steps": 0})
     rows.loc[rows.evaded, "by"] = "clean"
-    for restart in range(restarts):
-        for name, attack in attacks.items():
-            for steps, rung in _rungs(attack, restart):
-                left = (~evaded).nonzero().squeeze(1)
-                if not len(left):
-                    return Evasion(found, rows)
-                made = rung(target.model, images[left], labels[left], seed=seed + restart)
-                hits = left[target.evaded_by(made, labels[left])]
-                evaded[hits] = True
-                found[hits] = made[torch.isin(left, hits)]
-                rows.loc[hits.tolist(), ["evaded", "by", "restart", "steps"]] = (
-                    True, name, restart, steps,
-                )  # fmt: skip
+    turns = list(_turns(attacks, restarts))
+    for number, (name, restart, steps, attack) in enumerate(turns):
+        advance(number / len(turns))
+        left = (~evaded).nonzero().squeeze(1)
+        if not len(left):
+            break
+        made = attack(target.model, images[left], labels[left], seed=seed + restart)
+        hits = target.evaded_by(made, labels[left])
+        evaded[left[hits]], found[left[hits]] = True, made[hits]
+        where = left[hits].tolist()
+        rows.loc[where, "evaded"], rows.loc[where, "by"] = True, name
+        rows.loc[where, "restart"], rows.loc[where, "steps"] = restart, steps
+    advance(1.0)
     return Evasion(found, rows)
 
 
-def _rungs(attack: Attack, restart: int) -> Iterator[tuple[int, Attack]]:
-    """The attack with more and more of its steps, and the number of these."""
-    if not isinstance(attack, GradientAttack):
-        yield 0, attack
-        return
-    for steps in sorted({max(1, round(attack.steps * part)) for part in LADDER}):
-        yield steps, replace(attack, steps=steps, random_start=restart > 0)
+def _turns(attacks: Mapping[str, Attack], restarts: int) -> Iterator[tuple[str, int, int, Attack]]:
+    """Name, restart, number of steps and attack; all attacks with few steps come first."""
+    for restart in range(restarts):
+        for part in LADDER:
+            for name, attack in attacks.items():
+                if isinstance(attack, GradientAttack):
+                    steps = max(1, round(attack.steps * part))
+                    own = replace(attack, steps=steps, random_start=restart > 0)
+                    yield name, restart, steps, own
+                elif part == LADDER[-1]:
+                    yield name, restart, 0, attack

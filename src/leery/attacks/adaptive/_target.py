@@ -1,4 +1,4 @@
-"""A guarded classifier, as someone sees it who attacks it and knows everything about it."""
+"""A guarded classifier from the view of an attacker who knows everything about it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Excess = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Target:
-    """A guarded classifier, as an attacker sees it who knows everything about it.
+    """A guarded classifier from the view of an attacker who knows everything about it.
 
     Attributes:
         model: the classifier.
