@@ -278,3 +278,42 @@ def test_labels_are_needed(place: Place) -> None:
         np.savez(place.folder / "bare.npz", images=stored["images"])
     said = place.run("certify", "guard.leery", "--data", "bare.npz", "--epsilon", "0.1", code=1)
     assert "label" in said
+
+
+def test_an_attacker_who_knows_the_detector(place: Place) -> None:
+    arguments = ("--data", "test.npz", "--adaptive", "0.05", "--adaptive-images", "20")
+    found = place.json("evaluate", "guard.leery", *arguments, "--adaptive-steps", "20")
+    assert set(found) == {"adaptive"}
+    own = found["adaptive"]
+    assert (own["epsilon"], own["steps"], own["images"]) == (0.05, 20, 20)
+    assert sum(own["by"].values()) == round(own["evaded"]["estimate"] * 20)
+    # What is certified is not evaded.
+    assert own["evaded"]["estimate"] + own["certified"]["estimate"] <= 1
+    assert own["certified"]["estimate"] > 0
+    said = " ".join(place.run("evaluate", "plain.leery", *arguments).split())
+    assert "evades it on at least" in said
+    assert said.endswith("with L-infinity changes of at most 0.05.")
+    assert "Certified" not in said
+    both = place.json(
+        *("evaluate", "plain.leery", *arguments, "--attack", "fgsm:0.1", "--adaptive-steps", "2")
+    )
+    assert set(both) == {"rows", "false_alarms", "adaptive"}
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--adaptive", "-1"), "a finite epsilon of at least 0"),
+        (("--adaptive", "0.1", "--adaptive-norm", "l3"), "one of the norms"),
+        (("--adaptive", "0.1", "--adaptive-steps", "0"), "steps"),
+        (("--adaptive", "0.1", "--adaptive-restarts", "0"), "restarts"),
+        (("--adaptive", "0.1", "--adaptive-images", "0"), "images"),
+        ((), "expected at least one attack, got none; add --attack pgd:0.1"),
+    ],
+)
+def test_an_attacker_without_means_is_refused(
+    place: Place, option: tuple[str, ...], message: str
+) -> None:
+    said = place.run("evaluate", "plain.leery", "--data", "test.npz", *option, code=1)
+    assert message in said
+    assert len(said.strip().splitlines()) == 1

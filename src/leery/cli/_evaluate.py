@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 from rich.console import Console
@@ -32,9 +34,12 @@ from leery.names import BASELINES, IMAGE_BASELINES
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.progress import Progress
+    from torch import Tensor
 
     from leery.baselines import MetricBaseline
     from leery.detector import Detector
+    from leery.evaluation import AdaptiveEvaluation
     from leery.inputs import Format
 
 __all__ = ["evaluate"]
@@ -77,12 +82,71 @@ _Train = Annotated[
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Attacker:
+    """An attacker who knows the detector."""
+
+    title: ClassVar[str] = "Attacker who knows the detector"
+
+    adaptive: Annotated[
+        float | None,
+        typer.Option(
+            "--adaptive",
+            metavar="EPSILON",
+            help="Attack classifier and detector together, with changes up to this distance, in "
+            "units of the pixel values. No --attack is needed then.",
+            show_default=False,
+        ),
+    ] = None
+    norm: Annotated[
+        str, typer.Option("--adaptive-norm", help="Norm of the distance: linf or l2.")
+    ] = "linf"
+    steps: Annotated[
+        int, typer.Option("--adaptive-steps", help="Number of steps of each of these attacks.")
+    ] = 100
+    restarts: Annotated[
+        int, typer.Option("--adaptive-restarts", help="Number of restarts of each of them.")
+    ] = 1
+    limit: Annotated[
+        int,
+        typer.Option(
+            "--adaptive-images",
+            help="Number of images to attack, the first that the classifier gets right.",
+        ),
+    ] = 100
+
+    def run(
+        self,
+        detector: Detector,
+        images: Tensor,
+        labels: Tensor,
+        seed: int,
+        advance: Callable[[float], object],
+    ) -> AdaptiveEvaluation | None:
+        """What such an attacker achieves; None if that was not asked for."""
+        if self.adaptive is None:
+            return None
+        return leery.evaluation.evaluate_adaptive(
+            detector,
+            images,
+            labels,
+            epsilon=self.adaptive,
+            norm=self.norm,  # type: ignore[arg-type]  # refuses others
+            steps=self.steps,
+            restarts=self.restarts,
+            limit=self.limit,
+            seed=seed,
+            advance=advance,
+        )
+
+
 @with_groups
 def evaluate(
     file: DetectorFile,
     classifier: ClassifierOptions,
     reading: InputOptions,
     data: _Data,
+    attacker: _Attacker,
     attack: Attacks = None,
     *,
     noise: _Noise = 0.0,
@@ -96,8 +160,8 @@ def evaluate(
 ) -> None:
     """Attack clean images and measure how many of the adversarial versions are detected.
 
-    The attacker knows the classifier but not the detector; one who knows both (an adaptive attack)
-    can usually evade it.
+    The attacker of --attack knows the classifier but not the detector. One who knows both can
+    usually evade it: --adaptive measures that.
     Results are shown for all adversarial images, then separately for those whose prediction changed
     and those whose prediction did not. For a calibrated detector, false alarms on clean and on
     harmlessly changed images are counted too.
@@ -105,6 +169,7 @@ def evaluate(
     Examples:
       leery evaluate guard.leery --model net:make --data test.npz --attack pgd:0.1 --noise 0.1
       leery evaluate guard.leery --model net:make --data test/ --attack cw --baselines --train t/
+      leery evaluate guard.leery --model net:make --data test.npz --adaptive 0.1
     """
     detector = leery.Detector.load(file, classifier.load(), metrics=own_metrics(metric))
     known = detector.inputs_
@@ -112,33 +177,93 @@ def evaluate(
         shape=known.shape, dtype=known.dtype, resize=resize, classes=detector.classes_
     )
     attacks, limits = parse_attacks(attack), parse_bounds(bounds)
-    if not attacks:
+    if not attacks and attacker.adaptive is None:
         raise no_attack()
     _check_together(baselines=baselines, train=bool(train))
+    found = alarms = None
     with stoppable("nothing was written"), progress_bars() as bars:
-        bars.add_task("attacking and measuring", total=None)
         images, labels = leery.inputs.load_labelled(data, form)
-        rivals = _fitted_baselines(detector, file, train, form) if baselines else {}
-        found = leery.evaluation.evaluate(
-            detector,
-            images,
-            labels,
-            attacks=attacks,
-            noise=noise,
-            bounds=limits,
-            seed=seed,
-            baselines=rivals,
-        )
-        alarms = None
-        if detector.calibration_ is not None:
-            alarms = leery.evaluation.false_alarms(
-                detector, images, labels, bounds=limits, seed=seed
+        if attacks:
+            bars.add_task("attacking and measuring", total=None)
+            rivals = _fitted_baselines(detector, file, train, form) if baselines else {}
+            found = leery.evaluation.evaluate(
+                detector,
+                images,
+                labels,
+                attacks=attacks,
+                noise=noise,
+                bounds=limits,
+                seed=seed,
+                baselines=rivals,
             )
+            if detector.calibration_ is not None:
+                alarms = leery.evaluation.false_alarms(
+                    detector, images, labels, bounds=limits, seed=seed
+                )
+        known_by = attacker.run(detector, images, labels, seed, _bar(bars))
+    _show(found, alarms, known_by, as_json=as_json)
+
+
+def _bar(bars: Progress) -> Callable[[float], object]:
+    """A function that shows the completed fraction of the attacks on the detector."""
+    task = bars.add_task("attacking classifier and detector, %", total=100, visible=False)
+    return lambda share: bars.update(task, completed=round(100 * share), visible=True)
+
+
+def _show(
+    found: pd.DataFrame | None,
+    alarms: pd.DataFrame | None,
+    known_by: AdaptiveEvaluation | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Print what was measured."""
     if as_json:
-        tables = {"rows": found} if alarms is None else {"rows": found, "false_alarms": alarms}
-        print_json({name: table.to_dict(orient="records") for name, table in tables.items()})
-    else:
-        _console().print(_table(found), _worst_case(found), _false_alarms(found, alarms), sep="\n")
+        tables = {"rows": found, "false_alarms": alarms}
+        facts: dict[str, Any] = {
+            name: table.to_dict(orient="records")
+            for name, table in tables.items()
+            if table is not None
+        }
+        if known_by is not None:
+            facts["adaptive"] = {**asdict(known_by), "failed": known_by.signs.failed}
+        print_json(facts)
+        return
+    console = _console()
+    if found is not None:
+        console.print(_table(found), _worst_case(found), _false_alarms(found, alarms), sep="\n")
+    if known_by is not None:
+        console.print(_adaptive(known_by))
+
+
+def _adaptive(found: AdaptiveEvaluation) -> str:
+    """What an attacker achieves who knows the detector, in sentences."""
+    norm = {"linf": "L-infinity", "l2": "L2"}[found.norm]
+    by = ", ".join(f"{name} {count}" for name, count in found.by.items()) or "none"
+    growth = ", ".join(f"{share:.1%} after {steps}" for steps, share in found.found_after.items())
+    failed = found.signs.failed
+    text = [
+        f"Attacks on classifier and detector together, {norm}, {found.steps} steps, "
+        f"{found.restarts} restart{'s' * (found.restarts != 1)}, on {found.images:,} images that "
+        "the classifier gets right. An attack succeeds if the image is misclassified and not "
+        "flagged.",
+        f"First attack that succeeded: {by}.",
+        *([f"Images evading the detector, by steps: {growth}."] if growth else []),
+        f"Signs that the attack has failed: {', '.join(failed)}; the detector may be weaker than "
+        "it looks."
+        if failed
+        else "Signs that the attack has failed: none.",
+    ]
+    if found.certified is not None:
+        proved = found.certified.estimate
+        text.append(f"Certified: no such attack can succeed on {proved:.1%} of the images.")
+    share = found.evaded
+    text.append(
+        f"An attacker who knows the detector evades it on at least {share.estimate:.1%} of the "
+        f"images (95 % interval {share.low:.1%} to {share.high:.1%}) with {norm} changes of at "
+        f"most {found.epsilon:g}."
+    )
+    return "\n".join(text)
 
 
 def _check_together(*, baselines: bool, train: bool) -> None:

@@ -139,7 +139,9 @@ def evaluate_adaptive(
 def _growth(rows: pd.DataFrame) -> dict[int, float]:
     """The share for which an attack succeeded in the first restart, by the number of steps."""
     early = rows.steps[rows.evaded & (rows.restart <= 0)]
-    return {int(steps): float((early <= steps).sum() / len(rows)) for steps in early.unique()}
+    return {
+        int(steps): float((early <= steps).sum() / len(rows)) for steps in sorted(early.unique())
+    }
 
 
 def _right(

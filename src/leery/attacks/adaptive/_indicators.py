@@ -36,8 +36,8 @@ class Indicators:
 
     Attributes:
         zero: fraction of the images whose gradient is zero or not finite at the first iterate.
-        unstable: mean change of the objective around the returned image, in 100 random directions
-            of 8/255 of the pixel range, relative to the range of its values during the attack.
+        unstable: mean change of the objective around the clean image, in 100 random directions of
+            8/255 of the pixel range, relative to the range of its values during the attack.
         silent: fraction of the images for which an iterate evaded the guard but the returned image
             does not.
         moving: fraction of the images whose objective moved, in the last ten steps, by more than
@@ -101,7 +101,7 @@ def indicators(
     )
     transferred = target.evaded_by(blind(target.model, images, labels, seed=seed), labels)
     unlimited = target.evaded_by(free(target.model, images, labels, seed=seed), labels)
-    change = _changes(target, attack, made, labels, seed) / span.cpu()
+    change = _changes(target, attack, images, labels, seed) / span.cpu()
     return Indicators(
         zero=_mean(log.zero),
         unstable=float(change.mean()),
