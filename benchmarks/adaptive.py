@@ -4,6 +4,8 @@
     python benchmarks/adaptive.py budget      evasions by epsilon, for each guard
     python benchmarks/adaptive.py distance    the smallest L2 changes that evade each guard
     python benchmarks/adaptive.py active      the active test and the inverted one
+    python benchmarks/adaptive.py masks       the paper's six with known, unknown and fresh masks
+    python benchmarks/adaptive.py alarms      evasions, or false alarms that an attacker causes
     python benchmarks/adaptive.py hardened    robust error with rejection of the hardened DigitNet
 
 An attack succeeds if the image is misclassified and not flagged. Tables are written to
@@ -15,7 +17,7 @@ import argparse
 import json
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,8 +28,9 @@ from torch import Tensor
 
 import leery
 from leery import Detector
-from leery.attacks import Attack
+from leery.attacks import PGD, Attack
 from leery.attacks.adaptive import (
+    FalseAlarm,
     SmallestEvasion,
     Target,
     active_test,
@@ -44,6 +47,9 @@ RESULTS = Path("docs/results/adaptive")
 KEPT = Path("runs/adaptive")
 RATES = (0.01, 0.05)
 EPSILON = 0.3
+DRAWS = 20
+"""Number of draws of dropout masks that are averaged, and that judge."""
+
 NAMES = ("selective", "orthogonal", "weighted", "confident")
 """The attacks that are judged one by one; the fifth one is that towards every class."""
 
@@ -181,6 +187,67 @@ def active() -> Iterator[Row]:
             }  # fmt: skip
 
 
+def masks() -> Iterator[Row]:
+    """The paper's six, where the attacker knows the dropout masks, does not, or where none last.
+
+    The verdicts that count are of draws that no attack has seen.
+    """
+    guard, (images, labels) = detector("six"), attacked(30)
+    fresh = guard.with_masks("fresh")
+    targets = {
+        "known": target_of(guard),
+        "unknown": target_of(guard.with_masks(1)),
+        "fresh": averaged(fresh),
+    }
+    for kind, target in targets.items():
+        attacks = adaptive_attacks(target, EPSILON, classes=10, steps=100)
+        own = {name: attacks[name] for name in ("selective", "weighted")}
+        made = worst_case(target, own, images, labels).images
+        judges = [target_of(fresh)] * DRAWS if kind == "fresh" else [target_of(guard)]
+        hits = torch.stack([judge.evaded_by(made, labels) for judge in judges]).double()
+        row = {"guard": "six", "masks": kind, "epsilon": EPSILON, "images": len(images)}
+        yield {**row, "draws": len(judges), "evaded": float(hits.mean())}
+
+
+def averaged(fresh: Detector) -> Target:
+    """A detector with fresh masks: excess and verdict are means over many draws."""
+    one = target_of(fresh)
+
+    def judge(images: Tensor) -> tuple[Tensor, Tensor]:
+        found = [one.judge(images) for _ in range(DRAWS)]
+        return found[0][0], torch.stack([excess for _, excess in found]).mean(0)
+
+    def excess(images: Tensor) -> Tensor:
+        return torch.stack([one.excess(images) for _ in range(DRAWS)]).mean(0)
+
+    return Target(fresh.model, excess, judge)
+
+
+def alarms() -> Iterator[Row]:
+    """R(alpha): evaded within epsilon, or flagged within alpha epsilon, by an attacker's choice.
+
+    Source:
+        Chen et al. (2023), stratified rejection.
+    """
+    images, labels = attacked(50)
+    for name in ("six", "default", "with sentinel"):
+        target = GUARDS[name]()
+        attacks = adaptive_attacks(target, EPSILON, classes=10, steps=200)
+        evaded = torch.tensor(worst_case(target, attacks, images, labels).rows.evaded.to_numpy())
+        for alpha in (0.0, 0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.5, 1.0):
+            radius = alpha * EPSILON
+            attack = PGD(
+                radius,
+                steps=100,
+                step_size=radius / 10 or None,
+                objective=partial(FalseAlarm, excess=target.excess),
+            )
+            classes, excess = target.judge(attack(target.model, images, labels))
+            flagged = (classes == labels) & (excess > 0)
+            row = {"guard": name, "epsilon": EPSILON, "alpha": alpha, **share(evaded | flagged)}
+            yield {**row, "flagged": float(flagged.double().mean())}
+
+
 def hardened() -> Iterator[Row]:
     """Robust error with rejection, the worst over all attacks."""
     model = pretrained("mnist", "adversarial").model
@@ -215,6 +282,8 @@ TABLES: Mapping[str, Callable[[], Iterator[Row]]] = {
     "budget": budget,
     "distance": distance,
     "active": active,
+    "masks": masks,
+    "alarms": alarms,
     "hardened": hardened,
 }
 
