@@ -1,5 +1,7 @@
 """The smallest evasion against exact solutions of linear problems."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -83,6 +85,35 @@ def test_the_distance_is_nearly_that_of_the_quadratic_program(name: str, guarded
     free = np.array([exact(model, images[row], int(labels[row]), None) for row in range(12)])
     # Or the detector would ask for nothing.
     assert np.median(np.array(least) / free) > 1.02
+
+
+class Darker(nn.Module):
+    """The digit classifier of images with pixels from 0 to 255."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images / 255)
+        return logits
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [SmallestEvasion(steps=60), CarliniWagner(steps=60, rounds=2, weight=10.0, learning_rate=0.1)],
+    ids=["ALMA", "CW"],
+)
+def test_another_pixel_range_scales_the_distance(
+    attack: SmallestEvasion, digit_net: nn.Module, digits: Batch
+) -> None:
+    images, labels = (part[:10] for part in digits)
+    unit = (attack(digit_net, images, labels) - images).flatten(1).norm(dim=1)
+    wide = replace(attack, bounds=(0.0, 255.0))
+    made = wide(Darker(digit_net).eval(), 255 * images, labels)
+    scaled = (made - 255 * images).flatten(1).norm(dim=1)
+    assert float(unit.median()) > 0.3
+    assert torch.allclose(scaled / 255, unit, rtol=0.05, atol=0.02)
 
 
 def test_where_nothing_is_found_the_clean_image_is_returned(

@@ -113,6 +113,9 @@ class _Search:
     ) -> None:
         self.model, self.excess, self.bounds = model, excess, bounds
         self.images, self.labels = images, labels
+        low, high = bounds_like(bounds, images)
+        self.low, self.high = low.to(images), high.to(images)
+        self.span = (self.high - self.low).max()
         self.best = images.clone()
         self.smallest = images.new_full((len(images),), torch.inf)
 
@@ -157,10 +160,11 @@ class SmallestEvasion(_SmallestL2):
         state = _Multipliers(images.new_ones(1 if search.excess is None else 2, len(images)))
         change, motion = torch.zeros_like(images), torch.zeros_like(images)
         squares = torch.ones_like(images)
+        # The change is a fraction of the pixel range, so that step sizes suit any range.
         for step in range(self.steps):
             change.requires_grad_()
-            logits, excess = search.terms(images + change)
-            met = search.offer(images + change.detach(), logits, excess)
+            logits, excess = search.terms(images + search.span * change)
+            met = search.offer(images + search.span * change.detach(), logits, excess)
             constraints = _constraints(logits, search.labels, excess)[: len(state.values)]
             state.update(step, constraints.detach(), met)
             # The gradient of a norm at 0 is not a number.
@@ -170,10 +174,11 @@ class SmallestEvasion(_SmallestL2):
             squares = _SMOOTHING * squares + (1 - _SMOOTHING) * gradient**2
             motion = _SMOOTHING * motion + gradient / (squares.sqrt() + 1e-8)
             rate = 0.1 * state.rate(step, self.steps)
-            moved = images + change.detach() - search.shaped(rate) * motion
-            change = clamp(moved, search.bounds) - images
+            moved = change.detach() - search.shaped(rate) * motion
+            change = (clamp(images + search.span * moved, search.bounds) - images) / search.span
         with torch.no_grad():
-            search.offer(images + change, *search.terms(images + change))
+            last = clamp(images + search.span * change, search.bounds)
+            search.offer(last, *search.terms(last))
 
 
 class _Multipliers:
@@ -273,8 +278,7 @@ class CarliniWagner(_SmallestL2):
 
     def _descend_once(self, search: _Search, weight: Tensor) -> Tensor:
         """Descend with one weight per image; return which images evaded the guard."""
-        low, high = bounds_like(search.bounds, search.images)
-        low, span = low.to(search.images), (high - low).to(search.images)
+        low, span = search.low, search.high - search.low
         unit = (2 * (search.images - low) / span - 1) * _INSIDE
         hidden = unit.atanh().requires_grad_()
         adam = torch.optim.Adam([hidden], lr=self.learning_rate)
@@ -284,7 +288,7 @@ class CarliniWagner(_SmallestL2):
             logits, excess = search.terms(images)
             ever |= search.offer(images, logits, excess)
             lack = (self.confidence + 1e-4 - margin(logits, search.labels)).relu() + excess.relu()
-            squares = (images - search.images).flatten(1).square().sum(1)
+            squares = ((images - search.images) / search.span).flatten(1).square().sum(1)
             hidden.grad = torch.autograd.grad((squares + weight * lack).sum(), hidden)[0]
             adam.step()
         return ever
