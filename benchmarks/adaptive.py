@@ -101,7 +101,7 @@ class Confidence:
 
 def unguarded() -> Target:
     """DigitNet without a detector."""
-    return Target.of_scorer(Confidence(pretrained("mnist").model), float("inf"))
+    return Target.of_scorer(Confidence(pretrained("mnist").model), 1e6)
 
 
 GUARDS: Mapping[str, Callable[[], Target]] = {

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from torch import Tensor
 
+    from leery._checks import Bounds
     from leery.baselines import MetricBaseline
     from leery.detector import Detector
     from leery.evaluation import AdaptiveEvaluation
@@ -120,6 +121,7 @@ class _Attacker:
         detector: Detector,
         images: Tensor,
         labels: Tensor,
+        limits: Bounds | None,
         seed: int,
         advance: Callable[[float], object],
     ) -> AdaptiveEvaluation | None:
@@ -135,6 +137,7 @@ class _Attacker:
             steps=self.steps,
             restarts=self.restarts,
             limit=self.limit,
+            bounds=limits,
             seed=seed,
             advance=advance,
         )
@@ -200,7 +203,7 @@ def evaluate(
                 alarms = leery.evaluation.false_alarms(
                     detector, images, labels, bounds=limits, seed=seed
                 )
-        known_by = attacker.run(detector, images, labels, seed, _bar(bars))
+        known_by = attacker.run(detector, images, labels, limits, seed, _bar(bars))
     _show(found, alarms, known_by, as_json=as_json)
 
 

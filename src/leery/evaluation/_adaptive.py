@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from leery._checks import check_count
+from leery._checks import Bounds, check_count
 from leery.attacks import GradientAttack, NormName
 from leery.attacks.adaptive import (
     Indicators,
@@ -74,6 +74,7 @@ def evaluate_adaptive(
     steps: int = 100,
     restarts: int = 1,
     limit: int = 100,
+    bounds: Bounds | None = None,
     seed: int = 0,
     advance: Callable[[float], object] = lambda _share: None,
 ) -> AdaptiveEvaluation:
@@ -91,6 +92,8 @@ def evaluate_adaptive(
         steps: number of steps of each attack.
         restarts: number of restarts of each attack.
         limit: largest number of images that are attacked, the first that the classifier gets right.
+        bounds: lowest and highest pixel value, or a pair per channel; by default those of the
+            detector, else (0, 1).
         seed: random seed.
         advance: function that is called with the completed fraction, in [0, 1].
 
@@ -102,14 +105,13 @@ def evaluate_adaptive(
     check_count(limit, "images")
     target = target_of(detector)
     chosen, truth = _right(detector, images, labels, limit)
-    bounds = detector.inputs_.bounds
     attacks = adaptive_attacks(
         target,
         epsilon,
         classes=detector.classes_,
         steps=steps,
         norm=norm,
-        bounds=bounds,
+        bounds=bounds or detector.inputs_.bounds,
         pool=chosen if len(chosen) > 1 else None,
     )
     found = worst_case(

@@ -135,3 +135,37 @@ def test_settings_are_checked(digit_net: nn.Module, digits: Batch) -> None:
         CarliniWagner(rounds=0)
     with pytest.raises(InputError, match="within the bounds"):
         SmallestEvasion()(digit_net, images + 1, labels)
+
+
+@pytest.mark.parametrize(
+    "attack", [SmallestEvasion(), CarliniWagner(steps=300)], ids=["ALMA", "CW"]
+)
+def test_two_classes_are_enough(attack: SmallestEvasion) -> None:
+    generator = torch.Generator().manual_seed(0)
+    last = nn.Linear(20, 2)
+    with torch.no_grad():
+        last.weight.copy_(torch.randn(2, 20, generator=generator))
+    model = nn.Sequential(nn.Flatten(), last).eval()
+    images = 0.3 + 0.4 * torch.rand(20, 1, 4, 5, generator=generator)
+    with torch.no_grad():
+        labels = model(images).argmax(1)
+        made = attack(model, images, labels)
+        assert bool((model(made).argmax(1) != labels).all())
+
+
+def test_the_confidence_is_kept(digit_net: nn.Module, digits: Batch) -> None:
+    images, labels = (part[:5] for part in digits)
+    sure = CarliniWagner(steps=60, rounds=2, weight=10.0, learning_rate=0.1, confidence=2.0)
+    made = sure(digit_net, images, labels)
+    with torch.no_grad():
+        logits = digit_net(made)
+    others = logits.scatter(1, labels.unsqueeze(1), -torch.inf).amax(1)
+    lead = others - logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+    moved = (made != images).flatten(1).any(1)
+    assert int(moved.sum()) >= 3
+    assert bool((lead[moved] > 2).all())
+
+
+def test_reversed_bounds_are_refused() -> None:
+    with pytest.raises(InputError):
+        SmallestEvasion(bounds=(1.0, 0.0))

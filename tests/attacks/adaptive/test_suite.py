@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from leery.attacks import PGD, Attack, CrossEntropy, GradientAttack
+from leery.attacks import FGSM, PGD, Attack, CrossEntropy, GradientAttack
 from leery.attacks._gradient import Climb
 from leery.attacks.adaptive import (
     Selective,
@@ -259,3 +259,33 @@ def test_an_evasion_that_is_not_returned_is_noticed(target: Target, some: Batch)
     found = indicators(target, attack, *some)
     assert found.silent > 0
     assert "silent" in found.failed
+
+
+@pytest.mark.parametrize("infinite", [False, True])
+def test_a_classifier_without_a_detector_is_attacked(
+    infinite: bool, digit_net: nn.Module, some: Batch
+) -> None:
+    target = Target.of_scorer(Unsure(digit_net), float("inf") if infinite else 1e6)
+    attacks = adaptive_attacks(target, 0.3, classes=10, steps=30)
+    for name in ("selective", "weighted", "confident"):
+        found = worst_case(target, {name: attacks[name], "fgsm": FGSM(0.0)}, *some)
+        assert found.rows.evaded.mean() >= 0.95, name
+
+
+def test_the_model_is_as_it_was(digit_net: nn.Module, some: Batch) -> None:
+    target = Target.of_scorer(Unsure(digit_net), -3.0)
+    images, labels = some
+    digit_net.train()
+    before = {name: value.clone() for name, value in digit_net.state_dict().items()}
+    indicators(target, selective(target, steps=2), images[:5], labels[:5])
+    active_test(target, named("selective"), images[:5], epsilon=0.3, inner_points=50)
+    assert digit_net.training
+    assert all(module.training for module in digit_net.modules())
+    assert all(torch.equal(before[name], own) for name, own in digit_net.state_dict().items())
+
+
+def test_an_l2_attack_is_unlimited_beyond_its_own_radius(target: Target, some: Batch) -> None:
+    objective = partial(Selective, excess=target.excess)
+    attack = PGD(5.0, steps=60, step_size=0.5, norm="l2", objective=objective)
+    found = indicators(target, attack, *(part[:10] for part in some))
+    assert found.unlimited >= 0.9

@@ -1,5 +1,6 @@
 """The active test: an attack must find adversarial examples that were planted."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from leery._checks import Bounds, check_bounds, check_count, clamp
 from leery.attacks._gradient import Attack
 from leery.attacks.adaptive._target import Target
 from leery.errors import InputError
-from leery.models import extract_features, forward, last_hidden_layer
+from leery.models import device_of, extract_features, forward, last_hidden_layer
 
 __all__ = ["ActiveTest", "active_test"]
 
@@ -60,8 +61,9 @@ def active_test(
     Beside each image that the guard accepts, a point at distance epsilon is drawn that it accepts,
     too. A logistic regression on the classifier's features tells this point from the image and from
     random points within 0.95 epsilon, and takes the place of the classifier's last layer; the
-    detector stays as it is. An accepted point of the other class then exists. An attack that finds
-    none is broken, whatever it reports about the guard.
+    detector stays as it is. An accepted point of the other class then exists (images for which the
+    regression does not separate are left out). An attack that finds none is broken, whatever it
+    reports about the guard.
 
     Args:
         target: the guarded classifier.
@@ -132,6 +134,8 @@ class _Planting:
         self._target, self._epsilon, self._bounds = target, epsilon, bounds
         self._inner_points = inner_points
         self._generator = torch.Generator().manual_seed(seed)
+        # A copy, because the planted classifiers are put into eval mode for good.
+        self._model = copy.deepcopy(target.model)
 
     def drawn(self, images: Tensor, radius: float) -> Tensor:
         """A random point within the radius of each image."""
@@ -148,17 +152,27 @@ class _Planting:
         ]
         if not heads:
             return images[known], target
-        model = _PlantedModel(target.model, layer, heads).eval()
+        # Features of few dimensions may not tell the point from all others.
+        near, far = images[known], points[known]
+        told = ~self._as_planted(heads, layer).evaded_by(near, torch.zeros(len(near)))
+        told &= self._as_planted(heads, layer).evaded_by(far, torch.zeros(len(far)))
+        kept = [head for head, good in zip(heads, told.tolist(), strict=True) if good]
+        return near[told], self._as_planted(kept, layer) if kept else target
+
+    def _as_planted(self, heads: list[tuple[Tensor, Tensor]], layer: str) -> Target:
+        """The guard with a classifier of these last layers."""
+        target = self._target
+        model = _PlantedModel(self._model, layer, heads).eval()
 
         def judge(tried: Tensor) -> tuple[Tensor, Tensor]:
             with torch.no_grad():
-                return model(tried).argmax(1).cpu(), target.judge(tried)[1]
+                return model(tried.to(model.biases.device)).argmax(1).cpu(), target.judge(tried)[1]
 
-        return images[known], Target(model, target.excess, judge, (model,))
+        return Target(model, target.excess, judge, (model,))
 
     def _uniform(self, images: Tensor) -> Tensor:
         drawn = torch.rand(images.shape, generator=self._generator, dtype=images.dtype)
-        return 2 * drawn - 1
+        return 2 * drawn.to(images.device) - 1
 
     def _boundary(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """A corner of each image's ball that is accepted, and for which images one was drawn."""
@@ -174,7 +188,7 @@ class _Planting:
         many = image.expand(self._inner_points, *image.shape)
         near = self.drawn(many, _INNER * self._epsilon)
         rows = torch.cat([near, image.unsqueeze(0), point.unsqueeze(0)])
-        features, _ = extract_features(self._target.model, rows, layer)
+        features = extract_features(self._target.model, rows, layer)[0].cpu()
         truth = np.zeros(len(rows), dtype=np.int64)
         truth[-1] = 1
         scale = features.std(0).clamp_min(1e-6)
@@ -193,8 +207,9 @@ class _PlantedModel(nn.Module):
     def __init__(self, model: nn.Module, layer: str, heads: list[tuple[Tensor, Tensor]]) -> None:
         super().__init__()
         self.model, self._layer = model, layer
-        self.register_buffer("weights", torch.stack([weight for weight, _ in heads]))
-        self.register_buffer("biases", torch.stack([bias for _, bias in heads]))
+        place = device_of(model)
+        self.register_buffer("weights", torch.stack([weight for weight, _ in heads]).to(place))
+        self.register_buffer("biases", torch.stack([bias for _, bias in heads]).to(place))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(N, 2)`` of as many images as there are last layers, or of the first of them."""

@@ -11,6 +11,7 @@ from leery.attacks._gradient import PGD, GradientAttack, gradients_of
 from leery.attacks._objectives import Objective
 from leery.attacks.adaptive._objectives import Joint
 from leery.attacks.adaptive._target import Target
+from leery.models import device_of, isolated
 
 __all__ = ["Indicators", "indicators"]
 
@@ -92,7 +93,8 @@ def indicators(
     moved = (last.amax(0) - last.amin(0)) / span
     low, high = bounds_like(attack.bounds or (0.0, 1.0), images)
     width = float((high - low).max())
-    free = replace(attack, epsilon=width, step_size=width / 10)
+    reach = width * (images[0].numel() ** 0.5 if attack.norm == "l2" else 1.0)
+    free = replace(attack, epsilon=reach, step_size=reach / 10)
     blind = PGD(
         attack.epsilon,
         norm=attack.norm,
@@ -155,18 +157,20 @@ def _changes(
     target: Target, attack: GradientAttack, images: Tensor, labels: Tensor, seed: int
 ) -> Tensor:
     """The mean change of the objective in random directions, ``(N,)``."""
-    objective = attack.objective(target.model)
     bounds = attack.bounds or (0.0, 1.0)
     low, high = bounds_like(bounds, images)
-    drawn = torch.Generator().manual_seed(seed)
+    drawn, place = torch.Generator().manual_seed(seed), device_of(target.model)
+    with isolated(target.model, images) as still:
+        objective = attack.objective(still)
 
-    def first(points: Tensor) -> Tensor:
-        values = objective.value(points, labels)
-        return (values[0] if isinstance(values, tuple) else values).cpu()
+        def first(points: Tensor) -> Tensor:
+            values = objective.value(points.to(place), labels.to(place))
+            return (values[0] if isinstance(values, tuple) else values).cpu()
 
-    here, total = first(images), torch.zeros(len(images))
-    for _ in range(_DIRECTIONS):
-        sign = torch.randint(0, 2, images.shape, generator=drawn).to(images) * 2 - 1
-        near = clamp(images + _RADIUS * (high - low).to(images) * sign, bounds)
-        total += (first(near) - here).abs()
+        here = first(images)
+        total = torch.zeros_like(here)
+        for _ in range(_DIRECTIONS):
+            sign = torch.randint(0, 2, images.shape, generator=drawn).to(images) * 2 - 1
+            near = clamp(images + _RADIUS * (high - low).to(images) * sign, bounds)
+            total += (first(near) - here).abs()
     return total / _DIRECTIONS

@@ -26,6 +26,10 @@ _BEHIND = 3.0
 """Offset that ranks iterates of one kind below all of the other, whose values are in -1..1."""
 
 
+_LARGEST = 1e100
+"""Largest size of a value that is scaled."""
+
+
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """The largest other logit minus that of the true class, ``(N,)``; above 0 if it is wrong."""
     own = labels.unsqueeze(1)
@@ -38,7 +42,8 @@ def _scaled(values: Tensor) -> Tensor:
     The directions of their gradients are unchanged, and no value hides which of two iterates is of
     the better kind.
     """
-    return functional.softsign(values.double())
+    # An excess may be infinite, for which the function and its gradient would be no numbers.
+    return functional.softsign(values.double().clamp(-_LARGEST, _LARGEST))
 
 
 def _unit(gradient: Tensor) -> Tensor:

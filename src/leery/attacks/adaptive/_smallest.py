@@ -9,6 +9,7 @@ from leery._checks import (
     Bounds,
     bounds_like,
     check_batch_size,
+    check_bound_values,
     check_bounds,
     check_count,
     check_images,
@@ -57,6 +58,8 @@ class _SmallestL2:
     def __post_init__(self) -> None:
         """Raise if a setting is outside its range."""
         check_count(self.steps, "steps")
+        if self.bounds is not None:
+            object.__setattr__(self, "bounds", check_bound_values(self.bounds))
 
     def __call__(
         self,
@@ -130,10 +133,12 @@ class _Search:
             return logits, torch.zeros_like(logits[:, 0])
         return logits, self.excess(images).to(logits.dtype)
 
-    def offer(self, images: Tensor, logits: Tensor, excess: Tensor) -> Tensor:
+    def offer(
+        self, images: Tensor, logits: Tensor, excess: Tensor, confidence: float = 0.0
+    ) -> Tensor:
         """Keep the images that evade the guard and are nearer; return which ones evade it."""
         with torch.no_grad():
-            met = (margin(logits, self.labels) > 0) & (excess <= 0)
+            met = (margin(logits, self.labels) > confidence) & (excess <= 0)
             distance = (images - self.images).flatten(1).norm(dim=1)
             nearer = met & (distance < self.smallest)
             self.smallest = torch.where(nearer, distance, self.smallest)
@@ -147,8 +152,9 @@ class SmallestEvasion(_SmallestL2):
     .. math:: \min_x \|x - x_0\|_2 \quad \text{so that} \quad m(x) > 0, \quad g(x) - t \le 0
 
     with m, the lead of the largest other logit over that of the true class as a fraction of the
-    range of the three largest logits, and the detector's excess g - t. Both constraints enter as
-    penalties whose multipliers follow from the augmented Lagrangian method.
+    range of the three largest logits (of two classes: in logits), and the detector's excess g - t.
+    Both constraints enter as penalties whose multipliers follow from the augmented Lagrangian
+    method.
 
     Source:
         Rony et al. (2021), arXiv:2011.11857 (ALMA). Departure: the second constraint.
@@ -213,6 +219,8 @@ def _constraints(logits: Tensor, labels: Tensor, excess: Tensor) -> Tensor:
     """Both constraints, ``(2, N)``, met where they are below 0."""
     largest = logits.topk(min(3, logits.shape[1]), dim=1).values
     spread = (largest[:, 0] - largest[:, -1]).clamp_min(1e-12)
+    if logits.shape[1] < 3:  # noqa: PLR2004 - the ratio would be 1 or -1 everywhere
+        spread = torch.ones_like(spread)
     return torch.stack([(1e-4 - margin(logits, labels)) / spread, excess])
 
 
@@ -286,7 +294,7 @@ class CarliniWagner(_SmallestL2):
         for _ in range(self.steps):
             images = low + span * (hidden.tanh() + 1) / 2
             logits, excess = search.terms(images)
-            ever |= search.offer(images, logits, excess)
+            ever |= search.offer(images, logits, excess, self.confidence)
             lack = (self.confidence + 1e-4 - margin(logits, search.labels)).relu() + excess.relu()
             squares = ((images - search.images) / search.span).flatten(1).square().sum(1)
             hidden.grad = torch.autograd.grad((squares + weight * lack).sum(), hidden)[0]

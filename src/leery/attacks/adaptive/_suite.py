@@ -57,7 +57,9 @@ def adaptive_attacks(
         for each offset k, "towards +k".
     """
     known, accepted = target.excess, partial(Accepted, excess=target.excess)
-    climb = partial(PGD, epsilon, steps=steps, step_size=epsilon / 10, norm=norm, bounds=bounds)
+    climb = partial(
+        PGD, epsilon, steps=steps, step_size=epsilon / 10 or None, norm=norm, bounds=bounds
+    )
     few = partial(climb, steps=max(1, steps // _TOWARDS_EACH))
     made: dict[str, Attack] = {
         "selective": climb(objective=partial(Selective, excess=known)),
@@ -148,7 +150,7 @@ def _turns(attacks: Mapping[str, Attack], restarts: int) -> Iterator[tuple[str, 
     for restart in range(restarts):
         for part in LADDER:
             for name, attack in attacks.items():
-                if isinstance(attack, GradientAttack):
+                if isinstance(attack, GradientAttack) and attack.steps > 1:
                     steps = max(1, round(attack.steps * part))
                     own = replace(attack, steps=steps, random_start=restart > 0)
                     yield name, restart, steps, own
