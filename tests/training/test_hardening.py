@@ -124,5 +124,7 @@ def test_what_does_not_fit_is_refused() -> None:
             Recipe(**settings)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="expected one of the hardenings"):
         Recipe(hardening="armour")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="expected no label smoothing and no temperature"):
+        Recipe(hardening="adversarial", temperature=2.0)
     with pytest.raises(InputError, match="attack steps"):
         Recipe(attack_steps=0)

@@ -146,7 +146,7 @@ class GradientAttack:
                 # Copies: tensors made under the caller's inference mode cannot take part in
                 # autograd.
                 origin, first, truth = (part.to(device, copy=True) for part in batch)
-                climb = Climb(objective, bounds, origin, first, truth.long())
+                climb = Climb(objective, bounds, origin, first, truth.long(), seed)
                 found.append(self.climb(climb).to(clean.device))
         return torch.cat(found)
 
@@ -181,6 +181,7 @@ class Climb:
         origin: the clean images, ``(N, ...)``.
         start: the first iterates, ``(N, ...)``, inside the ball and the bounds.
         labels: int64 ``(N,)``, the true classes.
+        seed: random seed of the attack.
     """
 
     objective: Objective
@@ -188,6 +189,7 @@ class Climb:
     origin: Tensor
     start: Tensor
     labels: Tensor
+    seed: int = 0
 
 
 class _BestIterate:

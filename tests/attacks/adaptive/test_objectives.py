@@ -18,6 +18,7 @@ from leery.attacks.adaptive import (
     Targeted,
     Weighted,
 )
+from leery.errors import InputError
 from tests.conftest import Batch
 
 
@@ -183,6 +184,17 @@ def test_loops_of_their_own_stay_in_the_ball_and_improve(
     assert float(gain.min()) >= 0
     assert float(gain.double().mean()) > 1
     assert torch.equal(attack(digit_net, images, labels, seed=1), made)
+
+
+def test_random_squares_follow_their_seed(digit_net: nn.Module, digits: Batch) -> None:
+    images, labels = (part[:5] for part in digits)
+    attack = SquareSearch(0.2, steps=5, objective=lambda model: Accepted(model, excess))
+    made = [attack(digit_net, images, labels, seed=seed) for seed in (0, 0, 5)]
+    assert torch.equal(made[0], made[1])
+    assert not torch.equal(made[0], made[2])
+    for wrong in ({"norm": "l2"}, {"largest": 7.0}):
+        with pytest.raises(InputError, match="a largest square in"):
+            SquareSearch(0.2, **wrong)  # type: ignore[arg-type]
 
 
 def test_a_backtracking_attack_never_returns_a_worse_image_for_more_steps(

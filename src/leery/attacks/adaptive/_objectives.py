@@ -25,7 +25,6 @@ MARGIN = 0.05
 _BEHIND = 3.0
 """Offset that ranks iterates of one kind below all of the other, whose values are in -1..1."""
 
-
 _LARGEST = 1e100
 """Largest size of a value that is scaled."""
 
@@ -39,8 +38,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 def _scaled(values: Tensor) -> Tensor:
     """Values between -1 and 1 in the same order, float64 ``(N,)``.
 
-    The directions of their gradients are unchanged, and no value hides which of two iterates is of
-    the better kind.
+    Taken alone, the gradient of a scaled value has the direction of that of the value.
     """
     # An excess may be infinite, for which the function and its gradient would be no numbers.
     return functional.softsign(values.double().clamp(-_LARGEST, _LARGEST))
@@ -109,7 +107,10 @@ class Selective(_Climb):
 
 
 class Orthogonal(Selective):
-    """As :class:`Selective`, but each step leaves the other term unchanged to first order.
+    """As :class:`Selective`, but the direction leaves the other term unchanged to first order.
+
+    In L-infinity the loop steps along the signs of this direction, which change the other term a
+    little.
 
     Source:
         Bryniarski et al. (2021), arXiv:2106.15023, orthogonal projected gradient descent.
@@ -166,8 +167,8 @@ class Accepted(_Climb):
 
     .. math:: \max_{k \ne y} \log p_k - \lambda\, \frac{e}{1 + e}, \quad e = \max(g - t, 0)
 
-    The penalty is at most the weight, in nats, so that it never keeps an image from being
-    misclassified, whatever the unit of the score.
+    The penalty is at most the weight, in nats. Its gradient is small where the excess is much
+    larger than 1; for scores in large units, :class:`Weighted` is the stronger objective.
 
     Source:
         The confidence objective of Stutz, Hein, Schiele (2020), arXiv:1910.06259. Departure: the
@@ -204,7 +205,7 @@ class Targeted(_Climb):
 
 
 class FalseAlarm(_Climb):
-    """The score's excess: the attacker wants correctly classified images to be flagged.
+    """The score's excess, for attackers who want correctly classified images to be flagged.
 
     Source:
         The attack on rejection by inconsistent labels of Chen et al. (2023).

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from leery._checks import clamp
 from leery.attacks._gradient import Climb, GradientAttack
-from leery.attacks._norms import NORMS
+from leery.errors import InputError
 
 __all__ = ["SquareSearch"]
 
@@ -20,7 +20,7 @@ class SquareSearch(GradientAttack):
     """Random search in L-infinity: squares of pixels are moved to an end of their interval.
 
     A change is kept if it does not lower the objective, whose value is asked for once a step and
-    whose gradient is not used.
+    whose gradient is not used. The draws of a seed depend on the batch size.
 
     Args:
         largest: area of the first squares as a fraction of the image's area, in (0, 1].
@@ -32,11 +32,21 @@ class SquareSearch(GradientAttack):
     steps: int = field(default=1000, kw_only=True)
     largest: float = field(default=0.3, kw_only=True)
 
+    def __post_init__(self) -> None:
+        """Raise if a setting is outside its range."""
+        super().__post_init__()
+        if self.norm != "linf" or not 0 < self.largest <= 1:
+            message = (
+                'expected norm="linf" and a largest square in (0, 1], got '
+                f"{self.norm!r} and {self.largest:g}; correct them"
+            )
+            raise InputError(message)
+
     @torch.no_grad()
     def climb(self, climb: Climb) -> Tensor:
         """The adversarial version of each image of a batch, ``(N, ...)``."""
         objective, origin, labels = climb.objective, climb.origin, climb.labels
-        drawn = torch.Generator().manual_seed(len(origin))
+        drawn = torch.Generator().manual_seed(climb.seed)
         kept = self._moved(origin, _signs((*origin.shape[:2], 1, origin.shape[3]), drawn), climb)
         values = _one(objective.value(kept, labels))
         for step in range(self.steps):
@@ -51,8 +61,7 @@ class SquareSearch(GradientAttack):
 
     def _moved(self, origin: Tensor, signs: Tensor, climb: Climb) -> Tensor:
         """All pixels at an end of their interval."""
-        delta = NORMS[self.norm].project(signs.to(origin) * self.epsilon, self.epsilon)
-        return clamp(origin + delta.expand_as(origin), climb.bounds)
+        return clamp(origin + (self.epsilon * signs.to(origin)).expand_as(origin), climb.bounds)
 
     def _squares(self, images: Tensor, step: int, drawn: torch.Generator) -> Tensor:
         """A random square in each image, bool ``(N, 1, height, width)``."""

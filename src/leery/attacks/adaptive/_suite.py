@@ -24,7 +24,7 @@ from leery.attacks.adaptive._target import Target
 
 __all__ = ["Evasion", "adaptive_attacks", "worst_case"]
 
-LADDER = (0.01, 0.1, 1.0)
+_LADDER = (0.01, 0.1, 1.0)
 """Fractions of an attack's steps after which images that evade the guard are set aside."""
 
 _TOWARDS_EACH = 5
@@ -148,11 +148,11 @@ def worst_case(
 def _turns(attacks: Mapping[str, Attack], restarts: int) -> Iterator[tuple[str, int, int, Attack]]:
     """Name, restart, number of steps and attack; all attacks with few steps come first."""
     for restart in range(restarts):
-        for part in LADDER:
+        for part in _LADDER:
             for name, attack in attacks.items():
                 if isinstance(attack, GradientAttack) and attack.steps > 1:
                     steps = max(1, round(attack.steps * part))
                     own = replace(attack, steps=steps, random_start=restart > 0)
                     yield name, restart, steps, own
-                elif part == LADDER[-1]:
+                elif part == _LADDER[-1]:
                     yield name, restart, 0, attack
