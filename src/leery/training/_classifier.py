@@ -102,7 +102,8 @@ class Recipe:
         if self.hardening in HARDENINGS and (self.label_smoothing or self.temperature != 1):
             message = (
                 "expected no label smoothing and no temperature with hardening "
-                f"{self.hardening!r}, got {self.label_smoothing} and {self.temperature}; leave them out"
+                f"{self.hardening!r}, got {self.label_smoothing} and {self.temperature}; leave "
+                "them out"
             )
             raise InputError(message)
         if not (0 <= self.epsilon < 1 and 0 <= self.warmup <= 1 and self.temperature > 0):
