@@ -194,7 +194,7 @@ def test_random_squares_follow_their_seed(digit_net: nn.Module, digits: Batch) -
     assert not torch.equal(made[0], made[2])
     for wrong in ({"norm": "l2"}, {"largest": 7.0}):
         with pytest.raises(InputError, match="a largest square in"):
-            SquareSearch(0.2, **wrong)  # type: ignore[arg-type]
+            SquareSearch(0.2, **wrong)
 
 
 def test_a_backtracking_attack_never_returns_a_worse_image_for_more_steps(
