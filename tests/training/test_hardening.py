@@ -115,7 +115,9 @@ def test_a_hardened_classifier_comes_back_from_its_folder(tmp_path: Path) -> Non
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(InputError, match="expected one of the recipes plain, adversarial for"):
+    with pytest.raises(
+        InputError, match="expected one of the recipes plain, adversarial, interval for"
+    ):
         pretrained("mnist", "distillation")
     with pytest.raises(InputError, match="expected one of the recipes plain for fashion-mnist"):
         pretrained("fashion-mnist", "adversarial")

@@ -22,7 +22,7 @@ from leery.attacks._objectives import CrossEntropy, Objective, ObjectiveOf
 from leery.errors import InputError
 from leery.models import device_of, isolated
 
-__all__ = ["BIM", "FGSM", "PGD", "Attack", "Climb", "GradientAttack", "gradients_of"]
+__all__ = ["BIM", "FGSM", "PGD", "Attack", "Climb", "GradientAttack", "gradients_of", "stacked"]
 
 
 class Attack(Protocol):
@@ -223,7 +223,7 @@ class _BestIterate:
             self.images = iterate
             return
         with torch.no_grad():
-            self.offer(iterate, _stacked(self._objective.value(iterate, labels)))
+            self.offer(iterate, stacked(self._objective.value(iterate, labels)))
 
 
 def gradients_of(objective: Objective, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -235,10 +235,10 @@ def gradients_of(objective: Objective, images: Tensor, labels: Tensor) -> tuple[
         torch.autograd.grad(term.sum(), variable, retain_graph=number < len(terms) - 1)[0]
         for number, term in enumerate(terms)
     ]
-    return _stacked(values), torch.stack(found)
+    return stacked(values), torch.stack(found)
 
 
-def _stacked(values: Tensor | tuple[Tensor, ...]) -> Tensor:
+def stacked(values: Tensor | tuple[Tensor, ...]) -> Tensor:
     """The objective, ``(N,)`` or ``(K, N)``, detached from the autograd graph."""
     return (torch.stack(values) if isinstance(values, tuple) else values).detach()
 

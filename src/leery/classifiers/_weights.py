@@ -11,7 +11,7 @@ from leery.errors import InputError
 
 __all__ = ["load_classifier", "pretrained", "save_classifier"]
 
-SHIPPED: Mapping[str, tuple[str, ...]] = {"mnist": ("adversarial",)}
+SHIPPED: Mapping[str, tuple[str, ...]] = {"mnist": ("adversarial", "interval")}
 """Names of the hardened classifiers that ship with leery."""
 
 
@@ -20,8 +20,8 @@ def pretrained(dataset: str, recipe: str = "plain") -> Classifier:
 
     Args:
         dataset: "mnist", "fashion-mnist" or "cifar-10".
-        recipe: "plain"; for MNIST also "adversarial", for a classifier that was trained to
-            resist attacks (:data:`leery.classifiers.HARDENED`).
+        recipe: "plain"; for MNIST also "adversarial" or "interval", for a classifier that was
+            trained to resist attacks (:data:`leery.classifiers.HARDENED`).
 
     Returns:
         The model and its record (recipe, seed, test accuracy in [0, 1], command, versions).

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from leery._checks import Bounds, check_count
-from leery.attacks import GradientAttack, NormName
+from leery.attacks import Attack, GradientAttack, NormName
 from leery.attacks.adaptive import (
     Indicators,
     Target,
@@ -49,7 +49,7 @@ class AdaptiveEvaluation:
         by: number of successes by attack; each image counts for the first one that succeeded.
         certified: share of them for which it is proved that none succeeds; None without a sentinel
             and in other norms.
-        signs: signs that the first attack has failed, on the first 20 images.
+        signs: signs that the attack that succeeded most often has failed, on the first 20 images.
     """
 
     norm: NormName
@@ -117,9 +117,9 @@ def evaluate_adaptive(
     found = worst_case(
         target, attacks, chosen, truth, restarts=restarts, seed=seed, advance=advance
     ).rows
-    first, *_ = attacks.values()
-    assert isinstance(first, GradientAttack)
-    signs = indicators(target, first, chosen[:_LOOKED_AT], truth[:_LOOKED_AT], seed=seed)
+    signs = indicators(
+        target, _strongest(attacks, found.by), chosen[:_LOOKED_AT], truth[:_LOOKED_AT], seed=seed
+    )
     certified = None
     if detector.sentinel_ is not None and norm == "linf":
         proved = detector.sentinel_.certify(chosen, truth, epsilon=epsilon)
@@ -136,6 +136,13 @@ def evaluate_adaptive(
         certified=certified,
         signs=signs,
     )
+
+
+def _strongest(attacks: Mapping[str, Attack], by: pd.Series) -> GradientAttack:
+    """The gradient attack that succeeded most often, or the first one."""
+    made = {name: own for name, own in attacks.items() if isinstance(own, GradientAttack)}
+    counts = by[by.isin(list(made))].value_counts()
+    return made[counts.index[0]] if len(counts) else next(iter(made.values()))
 
 
 def _growth(rows: pd.DataFrame) -> dict[int, float]:

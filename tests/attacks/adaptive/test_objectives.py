@@ -18,6 +18,7 @@ from leery.attacks.adaptive import (
     Targeted,
     Weighted,
 )
+from leery.attacks.adaptive._objectives import log_odds
 from leery.errors import InputError
 from tests.conftest import Batch
 
@@ -61,9 +62,9 @@ def test_the_selective_attack_climbs_one_term_at_a_time(digit_net: nn.Module, wr
     images, labels = wrong
     objective = Selective(digit_net, excess)
     found = unit(gradient(objective.value(images, labels), images))
-    entropy = functional.cross_entropy(digit_net(images), labels, reduction="none")
+    entropy = functional.cross_entropy(digit_net(images).double(), labels, reduction="none")
     assert torch.allclose(found[:10], -unit(gradient(excess(images), images))[:10], atol=1e-6)
-    assert torch.allclose(found[10:], unit(gradient(entropy, images))[10:], atol=1e-6)
+    assert torch.allclose(found[10:], unit(gradient(entropy, images))[10:], atol=1e-5)
     values = objective.value(images, labels)
     # Any misclassified iterate is better than any that is not.
     assert bool(values[:10].min() > values[10:].max())
@@ -107,15 +108,68 @@ def test_the_weighted_objective_is_zero_exactly_where_the_guard_is_evaded(
 
 def test_confident_objectives_are_log_probabilities(digit_net: nn.Module, wrong: Batch) -> None:
     images, labels = wrong
-    penalty = 2 * excess(images).relu() / (1 + excess(images).relu())
     logs = digit_net(images).log_softmax(1)
     others = torch.arange(10) != labels.unsqueeze(1)
-    found = Accepted(digit_net, excess, weight=2.0).value(images, labels)
-    assert torch.allclose(found.float(), logs[others].view(-1, 9).amax(1) - penalty, atol=1e-5)
+    goal, calm = Accepted(digit_net, excess, weight=2.0).value(images, labels)
+    assert torch.allclose(goal.float(), logs[others].view(-1, 9).amax(1), atol=1e-5)
+    # The excess counts once the class is wrong.
+    assert bool((calm[10:] == -2).all())
+    assert torch.equal(calm[:10] < 0, excess(images)[:10] > 0)
+    assert bool((calm[:10] > -1).all())
     for offset in (1, 9):
         chosen = logs[torch.arange(20), (labels + offset) % 10]
-        own = Targeted(digit_net, excess, offset=offset, weight=2.0).value(images, labels)
-        assert torch.allclose(own.float(), chosen - penalty, atol=1e-5)
+        own, _ = Targeted(digit_net, excess, offset=offset, weight=2.0).value(images, labels)
+        assert torch.allclose(own.float(), chosen, atol=1e-5)
+
+
+def test_confident_objectives_prefer_what_evades_whatever_the_units_of_the_score(
+    digit_net: nn.Module, wrong: Batch
+) -> None:
+    images, labels = wrong
+    objectives = [
+        Accepted(digit_net, lambda made, unit=unit: unit * excess(made), weight=2.0)  # type: ignore[misc]
+        for unit in (1e-6, 1.0, 1e6)
+    ]
+    steps, orders = [], []
+    for objective in objectives:
+        goal, calm = objective.value(images, labels)
+        gradients = torch.stack([gradient(term, images) for term in (goal, calm)])
+        steps.append(objective.direction(gradients).flatten(1).double())
+        found = torch.stack([goal, calm]).detach()
+        pairs = [objective.better(found, found.roll(shift, 1)) for shift in range(1, 20)]
+        orders.append(torch.stack(pairs))
+    assert torch.allclose(steps[0], steps[1], atol=1e-4)
+    assert torch.allclose(steps[2], steps[1], atol=1e-4)
+    assert torch.equal(orders[0], orders[1])
+    assert torch.equal(orders[2], orders[1])
+    expected = unit(gradients[0]) + 2 * unit(gradients[1])
+    assert torch.allclose(steps[2], expected, atol=1e-4)
+    # Any wrong class is better than the right one, whatever the score.
+    worst_wrong, best_right = found[:, :10], found[:, 10:]
+    assert bool(objectives[2].better(worst_wrong, best_right).all())
+
+
+def test_log_odds_climb_like_the_cross_entropy_and_never_vanish(
+    digit_net: nn.Module, some: Batch
+) -> None:
+    images, labels = some
+    seen = images.clone().requires_grad_()
+    odds = log_odds(digit_net(seen), labels)
+    entropy = functional.cross_entropy(digit_net(seen).double(), labels, reduction="none")
+    assert torch.allclose(odds.double().exp(), entropy.expm1(), rtol=1e-3)
+    own, same = gradient(odds, seen), gradient(entropy, seen)
+    assert torch.allclose(unit(own), unit(same), atol=1e-4)
+    hot = gradient(log_odds(100 * digit_net(seen), labels), seen)
+    assert bool((hot.flatten(1).norm(dim=1) > 0).all())
+
+
+def test_the_orthogonal_attack_goes_on_where_both_gradients_are_parallel(
+    digit_net: nn.Module,
+) -> None:
+    first = torch.rand(3, 5, generator=torch.Generator().manual_seed(0))
+    for factor in (1.0, -2.0):
+        found = Orthogonal(digit_net, excess).direction(torch.stack([first, factor * first]))
+        assert torch.allclose(found, functional.normalize(first, dim=1), atol=1e-6)
 
 
 def test_the_false_alarm_attack_keeps_the_class(digit_net: nn.Module, some: Batch) -> None:
@@ -142,7 +196,7 @@ def test_features_are_driven_to_those_of_another_class(digit_net: nn.Module, dig
         classes = digit_net(pool).argmax(1)
         distances = torch.cdist(features(made), features(pool))
         nearest = classes[distances.argmin(1)]
-        own = objective(digit_net).value(made, labels)
+        own, _ = objective(digit_net).value(made, labels)
         others = torch.where(classes != labels.unsqueeze(1), distances, torch.inf).amin(1)
         scale = features(pool).square().sum(1).mean()
     assert (nearest != labels).double().mean() > 0.8
@@ -153,10 +207,7 @@ def test_a_joint_attack_fools_all_networks(digit_net: nn.Module, digits: Batch) 
     images, labels = (part[:20] for part in digits)
     other = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval()
     value = Joint(digit_net, helpers=(other,)).value(images, labels)
-    each = [
-        functional.cross_entropy(model(images), labels, reduction="none")
-        for model in (digit_net, other)
-    ]
+    each = [log_odds(model(images), labels) for model in (digit_net, other)]
     assert torch.allclose(value, each[0] + each[1], atol=1e-5)
 
 
@@ -180,9 +231,9 @@ def test_loops_of_their_own_stay_in_the_ball_and_improve(
     assert float(made.max()) <= 1
     objective = Accepted(digit_net, excess)
     with torch.no_grad():
-        gain = objective.value(made, labels) - objective.value(images, labels)
-    assert float(gain.min()) >= 0
-    assert float(gain.double().mean()) > 1
+        after, before = (torch.stack(objective.value(own, labels)) for own in (made, images))
+    assert not bool(objective.better(before, after).any())
+    assert float((after - before)[0].mean()) > 1
     assert torch.equal(attack(digit_net, images, labels, seed=1), made)
 
 
@@ -191,6 +242,7 @@ def test_random_squares_follow_their_seed(digit_net: nn.Module, digits: Batch) -
     attack = SquareSearch(0.2, steps=5, objective=lambda model: Accepted(model, excess))
     made = [attack(digit_net, images, labels, seed=seed) for seed in (0, 0, 5)]
     assert torch.equal(made[0], made[1])
+    assert torch.equal(made[0], attack(digit_net, images, labels, batch_size=2))
     assert not torch.equal(made[0], made[2])
     for wrong in ({"norm": "l2"}, {"largest": 7.0}):
         with pytest.raises(InputError, match="a largest square in"):
@@ -206,6 +258,7 @@ def test_a_backtracking_attack_never_returns_a_worse_image_for_more_steps(
     for steps in (1, 5, 25):
         attack = BacktrackingPGD(0.2, steps=steps, objective=lambda model: Accepted(model, excess))
         with torch.no_grad():
-            values.append(objective.value(attack(digit_net, images, labels), labels))
-    assert bool((values[1] >= values[0] - 1e-5).all())
-    assert bool((values[2] >= values[1] - 1e-5).all())
+            found = objective.value(attack(digit_net, images, labels), labels)
+        values.append(torch.stack(found) + torch.tensor([[1e-5], [0]]))
+    assert not bool(objective.better(values[0] - 2e-5, values[1]).any())
+    assert not bool(objective.better(values[1] - 2e-5, values[2]).any())

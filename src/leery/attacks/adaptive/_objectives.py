@@ -25,6 +25,9 @@ MARGIN = 0.05
 _BEHIND = 3.0
 """Offset that ranks iterates of one kind below all of the other, whose values are in -1..1."""
 
+_PARALLEL = 1e-6
+"""Length below which the part of a direction that is orthogonal to another is rounding noise."""
+
 _LARGEST = 1e100
 """Largest size of a value that is scaled."""
 
@@ -33,6 +36,17 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """The largest other logit minus that of the true class, ``(N,)``; above 0 if it is wrong."""
     own = labels.unsqueeze(1)
     return logits.scatter(1, own, -torch.inf).amax(1) - logits.gather(1, own).squeeze(1)
+
+
+def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    """The log-odds against the true class, nats, ``(N,)``.
+
+    The gradient has the direction of that of the cross-entropy, but does not vanish where the
+    classifier is sure.
+    """
+    own = labels.unsqueeze(1)
+    others = logits.scatter(1, own, -torch.inf).logsumexp(1)
+    return others - logits.gather(1, own).squeeze(1)
 
 
 def _scaled(values: Tensor) -> Tensor:
@@ -73,10 +87,6 @@ class _Climb:
         """Where the first term is larger, bool ``(N,)``."""
         return new > old
 
-    def penalty(self, images: Tensor) -> Tensor:
-        """The penalty for an excess above 0, at most the weight, float64 ``(N,)``."""
-        return self.weight * _scaled(self.excess(images).relu())
-
     def logits(self, images: Tensor, labels: Tensor) -> Tensor:
         """The classifier's logits, after a check of the labels."""
         logits = run_fast(self.model, images)
@@ -85,7 +95,7 @@ class _Climb:
 
 
 class Selective(_Climb):
-    """Climbs the cross-entropy while the class is right, and descends the score once it is wrong.
+    """Climbs the log-odds against the class while it is right, then descends the score.
 
     Of the iterates with a wrong class, that with the lowest score is returned.
 
@@ -100,17 +110,17 @@ class Selective(_Climb):
     def terms(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The term to climb now, and the other one."""
         logits = self.logits(images, labels)
-        entropy = _scaled(functional.cross_entropy(logits, labels, reduction="none"))
+        odds = _scaled(log_odds(logits, labels))
         calm = -_scaled(self.excess(images))
         wrong = margin(logits.detach(), labels) > MARGIN
-        return torch.where(wrong, calm, entropy - _BEHIND), torch.where(wrong, entropy, calm)
+        return torch.where(wrong, calm, odds - _BEHIND), torch.where(wrong, odds, calm)
 
 
 class Orthogonal(Selective):
     """As :class:`Selective`, but the direction leaves the other term unchanged to first order.
 
     In L-infinity the loop steps along the signs of this direction, which change the other term a
-    little.
+    little. Where both gradients are parallel, the direction is that of :class:`Selective`.
 
     Source:
         Bryniarski et al. (2021), arXiv:2106.15023, orthogonal projected gradient descent.
@@ -124,8 +134,9 @@ class Orthogonal(Selective):
     def direction(self, gradients: Tensor) -> Tensor:
         """The gradient of the first term, without its component along that of the second."""
         climb, other = (_unit(gradient).flatten(1) for gradient in gradients)
-        along = (climb * other).sum(1, keepdim=True)
-        return (climb - along * other).view_as(gradients[0])
+        across = climb - (climb * other).sum(1, keepdim=True) * other
+        parallel = across.norm(dim=1, keepdim=True) < _PARALLEL
+        return torch.where(parallel, climb, across).view_as(gradients[0])
 
     def better(self, new: Tensor, old: Tensor) -> Tensor:
         """Where the first term is larger, bool ``(N,)``."""
@@ -162,27 +173,52 @@ class Weighted(_Climb):
         return new.sum(0) > old.sum(0)
 
 
-class Accepted(_Climb):
-    r"""The log-probability of the likeliest wrong class minus a penalty for the score's excess.
+class _Pursuit(_Climb):
+    """Climbs a goal and descends the excess of the score, which counts once the class is wrong.
 
-    .. math:: \max_{k \ne y} \log p_k - \lambda\, \frac{e}{1 + e}, \quad e = \max(g - t, 0)
+    The direction is the sum of the directions of both gradients, the second one times the weight.
+    An iterate with a wrong class is better than any with the right one; of two with a wrong class,
+    that with the smaller excess above 0 is better, then that with the higher goal. So the units of
+    the score do not matter.
+    """
 
-    The penalty is at most the weight, in nats. Its gradient is small where the excess is much
-    larger than 1; for scores in large units, :class:`Weighted` is the stronger objective.
+    def goal(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What to climb, ``(N,)``, and the logits."""
+        raise NotImplementedError
+
+    def value(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The goal, and minus the scaled excess above 0; minus 2 while the class is right."""
+        goal, logits = self.goal(images, labels)
+        wrong = margin(logits.detach(), labels) > MARGIN
+        calm = -_scaled(self.excess(images).relu())
+        return goal.double(), torch.where(wrong, calm, 0 * calm - 2)
+
+    def direction(self, gradients: Tensor) -> Tensor:
+        """The weighted sum of the directions of both gradients, ``(N, ...)``."""
+        goal, calm = (_unit(gradient) for gradient in gradients)
+        return goal + self.weight * calm
+
+    def better(self, new: Tensor, old: Tensor) -> Tensor:
+        """Where the excess is smaller or, if it is the same, the goal higher, bool ``(N,)``."""
+        return (new[1] > old[1]) | ((new[1] == old[1]) & (new[0] > old[0]))
+
+
+class Accepted(_Pursuit):
+    """The log-probability of the likeliest wrong class, and the score's excess.
 
     Source:
         The confidence objective of Stutz, Hein, Schiele (2020), arXiv:1910.06259. Departure: the
-        term of the detector.
+        term of the detector, which takes part by its direction, so that its units do not matter.
     """
 
-    def value(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The objective, at most 0, ``(N,)``."""
-        logs = self.logits(images, labels).log_softmax(1)
-        wrong = logs.scatter(1, labels.unsqueeze(1), -torch.inf).amax(1)
-        return wrong - self.penalty(images)
+    def goal(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-probability, at most 0, ``(N,)``, and the logits."""
+        logits = self.logits(images, labels)
+        logs = logits.log_softmax(1)
+        return logs.scatter(1, labels.unsqueeze(1), -torch.inf).amax(1), logits
 
 
-class Targeted(_Climb):
+class Targeted(_Pursuit):
     """As :class:`Accepted`, for a chosen class: the true one plus ``offset``, modulo the classes.
 
     Source:
@@ -196,12 +232,11 @@ class Targeted(_Climb):
         super().__init__(model, excess, weight=weight)
         self.offset = offset
 
-    def value(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The objective, at most 0, ``(N,)``."""
-        logs = self.logits(images, labels).log_softmax(1)
-        target = (labels + self.offset) % logs.shape[1]
-        chosen = logs.gather(1, target.unsqueeze(1)).squeeze(1)
-        return chosen - self.penalty(images)
+    def goal(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-probability, at most 0, ``(N,)``, and the logits."""
+        logits = self.logits(images, labels)
+        target = (labels + self.offset) % logits.shape[1]
+        return logits.log_softmax(1).gather(1, target.unsqueeze(1)).squeeze(1), logits
 
 
 class FalseAlarm(_Climb):
@@ -218,11 +253,11 @@ class FalseAlarm(_Climb):
         return torch.where(wrong, excess - _BEHIND, excess)
 
 
-class FeatureMatching(_Climb):
+class FeatureMatching(_Pursuit):
     """Drives the features towards those of a clean image that is classified otherwise.
 
-    The objective is minus the squared distance to the nearest such image, as a fraction of the
-    average squared length of the features, minus the penalty of :class:`Accepted`.
+    The goal is minus the squared distance to the nearest such image, as a fraction of the average
+    squared length of the features; the score's excess takes part as in :class:`Accepted`.
 
     Args:
         model: the classifier, in eval mode.
@@ -230,7 +265,7 @@ class FeatureMatching(_Climb):
         pool: clean images ``(M, ...)``, among which the nearest one is sought.
         layer: name of the layer, as for :func:`leery.models.extract_features`; by default the last
             hidden layer.
-        weight: weight of the penalty, at least 0.
+        weight: weight of the excess, at least 0.
 
     Source:
         Sabour et al. (2016), arXiv:1511.05122. Departure: the term of the detector.
@@ -251,18 +286,17 @@ class FeatureMatching(_Climb):
         self._scale = features.square().sum(1).mean().sqrt().clamp_min(1e-12)
         self._features, self._classes = features / self._scale, logits.argmax(1)
 
-    def value(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The objective, at most 0, ``(N,)``."""
-        _, seen = forward(self.model, images, [self._layer])
+    def goal(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Minus the scaled distance, ``(N,)``, and the logits."""
+        logits, seen = forward(self.model, images, [self._layer])
         own = seen[self._layer].flatten(1) / self._scale
         others = self._classes.to(labels.device) != labels.unsqueeze(1)
         squares = torch.cdist(own, self._features.to(own)).square()
-        nearest: Tensor = torch.where(others, squares, torch.inf).amin(1)
-        return -nearest - self.penalty(images)
+        return -torch.where(others, squares, torch.inf).amin(1), logits
 
 
 class Joint:
-    """The sum of the cross-entropies of several classifiers; the attack knows no score.
+    """The sum of the log-odds of several classifiers; the attack knows no score.
 
     Args:
         model: the classifier, in eval mode.
@@ -275,11 +309,8 @@ class Joint:
         self._models = (model, *helpers)
 
     def value(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The sum of the cross-entropies, nats, ``(N,)``."""
-        each = [
-            functional.cross_entropy(logits, labels, reduction="none")
-            for logits in (run_fast(model, images) for model in self._models)
-        ]
+        """The sum of the log-odds against the true class, nats, ``(N,)``."""
+        each = [log_odds(run_fast(model, images), labels) for model in self._models]
         return torch.stack(each).sum(0)
 
     def direction(self, gradients: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from leery._checks import clamp
-from leery.attacks._gradient import Climb, GradientAttack
+from leery.attacks._gradient import Climb, GradientAttack, stacked
 from leery.errors import InputError
 
 __all__ = ["SquareSearch"]
@@ -20,7 +20,8 @@ class SquareSearch(GradientAttack):
     """Random search in L-infinity: squares of pixels are moved to an end of their interval.
 
     A change is kept if it does not lower the objective, whose value is asked for once a step and
-    whose gradient is not used. The draws of a seed depend on the batch size.
+    whose gradient is not used. All images are tried with the same draws, so that these depend on
+    the seed alone.
 
     Args:
         largest: area of the first squares as a fraction of the image's area, in (0, 1].
@@ -47,13 +48,14 @@ class SquareSearch(GradientAttack):
         """The adversarial version of each image of a batch, ``(N, ...)``."""
         objective, origin, labels = climb.objective, climb.origin, climb.labels
         drawn = torch.Generator().manual_seed(climb.seed)
-        kept = self._moved(origin, _signs((*origin.shape[:2], 1, origin.shape[3]), drawn), climb)
-        values = _one(objective.value(kept, labels))
+        stripes = _signs((1, origin.shape[1], 1, origin.shape[3]), drawn)
+        kept = self._moved(origin, stripes, climb)
+        values = stacked(objective.value(kept, labels))
         for step in range(self.steps):
-            masks = self._squares(kept, step, drawn)
-            signs = _signs((*kept.shape[:2], 1, 1), drawn)
-            trial = torch.where(masks, self._moved(origin, signs, climb), kept)
-            tried = _one(objective.value(trial, labels))
+            mask = self._square(kept, step, drawn)
+            signs = _signs((1, kept.shape[1], 1, 1), drawn)
+            trial = torch.where(mask, self._moved(origin, signs, climb), kept)
+            tried = stacked(objective.value(trial, labels))
             worse = objective.better(values, tried)
             kept = torch.where(worse.view(-1, 1, 1, 1), kept, trial)
             values = torch.where(worse, values, tried)
@@ -63,26 +65,19 @@ class SquareSearch(GradientAttack):
         """All pixels at an end of their interval."""
         return clamp(origin + (self.epsilon * signs.to(origin)).expand_as(origin), climb.bounds)
 
-    def _squares(self, images: Tensor, step: int, drawn: torch.Generator) -> Tensor:
-        """A random square in each image, bool ``(N, 1, height, width)``."""
+    def _square(self, images: Tensor, step: int, drawn: torch.Generator) -> Tensor:
+        """A random square, bool ``(height, width)``."""
         height, width = images.shape[2:]
         halved = sum(step >= part * self.steps for part in _HALVINGS)
         side = max(1, round((self.largest / 2**halved * height * width) ** 0.5))
         side = min(side, height, width)
-        places = []
-        for length in (height, width):
-            first = torch.randint(length - side + 1, (len(images), 1), generator=drawn)
-            line = torch.arange(length)
-            places.append((line >= first) & (line < first + side))
-        down, right = places
-        found: Tensor = (down.unsqueeze(2) & right.unsqueeze(1)).unsqueeze(1)
-        return found.to(images.device)
+        top, left = (
+            int(torch.randint(length - side + 1, (), generator=drawn)) for length in (height, width)
+        )
+        mask = torch.zeros(height, width, dtype=torch.bool)
+        mask[top : top + side, left : left + side] = True
+        return mask.to(images.device)
 
 
 def _signs(shape: tuple[int, ...], drawn: torch.Generator) -> Tensor:
     return torch.randint(0, 2, shape, generator=drawn) * 2.0 - 1.0
-
-
-def _one(values: Tensor | tuple[Tensor, ...]) -> Tensor:
-    assert isinstance(values, Tensor)
-    return values

@@ -20,6 +20,7 @@ from leery.attacks.adaptive._objectives import (
     Targeted,
     Weighted,
 )
+from leery.attacks.adaptive._queries import SquareSearch
 from leery.attacks.adaptive._target import Target
 
 __all__ = ["Evasion", "adaptive_attacks", "worst_case"]
@@ -29,6 +30,12 @@ _LADDER = (0.01, 0.1, 1.0)
 
 _TOWARDS_EACH = 5
 """How many times fewer steps an attack towards a chosen class takes than the others."""
+
+_MOST_CHOSEN = 9
+"""Largest number of attacks towards a chosen class."""
+
+_IMAGE_AXES = 4
+"""Number of axes of images ``(N, channels, height, width)``."""
 
 
 def adaptive_attacks(
@@ -41,20 +48,23 @@ def adaptive_attacks(
     bounds: Bounds | None = None,
     pool: Tensor | None = None,
 ) -> dict[str, Attack]:
-    """Gradient attacks on classifier and detector together, by name.
+    """Attacks on classifier and detector together, by name.
 
     Args:
         target: the guarded classifier.
         epsilon: the radius of the ball.
         classes: the number of classes.
-        steps: the number of steps; attacks towards a chosen class take a fifth of them.
+        steps: the number of steps; transfer, feature matching and attacks towards a chosen class
+            take a fifth of them.
         norm: "linf" or "l2".
         bounds: lowest and highest pixel value, or a pair per channel; by default (0, 1).
-        pool: clean images ``(M, ...)`` for feature matching, which is left out without them.
+        pool: clean images ``(M, ...)``, for feature matching and to see whether the images have
+            height and width; without them, "features" and "squares" are left out.
 
     Returns:
-        "selective", "orthogonal", "weighted", "confident" (PGD-Conf), "transfer", "features" and,
-        for each offset k, "towards +k".
+        "selective", "orthogonal", "weighted", "confident" (PGD-Conf), "transfer", "features";
+        "squares", a random search in L-infinity for images ``(N, channels, height, width)``; and,
+        for each offset k, "towards +k": all of them up to ten classes, else nine, evenly spread.
     """
     known, accepted = target.excess, partial(Accepted, excess=target.excess)
     climb = partial(
@@ -76,9 +86,18 @@ def adaptive_attacks(
     }
     if pool is not None:
         made["features"] = few(objective=partial(FeatureMatching, pool=pool, excess=known))
-    for offset in range(1, classes):
+        if norm == "linf" and pool.ndim == _IMAGE_AXES:
+            searched = partial(Selective, excess=known)
+            made["squares"] = SquareSearch(epsilon, steps=steps, bounds=bounds, objective=searched)
+    for offset in _offsets(classes):
         made[f"towards +{offset}"] = few(objective=partial(Targeted, offset=offset, excess=known))
     return made
+
+
+def _offsets(classes: int) -> list[int]:
+    """Distances from the true class to the classes that are attacked."""
+    count = min(classes - 1, _MOST_CHOSEN)
+    return [1 + number * (classes - 1) // count for number in range(count)]
 
 
 @dataclass(frozen=True)
