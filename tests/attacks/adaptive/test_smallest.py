@@ -169,3 +169,18 @@ def test_the_confidence_is_kept(digit_net: nn.Module, digits: Batch) -> None:
 def test_reversed_bounds_are_refused() -> None:
     with pytest.raises(InputError):
         SmallestEvasion(bounds=(1.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    "attack", [SmallestEvasion(steps=100), CarliniWagner(steps=60, rounds=3)], ids=["ALMA", "CW"]
+)
+def test_half_precision_gives_nearly_the_same(attack: SmallestEvasion) -> None:
+    model, images, labels, _ = linear()
+    single = (attack(model, images, labels) - images).flatten(1).norm(dim=1)
+    short = images.half()
+    made = attack(model.half(), short, labels)
+    assert made.dtype == torch.float16
+    with torch.no_grad():
+        assert bool((model(made).argmax(1) != labels).all())
+    half = (made.float() - short.float()).flatten(1).norm(dim=1)
+    assert torch.allclose(half.median(), single.median(), rtol=0.02)

@@ -115,12 +115,13 @@ class _Search:
         labels: Tensor,
     ) -> None:
         self.model, self.excess, self.bounds = model, excess, bounds
-        self.images, self.labels = images, labels
+        # In half precision the small numbers of the descent would be 0.
+        self.images, self.labels = images.to(_at_least_single(images.dtype)), labels
         low, high = bounds_like(bounds, images)
-        self.low, self.high = low.to(images), high.to(images)
+        self.low, self.high = low.to(self.images), high.to(self.images)
         self.span = (self.high - self.low).max()
         self.best = images.clone()
-        self.smallest = images.new_full((len(images),), torch.inf)
+        self.smallest = self.images.new_full((len(images),), torch.inf)
 
     def shaped(self, values: Tensor) -> Tensor:
         """``(N,)`` shaped to broadcast over the images."""
@@ -128,10 +129,12 @@ class _Search:
 
     def terms(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The logits, and the excess, 0 for an unguarded classifier, ``(N,)``."""
-        logits = run_fast(self.model, images)
+        seen = images.to(self.best.dtype)
+        logits = run_fast(self.model, seen)
+        logits = logits.to(_at_least_single(logits.dtype))
         if self.excess is None:
             return logits, torch.zeros_like(logits[:, 0])
-        return logits, self.excess(images).to(logits.dtype)
+        return logits, self.excess(seen).to(logits.dtype)
 
     def offer(
         self, images: Tensor, logits: Tensor, excess: Tensor, confidence: float = 0.0
@@ -142,8 +145,13 @@ class _Search:
             distance = (images - self.images).flatten(1).norm(dim=1)
             nearer = met & (distance < self.smallest)
             self.smallest = torch.where(nearer, distance, self.smallest)
-            self.best = torch.where(self.shaped(nearer), images.detach(), self.best)
+            kept = images.detach().to(self.best.dtype)
+            self.best = torch.where(self.shaped(nearer), kept, self.best)
         return met
+
+
+def _at_least_single(kind: torch.dtype) -> torch.dtype:
+    return torch.promote_types(kind, torch.float32)
 
 
 class SmallestEvasion(_SmallestL2):
