@@ -4,6 +4,7 @@
     python benchmarks/adaptive.py budget      evasions by epsilon, for each guard
     python benchmarks/adaptive.py distance    the smallest L2 changes that evade each guard
     python benchmarks/adaptive.py active      the active test and the inverted one
+    python benchmarks/adaptive.py queries     attacks without a gradient beside those with one
     python benchmarks/adaptive.py masks       the paper's six with known, unknown and fresh masks
     python benchmarks/adaptive.py alarms      evasions, or false alarms that an attacker causes
     python benchmarks/adaptive.py hardened    robust error with rejection of the hardened DigitNet
@@ -27,7 +28,10 @@ from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import eagerpy
+import foolbox
 import joblib  # type: ignore[import-untyped]
 import numpy as np
 import pandas as pd
@@ -39,6 +43,7 @@ from leery import Detector
 from leery.attacks import PGD
 from leery.attacks._norms import NormName
 from leery.attacks.adaptive import (
+    Decisions,
     FalseAlarm,
     SmallestEvasion,
     Target,
@@ -283,6 +288,67 @@ def active() -> Iterator[Row]:
             }  # fmt: skip
 
 
+def queries() -> Iterator[Row]:
+    """Attacks that use no gradient of the score, beside those that do."""
+    for name, epsilon in (("six", 0.1), ("default", 0.25), ("hardened, 1 % rejected", 0.4)):
+        recipe = "adversarial" if name.startswith("hardened") else "plain"
+        own = right(50, recipe)
+        kinds = {
+            "with gradients": (*NAMES, "features", "towards"),
+            "transfer": ("transfer",),
+            "random squares on the score": ("squares",),
+        }
+        for kind, only in kinds.items():
+            case = Case(name, epsilon, 1000 if kind != "with gradients" else 200, only=only)
+            yield {**described(case), "attack": kind, **share(evasions(case, own).evaded)}
+        target, (images, labels) = guard(name), attacked(50, recipe)
+        row = {"guard": name, "norm": "linf", "epsilon": epsilon}
+        hits = hop_skip_jump(target, images, labels, epsilon)
+        yield {**row, "attack": "HopSkipJump on the verdict", **share(hits)}
+        hits = rotated(target, images, labels)
+        yield {**row, "epsilon": None, "attack": "rotation and shift", **share(hits)}
+
+
+def hop_skip_jump(target: Target, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
+    """Whether HopSkipJump, which sees class and verdict, evades the guard within epsilon."""
+    model = foolbox.PyTorchModel(Decisions(target, classes=10).eval(), (0, 1))
+    accepted = ~(target.judge(images)[1] > 0)
+    classes = predict(target.model, images)
+    starts = torch.stack([images[accepted & (classes != label)][0] for label in labels])
+    attack = foolbox.attacks.HopSkipJumpAttack(
+        steps=32, max_gradient_eval_steps=1000, constraint="linf"
+    )
+    made, *_ = attack(model, images, Evaded(labels), epsilons=None, starting_points=starts)
+    near: Tensor = (made - images).flatten(1).abs().amax(1) <= epsilon
+    return near & target.evaded_by(made, labels)
+
+
+def rotated(target: Target, images: Tensor, labels: Tensor) -> Tensor:
+    """Whether a rotation by at most 15 degrees and a shift by 2 pixels evades the guard."""
+    model = foolbox.PyTorchModel(Decisions(target, classes=10).eval(), (0, 1))
+    attack = foolbox.attacks.SpatialAttack(max_rotation=15, max_translation=2)
+    made, *_ = attack(model, images, Evaded(labels))
+    return target.evaded_by(made, labels)
+
+
+class Evaded(foolbox.criteria.Criterion):  # type: ignore[misc]
+    """Another class than the true one and than the last, which stands for "flagged"."""
+
+    def __init__(self, labels: Tensor) -> None:
+        super().__init__()
+        self.labels = labels
+
+    def __repr__(self) -> str:
+        return "Evaded()"
+
+    def __call__(self, perturbed: object, outputs: object) -> Any:  # noqa: ANN401 - eagerpy's
+        del perturbed
+        seen, kind = eagerpy.astensor_(outputs)
+        classes = seen.raw.argmax(1)
+        wrong = (classes != self.labels) & (classes != seen.shape[1] - 1)
+        return kind(eagerpy.astensor(wrong))
+
+
 def masks() -> Iterator[Row]:
     """The paper's six, where the attacker knows the dropout masks, does not, or where none last.
 
@@ -409,6 +475,7 @@ TABLES: Mapping[str, Callable[[], Iterator[Row]]] = {
     "budget": budget,
     "distance": distance,
     "active": active,
+    "queries": queries,
     "masks": masks,
     "alarms": alarms,
     "hardened": hardened,

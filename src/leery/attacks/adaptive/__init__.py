@@ -17,7 +17,7 @@ from leery.attacks.adaptive._objectives import (
     Targeted,
     Weighted,
 )
-from leery.attacks.adaptive._queries import SquareSearch
+from leery.attacks.adaptive._queries import Decisions, SquareSearch
 from leery.attacks.adaptive._smallest import CarliniWagner, SmallestEvasion
 from leery.attacks.adaptive._suite import Evasion, adaptive_attacks, worst_case
 from leery.attacks.adaptive._target import Excess, Target
@@ -27,6 +27,7 @@ __all__ = [
     "ActiveTest",
     "BacktrackingPGD",
     "CarliniWagner",
+    "Decisions",
     "Evasion",
     "Excess",
     "FalseAlarm",

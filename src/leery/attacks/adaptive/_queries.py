@@ -3,13 +3,15 @@
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
-from leery._checks import clamp
+from leery._checks import check_count, clamp
 from leery.attacks._gradient import Climb, GradientAttack, stacked
+from leery.attacks.adaptive._target import Target
 from leery.errors import InputError
 
-__all__ = ["SquareSearch"]
+__all__ = ["Decisions", "SquareSearch"]
 
 _HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 """Fractions of the queries after which the squares get half their area."""
@@ -81,3 +83,29 @@ class SquareSearch(GradientAttack):
 
 def _signs(shape: tuple[int, ...], drawn: torch.Generator) -> Tensor:
     return torch.randint(0, 2, shape, generator=drawn) * 2.0 - 1.0
+
+
+class Decisions(nn.Module):
+    """The verdicts of a guard as a classifier with one class more, which stands for "flagged".
+
+    Attacks of other libraries that only look at the predicted class, such as HopSkipJump, then see
+    what a user of the guard sees. They should seek a class other than the true one and the last.
+
+    Args:
+        target: the guarded classifier.
+        classes: the number of its classes.
+
+    Raises:
+        InputError: when the number of classes is below 2.
+    """
+
+    def __init__(self, target: Target, *, classes: int) -> None:
+        super().__init__()
+        check_count(classes, "classes", least=2)
+        self._target, self._classes = target, classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        """1 for the class that is seen and 0 for the others, float32 ``(N, classes + 1)``."""
+        classes, excess = self._target.judge(images.detach())
+        seen = torch.where(excess > 0, self._classes, classes)
+        return functional.one_hot(seen, self._classes + 1).float().to(images.device)
