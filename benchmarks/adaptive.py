@@ -61,7 +61,7 @@ RESULTS = Path("docs/results/adaptive")
 KEPT = Path("runs/adaptive")
 RATES = (0.01, 0.05)
 EPSILON = 0.3
-PART = 50
+PART = 25
 """Number of images that are attacked at once, and whose results are kept."""
 
 DRAWS = 20

@@ -174,33 +174,43 @@ class Weighted(_Climb):
 
 
 class _Pursuit(_Climb):
-    """Climbs a goal and descends the excess of the score, which counts once the class is wrong.
+    """Climbs a goal while the class is right, then descends the excess of the score.
 
-    The direction is the sum of the directions of both gradients, the second one times the weight.
-    An iterate with a wrong class is better than any with the right one; of two with a wrong class,
-    that with the smaller excess above 0 is better, then that with the higher goal. So the units of
-    the score do not matter.
+    As in :class:`Selective`, one term counts at a time, and the iterate with a wrong class and the
+    lowest score is returned. The direction also has a part of the other term: it is the sum of the
+    directions of both gradients, the second one times the weight, so that the units of the score do
+    not matter.
+
+    Args:
+        model: the classifier, in eval mode.
+        excess: the detector's excess.
+        weight: weight of the other term, at least 0.
     """
+
+    def __init__(self, model: nn.Module, excess: Excess, *, weight: float = 0.5) -> None:
+        super().__init__(model, excess, weight=weight)
 
     def goal(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What to climb, ``(N,)``, and the logits."""
         raise NotImplementedError
 
     def value(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The goal, and minus the scaled excess above 0; minus 2 while the class is right."""
+        """The term to climb now and the other one, float64 ``(N,)``."""
         goal, logits = self.goal(images, labels)
         wrong = margin(logits.detach(), labels) > MARGIN
-        calm = -_scaled(self.excess(images).relu())
-        return goal.double(), torch.where(wrong, calm, 0 * calm - 2)
+        goal, excess = _scaled(goal), self.excess(images)
+        # While the class is right, a score that is low enough need not fall.
+        now = torch.where(wrong, -_scaled(excess), goal - _BEHIND)
+        return now, torch.where(wrong, goal, -_scaled(excess.relu()))
 
     def direction(self, gradients: Tensor) -> Tensor:
         """The weighted sum of the directions of both gradients, ``(N, ...)``."""
-        goal, calm = (_unit(gradient) for gradient in gradients)
-        return goal + self.weight * calm
+        now, other = (_unit(gradient) for gradient in gradients)
+        return now + self.weight * other
 
     def better(self, new: Tensor, old: Tensor) -> Tensor:
-        """Where the excess is smaller or, if it is the same, the goal higher, bool ``(N,)``."""
-        return (new[1] > old[1]) | ((new[1] == old[1]) & (new[0] > old[0]))
+        """Where the first term is larger, bool ``(N,)``."""
+        return new[0] > old[0]
 
 
 class Accepted(_Pursuit):
@@ -227,7 +237,7 @@ class Targeted(_Pursuit):
     """
 
     def __init__(
-        self, model: nn.Module, excess: Excess, *, offset: int = 1, weight: float = 1.0
+        self, model: nn.Module, excess: Excess, *, offset: int = 1, weight: float = 0.5
     ) -> None:
         super().__init__(model, excess, weight=weight)
         self.offset = offset
@@ -278,7 +288,7 @@ class FeatureMatching(_Pursuit):
         *,
         pool: Tensor,
         layer: str | None = None,
-        weight: float = 1.0,
+        weight: float = 0.5,
     ) -> None:
         super().__init__(model, excess, weight=weight)
         self._layer = layer or last_hidden_layer(model, pool)
