@@ -8,6 +8,7 @@
     python benchmarks/adaptive.py masks       the paper's six with known, unknown and fresh masks
     python benchmarks/adaptive.py alarms      evasions, or false alarms that an attacker causes
     python benchmarks/adaptive.py hardened    robust error with rejection of the hardened DigitNet
+    python benchmarks/adaptive.py threats     what holds against whom, for each guard
     python benchmarks/adaptive.py growth      guards of the hardened DigitNet, attack by attack
     python benchmarks/adaptive.py robust      suite against PGD-100 where nothing is guarded
 
@@ -40,11 +41,12 @@ from torch import Tensor, nn
 
 import leery
 from leery import Detector
-from leery.attacks import PGD
+from leery.attacks import BIM, FGSM, PGD, Attack
 from leery.attacks._norms import NormName
 from leery.attacks.adaptive import (
     Decisions,
     FalseAlarm,
+    Joint,
     SmallestEvasion,
     Target,
     active_test,
@@ -432,6 +434,48 @@ def hardened() -> Iterator[Row]:
             yield {**described(case), "rejected": rate, **share(evaded), "robust error": error}
 
 
+def threats() -> Iterator[Row]:
+    """For how many digits each guard holds: against attackers who know the classifier only, against
+    those who know the guard, and against any (proved).
+    """
+    for name in ("unguarded", "six", "default", "with sentinel", *HARDENED_GUARDS):
+        own = right(100, "adversarial" if name.startswith("hardened") else "plain")
+        target = guard(name)
+        images, labels = (part[own] for part in load("mnist", "test"))
+        grey = worst_case(target, grey_box(EPSILON), images, labels, restarts=2).rows.evaded
+        case = Case(name, EPSILON, 200)
+        known = evasions(case, own).evaded
+        proved = certified(name, images, labels)
+        yield {
+            **described(case), "images": len(own),
+            "holds against who knows the classifier": float(1 - grey.mean()),
+            "holds against who knows the guard": float(1 - (known | grey).mean()),
+            "proved": float(proved.mean()),
+        }  # fmt: skip
+
+
+HARDENED_GUARDS = ("hardened, 1 % rejected", "hardened, default", "hardened, with sentinel")
+
+
+def grey_box(epsilon: float) -> dict[str, Attack]:
+    """Attacks on the classifier alone: one step, ten steps, and many steps up the log-odds."""
+    return {
+        "FGSM": FGSM(epsilon),
+        "BIM": BIM(epsilon),
+        "PGD": PGD(epsilon),
+        "log-odds": PGD(epsilon, steps=100, objective=Joint),
+    }
+
+
+def certified(name: str, images: Tensor, labels: Tensor) -> np.ndarray:
+    """For which images it is proved that no attack within epsilon succeeds."""
+    if not name.endswith("with sentinel"):
+        return np.zeros(len(images), dtype=bool)
+    made = detector("with sentinel", "adversarial" if name.startswith("hardened") else "plain")
+    assert made.sentinel_ is not None
+    return made.sentinel_.certify(images, labels, epsilon=EPSILON)
+
+
 def growth() -> Iterator[Row]:
     """Each attack alone on guards of the hardened DigitNet, by steps and restarts."""
     names = (*NAMES, "transfer", "features", "squares", "towards")
@@ -479,6 +523,7 @@ TABLES: Mapping[str, Callable[[], Iterator[Row]]] = {
     "masks": masks,
     "alarms": alarms,
     "hardened": hardened,
+    "threats": threats,
     "growth": growth,
     "robust": robust,
 }
