@@ -9,6 +9,7 @@
     python benchmarks/adaptive.py alarms      evasions, or false alarms that an attacker causes
     python benchmarks/adaptive.py hardened    robust error with rejection of the hardened DigitNet
     python benchmarks/adaptive.py threats     what holds against whom, for each guard
+    python benchmarks/adaptive.py signs       six signs that an attack has failed, for each guard
     python benchmarks/adaptive.py growth      guards of the hardened DigitNet, attack by attack
     python benchmarks/adaptive.py robust      suite against PGD-100 where nothing is guarded
 
@@ -25,7 +26,7 @@ import importlib
 import json
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -41,7 +42,7 @@ from torch import Tensor, nn
 
 import leery
 from leery import Detector
-from leery.attacks import BIM, FGSM, PGD, Attack
+from leery.attacks import BIM, FGSM, PGD, Attack, GradientAttack
 from leery.attacks._norms import NormName
 from leery.attacks.adaptive import (
     Decisions,
@@ -51,6 +52,7 @@ from leery.attacks.adaptive import (
     Target,
     active_test,
     adaptive_attacks,
+    indicators,
     worst_case,
 )
 from leery.certify import pretrained_sentinel
@@ -454,6 +456,20 @@ def threats() -> Iterator[Row]:
         }  # fmt: skip
 
 
+def signs() -> Iterator[Row]:
+    """Six signs that an attack has failed, for three attacks on each guard."""
+    for name in ("unguarded", "six", "default", "with sentinel", *HARDENED_GUARDS):
+        images, labels = attacked(20, "adversarial" if name.startswith("hardened") else "plain")
+        target = guard(name)
+        attacks = adaptive_attacks(target, EPSILON, classes=10, steps=200)
+        for attack in ("selective", "weighted", "confident"):
+            tried = attacks[attack]
+            assert isinstance(tried, GradientAttack)
+            found = indicators(target, tried, images, labels)
+            row = {"guard": name, "attack": attack, "epsilon": EPSILON, "images": len(images)}
+            yield {**row, **asdict(found), "failed": " ".join(found.failed)}
+
+
 HARDENED_GUARDS = ("hardened, 1 % rejected", "hardened, default", "hardened, with sentinel")
 
 
@@ -524,6 +540,7 @@ TABLES: Mapping[str, Callable[[], Iterator[Row]]] = {
     "alarms": alarms,
     "hardened": hardened,
     "threats": threats,
+    "signs": signs,
     "growth": growth,
     "robust": robust,
 }

@@ -210,6 +210,9 @@ class Made:
             arrays[f"|threshold|{kind}"] = np.append(calm, np.full(100, 1e9))
         for kind in FRESH_CHANGES:
             arrays[f"|fresh|{kind}"] = np.zeros(10)
+        arrays["|evaded"] = np.array([True, True, True, False])
+        arrays["|certified"] = np.array([False, False, False, True])
+        arrays["|with gradients"] = np.array([True])
         arrays["|fresh|clean"] = np.array([0, 0, 0, 0, 0, 30, 0, 0, 40, 40.0])
         arrays["|fresh|blur"] = np.array([30, 30, 0, 0, 30, 0, 0, 0, 40, 40.0])
         self.scored = _Scored(Workspace(ArenaConfig("mnist"), folder), DETECTORS[0], arrays)
@@ -252,6 +255,9 @@ def test_a_leaderboard_has_the_worst_attack_and_what_is_flagged(
     assert row["false_alarms_at_1_fpr"] == 1 / 8
     assert row["most_false_alarms_at_1_fpr"] == 3 / 8
     assert row["most_false_alarms_on_at_1_fpr"] == "blur"
+    assert (row["evaded_at_1_fpr"], row["evaded_images_at_1_fpr"]) == (0.75, 4)
+    assert row["evaded_with_gradients"]
+    assert row["certified_at_1_fpr"] == 0.25
 
 
 def test_the_area_of_a_cell_is_scikit_learn_s_and_clustered_by_image(
@@ -303,7 +309,7 @@ def test_a_page_is_written_where_every_detector_raised(tmp_path: Path) -> None:
     assert 'id="training"' not in page
     assert "favours leery" not in page
     (table,) = re.findall(r'<table class="sheet" id="leaderboard">.*?</table>', page, re.DOTALL)
-    assert table.count("<th ") == table.count("<td") == 12
+    assert table.count("<th ") == table.count("<td") == 14
 
 
 def test_a_summary_has_means_over_classifiers_and_the_worst_attack_of_the_worst() -> None:
@@ -374,29 +380,31 @@ def test_detectors_of_one_s_own_have_names_and_are_found(
 ) -> None:
     (tmp_path / "own_detectors.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
-    found = entries(["own_detectors:Constant"])
+    found = entries("mnist", ["own_detectors:Constant"])
     assert [entry.name for entry in found[-1:]] == ["Constant"]
-    assert len({entry.name for entry in found}) == len(DETECTORS) + 1
+    # Each dataset has its own sentinel.
+    assert len({entry.name for entry in found}) == len(found) == len(DETECTORS)
+    assert "sentinel" not in {entry.name for entry in entries("cifar-10")}
     with pytest.raises(InputError, match="'Constant' more than once; rename"):
-        entries(["own_detectors:Constant", "own_detectors:Constant"])
+        entries("mnist", ["own_detectors:Constant", "own_detectors:Constant"])
     with pytest.raises(InputError, match="function or class 'Missing' in own_detectors, got none"):
-        entries(["own_detectors:Missing"])
-    (lid,) = entries(["own_detectors:few_neighbours"], [])
+        entries("mnist", ["own_detectors:Missing"])
+    (lid,) = entries("mnist", ["own_detectors:few_neighbours"], [])
     assert lid.supervised
     assert lid.module == "own_detectors"
     before = lid.source
     (tmp_path / "own_detectors.py").write_text(OWN.replace("k=5", "k=50"))
     assert lid.source != before
-    assert [entry.name for entry in entries(["own_detectors:Raises"], ["odds"])] == [
+    assert [entry.name for entry in entries("mnist", ["own_detectors:Raises"], ["odds"])] == [
         "odds",
         "Raises",
     ]
     with pytest.raises(
-        InputError, match="expected detectors from leery, max_softmax, .* got 'mine'"
+        InputError, match="expected detectors from leery, sentinel, max_softmax, .* got 'mine'"
     ):
-        entries([], ["mine"])
+        entries("mnist", [], ["mine"])
     with pytest.raises(InputError, match="at least one detector, got none"):
-        entries([], [])
+        entries("mnist", [], [])
 
 
 def test_a_classifier_of_one_s_own_is_used(tmp_path: Path) -> None:

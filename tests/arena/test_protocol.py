@@ -22,6 +22,7 @@ from leery.arena._gather import _cells, _Scored
 from leery.arena._score_stage import score_detector
 from leery.arena._workspace import CHANGES, FRESH_CHANGES, Workspace, error_file
 from leery.baselines import LayerMahalanobis
+from leery.calibration import Calibration
 from leery.detector import Detector, MetricTable
 from leery.models import predict
 
@@ -132,6 +133,45 @@ class Differentiates:
     def score(self, images: Tensor) -> np.ndarray:
         return np.zeros(len(images))
 
+    def differentiable_score(self, images: Tensor) -> Tensor:
+        return 0 * images.flatten(1).double().sum(1)
+
+
+class Bright:
+    """Flags bright images, and tells nobody how bright they are."""
+
+    differentiable = False
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def fit(self, *_given: object) -> "Bright":
+        return self
+
+    def score(self, images: Tensor) -> np.ndarray:
+        return np.asarray(images.flatten(1).double().mean(1))
+
+
+class Sighted(Bright):
+    """The same with a gradient, and a proof for every other image."""
+
+    differentiable = True
+
+    def differentiable_score(self, images: Tensor) -> Tensor:
+        return images.flatten(1).double().mean(1)
+
+    def certify(
+        self, images: Tensor, labels: Tensor, calibration: Calibration, *, epsilon: float
+    ) -> np.ndarray:
+        assert len(images) == len(labels)
+        assert epsilon == 0.3
+        # The threshold of the arena: few of the clean images are flagged.
+        assert calibration.fpr == 0.01
+        flagged = calibration.flagged(self.score(images), np.zeros(len(images), dtype=np.int64))
+        assert flagged.mean() < 0.1
+        found: np.ndarray = np.arange(len(images)) % 2 == 0
+        return found
+
 
 def undeclared(model: nn.Module) -> Recorder:
     """A function that does not say that its detector learns from attacks."""
@@ -156,6 +196,7 @@ def workspace(
     cells["sparse"] = replace(cells["sparse"], slow=True)
     monkeypatch.setattr("leery.arena._config.ARENAS", {"mnist": cells})
     monkeypatch.setattr("leery.arena._config.TRAINING_ATTACKS", {"mnist": LEARNED})
+    monkeypatch.setattr("leery.arena._adaptive.STEPS", 20)
     few = training_digits[0][:600], training_digits[1][:600]
     monkeypatch.setattr(Workspace, "train", lambda _self: few)
     made = Workspace(ArenaConfig("mnist", limit=120), tmp_path / "parts")
@@ -217,6 +258,19 @@ def test_each_attack_is_judged_after_a_training_without_its_kind(workspace: Work
     assert {cell: made.trained_without(cell) for cell in CODES} == expected
     calm = _Scored(workspace, entry(Differentiates), scores(workspace, Differentiates))
     assert {row["trained_on"] for row in _cells(calm)} == {""}
+
+
+def test_attackers_who_know_a_detector_use_its_gradient_where_there_is_one(
+    workspace: Workspace,
+) -> None:
+    blind, sighted = scores(workspace, Bright), scores(workspace, Sighted)
+    for found, known in ((blind, False), (sighted, True)):
+        assert found["|evaded"].shape == found["|certified"].shape == (50,)
+        assert found["|with gradients"].tolist() == [known]
+    assert sighted["|evaded"].mean() > 0.9
+    assert blind["|evaded"].mean() < sighted["|evaded"].mean()
+    assert sighted["|certified"].mean() == 0.5
+    assert not blind["|certified"].any()
 
 
 def test_thresholds_are_set_on_other_images_than_those_that_are_judged(

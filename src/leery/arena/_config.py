@@ -10,6 +10,7 @@ from leery.errors import InputError
 
 __all__ = [
     "ARENAS",
+    "EPSILONS",
     "RATES",
     "SLOW_IMAGES",
     "SLOW_PART",
@@ -118,6 +119,10 @@ TRAINING_ATTACKS: Mapping[str, tuple[str, ...]] = {
 """Attacks from which supervised detectors learn; they belong to three families."""
 
 
+EPSILONS: Mapping[str, float] = {"mnist": 0.3, "fashion-mnist": 0.05, "cifar-10": 2 / 255}
+"""The L-infinity radius of attackers who know the detector, by dataset."""
+
+
 @dataclass(frozen=True)
 class ArenaConfig:
     """Options of an arena.
@@ -168,6 +173,11 @@ class ArenaConfig:
     def cells(self) -> Mapping[str, Cell]:
         """The attacks by name."""
         return ARENAS[self.dataset]
+
+    @property
+    def epsilon(self) -> float:
+        """The L-infinity radius of attackers who know the detector."""
+        return EPSILONS[self.dataset]
 
     @property
     def training_attacks(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""leery's default detector as an arena fits it."""
+"""leery's default detector and its sentinel as an arena fits them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from leery.attacks import HARMLESS
+from leery.calibration import Calibration
+from leery.certify import pretrained_sentinel
 from leery.detector import Detector
 from leery.models import predict
 
-__all__ = ["DefaultDetector"]
+__all__ = ["DefaultDetector", "SentinelDetector"]
 
 
 class DefaultDetector:
@@ -57,3 +59,45 @@ class DefaultDetector:
     def differentiable_score(self, images: Tensor) -> Tensor:
         """A differentiable surrogate of the score, float64 ``(N,)``."""
         return self._detector.differentiable_score(images)
+
+
+class SentinelDetector:
+    """The sentinel of a dataset, alone.
+
+    Args:
+        model: the classifier.
+        dataset: the dataset for which the sentinel ships.
+
+    Attributes:
+        model: the classifier.
+    """
+
+    differentiable: bool = True
+
+    def __init__(self, model: nn.Module, *, dataset: str) -> None:
+        self._sentinel = pretrained_sentinel(dataset, model)
+        self.model = model
+
+    def fit(
+        self,
+        train: tuple[Tensor, Tensor],
+        clean: tuple[Tensor, Tensor],
+        attacks: Sequence[Callable[..., Tensor]] = (),
+    ) -> Self:
+        """Nothing: it was trained on the training images, and uses no others and no attacks."""
+        del train, clean, attacks
+        return self
+
+    def score(self, images: Tensor) -> np.ndarray:
+        """The score of each image, float64 ``(N,)``; larger is more suspicious."""
+        return self._sentinel.score(images)
+
+    def differentiable_score(self, images: Tensor) -> Tensor:
+        """The score with its gradient, float64 ``(N,)``."""
+        return self._sentinel.differentiable_score(images)
+
+    def certify(
+        self, images: Tensor, labels: Tensor, calibration: Calibration, *, epsilon: float
+    ) -> np.ndarray:
+        """Whether it is proved that every misclassified image within epsilon is flagged."""
+        return self._sentinel.calibrated(calibration).certify(images, labels, epsilon=epsilon)

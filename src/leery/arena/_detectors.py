@@ -14,6 +14,7 @@ from torch import nn
 from leery.baselines import BASELINES
 from leery.errors import InputError
 from leery.models import loaded_object
+from leery.names import SENTINELS
 from leery.observation import FittableScorer
 
 __all__ = ["DETECTORS", "Entry", "entries"]
@@ -27,11 +28,13 @@ class Entry:
         name: name in tables.
         factory: ``module:function``; the function takes the classifier and returns a detector.
         settings: keyword arguments of the function.
+        dataset: the only dataset on which it takes part; empty for all.
     """
 
     name: str
     factory: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    dataset: str = ""
 
     @property
     def module(self) -> str:
@@ -88,24 +91,34 @@ def _baseline(name: str) -> Entry:
     return Entry(name, f"{function.__module__}:{function.__name__}", settings)
 
 
+def _sentinel(dataset: str) -> Entry:
+    """The sentinel that ships for a dataset."""
+    factory = "leery.arena._default:SentinelDetector"
+    return Entry("sentinel", factory, {"dataset": dataset}, dataset)
+
+
 DETECTORS: Sequence[Entry] = (
     Entry("leery", "leery.arena._default:DefaultDetector"),
+    *map(_sentinel, SENTINELS),
     *map(_baseline, BASELINES),
 )
-"""leery's default and the baselines."""
+"""leery's default, the sentinels and the baselines."""
 
 
-def entries(given: Sequence[str] = (), only: Collection[str] | None = None) -> list[Entry]:
+def entries(
+    dataset: str, given: Sequence[str] = (), only: Collection[str] | None = None
+) -> list[Entry]:
     """The detectors of an arena.
 
     Args:
+        dataset: its dataset.
         given: detectors of the user, as ``module:function``.
         only: names of those of :data:`DETECTORS` that take part; None for all.
 
     Raises:
         InputError: when a detector cannot be found, two have the same name, or there is none.
     """
-    known = {entry.name: entry for entry in DETECTORS}
+    known = {entry.name: entry for entry in DETECTORS if entry.dataset in ("", dataset)}
     names = list(known) if only is None else list(dict.fromkeys(only))
     for name in names:
         if name not in known:

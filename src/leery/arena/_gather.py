@@ -3,12 +3,13 @@
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from leery.arena._adaptive import threshold_of
 from leery.arena._config import RATES
 from leery.arena._detectors import Entry
 from leery.arena._workspace import CHANGES, FRESH_CHANGES, Workspace, error_file
@@ -159,22 +160,8 @@ class _Scored:
 
     def _calibration(self, trained_on: str, rate: float, kinds: Sequence[str]) -> Calibration:
         """The threshold, from correctly classified images."""
-        parts = [
-            self.scores(trained_on, f"threshold|{kind}")[self.workspace.right(f"threshold|{kind}")]
-            for kind in kinds
-        ]
-        scores = np.concatenate(parts)
-        return Calibration(
-            fpr=rate,
-            promise="marginal",
-            confidence=0.95,
-            per_class=False,
-            scores=scores,
-            predicted=np.zeros(len(scores), dtype=np.int64),
-            kinds=tuple(kinds),
-            kind=np.repeat(np.arange(len(parts)), [len(part) for part in parts]),
-            right_only=True,
-        )
+        own = partial(self.scores, trained_on)
+        return threshold_of(self.workspace, own, rate, tuple(kinds))
 
 
 def _leaderboard(scored: _Scored) -> Rows:
@@ -205,7 +192,22 @@ def _leaderboard(scored: _Scored) -> Rows:
             f"worst_{suffix}_clean_threshold": min(clean),
             f"mean_{suffix}_clean_threshold": float(np.mean(clean)),
         }
-    yield row
+    yield {**row, **_known(scored)}
+
+
+def _known(scored: _Scored) -> dict[str, Any]:
+    """Shares of images for which attackers who know the detector succeed, or provably cannot."""
+    trained_on = "all" if scored.entry.supervised else ""
+    hits = scored.scores(trained_on, "evaded")
+    share = share_interval(int(hits.sum()), len(hits))
+    return {
+        "evaded_at_1_fpr": share.estimate,
+        "evaded_at_1_fpr_low": share.low,
+        "evaded_at_1_fpr_high": share.high,
+        "evaded_images_at_1_fpr": len(hits),
+        "evaded_with_gradients": bool(scored.scores(trained_on, "with gradients")[0]),
+        "certified_at_1_fpr": float(scored.scores(trained_on, "certified").mean()),
+    }
 
 
 def _found(scored: _Scored, rate: float, kinds: Sequence[str]) -> dict[str, np.ndarray]:

@@ -111,7 +111,7 @@ def _leaderboard(board: pd.DataFrame, times: pd.DataFrame) -> Sheet:
         name = str(row["detector"])
         head = [Cell(f"{name} *" if row["learns_from_attacks"] else name)]
         if row["error"]:
-            rows.append([*head, Cell("error: see below"), *[Cell("-")] * 10])
+            rows.append([*head, Cell("error: see below"), *[Cell("-")] * 12])
             continue
         rows.append(
             [
@@ -127,6 +127,8 @@ def _leaderboard(board: pd.DataFrame, times: pd.DataFrame) -> Sheet:
                         *("worst_at_5_fpr", "mean_at_5_fpr"),
                     )
                 ),
+                _evaded(row),
+                _share(row, "certified_at_1_fpr"),
                 Cell(f"{row['false_alarms_at_1_fpr']:.3f}", float(row["false_alarms_at_1_fpr"])),
                 Cell(f"{cost[name]:.2f}", float(cost[name])),
             ]
@@ -134,16 +136,25 @@ def _leaderboard(board: pd.DataFrame, times: pd.DataFrame) -> Sheet:
     headings = ["detector", "its worst attack", "share found at 1 %", "95 % interval"]
     headings += ["mean at 1 %", "images with every attack found", "worst at 1 %, clean threshold"]
     headings += ["mean at 1 %, clean threshold", "worst at 5 %", "mean at 5 %"]
-    headings += ["false alarms at 1 %"]
+    headings += ["evaded by who knows it", "certified", "false alarms at 1 %"]
     return Sheet(
         "leaderboard",
         "Detectors ranked by the share found for their worst attack",
         [*headings, "ms per image"],
         rows,
         note="Found: share of the successful attacks that is flagged. Clean threshold: set on "
-        "clean images only. Times: processor time of one thread on the machine that ran the "
-        "detector.",
+        "clean images only. Evaded by who knows it: share of images that attacks on classifier and "
+        "detector together change within the arena's L-infinity radius so that they are "
+        "misclassified and not flagged; ≥ marks detectors without a gradient, for which only a "
+        "random search and transfer were tried. Certified: share for which no attack can. Times: "
+        "processor time of one thread on the machine that ran the detector.",
     )
+
+
+def _evaded(row: Mapping[str, Any]) -> Cell:
+    """The share evaded, which is a poor lower bound where no gradient was used."""
+    share = float(row["evaded_at_1_fpr"])
+    return Cell(f"{'' if row['evaded_with_gradients'] else '≥ '}{share:.2f}", share)
 
 
 def _interval(row: Mapping[str, Any], column: str) -> Cell:

@@ -57,7 +57,11 @@ def run_arena(
     """
     for library in ("foolbox", "art"):
         imported(library, "attacks")
-    count, clock, known = worker_count(workers), Clock(), entries(config.detectors, config.only)
+    count, clock, known = (
+        worker_count(workers),
+        Clock(),
+        entries(config.dataset, config.detectors, config.only),
+    )
     with clock.stage("data"):
         for split in ("train", "test"):
             data.load(config.dataset, split, config.data_dir)

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from leery._files import make_folder, write_atomically
+from leery.arena._adaptive import certified, evaded, has_gradient, threshold_of
+from leery.arena._config import RATES
 from leery.arena._detectors import Entry
-from leery.arena._workspace import Labelled, Workspace, error_file
+from leery.arena._workspace import CHANGES, Labelled, Workspace, error_file
 from leery.baselines import SupervisedBaseline
 from leery.detector import MetricTable
 from leery.errors import InputError, brief
@@ -115,9 +117,22 @@ def _scores(workspace: Workspace, entry: Entry, seconds: dict[str, float]) -> Sc
                 _check_declared(entry, detector)
                 detector.fit(train, clean, attacks)
         seconds.setdefault("fit", time.process_time() - start)
-        for name, scores in _scored(workspace, detector, tables, seconds):
-            arrays[f"{trained_on}|{name}"] = scores
+        own = dict(_scored(workspace, detector, tables, seconds))
+        if trained_on in ("", "all"):
+            own |= _known(workspace, detector, own)
+        arrays |= {f"{trained_on}|{name}": values for name, values in own.items()}
     return arrays
+
+
+def _known(workspace: Workspace, detector: Any, scores: Scores) -> Scores:  # noqa: ANN401 - of any class
+    """What attackers achieve who know the detector, at the lowest rate of false alarms."""
+    calibration = threshold_of(workspace, scores.__getitem__, RATES[0], ("clean", *CHANGES))
+    with _code_of_the_detector():
+        return {
+            "evaded": evaded(workspace, detector, calibration),
+            "with gradients": np.array([has_gradient(detector)]),
+            "certified": certified(workspace, detector, calibration),
+        }
 
 
 def _keeps_its_metrics(detector: Any) -> bool:  # noqa: ANN401 - of any class

@@ -143,7 +143,7 @@ class Workspace:
         ]
         facts = [
             *(attacks, entry.factory, dict(entry.settings), trainings, self._fresh_count()),
-            *(_source("_score_stage"), entry.source),
+            *(_source("_score_stage"), _source("_adaptive"), entry.source, self.config.epsilon),
         ]
         return identity_of(facts, [entry.module, "leery.attacks", "leery.baselines._base"])
 

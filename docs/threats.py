@@ -1,0 +1,60 @@
+"""Draw the figure of threats.md from docs/results/adaptive/threats.csv.
+
+python docs/threats.py
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from leery.reporting import PALETTE, figure_style, new_figure, to_svg
+
+DOCS = Path(__file__).resolve().parent
+TABLE = DOCS / "results" / "adaptive" / "threats.csv"
+FIGURE = DOCS / "images" / "threats.svg"
+
+QUESTIONS = {
+    "holds against who knows the classifier": "attacker knows the classifier only",
+    "holds against who knows the guard": "attacker knows everything",
+    "proved": "proved against any attacker",
+}
+"""What the bars of a guard show, by column."""
+
+
+GUARDS = {
+    "unguarded": "no detector",
+    "six": "the paper's six metrics",
+    "default": "leery's default",
+    "with sentinel": "default and sentinel",
+    "hardened, 1 % rejected": "hardened classifier,\nrejects by confidence",
+    "hardened, default": "hardened classifier,\ndefault",
+    "hardened, with sentinel": "hardened classifier,\ndefault and sentinel",
+}
+"""Names of the guards for readers, by those in the table."""
+
+
+def draw(table: pd.DataFrame) -> str:
+    """The figure as SVG: three bars for each guard."""
+    with figure_style():
+        figure = new_figure(7.2, 0.6 * len(table) + 1.0)
+        axes = figure.add_subplot()
+        place = np.arange(len(table))
+        colours = (PALETTE["sky"], PALETTE["blue"], PALETTE["green"])
+        for row, (column, label) in enumerate(QUESTIONS.items()):
+            shares = table[column].to_numpy()
+            bars = axes.barh(
+                place + 0.26 * (row - 1), shares, 0.24, label=label, color=colours[row]
+            )
+            axes.bar_label(bars, [f"{share:.2f}" for share in shares], padding=3, fontsize=8)
+        axes.set_yticks(place, [GUARDS[name] for name in table.guard])
+        axes.grid(visible=False, axis="y")
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.1)
+        axes.set_xlabel("share of the digits on which the guard holds")
+        figure.legend(loc="outside upper center", ncols=3)
+        return to_svg(figure, "threats")
+
+
+if __name__ == "__main__":
+    FIGURE.write_text(draw(pd.read_csv(TABLE)))
