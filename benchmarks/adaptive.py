@@ -58,14 +58,14 @@ from leery.attacks.adaptive import (
 from leery.certify import pretrained_sentinel
 from leery.classifiers import pretrained
 from leery.data import data_sums, load
-from leery.evaluation import share_interval, target_of
+from leery.evaluation import robust_error, share_interval, target_of
 from leery.models import predict, run_fast
 
 RESULTS = Path("docs/results/adaptive")
 KEPT = Path("runs/adaptive")
 RATES = (0.01, 0.05)
 EPSILON = 0.3
-PART = 25
+PART = 125
 """Number of images that are attacked at once, and whose results are kept."""
 
 DRAWS = 20
@@ -426,13 +426,16 @@ def hardened() -> Iterator[Row]:
     images, labels = (part[:500] for part in load("mnist", "test"))
     mistakes = pd.Series(index=range(500), data=True)
     mistakes[[number for number in right(500, "adversarial") if number < 500]] = False
-    for norm, epsilon in (("linf", 0.3), ("linf", 0.4), ("l2", 3.0)):
+    budgets: tuple[tuple[NormName, float], ...] = (("linf", 0.3), ("linf", 0.4), ("l2", 3.0))
+    for norm, epsilon in budgets:
         evaded = ~mistakes
         for rate, name in zip(RATES, ("1 %", "5 %"), strict=True):
-            case = Case(f"hardened, {name} rejected", epsilon, 1000, 10, norm)  # type: ignore[arg-type]
+            case = Case(f"hardened, {name} rejected", epsilon, 1000, 10, norm)
             again = evaded.index[evaded].tolist()
             evaded.loc[again] = evasions(case, again).evaded.to_numpy()
-            error = robust_error(guard(case.guard), images, labels, evaded)
+            classes, excess = guard(case.guard).judge(images)
+            clean = (classes == labels).numpy(), ~(excess > 0).numpy()
+            error = robust_error(*clean, evaded.to_numpy())
             yield {**described(case), "rejected": rate, **share(evaded), "robust error": error}
 
 
@@ -519,15 +522,6 @@ def robust() -> Iterator[Row]:
     found = worst_case(target, {"pgd": attack}, images, labels, restarts=20).rows
     own = {**described(case), "steps": 100, "restarts": 20}
     yield {**own, "attack": "PGD", **share(~found.evaded)}
-
-
-def robust_error(target: Target, images: Tensor, labels: Tensor, evaded: pd.Series) -> float:
-    """Robust error with rejection of Stutz et al. (2020), equation 7."""
-    classes, excess = target.judge(images)
-    right, accepted = (classes == labels).numpy(), ~(excess > 0).numpy()
-    changed = evaded.to_numpy() & right
-    wrong = (~right & accepted) | changed
-    return float(wrong.sum() / (accepted | changed).sum())
 
 
 TABLES: Mapping[str, Callable[[], Iterator[Row]]] = {

@@ -15,7 +15,9 @@ from leery.arena import summary
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "results"
 README, CHOOSING = DOCS.parent / "README.md", DOCS / "choosing.md"
-PAPER, ARENA, CERTIFICATE = (DOCS / f"{name}.md" for name in ("paper", "arena", "certificate"))
+PAPER, ARENA, CERTIFICATE, THREATS = (
+    DOCS / f"{name}.md" for name in ("paper", "arena", "certificate", "threats")
+)
 WEIGHTS = DOCS.parent / "src" / "leery" / "classifiers" / "weights"
 
 PAPERS = "the paper's six"
@@ -520,6 +522,74 @@ def certificate_costs() -> str:
     return _table(["work", "as a multiple of", "ratio (range)"], rows)
 
 
+def adaptive(name: str) -> pd.DataFrame:
+    """A committed table of benchmarks/adaptive.py."""
+    return pd.read_csv(RESULTS / "adaptive" / f"{name}.csv")
+
+
+GUARDS = {
+    "unguarded": "no detector",
+    "six": "the paper's six metrics",
+    "default": "leery's default",
+    "with sentinel": "default and sentinel",
+    "hardened, 1 % rejected": "hardened classifier, rejects by confidence",
+    "hardened, default": "hardened classifier, default",
+    "hardened, with sentinel": "hardened classifier, default and sentinel",
+    "hardened, unguarded": "hardened classifier, no detector",
+}
+"""Names of guards for readers, by those in the tables."""
+
+ATTACKS = {
+    "selective": "selective PGD",
+    "orthogonal": "orthogonal PGD",
+    "weighted": "weighted PGD",
+    "confident": "PGD-Conf",
+    "towards": "high confidence, each class",
+    "towards +1": "high confidence",
+    "transfer": "transfer (ignores the score)",
+}
+"""Names of attacks for readers, by those in the tables."""
+
+
+def guards_table() -> str:
+    """What holds against whom, for each guard."""
+    columns = {
+        "holds against who knows the classifier": "attacker knows the classifier only",
+        "holds against who knows the guard": "attacker knows everything",
+        "proved": "proved",
+    }
+    rows = [
+        [GUARDS[row["guard"]], *(f"{row[name]:.2f}" for name in columns)]
+        for row in adaptive("threats").to_dict("records")
+    ]
+    return _table(["guard", *columns.values()], rows)
+
+
+def falls_table() -> str:
+    """Evasions of the paper's six by each attack alone."""
+    rows = [
+        [ATTACKS[row["attack"]], f"{row['share']:.2f} ({row['low']:.2f} to {row['high']:.2f})"]
+        + [f"{row[f'after {steps}']} of {row['images']}" for steps in (10, 100, 1000)]
+        for row in adaptive("falls").to_dict("records")
+    ]
+    names = ["attack", "evaded (95 % interval)", "after 10 steps", "after 100", "after 1,000"]
+    return _table(names, rows)
+
+
+def active_table() -> str:
+    """Planted points that each attack found."""
+    table, rows = adaptive("active"), []
+    for name, own in table.groupby("attack", sort=False):
+        cells = [ATTACKS[str(name)]]
+        for inverted in (False, True):
+            (row,) = own[own.inverted == inverted].to_dict("records")
+            cells.append(f"{row['found']:.2f} of {row['planted']}")
+        rows.append(cells)
+    chance = table["by chance"].max()
+    rows.append(["random points", f"{chance:.2f}", f"{chance:.2f}"])
+    return _table(["attack", "found", "found, inverted"], rows)
+
+
 def blocks(path: Path) -> dict[str, str]:
     """What stands between ``<!-- NAME -->`` and ``<!-- end of NAME -->`` in a text, by name."""
     if path == CHOOSING:
@@ -550,6 +620,12 @@ def blocks(path: Path) -> dict[str, str]:
             "sentinel alone": alone_table(),
             "certificate costs": certificate_costs(),
         }
+    if path == THREATS:
+        return {
+            "guards": guards_table(),
+            "falls": falls_table(),
+            "active tests": active_table(),
+        }
     if path == README:
         return {"results": shipped_table(), "elsewhere": elsewhere()}
     return {
@@ -572,5 +648,5 @@ def filled(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    for path in (README, CHOOSING, PAPER, ARENA, CERTIFICATE):
+    for path in (README, CHOOSING, PAPER, ARENA, CERTIFICATE, THREATS):
         path.write_text(filled(path))

@@ -124,12 +124,13 @@ def tables() -> object:
     return module
 
 
-@pytest.mark.parametrize("name", ["choosing", "arena", "certificate"])
+@pytest.mark.parametrize("name", ["choosing", "arena", "certificate", "threats"])
 def test_the_tables_of_a_page_are_those_of_the_measurements(name: str) -> None:
     module = tables()
     page = ROOT / "docs" / f"{name}.md"
     assert module.filled(page) == page.read_text()  # type: ignore[attr-defined]
     shown = {"choosing": "| FGSM 0.30 |", "arena": "| `leery` |", "certificate": "| DigitNet |"}
+    shown["threats"] = "| selective PGD |"
     assert shown[name] in page.read_text()
 
 

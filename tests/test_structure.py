@@ -101,8 +101,8 @@ PUBLIC = {
     "leery.attacks": """ADAPTED AdaptedAttack Attack BIM BoundedAttack CORRUPTIONS Corruption
         CrossEntropy FGSM GradientAttack HARMLESS Harmless NormName Objective ObjectiveOf
         PGD Preset check_harmless gaussian_noise placed""",
-    "leery.attacks.adaptive": """Accepted ActiveTest BacktrackingPGD CarliniWagner Evasion Excess
-        FalseAlarm FeatureMatching Indicators Joint Orthogonal Selective SmallestEvasion
+    "leery.attacks.adaptive": """Accepted ActiveTest BacktrackingPGD CarliniWagner Decisions
+        Evasion Excess FalseAlarm FeatureMatching Indicators Joint Orthogonal Selective SmallestEvasion
         SquareSearch Target Targeted Weighted active_test adaptive_attacks indicators
         worst_case""",
     "leery.calibration": "Calibration Promise",
@@ -122,7 +122,7 @@ PUBLIC = {
         Positives Protocol abstention alarm_rows cross_fit detection evaluate
         AdaptiveEvaluation certificates certified_shares evaluate_adaptive
         every_attack_found false_alarms held_out_scores in_sample_scores
-        mean_difference roc_auc_difference roc_auc_interval
+        mean_difference robust_error roc_auc_difference roc_auc_interval
         select_positives share_difference share_interval target_of tpr_at_fpr""",
     "leery.inputs": """Channels Format Images InputSpec Item Moments batches bounds_seen
         count files halves image_batches known_count labelled_batches load

@@ -8,7 +8,8 @@ from torch import nn
 from leery import Detector, NotFittedError
 from leery.attacks.adaptive import adaptive_attacks, worst_case
 from leery.certify import pretrained_sentinel
-from leery.evaluation import target_of
+from leery.errors import InputError
+from leery.evaluation import evaluate_adaptive, robust_error, target_of
 from tests.conftest import Batch
 
 
@@ -69,3 +70,58 @@ def test_a_detector_that_is_not_calibrated_has_no_excess(
         target_of(made)
     with pytest.raises(NotFittedError, match="calibrate"):
         made.differentiable_excess(digits[0][:2])
+
+
+def test_an_attacker_is_evaluated(detector: Detector, digits: Batch) -> None:
+    images, labels = digits[0][1000:1100], digits[1][1000:1100]
+    parts = list(zip(images.split(30), labels.split(30), strict=True))
+    settings = {"epsilon": 0.15, "steps": 20, "limit": 25}
+    whole = evaluate_adaptive(detector, images, labels, **settings)  # type: ignore[arg-type]
+    assert evaluate_adaptive(detector, parts, **settings) == whole  # type: ignore[arg-type]
+    assert (whole.norm, whole.epsilon, whole.steps, whole.restarts) == ("linf", 0.15, 20, 1)
+    assert whole.images == 25
+    assert sum(whole.by.values()) == round(25 * whole.evaded.estimate)
+    shares = [0.0, *whole.found_after.values()]
+    assert shares == sorted(shares)
+    assert shares[-1] == whole.evaded.estimate
+    assert whole.signs.transfer <= 0.2
+    assert (whole.certified is None) == (detector.sentinel_ is None)
+    if whole.certified is not None:
+        assert whole.certified.estimate <= 1 - whole.evaded.estimate
+
+
+@pytest.mark.parametrize("detector", [False], indirect=True, ids=["metrics"])
+def test_in_l2_more_is_found_in_a_larger_ball(detector: Detector, digits: Batch) -> None:
+    images, labels = digits[0][1000:1040], digits[1][1000:1040]
+    small, large = (
+        evaluate_adaptive(detector, images, labels, epsilon=epsilon, norm="l2", steps=20, limit=15)
+        for epsilon in (0.3, 3.0)
+    )
+    assert small.norm == "l2"
+    assert small.certified is None
+    assert small.evaded.estimate < large.evaded.estimate
+
+
+def test_images_are_needed_that_the_classifier_gets_right(
+    detector: Detector, digits: Batch
+) -> None:
+    images, labels = digits[0][1000:1010], digits[1][1000:1010]
+    with pytest.raises(InputError, match="a correctly classified image"):
+        evaluate_adaptive(detector, images, (labels + 1) % 10, epsilon=0.1, steps=1)
+    with pytest.raises(InputError, match="expected labels, got none"):
+        evaluate_adaptive(detector, images, epsilon=0.1, steps=1)
+
+
+def test_the_robust_error_counts_decisions() -> None:
+    right, accepted, evaded = (
+        np.array(mask, dtype=bool)
+        for mask in ([1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 1, 0], [1, 0, 1, 0, 0, 1])
+    )
+    # Decided on: the accepted ones (first, second, fifth), and the third, which evades once
+    # attacked; wrong are all of these but the second.
+    assert robust_error(right, accepted, evaded) == 3 / 4
+    assert robust_error(right, accepted, ~right) == 1 / 3
+    with pytest.raises(InputError, match="the same length"):
+        robust_error(right, accepted, evaded[:-1])
+    with pytest.raises(InputError, match="an accepted image"):
+        robust_error(right, ~right & right, ~right)

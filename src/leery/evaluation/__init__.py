@@ -1,7 +1,12 @@
 """Evaluation of detectors: image pools, held-out protocols, measures with confidence intervals."""
 
 from leery.evaluation._abstention import Abstention, abstention
-from leery.evaluation._adaptive import AdaptiveEvaluation, evaluate_adaptive, target_of
+from leery.evaluation._adaptive import (
+    AdaptiveEvaluation,
+    evaluate_adaptive,
+    robust_error,
+    target_of,
+)
 from leery.evaluation._certificates import certificates, certified_shares
 from leery.evaluation._detection import (
     POSITIVES,
@@ -54,6 +59,7 @@ __all__ = [
     "held_out_scores",
     "in_sample_scores",
     "mean_difference",
+    "robust_error",
     "roc_auc_difference",
     "roc_auc_interval",
     "select_positives",

@@ -25,10 +25,14 @@ from leery.inputs import Images, labelled_batches
 from leery.metrics import AuxiliaryAgreement
 from leery.models import predict
 
-__all__ = ["AdaptiveEvaluation", "evaluate_adaptive", "target_of"]
+__all__ = ["AdaptiveEvaluation", "evaluate_adaptive", "robust_error", "target_of"]
 
 _LOOKED_AT = 20
 """Number of images on which signs of failure are looked for."""
+
+
+_WITHOUT_GRADIENT = ("transfer", "squares")
+"""Attacks that use no gradient of the score, in which signs of failure cannot be looked for."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +143,12 @@ def evaluate_adaptive(
 
 
 def _strongest(attacks: Mapping[str, Attack], by: pd.Series) -> GradientAttack:
-    """The gradient attack that succeeded most often, or the first one."""
-    made = {name: own for name, own in attacks.items() if isinstance(own, GradientAttack)}
+    """The attack along gradients of the score that succeeded most often, or the first one."""
+    made = {
+        name: own
+        for name, own in attacks.items()
+        if isinstance(own, GradientAttack) and name not in _WITHOUT_GRADIENT
+    }
     counts = by[by.isin(list(made))].value_counts()
     return made[counts.index[0]] if len(counts) else next(iter(made.values()))
 
@@ -225,3 +233,38 @@ def _helpers(detector: Detector) -> tuple[nn.Module, ...]:
     if detector.sentinel_ is not None:
         found.append(detector.sentinel_.network_)
     return tuple(found)
+
+
+def robust_error(right: np.ndarray, accepted: np.ndarray, evaded: np.ndarray) -> float:
+    """The robust error of a classifier that may reject images.
+
+    It is the share of wrong decisions among the images that are decided on: clean or, where an
+    attack evades the guard, attacked.
+
+    Args:
+        right: bool ``(N,)``, whether the classifier gets the clean image right.
+        accepted: bool ``(N,)``, whether the clean image is not flagged.
+        evaded: bool ``(N,)``, whether an attack on the image is misclassified and not flagged; it
+            counts for images that the classifier gets right.
+
+    Raises:
+        InputError: when the lengths differ, or no image is decided on.
+
+    Source:
+        Stutz, Hein, Schiele (2020), arXiv:1910.06259, equation 7.
+
+    Example:
+        >>> right, accepted = np.array([True, True, False]), np.array([True, False, True])
+        >>> robust_error(right, accepted, np.array([False, True, False]))
+        0.666...
+    """
+    if not len(right) == len(accepted) == len(evaded):
+        lengths = f"{len(right)}, {len(accepted)} and {len(evaded)}"
+        message = f"expected three masks of the same length, got {lengths}; correct them"
+        raise InputError(message)
+    changed = evaded & right
+    decided = accepted | changed
+    if not decided.any():
+        message = "expected an accepted image, got none; raise the threshold"
+        raise InputError(message)
+    return float(((~right & accepted) | changed).sum() / decided.sum())
