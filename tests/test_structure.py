@@ -102,9 +102,9 @@ PUBLIC = {
         CrossEntropy FGSM GradientAttack HARMLESS Harmless NormName Objective ObjectiveOf
         PGD Preset check_harmless gaussian_noise placed""",
     "leery.attacks.adaptive": """Accepted ActiveTest BacktrackingPGD CarliniWagner Decisions
-        Evasion Excess FalseAlarm FeatureMatching Indicators Joint Orthogonal Selective SmallestEvasion
-        SquareSearch Target Targeted Weighted active_test adaptive_attacks indicators
-        worst_case""",
+        Evasion Excess FalseAlarm FeatureMatching Indicators Joint Orthogonal Selective
+        SmallestEvasion SquareSearch Target Targeted Weighted active_test adaptive_attacks
+        indicators worst_case""",
     "leery.calibration": "Calibration Promise",
     "leery.certify": """Box Ramp Sentinel SentinelTraining interval_bounds margin_bounds
         pretrained_sentinel""",

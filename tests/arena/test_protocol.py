@@ -196,7 +196,8 @@ def workspace(
     cells["sparse"] = replace(cells["sparse"], slow=True)
     monkeypatch.setattr("leery.arena._config.ARENAS", {"mnist": cells})
     monkeypatch.setattr("leery.arena._config.TRAINING_ATTACKS", {"mnist": LEARNED})
-    monkeypatch.setattr("leery.arena._adaptive.STEPS", 20)
+    monkeypatch.setattr("leery.arena._adaptive.STEPS", 10)
+    monkeypatch.setattr("leery.arena._adaptive.ADAPTIVE_IMAGES", 20)
     few = training_digits[0][:600], training_digits[1][:600]
     monkeypatch.setattr(Workspace, "train", lambda _self: few)
     made = Workspace(ArenaConfig("mnist", limit=120), tmp_path / "parts")
@@ -265,7 +266,7 @@ def test_attackers_who_know_a_detector_use_its_gradient_where_there_is_one(
 ) -> None:
     blind, sighted = scores(workspace, Bright), scores(workspace, Sighted)
     for found, known in ((blind, False), (sighted, True)):
-        assert found["|evaded"].shape == found["|certified"].shape == (50,)
+        assert found["|evaded"].shape == found["|certified"].shape == (20,)
         assert found["|with gradients"].tolist() == [known]
     assert sighted["|evaded"].mean() > 0.9
     assert blind["|evaded"].mean() < sighted["|evaded"].mean()
