@@ -560,6 +560,8 @@ def guards_table() -> str:
     }
     rows = [
         [GUARDS[row["guard"]], *(f"{row[name]:.2f}" for name in columns)]
+        if row["proved"]
+        else [GUARDS[row["guard"]], *(f"{row[name]:.2f}" for name in list(columns)[:2]), "-"]
         for row in adaptive("threats").to_dict("records")
     ]
     return _table(["guard", *columns.values()], rows)
@@ -583,11 +585,45 @@ def active_table() -> str:
         cells = [ATTACKS[str(name)]]
         for inverted in (False, True):
             (row,) = own[own.inverted == inverted].to_dict("records")
-            cells.append(f"{row['found']:.2f} of {row['planted']}")
+            cells.append(f"{round(row['found'] * row['planted'])} of {row['planted']}")
         rows.append(cells)
     chance = table["by chance"].max()
     rows.append(["random points", f"{chance:.2f}", f"{chance:.2f}"])
     return _table(["attack", "found", "found, inverted"], rows)
+
+
+def masks_table() -> str:
+    """Evasions by what the attacker knows of the dropout masks."""
+    kinds = {"known": "known", "unknown": "fixed, unknown", "fresh": "drawn anew each time"}
+    rows = [
+        [kinds[row["masks"]], str(row["images"]), str(row["draws"]), f"{row['evaded']:.2f}"]
+        for row in adaptive("masks").to_dict("records")
+    ]
+    return _table(["masks", "images", "draws that judged each image", "evaded"], rows)
+
+
+def false_alarms_table() -> str:
+    """Evaded or flagged by an attacker's choice, by alpha."""
+    table, rows = adaptive("alarms"), []
+    guards = list(dict.fromkeys(table.guard))
+    for alpha, own in table.groupby("alpha"):
+        by = own.set_index("guard")
+        cells = [f"{by.share[name]:.2f} / {by.flagged[name]:.2f}" for name in guards]
+        rows.append([f"{alpha:g}", *cells])
+    names = [f"{GUARDS[name]}: either / flagged" for name in guards]
+    return _table(["alpha", *names], rows)
+
+
+def robust_table() -> str:
+    """Robust accuracy of the hardened classifier under the suite and under plain PGD."""
+    rows = [
+        [
+            *(str(row[name]) for name in ("attack", "steps", "restarts")),
+            f"{row['share']:.3f} ({row['low']:.3f} to {row['high']:.3f})",
+        ]
+        for row in adaptive("robust").to_dict("records")
+    ]
+    return _table(["attack", "steps", "runs", "still right (95 % interval)"], rows)
 
 
 def blocks(path: Path) -> dict[str, str]:
@@ -625,6 +661,9 @@ def blocks(path: Path) -> dict[str, str]:
             "guards": guards_table(),
             "falls": falls_table(),
             "active tests": active_table(),
+            "masks": masks_table(),
+            "alarms": false_alarms_table(),
+            "robust accuracy": robust_table(),
         }
     if path == README:
         return {"results": shipped_table(), "elsewhere": elsewhere()}

@@ -290,6 +290,7 @@ def test_thresholds_are_set_on_other_images_than_those_that_are_judged(
             assert not torch.equal(changed, images)
 
 
+@pytest.mark.slow
 def test_a_detector_of_one_s_own_is_fitted_anew_and_the_short_way_gives_the_same(
     workspace: Workspace,
 ) -> None:

@@ -53,7 +53,7 @@ def test_the_shipped_classifier_resists_attacks_that_fool_the_plain_one(digits: 
     assert robust(pretrained("mnist").model, few, 0.3) <= 0.1
 
 
-@pytest.mark.parametrize("name", ["adversarial", "interval"])
+@pytest.mark.parametrize("name", [pytest.param("adversarial", marks=pytest.mark.slow), "interval"])
 def test_hardening_makes_a_classifier_more_robust(
     name: str, digits: Batch, training_digits: Batch
 ) -> None:

@@ -11,7 +11,10 @@ from tests.conftest import Batch
 EPSILON = 0.2
 
 
-@pytest.fixture(params=["jump", "discretise", "blur", "neighbours", "stable"])
+TOYS = ["jump", "discretise", "blur", "neighbours"]
+
+
+@pytest.fixture(params=[*TOYS, pytest.param("stable", marks=pytest.mark.slow)])
 def toy(
     request: pytest.FixtureRequest, digit_net: nn.Module, training_digits: Batch
 ) -> tuple[str, Target]:
