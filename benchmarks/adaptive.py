@@ -42,8 +42,7 @@ from torch import Tensor, nn
 
 import leery
 from leery import Detector
-from leery.attacks import BIM, FGSM, PGD, Attack, GradientAttack
-from leery.attacks._norms import NormName
+from leery.attacks import BIM, FGSM, PGD, Attack, GradientAttack, NormName
 from leery.attacks.adaptive import (
     Decisions,
     FalseAlarm,
@@ -356,7 +355,7 @@ class Evaded(foolbox.criteria.Criterion):  # type: ignore[misc]
 def masks() -> Iterator[Row]:
     """The paper's six, where the attacker knows the dropout masks, does not, or where none last.
 
-    The verdicts that count are of draws that no attack has seen.
+    Fresh masks are judged on draws that no attack has seen, unknown ones on the detector's own.
     """
     fixed, (images, labels) = detector("six"), attacked(30)
     fresh = fixed.with_masks("fresh")

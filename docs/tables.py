@@ -559,9 +559,13 @@ def guards_table() -> str:
         "proved": "proved",
     }
     rows = [
-        [GUARDS[row["guard"]], *(f"{row[name]:.2f}" for name in columns)]
-        if row["proved"]
-        else [GUARDS[row["guard"]], *(f"{row[name]:.2f}" for name in list(columns)[:2]), "-"]
+        [
+            GUARDS[row["guard"]],
+            *(
+                "-" if name == "proved" and not row[name] else f"{row[name]:.2f}"
+                for name in columns
+            ),
+        ]
         for row in adaptive("threats").to_dict("records")
     ]
     return _table(["guard", *columns.values()], rows)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from tables import GUARDS
 
 from leery.reporting import PALETTE, figure_style, new_figure, to_svg
 
@@ -22,18 +23,6 @@ QUESTIONS = {
 """What the bars of a guard show, by column."""
 
 
-GUARDS = {
-    "unguarded": "no detector",
-    "six": "the paper's six metrics",
-    "default": "leery's default",
-    "with sentinel": "default and sentinel",
-    "hardened, 1 % rejected": "hardened classifier,\nrejects by confidence",
-    "hardened, default": "hardened classifier,\ndefault",
-    "hardened, with sentinel": "hardened classifier,\ndefault and sentinel",
-}
-"""Names of the guards for readers, by those in the table."""
-
-
 def draw(table: pd.DataFrame) -> str:
     """The figure as SVG: three bars for each guard."""
     with figure_style():
@@ -46,8 +35,11 @@ def draw(table: pd.DataFrame) -> str:
             bars = axes.barh(
                 place + 0.26 * (row - 1), shares, 0.24, label=label, color=colours[row]
             )
-            axes.bar_label(bars, [f"{share:.2f}" for share in shares], padding=3, fontsize=8)
-        axes.set_yticks(place, [GUARDS[name] for name in table.guard])
+            labels = [
+                "none" if column == "proved" and not share else f"{share:.2f}" for share in shares
+            ]
+            axes.bar_label(bars, labels, padding=3, fontsize=8)
+        axes.set_yticks(place, [GUARDS[name].replace(", ", ",\n") for name in table.guard])
         axes.grid(visible=False, axis="y")
         axes.invert_yaxis()
         axes.set_xlim(0, 1.1)

@@ -11,8 +11,10 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
+import pandas as pd
 import pytest
 import torch
 
@@ -178,3 +180,9 @@ def test_an_example_ends_with_its_table(name: str, capsys: pytest.CaptureFixture
     for row in rows[1:]:
         assert 0 <= float(row.split()[-1]) < 0.3
     assert head
+
+
+def test_the_figure_of_threats_is_that_of_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    module: Any = importlib.import_module("threats")
+    assert module.draw(pd.read_csv(module.TABLE)) == module.FIGURE.read_text()

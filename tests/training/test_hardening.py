@@ -21,7 +21,7 @@ from leery.classifiers import (
 )
 from leery.data import load
 from leery.errors import InputError
-from leery.intervals import Box, interval_bounds
+from leery.intervals import Box, interval_bounds, margin_bounds
 from leery.models import predict
 from leery.training import run_epochs
 from tests.conftest import Batch
@@ -51,6 +51,27 @@ def test_the_shipped_classifier_resists_attacks_that_fool_the_plain_one(digits: 
     assert float((predict(shipped.model, few[0]) == few[1]).double().mean()) >= 0.985
     assert robust(shipped.model, few, 0.3) >= 0.9
     assert robust(pretrained("mnist").model, few, 0.3) <= 0.1
+
+
+def test_the_shipped_interval_weights_resist_provably(digits: Batch) -> None:
+    shipped = pretrained("mnist", "interval")
+    images, labels = digits[0][:300], digits[1][:300]
+    assert Recipe(**shipped.record["recipe"]) == HARDENED["mnist"]["interval"]
+    assert shipped.record["command"].startswith("leery train mnist --recipe interval --seed 0")
+    right = float((predict(shipped.model, images) == labels).double().mean())
+    assert right == pytest.approx(shipped.record["test_accuracy"], abs=0.03)
+    box = Box((images - 0.3).clamp_min(0), (images + 0.3).clamp_max(1))
+    verified = []
+    for model in (shipped.model, pretrained("mnist").model):
+        network = nn.Sequential(*model.children()).eval()
+        with torch.no_grad():
+            bounds = margin_bounds(network, box, labels)
+        others = bounds.scatter(1, labels.unsqueeze(1), torch.inf).amin(1)
+        verified.append(float((others > 0).double().mean()))
+    assert verified[0] > 0.8
+    assert verified[1] == 0
+    # What is proved is a lower bound of what attacks leave right.
+    assert robust(shipped.model, (images, labels), 0.3) >= verified[0]
 
 
 @pytest.mark.parametrize("name", [pytest.param("adversarial", marks=pytest.mark.slow), "interval"])

@@ -84,7 +84,7 @@ class SentinelDetector:
         clean: tuple[Tensor, Tensor],
         attacks: Sequence[Callable[..., Tensor]] = (),
     ) -> Self:
-        """Nothing: it was trained on the training images, and uses no others and no attacks."""
+        """Return the detector as it is: its sentinel ships trained, on training images alone."""
         del train, clean, attacks
         return self
 
@@ -99,5 +99,5 @@ class SentinelDetector:
     def certify(
         self, images: Tensor, labels: Tensor, calibration: Calibration, *, epsilon: float
     ) -> np.ndarray:
-        """Whether it is proved that every misclassified image within epsilon is flagged."""
+        """True for images for which every misclassified image within epsilon is flagged, ``(N,)``."""
         return self._sentinel.calibrated(calibration).certify(images, labels, epsilon=epsilon)

@@ -685,7 +685,7 @@ class Detector:
         return self
 
     def has_seen(self, images: Tensor) -> np.ndarray:
-        """Mask of the images that were used to fit the metrics, the combiner or the sentinel.
+        """True for each image that was used to fit the metrics, the combiner or the sentinel.
 
         Args:
             images: ``(N, ...)``.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from leery.attacks import FGSM, PGD, Attack, CrossEntropy, GradientAttack
 from leery.attacks._gradient import Climb
 from leery.attacks.adaptive import (
+    Decisions,
     Selective,
     Target,
     active_test,
@@ -84,6 +85,32 @@ def test_every_attack_of_the_suite_evades_a_weak_guard(target: Target, some: Bat
         assert torch.equal(
             target.evaded_by(found.images, labels), torch.tensor(found.rows.evaded.to_numpy())
         )
+
+
+@pytest.mark.parametrize(("classes", "towards"), [(2, 1), (10, 9), (100, 9)])
+def test_at_most_nine_classes_are_attacked_one_by_one(
+    classes: int, towards: int, target: Target
+) -> None:
+    names = adaptive_attacks(target, 0.3, classes=classes, steps=1)
+    offsets = [int(name.removeprefix("towards +")) for name in names if "towards" in name]
+    assert len(set(offsets)) == len(offsets) == towards
+    assert (min(offsets), max(offsets)) == (1, {2: 1, 10: 9, 100: 89}[classes])
+
+
+def test_a_guard_is_a_classifier_with_a_class_for_what_is_flagged(
+    target: Target, digits: Batch
+) -> None:
+    images = torch.cat([digits[0][:30], 0.5 * digits[0][:30] + 0.25])
+    seen = Decisions(target, classes=10)(images)
+    classes, excess = target.judge(images)
+    assert seen.shape == (60, 11)
+    assert bool((seen.sum(1) == 1).all())
+    flagged = excess > 0
+    assert 0 < int(flagged.sum()) < 60
+    assert bool((seen.argmax(1)[flagged] == 10).all())
+    assert torch.equal(seen.argmax(1)[~flagged], classes[~flagged])
+    with pytest.raises(InputError, match="classes"):
+        Decisions(target, classes=1)
 
 
 def test_more_steps_and_a_larger_ball_find_more(target: Target, some: Batch) -> None:

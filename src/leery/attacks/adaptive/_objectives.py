@@ -214,7 +214,9 @@ class _Pursuit(_Climb):
 
 
 class Accepted(_Pursuit):
-    """The log-probability of the likeliest wrong class, and the score's excess.
+    r"""The log-probability of the likeliest wrong class; once a class is wrong, minus the excess.
+
+    .. math:: \max_{k \ne y} \log p_k(x), \quad \text{then} \quad -(g(x) - t)
 
     Source:
         The confidence objective of Stutz, Hein, Schiele (2020), arXiv:1910.06259. Departure: the
