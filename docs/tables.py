@@ -558,14 +558,12 @@ def guards_table() -> str:
         "holds against who knows the guard": "attacker knows everything",
         "proved": "proved",
     }
+
+    def shown(column: str, share: float) -> str:
+        return "-" if column == "proved" and not share else f"{share:.2f}"
+
     rows = [
-        [
-            GUARDS[row["guard"]],
-            *(
-                "-" if name == "proved" and not row[name] else f"{row[name]:.2f}"
-                for name in columns
-            ),
-        ]
+        [GUARDS[row["guard"]], *(shown(name, row[name]) for name in columns)]
         for row in adaptive("threats").to_dict("records")
     ]
     return _table(["guard", *columns.values()], rows)

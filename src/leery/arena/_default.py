@@ -99,5 +99,5 @@ class SentinelDetector:
     def certify(
         self, images: Tensor, labels: Tensor, calibration: Calibration, *, epsilon: float
     ) -> np.ndarray:
-        """True for images for which every misclassified image within epsilon is flagged, ``(N,)``."""
+        """Whether it is proved that every misclassified image within epsilon is flagged."""
         return self._sentinel.calibrated(calibration).certify(images, labels, epsilon=epsilon)
