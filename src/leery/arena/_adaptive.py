@@ -18,7 +18,10 @@ ADAPTIVE_IMAGES = 50
 """Maximum number of images that are attacked with knowledge of the detector."""
 
 STEPS = 100
-"""Number of steps of each of these attacks."""
+"""Number of steps of these attacks."""
+
+QUERIES = 2000
+"""Number of queries of the score of a detector without gradients."""
 
 _WITHOUT_GRADIENT = ("transfer", "squares")
 """The attacks that need no gradient of the score."""
@@ -87,8 +90,9 @@ def evaded(workspace: Workspace, detector: Any, calibration: Calibration) -> np.
 
     known = has_gradient(detector)
     target = Target(model, smooth if known else exact, judge)
+    steps = STEPS if known else QUERIES
     attacks = adaptive_attacks(
-        target, workspace.config.epsilon, classes=10, steps=STEPS, pool=images
+        target, workspace.config.epsilon, classes=10, steps=steps, pool=images
     )
     chosen = {name: own for name, own in attacks.items() if known or name in _WITHOUT_GRADIENT}
     found = worst_case(target, chosen, images, labels, seed=workspace.config.seed).rows.evaded

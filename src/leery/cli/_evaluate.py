@@ -103,7 +103,12 @@ class _Attacker:
         str, typer.Option("--adaptive-norm", help="Norm of the distance: linf or l2.")
     ] = "linf"
     steps: Annotated[
-        int, typer.Option("--adaptive-steps", help="Number of steps of each of these attacks.")
+        int,
+        typer.Option(
+            "--adaptive-steps",
+            help="Number of steps; attacks towards a chosen class, transfer and feature matching "
+            "take a fifth of them.",
+        ),
     ] = 100
     restarts: Annotated[
         int, typer.Option("--adaptive-restarts", help="Number of restarts of each of them.")
@@ -246,7 +251,7 @@ def _adaptive(found: AdaptiveEvaluation) -> str:
     growth = ", ".join(f"{share:.1%} after {steps}" for steps, share in found.found_after.items())
     failed = found.signs.failed
     text = [
-        f"Attacks on classifier and detector together, {norm}, {found.steps} steps, "
+        f"Attacks on classifier and detector together, {norm}, up to {found.steps} steps, "
         f"{found.restarts} restart{'s' * (found.restarts != 1)}, on {found.images:,} images that "
         "the classifier gets right. An attack succeeds if the image is misclassified and not "
         "flagged.",
@@ -263,8 +268,9 @@ def _adaptive(found: AdaptiveEvaluation) -> str:
     share = found.evaded
     text.append(
         f"An attacker who knows the detector evades it on at least {share.estimate:.1%} of the "
-        f"images (95 % interval {share.low:.1%} to {share.high:.1%}) with {norm} changes of at "
-        f"most {found.epsilon:g}."
+        f"images that the classifier gets right (95 % interval for these attacks: {share.low:.1%} "
+        f"to {share.high:.1%}; stronger ones may find more), with {norm} changes of at most "
+        f"{found.epsilon:g}."
     )
     return "\n".join(text)
 

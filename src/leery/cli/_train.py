@@ -35,8 +35,8 @@ def train(
         str,
         typer.Option(
             "--recipe",
-            help="plain; for mnist also adversarial, interval or distillation, which harden the "
-            "classifier against attacks.",
+            help="plain; for mnist also adversarial or interval, which harden the classifier "
+            "against attacks, or distillation, which does not withstand attackers who know it.",
         ),
     ] = "plain",
     seed: Seed = 0,

@@ -575,7 +575,7 @@ class Detector:
         score: Tensor = self._differentiable_combiner()(*self.measure_with_gradient(images))
         return score
 
-    def differentiable_excess(self, images: Tensor) -> Tensor:
+    def differentiable_excess(self, images: Tensor, *, apart: bool = False) -> Tensor:
         """By how much each image's score exceeds its threshold, with gradients to the images.
 
         With a sentinel it is the larger of the two excesses. It is above 0 for flagged images, and
@@ -583,9 +583,10 @@ class Detector:
 
         Args:
             images: float ``(N, ...)``, on the classifier's device.
+            apart: True for the excess of the score and, with a sentinel, that of the sentinel.
 
         Returns:
-            float64 ``(N,)``; in the units of the score, or of the sentinel's.
+            float64 ``(N,)``, or ``(K, N)`` apart; in the units of the score and of the sentinel's.
 
         Raises:
             NotFittedError: before :meth:`calibrate`.
@@ -594,12 +595,13 @@ class Detector:
         calibration = self._need(self._calibration, _CALIBRATE)
         combiner = self._differentiable_combiner()
         values, predicted = self.measure_with_gradient(images)
-        found: Tensor = combiner(values, predicted) - _limits(calibration, predicted)
+        found: list[Tensor] = [combiner(values, predicted) - _limits(calibration, predicted)]
         if self._sentinel is not None:
             beside = self._need(self._sentinel.calibration_, _CALIBRATE)
-            own = self._sentinel.score_of(images, predicted).to(found.device)
-            found = torch.maximum(found, own - _limits(beside, predicted))
-        return found
+            own = self._sentinel.score_of(images, predicted).to(predicted.device)
+            found.append(own - _limits(beside, predicted))
+        each = torch.stack(found)
+        return each if apart else each.amax(0)
 
     def measure_with_gradient(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Every metric, or its differentiable surrogate, with gradients to the images.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -44,7 +45,8 @@ class AdaptiveEvaluation:
     Attributes:
         norm: "linf" or "l2".
         epsilon: the largest distance, in units of the pixels.
-        steps: number of steps of each attack.
+        steps: number of steps; attacks towards a chosen class, transfer and feature matching take
+            a fifth of them.
         restarts: number of restarts of each attack.
         images: number of images, all of which the classifier gets right.
         evaded: share of them for which an attack succeeded.
@@ -93,7 +95,8 @@ def evaluate_adaptive(
         labels: int ``(N,)``, the true classes.
         epsilon: the largest distance, in units of the pixels.
         norm: "linf" or "l2".
-        steps: number of steps of each attack.
+        steps: number of steps; attacks towards a chosen class, transfer and feature matching take
+            a fifth of them.
         restarts: number of restarts of each attack.
         limit: largest number of images that are attacked, the first that the classifier gets right.
         bounds: lowest and highest pixel value, or a pair per channel; by default those of the
@@ -107,6 +110,9 @@ def evaluate_adaptive(
             detector has learned from more than a few of the images.
     """
     check_count(limit, "images")
+    if not epsilon > 0:
+        message = f"expected an epsilon above 0, got {epsilon:g}; pass the largest distance"
+        raise InputError(message)
     target = target_of(detector)
     chosen, truth = _right(detector, images, labels, limit)
     attacks = adaptive_attacks(
@@ -220,7 +226,10 @@ def target_of(detector: Detector, *, judged_by: Detector | None = None) -> Targe
             excess = np.maximum(excess, own)
         return torch.from_numpy(verdicts.predicted), torch.from_numpy(excess)
 
-    return Target(detector.model, detector.differentiable_excess, judge, _helpers(detector))
+    apart = None
+    if detector.sentinel_ is not None:
+        apart = partial(detector.differentiable_excess, apart=True)
+    return Target(detector.model, detector.differentiable_excess, judge, _helpers(detector), apart)
 
 
 def _helpers(detector: Detector) -> tuple[nn.Module, ...]:

@@ -184,3 +184,14 @@ def test_half_precision_gives_nearly_the_same(attack: SmallestEvasion) -> None:
         assert bool((model(made).argmax(1) != labels).all())
     half = (made.float() - short.float()).flatten(1).norm(dim=1)
     assert torch.allclose(half.median(), single.median(), rtol=0.02)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_infinite_threshold_is_no_guard(name: str) -> None:
+    model, images, labels, _ = linear()
+
+    def excess(points: Tensor) -> Tensor:
+        return torch.full((len(points),), -torch.inf) + 0 * points.flatten(1).sum(1)
+
+    made = ATTACKS[name](excess)(model, images, labels)  # type: ignore[operator]
+    assert bool((model(made).argmax(1) != labels).all())

@@ -1,6 +1,7 @@
 """The suite, and the tests that it applies to itself."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -97,6 +98,33 @@ def test_at_most_nine_classes_are_attacked_one_by_one(
     assert (min(offsets), max(offsets)) == (1, {2: 1, 10: 9, 100: 89}[classes])
 
 
+def test_of_many_classes_the_likeliest_are_attacked() -> None:
+    # The logits are minus the squared distance to a class's place on a circle: the likeliest wrong
+    # classes are its neighbours.
+    angles = torch.arange(20) * torch.pi / 10
+    places = 0.5 + 0.4 * torch.stack([angles.cos(), angles.sin()], 1)
+    layer = nn.Linear(2, 20)
+    with torch.no_grad():
+        layer.weight.copy_(200 * places)
+        layer.bias.copy_(-100 * places.square().sum(1))
+    model = nn.Sequential(layer).eval()
+    labels = torch.arange(20)
+    assert torch.equal(model(places).argmax(1), labels)
+    target = Target(
+        model,
+        lambda images: 0 * images.sum(1) - 1,
+        lambda images: (model(images).argmax(1), -torch.ones(len(images)).double()),
+    )
+    attacks = adaptive_attacks(target, 0.2, classes=20, steps=200, pool=places)
+    for place in range(1, 10):
+        attack = attacks[f"towards likeliest {place}"]
+        assert isinstance(attack, GradientAttack)
+        distance = (attack.objective(model).towards - labels).abs()  # type: ignore[attr-defined]
+        assert bool((torch.minimum(distance, 20 - distance) == (place + 1) // 2).all())
+    found = model(attacks["towards likeliest 1"](model, places, labels)).argmax(1)
+    assert bool((found != labels).all())
+
+
 def test_a_guard_is_a_classifier_with_a_class_for_what_is_flagged(
     target: Target, digits: Batch
 ) -> None:
@@ -111,6 +139,8 @@ def test_a_guard_is_a_classifier_with_a_class_for_what_is_flagged(
     assert torch.equal(seen.argmax(1)[~flagged], classes[~flagged])
     with pytest.raises(InputError, match="classes"):
         Decisions(target, classes=1)
+    with pytest.raises(InputError, match="expected 5 classes, got an image of class 9"):
+        Decisions(target, classes=5)(images)
 
 
 def test_more_steps_and_a_larger_ball_find_more(target: Target, some: Batch) -> None:
@@ -163,6 +193,17 @@ def test_an_attack_of_another_kind_takes_part(target: Target, some: Batch) -> No
     assert found.rows.evaded.all()
     with pytest.raises(InputError, match="restarts"):
         worst_case(target, {"swap": swap}, images, labels, restarts=0)
+
+
+def test_labels_that_do_not_fit_are_refused(target: Target, some: Batch) -> None:
+    images, labels = some
+    with pytest.raises(InputError, match=r"labels to be 0\.\.9"):
+        worst_case(target, {}, images, labels + 100)
+    for wrong in (labels[:-1], labels.double()):
+        with pytest.raises(InputError, match="label"):
+            worst_case(target, {}, images, wrong)
+        with pytest.raises(InputError, match="label"):
+            target.evaded_by(images, wrong)
 
 
 # ---- the active test -----------------------------------------------------------------------------
@@ -289,6 +330,15 @@ def test_an_evasion_that_is_not_returned_is_noticed(target: Target, some: Batch)
     found = indicators(target, attack, *some)
     assert found.silent > 0
     assert "silent" in found.failed
+
+
+def test_signs_are_looked_for_along_gradients_only(target: Target, some: Batch) -> None:
+    attacks = adaptive_attacks(target, 0.3, classes=10, steps=5, pool=some[0])
+    squares = attacks["squares"]
+    assert isinstance(squares, GradientAttack)
+    for attack in (squares, replace(selective(target), epsilon=0.0)):
+        with pytest.raises(InputError, match="an attack along gradients with an epsilon above 0"):
+            indicators(target, attack, *some)
 
 
 @pytest.mark.parametrize("infinite", [False, True])

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from leery.attacks.adaptive import Target, adaptive_attacks, worst_case
+from leery.attacks import GradientAttack
+from leery.attacks.adaptive import Target, adaptive_attacks, indicators, worst_case
 from tests.attacks.adaptive import toys
 from tests.conftest import Batch
 
@@ -44,3 +45,19 @@ def test_a_toy_defence_falls(toy: tuple[str, Target], digits: Batch) -> None:
     for alone in ("selective", "towards"):
         own = {known: attack for known, attack in attacks.items() if known.startswith(alone)}
         assert worst_case(target, own, images, labels).rows.evaded.mean() >= 0.95
+
+
+def test_a_rounding_without_its_surrogate_shows_zero_gradients(
+    digit_net: nn.Module, digits: Batch
+) -> None:
+    images, labels = (part[:20] for part in digits)
+
+    class Rounded(nn.Module):
+        def forward(self, made: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = digit_net((made * 5).round() / 5)
+            return logits
+
+    target = toys.accepts_everything(Rounded().eval())
+    attack = adaptive_attacks(target, EPSILON, classes=10, steps=50)["selective"]
+    assert isinstance(attack, GradientAttack)
+    assert "zero" in indicators(target, attack, images, labels).failed

@@ -67,7 +67,9 @@ def active_test(
 
     Args:
         target: the guarded classifier.
-        attack: makes the attack on the guard with the planted classifier.
+        attack: makes the attack on the guard with the planted classifier. Each image has a last
+            layer of its own: the attack must give all images of a call to the model at once and in
+            their order, at least 64, as those of leery do.
         images: float ``(N, ...)`` within the bounds.
         epsilon: L-infinity radius.
         inverted: True to plant points that are flagged, and to attack with the sign of the excess
@@ -154,8 +156,9 @@ class _Planting:
             return images[known], target
         # Features of few dimensions may not tell the point from all others.
         near, far = images[known], points[known]
-        told = ~self._as_planted(heads, layer).evaded_by(near, torch.zeros(len(near)))
-        told &= self._as_planted(heads, layer).evaded_by(far, torch.zeros(len(far)))
+        inner_class = torch.zeros(len(near), dtype=torch.int64)
+        told = ~self._as_planted(heads, layer).evaded_by(near, inner_class)
+        told &= self._as_planted(heads, layer).evaded_by(far, inner_class)
         kept = [head for head, good in zip(heads, told.tolist(), strict=True) if good]
         return near[told], self._as_planted(kept, layer) if kept else target
 

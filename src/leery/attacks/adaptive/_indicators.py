@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from leery._checks import bounds_like, clamp
 from leery.attacks._gradient import PGD, GradientAttack, gradients_of
 from leery.attacks._objectives import Objective
-from leery.attacks.adaptive._objectives import MARGIN, Joint, margin
+from leery.attacks.adaptive._objectives import Joint, margin
 from leery.attacks.adaptive._target import Target
+from leery.errors import InputError
 from leery.models import device_of, isolated, run_fast
 
 __all__ = ["Indicators", "indicators"]
@@ -84,18 +85,25 @@ def indicators(
 
     Args:
         target: the guarded classifier.
-        attack: a gradient attack on it.
+        attack: an attack on it along gradients, with an epsilon above 0.
         images: clean images ``(N, ...)`` within the bounds that the classifier gets right.
         labels: int ``(N,)``, their true classes.
         seed: seed of the attack and of the directions.
 
     Raises:
-        InputError: when images or labels do not fit.
+        InputError: when images or labels do not fit, or the attack uses no gradient.
     """
     whole = len(images)
     log = _Log(target)
     watched = replace(attack, objective=lambda model: _Watched(attack.objective(model), model, log))
     made = watched(target.model, images, labels, seed=seed, batch_size=whole)
+    if not log.values:
+        name, epsilon = type(attack).__name__, attack.epsilon
+        message = (
+            "expected an attack along gradients with an epsilon above 0, got "
+            f"{name} with {epsilon:g}; choose another attack or epsilon"
+        )
+        raise InputError(message)
     evaded = target.evaded_by(made, labels)
     low, high = bounds_like(attack.bounds or (0.0, 1.0), images)
     width = float((high - low).max())
@@ -164,7 +172,7 @@ class _Log:
     def moving(self) -> Tensor:
         """Whether the best value so far improved in the last steps, bool ``(N,)``."""
         margins, calm = torch.stack(self.values, 1)
-        wrong = margins > MARGIN
+        wrong = margins > 0
         # Of the excess, only what counts: of iterates with a wrong class.
         reached = torch.where(wrong, calm, calm.amin(0)).cummax(0).values
         best, span = torch.where(

@@ -19,8 +19,8 @@ __all__ = [
     "Weighted",
 ]
 
-MARGIN = 0.05
-"""By how much another logit must exceed that of the true class for a class to count as wrong."""
+_MARGIN = 0.0025
+"""Lead up to which attacks go on raising a wrong class, as a fraction of the logits' range."""
 
 _BEHIND = 3.0
 """Offset that ranks iterates of one kind below all of the other, whose values are in -1..1."""
@@ -49,13 +49,37 @@ def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
     return others - logits.gather(1, own).squeeze(1)
 
 
+def _lead(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The margin of a wrong class, and by how much it falls short of the one that is sought."""
+    found = margin(logits, labels)
+    seen = logits.detach()
+    return found, _MARGIN * (seen.amax(1) - seen.amin(1)) - found
+
+
 def _scaled(values: Tensor) -> Tensor:
-    """Values between -1 and 1 in the same order, float64 ``(N,)``.
+    """Values between -1 and 1 in the same order, -1 for NaN, float64 ``(N,)``.
 
     Taken alone, the gradient of a scaled value has the direction of that of the value.
     """
     # An excess may be infinite, for which the function and its gradient would be no numbers.
-    return functional.softsign(values.double().clamp(-_LARGEST, _LARGEST))
+    wide = values.double().nan_to_num(-_LARGEST).clamp(-_LARGEST, _LARGEST)
+    return functional.softsign(wide)
+
+
+def _as(rank: Tensor, term: Tensor) -> Tensor:
+    """A term with another value and its own gradient."""
+    return rank.detach() + (term - term.detach())
+
+
+def _apart(images: Tensor) -> Tensor:
+    """The images; of what is computed from them, gradients that are not finite count as 0.
+
+    A score whose gradient is not a number must not take that of the classifier with it.
+    """
+    found = images.view_as(images)
+    if found.requires_grad:
+        found.register_hook(lambda gradient: gradient.nan_to_num(0.0, 0.0, 0.0))
+    return found
 
 
 def _unit(gradient: Tensor) -> Tensor:
@@ -89,9 +113,25 @@ class _Climb:
 
     def logits(self, images: Tensor, labels: Tensor) -> Tensor:
         """The classifier's logits, after a check of the labels."""
-        logits = run_fast(self.model, images)
+        logits = run_fast(self.model, _apart(images))
         check_labels(labels, len(images), logits.shape[1])
         return logits
+
+    def calm(self, images: Tensor) -> Tensor:
+        """Minus the excess, scaled, float64 ``(N,)``."""
+        return _scaled(-self.excess(_apart(images)))
+
+    def switched(
+        self, logits: Tensor, labels: Tensor, goal: Tensor, calm: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The goal while no wrong class leads clearly, then the calm, and the other of the two.
+
+        The value of the first one ranks any wrong class above the right one.
+        """
+        lead, short = (part.detach() for part in _lead(logits, labels))
+        clear = short < 0
+        rank = torch.where(lead > 0, calm, goal - _BEHIND)
+        return _as(rank, torch.where(clear, calm, goal)), torch.where(clear, goal, calm)
 
 
 class Selective(_Climb):
@@ -111,9 +151,7 @@ class Selective(_Climb):
         """The term to climb now, and the other one."""
         logits = self.logits(images, labels)
         odds = _scaled(log_odds(logits, labels))
-        calm = -_scaled(self.excess(images))
-        wrong = margin(logits.detach(), labels) > MARGIN
-        return torch.where(wrong, calm, odds - _BEHIND), torch.where(wrong, odds, calm)
+        return self.switched(logits, labels, odds, self.calm(images))
 
 
 class Orthogonal(Selective):
@@ -146,9 +184,9 @@ class Orthogonal(Selective):
 class Weighted(_Climb):
     """Climbs the capped margin of a wrong class and descends the excess of the score at once.
 
-    A term counts until it is reached: a margin of 0.05, an excess of 0. The direction is the sum of
-    the directions of both gradients, the second one times the weight, so that the units of the
-    score do not matter.
+    A term counts until it is reached: a clear margin, an excess of 0. The direction is the sum of
+    the directions of the gradients, those of excesses times the weight, so that the units of scores
+    do not matter. There may be several excesses, ``(K, N)``, all of which are descended.
 
     Source:
         Carlini and Wagner (2017), arXiv:1705.07263: one loss for classifier and detector.
@@ -158,18 +196,25 @@ class Weighted(_Climb):
     def __init__(self, model: nn.Module, excess: Excess, *, weight: float = 0.5) -> None:
         super().__init__(model, excess, weight=weight)
 
-    def value(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Both terms, each float64 ``(N,)``; both 0 where the guard is evaded, else below."""
-        lack = (MARGIN - margin(self.logits(images, labels), labels)).relu()
-        return -_scaled(lack), -_scaled(self.excess(images).relu())
+    def value(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """The terms, each float64 ``(N,)``; all are 0 where the guard is evaded, else one is below.
+
+        The first one is the lack of a wrong class; the others are minus the excesses.
+        """
+        lead, short = _lead(self.logits(images, labels), labels)
+        lack = _scaled(-short.relu())
+        rank = torch.where(lead > 0, 0, lack)
+        excess = self.excess(_apart(images))
+        each = excess.unsqueeze(0) if excess.ndim == 1 else excess
+        return _as(rank, lack), *(_scaled(-part.relu()) for part in each)
 
     def direction(self, gradients: Tensor) -> Tensor:
-        """The weighted sum of the directions of both gradients, ``(N, ...)``."""
-        lack, excess = (_unit(gradient) for gradient in gradients)
-        return lack + self.weight * excess
+        """The weighted sum of the directions of all gradients, ``(N, ...)``."""
+        lack, *excesses = (_unit(gradient) for gradient in gradients)
+        return lack + self.weight * torch.stack(excesses).sum(0)
 
     def better(self, new: Tensor, old: Tensor) -> Tensor:
-        """Where the sum of both terms is larger, bool ``(N,)``."""
+        """Where the sum of all terms is larger, bool ``(N,)``."""
         return new.sum(0) > old.sum(0)
 
 
@@ -197,11 +242,9 @@ class _Pursuit(_Climb):
     def value(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The term to climb now and the other one, float64 ``(N,)``."""
         goal, logits = self.goal(images, labels)
-        wrong = margin(logits.detach(), labels) > MARGIN
-        goal, excess = _scaled(goal), self.excess(images)
+        now, other = self.switched(logits, labels, _scaled(goal), self.calm(images))
         # While the class is right, a score that is low enough need not fall.
-        now = torch.where(wrong, -_scaled(excess), goal - _BEHIND)
-        return now, torch.where(wrong, goal, -_scaled(excess.relu()))
+        return now, other.clamp_max(0)
 
     def direction(self, gradients: Tensor) -> Tensor:
         """The weighted sum of the directions of both gradients, ``(N, ...)``."""
@@ -231,7 +274,13 @@ class Accepted(_Pursuit):
 
 
 class Targeted(_Pursuit):
-    """As :class:`Accepted`, for a chosen class: the true one plus ``offset``, modulo the classes.
+    """As :class:`Accepted`, for a chosen class.
+
+    Args:
+        model: the classifier, in eval mode.
+        excess: the detector's excess.
+        towards: the class to attack for each true class, int64 ``(classes,)``.
+        weight: weight of the other term, at least 0.
 
     Source:
         Chen et al. (2023), "Stratified adversarial robustness with rejection": high-confidence
@@ -239,15 +288,15 @@ class Targeted(_Pursuit):
     """
 
     def __init__(
-        self, model: nn.Module, excess: Excess, *, offset: int = 1, weight: float = 0.5
+        self, model: nn.Module, excess: Excess, *, towards: Tensor, weight: float = 0.5
     ) -> None:
         super().__init__(model, excess, weight=weight)
-        self.offset = offset
+        self.towards = towards
 
     def goal(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The log-probability, at most 0, ``(N,)``, and the logits."""
         logits = self.logits(images, labels)
-        target = (labels + self.offset) % logits.shape[1]
+        target = self.towards.to(labels.device)[labels]
         return logits.log_softmax(1).gather(1, target.unsqueeze(1)).squeeze(1), logits
 
 
@@ -261,7 +310,7 @@ class FalseAlarm(_Climb):
     def value(self, images: Tensor, labels: Tensor) -> Tensor:
         """The scaled excess, ``(N,)``; iterates with a wrong class are below all others."""
         wrong = margin(self.logits(images, labels), labels) > 0
-        excess = _scaled(self.excess(images))
+        excess = _scaled(self.excess(_apart(images)))
         return torch.where(wrong, excess - _BEHIND, excess)
 
 
@@ -300,7 +349,7 @@ class FeatureMatching(_Pursuit):
 
     def goal(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Minus the scaled distance, ``(N,)``, and the logits."""
-        logits, seen = forward(self.model, images, [self._layer])
+        logits, seen = forward(self.model, _apart(images), [self._layer])
         own = seen[self._layer].flatten(1) / self._scale
         others = self._classes.to(labels.device) != labels.unsqueeze(1)
         squares = torch.cdist(own, self._features.to(own)).square()

@@ -23,7 +23,7 @@ class SquareSearch(GradientAttack):
 
     A change is kept if it does not lower the objective, whose value is asked for once a step and
     whose gradient is not used. All images are tried with the same draws, so that these depend on
-    the seed alone.
+    the seed alone. The first change is vertical stripes; the step size has no effect.
 
     Args:
         largest: area of the first squares as a fraction of the image's area, in (0, 1].
@@ -51,12 +51,13 @@ class SquareSearch(GradientAttack):
         objective, origin, labels = climb.objective, climb.origin, climb.labels
         drawn = torch.Generator().manual_seed(climb.seed)
         stripes = _signs((1, origin.shape[1], 1, origin.shape[3]), drawn)
-        kept = self._moved(origin, stripes, climb)
+        kept, trial = climb.start, self._moved(origin, stripes, climb)
         values = stacked(objective.value(kept, labels))
         for step in range(self.steps):
-            mask = self._square(kept, step, drawn)
-            signs = _signs((1, kept.shape[1], 1, 1), drawn)
-            trial = torch.where(mask, self._moved(origin, signs, climb), kept)
+            if step:
+                mask = self._square(kept, step, drawn)
+                signs = _signs((1, kept.shape[1], 1, 1), drawn)
+                trial = torch.where(mask, self._moved(origin, signs, climb), kept)
             tried = stacked(objective.value(trial, labels))
             worse = objective.better(values, tried)
             kept = torch.where(worse.view(-1, 1, 1, 1), kept, trial)
@@ -105,7 +106,17 @@ class Decisions(nn.Module):
         self._target, self._classes = target, classes
 
     def forward(self, images: Tensor) -> Tensor:
-        """1 for the class that is seen and 0 for the others, float32 ``(N, classes + 1)``."""
+        """1 for the class that is seen and 0 for the others, float32 ``(N, classes + 1)``.
+
+        Raises:
+            InputError: when the classifier has more classes.
+        """
         classes, excess = self._target.judge(images.detach())
+        if len(classes) and int(classes.max()) >= self._classes:
+            message = (
+                f"expected {self._classes} classes, got an image of class {int(classes.max())}; "
+                "correct classes="
+            )
+            raise InputError(message)
         seen = torch.where(excess > 0, self._classes, classes)
         return functional.one_hot(seen, self._classes + 1).float().to(images.device)

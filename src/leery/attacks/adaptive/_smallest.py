@@ -37,6 +37,9 @@ _MULTIPLIERS = (1e-6, 1e12)
 _LAST_RATE = 0.01
 """The last step size as a fraction of the first."""
 
+_LARGEST = 1e9
+"""Largest size of an excess."""
+
 _INSIDE = 1 - 1e-6
 """Fraction of the pixel range that images are shrunk to before the inverse of tanh is taken."""
 
@@ -134,7 +137,8 @@ class _Search:
         logits = logits.to(_at_least_single(logits.dtype))
         if self.excess is None:
             return logits, torch.zeros_like(logits[:, 0])
-        return logits, self.excess(seen).to(logits.dtype)
+        # The penalty of an infinite excess would not be a number.
+        return logits, self.excess(seen).clamp(-_LARGEST, _LARGEST).to(logits.dtype)
 
     def offer(
         self, images: Tensor, logits: Tensor, excess: Tensor, confidence: float = 0.0
@@ -184,7 +188,8 @@ class SmallestEvasion(_SmallestL2):
             # The gradient of a norm at 0 is not a number.
             distance = (change.flatten(1) ** 2).sum(1).clamp_min(1e-24).sqrt()
             loss = _penalty(constraints, state.growth, state.values).sum()
-            gradient = torch.autograd.grad(loss + distance.sum() if step else loss, change)[0]
+            climb = loss + distance.sum() if step else loss
+            gradient = torch.autograd.grad(climb, change)[0].nan_to_num(0.0, 0.0, 0.0)
             squares = _SMOOTHING * squares + (1 - _SMOOTHING) * gradient**2
             motion = _SMOOTHING * motion + gradient / (squares.sqrt() + 1e-8)
             rate = 0.1 * state.rate(step, self.steps)
@@ -305,6 +310,7 @@ class CarliniWagner(_SmallestL2):
             ever |= search.offer(images, logits, excess, self.confidence)
             lack = (self.confidence + 1e-4 - margin(logits, search.labels)).relu() + excess.relu()
             squares = ((images - search.images) / search.span).flatten(1).square().sum(1)
-            hidden.grad = torch.autograd.grad((squares + weight * lack).sum(), hidden)[0]
+            gradient = torch.autograd.grad((squares + weight * lack).sum(), hidden)[0]
+            hidden.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
             adam.step()
         return ever

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import pandas as pd
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from leery._checks import Bounds, check_count
+from leery._checks import Bounds, check_count, check_images, check_labels
 from leery.attacks._gradient import PGD, Attack, GradientAttack
 from leery.attacks._norms import NormName
 from leery.attacks.adaptive._backtracking import BacktrackingPGD
@@ -22,6 +23,7 @@ from leery.attacks.adaptive._objectives import (
 )
 from leery.attacks.adaptive._queries import SquareSearch
 from leery.attacks.adaptive._target import Target
+from leery.models import device_of, isolated
 
 __all__ = ["Evasion", "adaptive_attacks", "worst_case"]
 
@@ -58,13 +60,17 @@ def adaptive_attacks(
             take a fifth of them.
         norm: "linf" or "l2".
         bounds: lowest and highest pixel value, or a pair per channel; by default (0, 1).
-        pool: clean images ``(M, ...)``, for feature matching and to see whether the images have
-            height and width; without them, "features" and "squares" are left out.
+        pool: clean images ``(M, ...)``, for feature matching, to see whether the images have
+            height and width, and to rank wrong classes if there are more than ten; without them,
+            "features" and "squares" are left out.
 
     Returns:
         "selective", "orthogonal", "weighted", "confident" (PGD-Conf), "transfer", "features";
-        "squares", a random search in L-infinity for images ``(N, channels, height, width)``; and,
-        for each offset k, "towards +k": all of them up to ten classes, else nine, evenly spread.
+        "squares", a random search in L-infinity for images ``(N, channels, height, width)``; and up
+        to nine attacks towards a chosen class. Up to ten classes, "towards +k" attacks the true
+        class plus k; with more, "towards likeliest k" attacks the class that has the k-th largest
+        mean logit over the images of the pool in the true class, or, without a pool, "towards +k"
+        attacks nine evenly spread classes.
     """
     known, accepted = target.excess, partial(Accepted, excess=target.excess)
     climb = partial(
@@ -74,7 +80,7 @@ def adaptive_attacks(
     made: dict[str, Attack] = {
         "selective": climb(objective=partial(Selective, excess=known)),
         "orthogonal": climb(objective=partial(Orthogonal, excess=known)),
-        "weighted": climb(objective=partial(Weighted, excess=known)),
+        "weighted": climb(objective=partial(Weighted, excess=target.apart or known)),
         "confident": BacktrackingPGD(
             epsilon,
             steps=steps,
@@ -89,15 +95,34 @@ def adaptive_attacks(
         if norm == "linf" and pool.ndim == _IMAGE_AXES:
             searched = partial(Selective, excess=known)
             made["squares"] = SquareSearch(epsilon, steps=steps, bounds=bounds, objective=searched)
-    for offset in _offsets(classes):
-        made[f"towards +{offset}"] = few(objective=partial(Targeted, offset=offset, excess=known))
+    for name, towards in _chosen(target.model, classes, pool):
+        made[name] = few(objective=partial(Targeted, excess=known, towards=towards))
     return made
 
 
-def _offsets(classes: int) -> list[int]:
-    """Distances from the true class to the classes that are attacked."""
+def _chosen(model: nn.Module, classes: int, pool: Tensor | None) -> Iterator[tuple[str, Tensor]]:
+    """Names of attacks, and the class that each attacks, by true class, int64 ``(classes,)``."""
     count = min(classes - 1, _MOST_CHOSEN)
-    return [1 + number * (classes - 1) // count for number in range(count)]
+    if count == classes - 1 or pool is None:
+        for number in range(count):
+            offset = 1 + number * (classes - 1) // count
+            yield f"towards +{offset}", (torch.arange(classes) + offset) % classes
+        return
+    nearest = _likeliest(model, classes, pool).topk(count).indices
+    for place in range(count):
+        yield f"towards likeliest {place + 1}", nearest[:, place]
+
+
+def _likeliest(model: nn.Module, classes: int, pool: Tensor) -> Tensor:
+    """Mean logits by predicted class, ``(classes, classes)``; a class's own is the lowest."""
+    place = device_of(model)
+    with isolated(model, pool) as still, torch.no_grad():
+        logits = torch.cat([still(batch.to(place)).cpu().double() for batch in pool.split(256)])
+    # A class without images has the mean of all.
+    found = logits.mean(0).repeat(classes, 1)
+    for own in logits.argmax(1).unique():
+        found[own] = logits[logits.argmax(1) == own].mean(0)
+    return found.fill_diagonal_(-torch.inf)
 
 
 @dataclass(frozen=True)
@@ -144,6 +169,10 @@ def worst_case(
         InputError: when restarts is below 1, or images or labels do not fit.
     """
     check_count(restarts, "restarts")
+    check_images(images, floating=True)
+    with isolated(target.model, images) as still, torch.no_grad():
+        classes = still(images[:1].to(device_of(target.model))).shape[1]
+    check_labels(labels, len(images), classes)
     found = images.detach().clone()
     evaded = target.evaded_by(found, labels)
     rows = pd.DataFrame({"evaded": evaded.numpy(), "by": "", "restart": -1, "steps": 0})

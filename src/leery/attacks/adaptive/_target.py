@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from leery._checks import check_images, check_labels
 from leery.models import predict
 from leery.observation import Scorer
 
@@ -13,7 +14,7 @@ __all__ = ["Excess", "Target"]
 
 Excess = Callable[[Tensor], Tensor]
 """Function of images ``(N, ...)``: by how much the score of each one exceeds its threshold,
-``(N,)``; above 0 for flagged images."""
+``(N,)``, or ``(K, N)`` for K scores apart; above 0 for flagged images."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,15 @@ class Target:
             whether an attack has succeeded.
         helpers: other networks of the guard with the same classes, such as an auxiliary network or
             a sentinel, which a transfer attack attacks together with the classifier.
+        apart: the excesses ``(K, N)`` of K detectors, the largest of which is the guard's; None for
+            one detector.
     """
 
     model: nn.Module
     excess: Excess
     judge: Callable[[Tensor], tuple[Tensor, Tensor]]
     helpers: tuple[nn.Module, ...] = ()
+    apart: Excess | None = None
 
     @classmethod
     def of_scorer(cls, scorer: Scorer, threshold: float) -> "Target":
@@ -53,6 +57,12 @@ class Target:
         )
 
     def evaded_by(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Whether each image is misclassified and not flagged, bool ``(N,)``, on the CPU."""
+        """Whether each image is misclassified and not flagged, bool ``(N,)``, on the CPU.
+
+        Raises:
+            InputError: when images or labels do not fit.
+        """
+        check_images(images, floating=True)
+        check_labels(labels, len(images))
         classes, excess = self.judge(images)
         return (classes != labels.cpu()) & ~(excess > 0)
