@@ -197,7 +197,7 @@ def workspace(
     monkeypatch.setattr("leery.arena._config.ARENAS", {"mnist": cells})
     monkeypatch.setattr("leery.arena._config.TRAINING_ATTACKS", {"mnist": LEARNED})
     monkeypatch.setattr("leery.arena._adaptive.STEPS", 10)
-    monkeypatch.setattr("leery.arena._adaptive.QUERIES", 50)
+    monkeypatch.setattr("leery.arena._adaptive.QUERIES", 3)
     monkeypatch.setattr("leery.arena._adaptive.ADAPTIVE_IMAGES", 20)
     few = training_digits[0][:600], training_digits[1][:600]
     monkeypatch.setattr(Workspace, "train", lambda _self: few)

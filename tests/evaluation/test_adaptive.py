@@ -110,6 +110,21 @@ def test_images_are_needed_that_the_classifier_gets_right(
         evaluate_adaptive(detector, images, (labels + 1) % 10, epsilon=0.1, steps=1)
     with pytest.raises(InputError, match="expected labels, got none"):
         evaluate_adaptive(detector, images, epsilon=0.1, steps=1)
+    for epsilon in (0.0, float("nan")):
+        with pytest.raises(InputError, match="an epsilon above 0"):
+            evaluate_adaptive(detector, images, labels, epsilon=epsilon, steps=1)
+
+
+def test_the_excess_of_the_guard_is_the_largest(detector: Detector, digits: Batch) -> None:
+    images = digits[0][1000:1030]
+    target, own = target_of(detector), detector.differentiable_excess(digits[0][1000:1030])
+    each = detector.differentiable_excess(images, apart=True)
+    assert each.shape == (1 if detector.sentinel_ is None else 2, 30)
+    assert torch.equal(each.amax(0), own)
+    assert (target.apart is None) == (detector.sentinel_ is None)
+    if target.apart is not None:
+        assert torch.equal(target.apart(images), each)
+        assert len(each.argmax(0).unique()) == 2
 
 
 def test_the_robust_error_counts_decisions() -> None:

@@ -130,10 +130,6 @@ def evaluate_adaptive(
     signs = indicators(
         target, _strongest(attacks, found.by), chosen[:_LOOKED_AT], truth[:_LOOKED_AT], seed=seed
     )
-    certified = None
-    if detector.sentinel_ is not None and norm == "linf":
-        proved = detector.sentinel_.certify(chosen, truth, epsilon=epsilon)
-        certified = share_interval(int(proved.sum()), len(chosen))
     return AdaptiveEvaluation(
         norm=norm,
         epsilon=epsilon,
@@ -143,9 +139,19 @@ def evaluate_adaptive(
         evaded=share_interval(int(found.evaded.sum()), len(chosen)),
         found_after=_growth(found),
         by=found.by[found.evaded].value_counts().to_dict(),
-        certified=certified,
+        certified=_certified(detector, chosen, truth, epsilon) if norm == "linf" else None,
         signs=signs,
     )
+
+
+def _certified(
+    detector: Detector, images: Tensor, labels: Tensor, epsilon: float
+) -> Interval | None:
+    """The share of the images on which no attack can succeed; None without a sentinel."""
+    if detector.sentinel_ is None:
+        return None
+    proved = detector.sentinel_.certify(images, labels, epsilon=epsilon)
+    return share_interval(int(proved.sum()), len(images))
 
 
 def _strongest(attacks: Mapping[str, Attack], by: pd.Series) -> GradientAttack:
