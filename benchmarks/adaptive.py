@@ -14,10 +14,11 @@
     python benchmarks/adaptive.py robust      suite against PGD-100 where nothing is guarded
 
 An attack succeeds if the image is misclassified and not flagged. Tables are written to
-docs/results/adaptive. Guards are calibrated for 1 % false alarms on the second half of the test
-images; the first images of the other half that the classifier gets right are attacked. Images are
-attacked in parts, whose results are kept in runs/adaptive until a file of leery changes: a run that
-was stopped goes on where it stood.
+docs/results/adaptive once they are complete. Guards are calibrated for 1 % false alarms on the
+second half of the test images; the first images of the other half that the classifier gets right
+are attacked, without those on which a sentinel proves that no attack can succeed. Images are
+attacked in parts, whose results are kept in runs/adaptive until a file of leery or this one
+changes: a run that was stopped goes on where it stood.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import importlib
 import json
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -44,8 +45,10 @@ import leery
 from leery import Detector
 from leery.attacks import BIM, FGSM, PGD, Attack, GradientAttack, NormName
 from leery.attacks.adaptive import (
+    ActiveTest,
     Decisions,
     FalseAlarm,
+    Indicators,
     Joint,
     SmallestEvasion,
     Target,
@@ -57,6 +60,7 @@ from leery.attacks.adaptive import (
 from leery.certify import pretrained_sentinel
 from leery.classifiers import pretrained
 from leery.data import data_sums, load
+from leery.errors import InputError
 from leery.evaluation import robust_error, share_interval, target_of
 from leery.models import predict, run_fast
 
@@ -64,8 +68,11 @@ RESULTS = Path("docs/results/adaptive")
 KEPT = Path("runs/adaptive")
 RATES = (0.01, 0.05)
 EPSILON = 0.3
-PART = 125
-"""Number of images that are attacked at once, and whose results are kept."""
+PART = 50
+"""Largest number of images that are attacked at once, and whose results are kept."""
+
+SEED = 0
+"""Seed of the attacks; each restart has the next one."""
 
 DRAWS = 20
 """Number of draws of dropout masks that are averaged, and that judge."""
@@ -73,8 +80,14 @@ DRAWS = 20
 NAMES = ("selective", "orthogonal", "weighted", "confident")
 """The attacks that are judged one by one; the fifth one is that towards every class."""
 
-SOURCES = sorted(Path(leery.__file__).parent.rglob("*.py"))
-CODE = hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES)).hexdigest()[:12]
+FEW = ("transfer", "features", "towards")
+"""The attacks that take a fifth of the steps."""
+
+PACKAGE = Path(leery.__file__).parent
+SOURCES = [Path(__file__), *sorted(path for path in PACKAGE.rglob("*") if path.suffix != ".pyc")]
+CODE = hashlib.sha256(
+    b"".join(path.read_bytes() for path in SOURCES if path.is_file())
+).hexdigest()[:12]
 KEEP = joblib.Memory(KEPT / CODE, verbose=0).cache
 
 Row = dict[str, object]
@@ -95,20 +108,29 @@ def attacked(count: int, recipe: str = "plain") -> Labelled:
     return images[chosen], labels[chosen]
 
 
+METRICS = {
+    "six": leery.PAPER_METRICS,
+    "default": leery.RECOMMENDED_METRICS,
+    "substitute": leery.RECOMMENDED_METRICS,
+    "confidence": ("max_softmax",),
+}
+"""Metrics of the detectors by name; the substitute is what an attacker fits to the classifier."""
+
+
 @cache
 def detector(name: str, recipe: str = "plain") -> Detector:
     """A detector of DigitNet, fitted on all training images; kept in a file once it is made."""
-    model, path = pretrained("mnist", recipe).model, KEPT / f"{name}-{recipe}.leery"
+    model, path = pretrained("mnist", recipe).model, KEPT / CODE / f"{name}-{recipe}.leery"
     if path.exists():
         return Detector.load(path, model)
     if name == "with sentinel":
         made = detector("default", recipe).with_sentinel(pretrained_sentinel("mnist", model))
     else:
-        metrics = leery.PAPER_METRICS if name == "six" else leery.RECOMMENDED_METRICS
-        made = Detector(model, metrics=metrics).fit(*load("mnist", "train"))
+        seed = 1 if name == "substitute" else 0
+        made = Detector(model, metrics=METRICS[name], seed=seed).fit(*load("mnist", "train"))
     images, labels = load("mnist", "test")
     made.calibrate(images[5000:], labels[5000:], fpr=RATES[0])
-    KEPT.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     made.save(path)
     return made
 
@@ -142,8 +164,10 @@ class RunOnce(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return self.model(images)  # type: ignore[no-any-return]
-        # Each time an attack differentiates, it makes a new leaf of the graph.
-        variable = images if images.is_leaf else images.grad_fn.next_functions[0][0].variable  # type: ignore[union-attr]
+        # Each time an attack differentiates, it makes a new leaf of the graph, and views of it.
+        variable: Any = images if images.is_leaf else images.grad_fn
+        while not isinstance(variable, Tensor):
+            variable = getattr(variable, "variable", None) or variable.next_functions[0][0]
         if RunOnce.last is None or RunOnce.last[0] is not variable:
             RunOnce.last = variable, self.model(images)
         return RunOnce.last[1]
@@ -171,6 +195,7 @@ GUARDS: Mapping[str, Callable[[], Target]] = {
     "hardened, unguarded": lambda: unguarded("adversarial"),
     "hardened, 1 % rejected": lambda: by_confidence(0.01),
     "hardened, 5 % rejected": lambda: by_confidence(0.05),
+    "hardened, confidence": lambda: target_of(detector("confidence", "adversarial")),
     "hardened, default": lambda: target_of(detector("default", "adversarial")),
     "hardened, with sentinel": lambda: target_of(detector("with sentinel", "adversarial")),
 }
@@ -214,16 +239,45 @@ def evasions_of(case: Case, numbers: list[int]) -> pd.DataFrame:
         target, case.epsilon, classes=10, steps=case.steps, norm=case.norm, pool=images
     )
     own = {name: attack for name, attack in made.items() if name.startswith(case.only)}
-    return worst_case(target, own, images, labels, restarts=case.restarts).rows
+    return worst_case(target, own, images, labels, restarts=case.restarts, seed=SEED).rows
 
 
 def evasions(case: Case, numbers: list[int]) -> pd.DataFrame:
-    """What attacks achieve, part by part, in as many processes as there are processors."""
-    parts = joblib.Parallel(n_jobs=-1)(
-        joblib.delayed(evasions_of)(case, numbers[first : first + PART])
-        for first in range(0, len(numbers), PART)
+    """What attacks achieve, a row per image; those on which it is proved are not attacked."""
+    guard(case.guard)
+    rows = pd.DataFrame({"evaded": False, "by": "", "restart": -1, "steps": 0}, index=numbers)
+    proved = certified(case, numbers)
+    left = [number for number, sure in zip(numbers, proved, strict=True) if not sure]
+    if left:
+        rows.loc[left] = pd.concat(in_parts(evasions_of, case, left)).set_axis(left)
+    return rows
+
+
+def in_parts(
+    function: Callable[[Any, list[int]], Any], argument: object, numbers: list[int]
+) -> list[Any]:
+    """A function of parts of the images, in as many processes as there are processors."""
+    count = max(joblib.cpu_count(), -(-len(numbers) // PART))
+    parts = [part.tolist() for part in np.array_split(numbers, count) if len(part)]
+    found: list[Any] = joblib.Parallel(n_jobs=-1)(
+        joblib.delayed(function)(argument, part) for part in parts
     )
-    return pd.concat(parts, ignore_index=True)
+    return found
+
+
+def certified(case: Case, numbers: list[int]) -> np.ndarray:
+    """For which images it is proved that no attack within epsilon succeeds."""
+    if case.norm != "linf" or not case.guard.endswith("with sentinel"):
+        return np.zeros(len(numbers), dtype=bool)
+    made = detector("with sentinel", recipe_of(case.guard))
+    images, labels = (part[numbers] for part in load("mnist", "test"))
+    assert made.sentinel_ is not None
+    return made.sentinel_.certify(images, labels, epsilon=case.epsilon)
+
+
+def recipe_of(name: str) -> str:
+    """The classifier of a guard."""
+    return "adversarial" if name.startswith("hardened") else "plain"
 
 
 def share(hits: Tensor | pd.Series) -> Row:
@@ -236,10 +290,30 @@ def falls() -> Iterator[Row]:
     """Each attack alone on the paper's six metrics."""
     for name in (*NAMES, "towards"):
         case = Case("six", EPSILON, 1000, only=(name,))
-        found = evasions(case, right(300))
-        steps = found.steps[found.evaded]
-        by_steps = {f"after {most}": int((steps <= most).sum()) for most in (10, 100, 1000)}
-        yield {**described(case), "attack": name, **share(found.evaded), **by_steps}
+        yield grown(case, evasions(case, right(300)))
+
+
+def grown(case: Case, rows: pd.DataFrame) -> Row:
+    """What one attack achieved after a hundredth, a tenth and all of its steps, and restarts."""
+    (attack,) = case.only
+    own = case.steps // 5 if attack in FEW else case.steps
+    ladder = {"a hundredth": own / 100, "a tenth": own / 10, "all": own}
+    early = rows.evaded & (rows.restart <= 0)
+    first = {
+        f"after {part}": int((early & (rows.steps <= most)).sum()) for part, most in ladder.items()
+    }
+    later = {
+        f"restart {last + 1}": int((rows.evaded & (rows.restart <= last)).sum())
+        for last in range(1, case.restarts)
+    }
+    return {
+        **described(case),
+        "steps": own,
+        "attack": attack,
+        **share(rows.evaded),
+        **first,
+        **later,
+    }
 
 
 def described(case: Case) -> Row:
@@ -258,44 +332,87 @@ def budget() -> Iterator[Row]:
 
 def distance() -> Iterator[Row]:
     """The median smallest L2 change that evades each guard."""
-    images, labels = attacked(50)
     for name in ("unguarded", "six", "default", "with sentinel"):
-        target = guard(name)
-        excess = None if name == "unguarded" else target.excess
-        made = SmallestEvasion(excess, steps=500)(target.model, images, labels)
-        hits = target.evaded_by(made, labels)
-        lengths = (made - images).flatten(1).norm(dim=1)
-        median = float(torch.where(hits, lengths, torch.inf).median())
-        yield {"guard": name, "steps": 500, "median L2": median, **share(hits)}
+        guard(name)
+        found = pd.concat(in_parts(distances_of, name, right(50)))
+        row = {"guard": name, "steps": 500, "median L2": float(found.distance.median())}
+        yield {**row, **share(found.distance < np.inf)}
+
+
+@KEEP  # type: ignore[untyped-decorator]
+def distances_of(name: str, numbers: list[int]) -> pd.DataFrame:
+    """The smallest L2 changes found that evade a guard; infinite where there are none."""
+    torch.set_num_threads(1)
+    images, labels = (part[numbers] for part in load("mnist", "test"))
+    target = guard(name)
+    excess = None if name == "unguarded" else target.excess
+    made = SmallestEvasion(excess, steps=500)(target.model, images, labels)
+    hits = target.evaded_by(made, labels)
+    lengths = (made - images).flatten(1).norm(dim=1)
+    return pd.DataFrame({"distance": torch.where(hits, lengths, torch.inf).numpy()})
 
 
 def active() -> Iterator[Row]:
-    """The active test of each attack, plain and inverted, on the paper's six metrics."""
-    target, (images, _) = guard("six"), attacked(128)
-    for name in (*NAMES, "towards +1", "transfer"):
-        for inverted in (False, True):
-            found = active_test(
-                target,
-                lambda planted, name=name: adaptive_attacks(  # type: ignore[misc]
-                    planted, EPSILON, classes=2, steps=500
-                )[name],
-                images,
-                epsilon=EPSILON,
-                inverted=inverted,
-                random_points=50 if name == "selective" else 1,
-            )
-            tried = found.by_chance if name == "selective" else None
-            yield {
-                "guard": "six", "attack": name, "inverted": inverted, "planted": found.planted,
-                "found": found.found, "by chance": tried,
-            }  # fmt: skip
+    """The active test of each attack, plain and inverted, on guards of the plain DigitNet.
+
+    Points are planted at the largest of these radii at which the guard accepts such noise.
+    """
+    for name, epsilon in (("six", 0.3), ("default", 0.1), ("with sentinel", 0.1)):
+        guard(name)
+        for attack in (*NAMES, "towards +1", "transfer"):
+            for inverted in (False, True):
+                trial = Trial(name, attack, epsilon, inverted)
+                parts = pd.concat(in_parts(planted, trial, right(512 if inverted else 128)))
+                count = int(parts.planted.sum())
+                yield {
+                    **asdict(trial), "planted": count, "found": int(parts.found.sum()),
+                    "by chance": int(parts["by chance"].sum()) if attack == NAMES[0] else None,
+                }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An active test of an attack on a guard."""
+
+    guard: str
+    attack: str
+    epsilon: float
+    inverted: bool
+
+
+@KEEP  # type: ignore[untyped-decorator]
+def planted(trial: Trial, numbers: list[int]) -> pd.DataFrame:
+    """Numbers of planted points, and of those found by an attack and by random points."""
+    torch.set_num_threads(1)
+    images = load("mnist", "test")[0][numbers]
+
+    def attack(target: Target) -> Attack:
+        return adaptive_attacks(target, trial.epsilon, classes=2, steps=500)[trial.attack]
+
+    try:
+        found = active_test(
+            guard(trial.guard),
+            attack,
+            images,
+            epsilon=trial.epsilon,
+            inverted=trial.inverted,
+            random_points=50 if trial.attack == NAMES[0] else 1,
+        )
+    except InputError:
+        # No point could be planted.
+        found = ActiveTest(0, 0.0, 0.0)
+    counts = {
+        "planted": found.planted,
+        "found": round(found.found * found.planted),
+        "by chance": round(found.by_chance * found.planted),
+    }
+    return pd.DataFrame([counts])
 
 
 def queries() -> Iterator[Row]:
     """Attacks that use no gradient of the score, beside those that do."""
-    for name, epsilon in (("six", 0.1), ("default", 0.25), ("hardened, 1 % rejected", 0.4)):
-        recipe = "adversarial" if name.startswith("hardened") else "plain"
-        own = right(50, recipe)
+    for name, epsilon in (("six", 0.1), ("default", EPSILON), ("hardened, 1 % rejected", 0.4)):
+        own = right(50, recipe_of(name))
         kinds = {
             "with gradients": (*NAMES, "features", "towards"),
             "transfer": ("transfer",),
@@ -304,34 +421,66 @@ def queries() -> Iterator[Row]:
         for kind, only in kinds.items():
             case = Case(name, epsilon, 1000 if kind != "with gradients" else 200, only=only)
             yield {**described(case), "attack": kind, **share(evasions(case, own).evaded)}
-        target, (images, labels) = guard(name), attacked(50, recipe)
-        row = {"guard": name, "norm": "linf", "epsilon": epsilon}
-        hits = hop_skip_jump(target, images, labels, epsilon)
-        yield {**row, "attack": "HopSkipJump on the verdict", **share(hits)}
-        hits = rotated(target, images, labels)
-        yield {**row, "epsilon": None, "attack": "rotation and shift", **share(hits)}
+        blind = {"HopSkipJump on the verdict": hop_skip_jump, "rotation and shift": rotated}
+        if name == "default":
+            blind["on a detector of one's own"] = from_substitute
+            detector("substitute")
+        for kind, attack in blind.items():
+            case = Case(name, epsilon, 0)
+            found = pd.concat(in_parts(attack, case, own))
+            within = None if attack is rotated else epsilon
+            yield {**described(case), "epsilon": within, "attack": kind, **share(found.evaded)}
 
 
-def hop_skip_jump(target: Target, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
-    """Whether HopSkipJump, which sees class and verdict, evades the guard within epsilon."""
+def tried(case: Case, numbers: list[int]) -> tuple[Target, Tensor, Tensor]:
+    """The guard of a case, test images of these numbers and their classes."""
+    torch.set_num_threads(1)
+    images, labels = (part[numbers] for part in load("mnist", "test"))
+    return guard(case.guard), images, labels
+
+
+def counted(target: Target, made: Tensor, labels: Tensor) -> pd.DataFrame:
+    """Which images evade a guard."""
+    return pd.DataFrame({"evaded": target.evaded_by(made, labels).numpy()})
+
+
+@KEEP  # type: ignore[untyped-decorator]
+def from_substitute(case: Case, numbers: list[int]) -> pd.DataFrame:
+    """Which images evade the default that were made for another one, fitted to the same images."""
+    target, images, labels = tried(case, numbers)
+    known = target_of(detector("substitute"))
+    attacks = adaptive_attacks(known, case.epsilon, classes=10, steps=200, pool=images)
+    hits = torch.zeros(len(images), dtype=torch.bool)
+    for attack in attacks.values():
+        # The attacker sees the verdicts of neither guard on the way, only the last images count.
+        hits |= target.evaded_by(attack(known.model, images, labels, seed=SEED), labels)
+    return pd.DataFrame({"evaded": hits.numpy()})
+
+
+@KEEP  # type: ignore[untyped-decorator]
+def hop_skip_jump(case: Case, numbers: list[int]) -> pd.DataFrame:
+    """Which images HopSkipJump, which sees class and verdict, makes evade a guard."""
+    target, images, labels = tried(case, numbers)
     model = foolbox.PyTorchModel(Decisions(target, classes=10).eval(), (0, 1))
-    accepted = ~(target.judge(images)[1] > 0)
-    classes = predict(target.model, images)
-    starts = torch.stack([images[accepted & (classes != label)][0] for label in labels])
+    others, _ = attacked(50, recipe_of(case.guard))
+    accepted, classes = ~(target.judge(others)[1] > 0), predict(target.model, others)
+    starts = torch.stack([others[accepted & (classes != label)][0] for label in labels])
     attack = foolbox.attacks.HopSkipJumpAttack(
         steps=32, max_gradient_eval_steps=1000, constraint="linf"
     )
     made, *_ = attack(model, images, Evaded(labels), epsilons=None, starting_points=starts)
-    near: Tensor = (made - images).flatten(1).abs().amax(1) <= epsilon
-    return near & target.evaded_by(made, labels)
+    near = (made - images).flatten(1).abs().amax(1) <= case.epsilon
+    return counted(target, torch.where(near.view(-1, 1, 1, 1), made, images), labels)
 
 
-def rotated(target: Target, images: Tensor, labels: Tensor) -> Tensor:
-    """Whether a rotation by at most 15 degrees and a shift by 2 pixels evades the guard."""
+@KEEP  # type: ignore[untyped-decorator]
+def rotated(case: Case, numbers: list[int]) -> pd.DataFrame:
+    """Which images a rotation by at most 15 degrees and a shift by 2 pixels make evade a guard."""
+    target, images, labels = tried(case, numbers)
     model = foolbox.PyTorchModel(Decisions(target, classes=10).eval(), (0, 1))
     attack = foolbox.attacks.SpatialAttack(max_rotation=15, max_translation=2)
     made, *_ = attack(model, images, Evaded(labels))
-    return target.evaded_by(made, labels)
+    return counted(target, made, labels)
 
 
 class Evaded(foolbox.criteria.Criterion):  # type: ignore[misc]
@@ -357,21 +506,42 @@ def masks() -> Iterator[Row]:
 
     Fresh masks are judged on draws that no attack has seen, unknown ones on the detector's own.
     """
-    fixed, (images, labels) = detector("six"), attacked(30)
+    detector("six")
+    for kind in ("known", "unknown", "fresh"):
+        found = pd.concat(in_parts(masked, kind, right(100)))
+        low, high = clustered(found.evaded)
+        yield {
+            "guard": "six", "masks": kind, "epsilon": 0.1, "images": len(found),
+            "draws": DRAWS if kind == "fresh" else 1,
+            "evaded": float(found.evaded.mean()), "low": low, "high": high,
+        }  # fmt: skip
+
+
+def clustered(shares: pd.Series) -> tuple[float, float]:
+    """The 95 % interval of a mean over images, by the percentile bootstrap."""
+    drawn = np.random.default_rng(SEED).choice(shares.to_numpy(), (10_000, len(shares)))
+    low, high = np.quantile(drawn.mean(1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+@KEEP  # type: ignore[untyped-decorator]
+def masked(kind: str, numbers: list[int]) -> pd.DataFrame:
+    """For each image, the fraction of the draws in which an attack on the six evades them."""
+    torch.set_num_threads(1)
+    fixed, (images, labels) = detector("six"), (part[numbers] for part in load("mnist", "test"))
     fresh = fixed.with_masks("fresh")
     targets = {
-        "known": target_of(fixed),
-        "unknown": target_of(fixed.with_masks(1)),
-        "fresh": averaged(fresh),
+        "known": lambda: target_of(fixed),
+        "unknown": lambda: target_of(fixed.with_masks(1)),
+        "fresh": lambda: averaged(fresh),
     }
-    for kind, target in targets.items():
-        attacks = adaptive_attacks(target, EPSILON, classes=10, steps=100)
-        own = {name: attacks[name] for name in ("selective", "weighted")}
-        made = worst_case(target, own, images, labels).images
-        judges = [target_of(fresh)] * DRAWS if kind == "fresh" else [target_of(fixed)]
-        hits = torch.stack([judge.evaded_by(made, labels) for judge in judges]).double()
-        row = {"guard": "six", "masks": kind, "epsilon": EPSILON, "images": len(images)}
-        yield {**row, "draws": len(judges), "evaded": float(hits.mean())}
+    target = targets[kind]()
+    attacks = adaptive_attacks(target, 0.1, classes=10, steps=100)
+    own = {name: attacks[name] for name in ("selective", "weighted")}
+    made = worst_case(target, own, images, labels, seed=SEED).images
+    judges = [target_of(fresh)] * DRAWS if kind == "fresh" else [target_of(fixed)]
+    hits = torch.stack([judge.evaded_by(made, labels) for judge in judges]).double()
+    return pd.DataFrame({"evaded": hits.mean(0).numpy()})
 
 
 def averaged(fresh: Detector) -> Target:
@@ -388,32 +558,52 @@ def averaged(fresh: Detector) -> Target:
     return Target(fresh.model, excess, judge)
 
 
+ALPHAS = (0.0, 0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.5, 1.0)
+"""Radii of attackers who cause false alarms, as fractions of epsilon."""
+
+
 def alarms() -> Iterator[Row]:
     """R(alpha): evaded within epsilon, or flagged within alpha epsilon, by an attacker's choice.
 
     Source:
         Chen et al. (2023), stratified rejection.
     """
-    images, labels = attacked(50)
-    for name in ("six", "default", "with sentinel"):
-        target = guard(name)
-        found = evasions(Case(name, EPSILON, 200), right(50))
-        evaded = torch.tensor(found.evaded.to_numpy())
-        flagged = torch.zeros(len(images), dtype=torch.bool)
-        for alpha in (0.0, 0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.5, 1.0):
-            radius = alpha * EPSILON
-            attack = PGD(
-                radius,
-                steps=100,
-                step_size=radius / 10 or None,
-                random_start=False,
-                objective=partial(FalseAlarm, excess=target.excess),
-            )
-            _, excess = target.judge(attack(target.model, images, labels))
-            # What alarms within a smaller ball alarms within this one, too.
-            flagged |= excess > 0
-            row = {"guard": name, "epsilon": EPSILON, "alpha": alpha, **share(evaded | flagged)}
-            yield {**row, "flagged": float(flagged.double().mean())}
+    for name in ("six", "default", "with sentinel", "hardened, confidence"):
+        own = right(50, recipe_of(name))
+        evaded = evasions(Case(name, EPSILON, 200), own).evaded.to_numpy()
+        flagged = pd.concat(in_parts(alarms_of, name, own)).to_numpy()
+        for column, alpha in enumerate(ALPHAS):
+            now = flagged[:, column]
+            row = {
+                "guard": name,
+                "epsilon": EPSILON,
+                "alpha": alpha,
+                **share(pd.Series(evaded | now)),
+            }
+            yield {**row, "flagged": float(now.mean())}
+
+
+@KEEP  # type: ignore[untyped-decorator]
+def alarms_of(name: str, numbers: list[int]) -> pd.DataFrame:
+    """Whether each image can be made to be flagged within each alpha times epsilon."""
+    torch.set_num_threads(1)
+    images, labels = (part[numbers] for part in load("mnist", "test"))
+    target, found = guard(name), torch.zeros(len(images), dtype=torch.bool)
+    columns = {}
+    for alpha in ALPHAS:
+        radius = alpha * EPSILON
+        attack = PGD(
+            radius,
+            steps=100,
+            step_size=radius / 10 or None,
+            random_start=False,
+            objective=partial(FalseAlarm, excess=target.excess),
+        )
+        _, excess = target.judge(attack(target.model, images, labels))
+        # What alarms within a smaller ball alarms within this one, too.
+        found = found | (excess > 0)
+        columns[alpha] = found.numpy()
+    return pd.DataFrame(columns)
 
 
 def hardened() -> Iterator[Row]:
@@ -438,41 +628,60 @@ def hardened() -> Iterator[Row]:
             yield {**described(case), "rejected": rate, **share(evaded), "robust error": error}
 
 
+GROWN = (
+    "default", "with sentinel", "hardened, confidence", "hardened, default",
+    "hardened, with sentinel",
+)  # fmt: skip
+"""The guards on which each attack is tried alone."""
+
+
 def threats() -> Iterator[Row]:
     """For how many digits each guard holds: against attackers who know the classifier only, against
     those who know the guard, and against any (proved).
     """
-    for name in ("unguarded", "six", "default", "with sentinel", *HARDENED_GUARDS):
-        own = right(100, "adversarial" if name.startswith("hardened") else "plain")
-        target = guard(name)
-        images, labels = (part[own] for part in load("mnist", "test"))
-        grey = worst_case(target, grey_box(EPSILON), images, labels, restarts=2).rows.evaded
-        case = Case(name, EPSILON, 200)
-        known = evasions(case, own).evaded
-        proved = certified(name, images, labels)
+    for name in ("unguarded", "six", *GROWN):
+        guard(name)
+        more = right(500, recipe_of(name))
+        grey = pd.concat(in_parts(grey_of, name, more)).evaded.to_numpy()
+        own = more[:100]
+        case = Case(name, EPSILON, 500, 3)
+        known = ~grey[:100]
+        for attack in ALONE if name in GROWN else ("",):
+            known &= ~evasions(replace(case, only=(attack,)), own).evaded.to_numpy()
+        proved = certified(case, own)
         yield {
-            **described(case), "images": len(own),
-            "holds against who knows the classifier": float(1 - grey.mean()),
-            "holds against who knows the guard": float(1 - (known | grey).mean()),
-            "proved": float(proved.mean()),
-        }  # fmt: skip
+            **described(case),
+            **{f"classifier {key}": value for key, value in share(pd.Series(~grey)).items()},
+            **{f"guard {key}": value for key, value in share(pd.Series(known)).items()},
+            **{f"proved {key}": value for key, value in share(pd.Series(proved)).items()},
+        }
+
+
+@KEEP  # type: ignore[untyped-decorator]
+def grey_of(name: str, numbers: list[int]) -> pd.DataFrame:
+    """What attackers achieve who know the classifier only."""
+    torch.set_num_threads(1)
+    images, labels = (part[numbers] for part in load("mnist", "test"))
+    return worst_case(guard(name), grey_box(EPSILON), images, labels, restarts=2, seed=SEED).rows
 
 
 def signs() -> Iterator[Row]:
     """Six signs that an attack has failed, for three attacks on each guard."""
-    for name in ("unguarded", "six", "default", "with sentinel", *HARDENED_GUARDS):
-        images, labels = attacked(20, "adversarial" if name.startswith("hardened") else "plain")
-        target = guard(name)
-        attacks = adaptive_attacks(target, EPSILON, classes=10, steps=200)
+    for name in ("unguarded", "six", *GROWN, "hardened, 1 % rejected"):
         for attack in ("selective", "weighted", "confident"):
-            tried = attacks[attack]
-            assert isinstance(tried, GradientAttack)
-            found = indicators(target, tried, images, labels)
-            row = {"guard": name, "attack": attack, "epsilon": EPSILON, "images": len(images)}
+            found = signs_of(name, attack, right(20, recipe_of(name)))
+            row = {"guard": name, "attack": attack, "epsilon": EPSILON, "images": 20}
             yield {**row, **asdict(found), "failed": " ".join(found.failed)}
 
 
-HARDENED_GUARDS = ("hardened, 1 % rejected", "hardened, default", "hardened, with sentinel")
+@KEEP  # type: ignore[untyped-decorator]
+def signs_of(name: str, attack: str, numbers: list[int]) -> Indicators:
+    """Signs that an attack on a guard has failed."""
+    torch.set_num_threads(1)
+    images, labels = (part[numbers] for part in load("mnist", "test"))
+    own = adaptive_attacks(guard(name), EPSILON, classes=10, steps=200)[attack]
+    assert isinstance(own, GradientAttack)
+    return indicators(guard(name), own, images, labels, seed=SEED)
 
 
 def grey_box(epsilon: float) -> dict[str, Attack]:
@@ -485,29 +694,16 @@ def grey_box(epsilon: float) -> dict[str, Attack]:
     }
 
 
-def certified(name: str, images: Tensor, labels: Tensor) -> np.ndarray:
-    """For which images it is proved that no attack within epsilon succeeds."""
-    if not name.endswith("with sentinel"):
-        return np.zeros(len(images), dtype=bool)
-    made = detector("with sentinel", "adversarial" if name.startswith("hardened") else "plain")
-    assert made.sentinel_ is not None
-    return made.sentinel_.certify(images, labels, epsilon=EPSILON)
+ALONE = (*NAMES, "transfer", "features", "squares", "towards")
+"""The attacks that are tried alone."""
 
 
 def growth() -> Iterator[Row]:
-    """Each attack alone on guards of the hardened DigitNet, by steps and restarts."""
-    names = (*NAMES, "transfer", "features", "squares", "towards")
-    for name in ("default", "with sentinel"):
-        for attack in names:
-            case = Case(f"hardened, {name}", EPSILON, 500, 3, only=(attack,))
-            found = evasions(case, right(100, "adversarial"))
-            steps, restart = found.steps[found.evaded], found.restart[found.evaded]
-            first = {
-                f"after {most}": int(((steps <= most) & (restart <= 0)).sum())
-                for most in (5, 50, 500)
-            }
-            later = {f"restart {last + 1}": int((restart <= last).sum()) for last in (1, 2)}
-            yield {**described(case), "attack": attack, **share(found.evaded), **first, **later}
+    """Each attack alone on guards, by steps and restarts."""
+    for name in GROWN:
+        for attack in ALONE:
+            case = Case(name, EPSILON, 500, 3, only=(attack,))
+            yield grown(case, evasions(case, right(100, recipe_of(name))))
 
 
 def robust() -> Iterator[Row]:
@@ -518,7 +714,7 @@ def robust() -> Iterator[Row]:
     yield {**described(case), "attack": "suite", **share(~found.evaded)}
     target = guard(case.guard)
     attack = PGD(EPSILON, steps=100, step_size=0.01)
-    found = worst_case(target, {"pgd": attack}, images, labels, restarts=20).rows
+    found = worst_case(target, {"pgd": attack}, images, labels, restarts=20, seed=SEED).rows
     own = {**described(case), "steps": 100, "restarts": 20}
     yield {**own, "attack": "PGD", **share(~found.evaded)}
 
@@ -549,6 +745,8 @@ def write(table: str, rows: list[Row]) -> None:
     known[table] = {
         "again": f"python benchmarks/adaptive.py {table}",
         "data_sha256": data_sums("mnist"),
+        "code_sha256": CODE,
+        "seed": SEED,
         "versions": {name: version(name) for name in names},
         "processor": platform.processor() or platform.machine(),
     }
@@ -556,7 +754,7 @@ def write(table: str, rows: list[Row]) -> None:
 
 
 def main() -> None:
-    """Write the tables that the command line names, row by row."""
+    """Write the tables that the command line names."""
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tables", nargs="+", choices=TABLES)
@@ -565,7 +763,7 @@ def main() -> None:
         for row in TABLES[table]():
             print(row, flush=True)
             rows.append(row)
-            write(table, rows)
+        write(table, rows)
 
 
 if __name__ == "__main__":
