@@ -167,7 +167,8 @@ class RunOnce(nn.Module):
         # Each time an attack differentiates, it makes a new leaf of the graph, and views of it.
         variable: Any = images if images.is_leaf else images.grad_fn
         while not isinstance(variable, Tensor):
-            variable = getattr(variable, "variable", None) or variable.next_functions[0][0]
+            known = hasattr(variable, "variable")
+            variable = variable.variable if known else variable.next_functions[0][0]
         if RunOnce.last is None or RunOnce.last[0] is not variable:
             RunOnce.last = variable, self.model(images)
         return RunOnce.last[1]
