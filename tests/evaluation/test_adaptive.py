@@ -102,6 +102,14 @@ def test_in_l2_more_is_found_in_a_larger_ball(detector: Detector, digits: Batch)
     assert small.evaded.estimate < large.evaded.estimate
 
 
+def test_a_single_image_can_be_attacked(detector: Detector, digits: Batch) -> None:
+    found = evaluate_adaptive(
+        detector, digits[0][1000:1001], digits[1][1000:1001], epsilon=0.3, steps=20
+    )
+    assert found.images == 1
+    assert found.evaded.estimate in (0, 1)
+
+
 def test_images_are_needed_that_the_classifier_gets_right(
     detector: Detector, digits: Batch
 ) -> None:

@@ -111,7 +111,7 @@ class _Attacker:
         ),
     ] = 100
     restarts: Annotated[
-        int, typer.Option("--adaptive-restarts", help="Number of restarts of each of them.")
+        int, typer.Option("--adaptive-restarts", help="Number of runs of each attack.")
     ] = 1
     limit: Annotated[
         int,
@@ -252,7 +252,7 @@ def _adaptive(found: AdaptiveEvaluation) -> str:
     failed = found.signs.failed
     text = [
         f"Attacks on classifier and detector together, {norm}, up to {found.steps} steps, "
-        f"{found.restarts} restart{'s' * (found.restarts != 1)}, on {found.images:,} images that "
+        f"{found.restarts} run{'s' * (found.restarts != 1)}, on {found.images:,} images that "
         "the classifier gets right. An attack succeeds if the image is misclassified and not "
         "flagged.",
         f"First attack that succeeded: {by}.",

@@ -122,7 +122,7 @@ def evaluate_adaptive(
         steps=steps,
         norm=norm,
         bounds=bounds or detector.inputs_.bounds,
-        pool=chosen if len(chosen) > 1 else None,
+        pool=chosen,
     )
     found = worst_case(
         target, attacks, chosen, truth, restarts=restarts, seed=seed, advance=advance
