@@ -12,6 +12,7 @@
     python benchmarks/adaptive.py signs       six signs that an attack has failed, for each guard
     python benchmarks/adaptive.py growth      guards of the hardened DigitNet, attack by attack
     python benchmarks/adaptive.py robust      suite against PGD-100 where nothing is guarded
+    python benchmarks/adaptive.py distillation    a distilled DigitNet beside the plain one
 
 An attack succeeds if the image is misclassified and not flagged. Tables are written to
 docs/results/adaptive once they are complete. Guards are calibrated for 1 % false alarms on the
@@ -43,6 +44,7 @@ from torch import Tensor, nn
 
 import leery
 from leery import Detector
+from leery._files import make_folder
 from leery.attacks import BIM, FGSM, PGD, Attack, GradientAttack, NormName
 from leery.attacks.adaptive import (
     ActiveTest,
@@ -58,7 +60,7 @@ from leery.attacks.adaptive import (
     worst_case,
 )
 from leery.certify import pretrained_sentinel
-from leery.classifiers import pretrained
+from leery.classifiers import HARDENED, load_classifier, pretrained, save_classifier, train
 from leery.data import data_sums, load
 from leery.errors import InputError
 from leery.evaluation import robust_error, share_interval, target_of
@@ -94,10 +96,22 @@ Row = dict[str, object]
 Labelled = tuple[Tensor, Tensor]
 
 
+@cache
+def classifier(recipe: str) -> nn.Module:
+    """DigitNet, as it ships or, after distillation, trained here and kept in a folder."""
+    if recipe != "distillation":
+        return pretrained("mnist", recipe).model
+    folder = KEPT / CODE / recipe
+    if not folder.exists():
+        made = train("mnist", recipe=HARDENED["mnist"][recipe], progress=True)
+        save_classifier(made, make_folder(folder))
+    return load_classifier(folder, "mnist", recipe).model
+
+
 def right(count: int, recipe: str = "plain") -> list[int]:
     """Numbers of the first test images that DigitNet gets right."""
     images, labels = (part[:5000] for part in load("mnist", "test"))
-    hits = predict(pretrained("mnist", recipe).model, images) == labels
+    hits = predict(classifier(recipe), images) == labels
     return hits.nonzero().squeeze(1).tolist()[:count]
 
 
@@ -120,7 +134,7 @@ METRICS = {
 @cache
 def detector(name: str, recipe: str = "plain") -> Detector:
     """A detector of DigitNet, fitted on all training images; kept in a file once it is made."""
-    model, path = pretrained("mnist", recipe).model, KEPT / CODE / f"{name}-{recipe}.leery"
+    model, path = classifier(recipe), KEPT / CODE / f"{name}-{recipe}.leery"
     if path.exists():
         return Detector.load(path, model)
     if name == "with sentinel":
@@ -176,12 +190,12 @@ class RunOnce(nn.Module):
 
 def unguarded(recipe: str = "plain") -> Target:
     """DigitNet without a detector."""
-    return Target.of_scorer(Confidence(pretrained("mnist", recipe).model), 1e6)
+    return Target.of_scorer(Confidence(classifier(recipe)), 1e6)
 
 
 def by_confidence(rate: float) -> Target:
     """The hardened DigitNet, which rejects the images of which it is least confident."""
-    model = RunOnce(pretrained("mnist", "adversarial").model).eval()
+    model = RunOnce(classifier("adversarial")).eval()
     guard, (images, labels) = Confidence(model), load("mnist", "test")
     held, truth = images[5000:], labels[5000:]
     scores = guard.score(held)[(predict(model, held) == truth).numpy()]
@@ -193,6 +207,7 @@ GUARDS: Mapping[str, Callable[[], Target]] = {
     "six": lambda: target_of(detector("six")),
     "default": lambda: target_of(detector("default")),
     "with sentinel": lambda: target_of(detector("with sentinel")),
+    "distilled, unguarded": lambda: unguarded("distillation"),
     "hardened, unguarded": lambda: unguarded("adversarial"),
     "hardened, 1 % rejected": lambda: by_confidence(0.01),
     "hardened, 5 % rejected": lambda: by_confidence(0.05),
@@ -278,7 +293,8 @@ def certified(case: Case, numbers: list[int]) -> np.ndarray:
 
 def recipe_of(name: str) -> str:
     """The classifier of a guard."""
-    return "adversarial" if name.startswith("hardened") else "plain"
+    first = name.partition(",")[0]
+    return {"hardened": "adversarial", "distilled": "distillation"}.get(first, "plain")
 
 
 def share(hits: Tensor | pd.Series) -> Row:
@@ -707,6 +723,27 @@ def growth() -> Iterator[Row]:
             yield grown(case, evasions(case, right(100, recipe_of(name))))
 
 
+def distillation() -> Iterator[Row]:
+    """Defensive distillation withstands attacks on the cross-entropy, and no others."""
+    for epsilon in (0.1, 0.2, 0.3):
+        for name in ("unguarded", "distilled, unguarded"):
+            own, case = right(100, recipe_of(name)), Case(name, epsilon, 200)
+            for attack in ("FGSM", "PGD"):
+                found = pd.concat(in_parts(plain_of, replace(case, only=(attack,)), own)).evaded
+                steps = {"FGSM": 1, "PGD": 40}[attack]
+                yield {**described(case), "steps": steps, "attack": attack, **share(found)}
+            yield {**described(case), "attack": "suite", **share(evasions(case, own).evaded)}
+
+
+@KEEP  # type: ignore[untyped-decorator]
+def plain_of(case: Case, numbers: list[int]) -> pd.DataFrame:
+    """What a plain attack on the cross-entropy achieves."""
+    torch.set_num_threads(1)
+    images, labels = (part[numbers] for part in load("mnist", "test"))
+    attack = grey_box(case.epsilon)[case.only[0]]
+    return worst_case(guard(case.guard), {"": attack}, images, labels, seed=SEED).rows
+
+
 def robust() -> Iterator[Row]:
     """Robust accuracy of the hardened DigitNet under the suite, and under PGD-100."""
     images, labels = attacked(500, "adversarial")
@@ -733,6 +770,7 @@ TABLES: Mapping[str, Callable[[], Iterator[Row]]] = {
     "signs": signs,
     "growth": growth,
     "robust": robust,
+    "distillation": distillation,
 }
 
 
