@@ -379,7 +379,7 @@ def active() -> Iterator[Row]:
         for attack in (*NAMES, "towards +1", "transfer"):
             for inverted in (False, True):
                 trial = Trial(name, attack, epsilon, inverted)
-                parts = pd.concat(in_parts(planted, trial, right(512 if inverted else 128)))
+                parts = pd.concat(in_parts(planted, trial, right(256 if inverted else 128)))
                 count = int(parts.planted.sum())
                 yield {
                     **asdict(trial), "planted": count, "found": int(parts.found.sum()),
