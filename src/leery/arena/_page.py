@@ -119,24 +119,24 @@ def _leaderboard(board: pd.DataFrame, times: pd.DataFrame) -> Sheet:
                 Cell(str(row["worst_attack_at_1_fpr"])),
                 _share(row, "worst_at_1_fpr"),
                 _interval(row, "worst_at_1_fpr"),
+                *(_share(row, column) for column in ("mean_at_1_fpr", "every_attack_at_1_fpr")),
+                _evaded(row),
+                _share(row, "certified_at_1_fpr"),
                 *(
                     _share(row, column)
                     for column in (
-                        *("mean_at_1_fpr", "every_attack_at_1_fpr"),
                         *("worst_at_1_fpr_clean_threshold", "mean_at_1_fpr_clean_threshold"),
                         *("worst_at_5_fpr", "mean_at_5_fpr"),
                     )
                 ),
-                _evaded(row),
-                _share(row, "certified_at_1_fpr"),
                 Cell(f"{row['false_alarms_at_1_fpr']:.3f}", float(row["false_alarms_at_1_fpr"])),
                 Cell(f"{cost[name]:.2f}", float(cost[name])),
             ]
         )
     headings = ["detector", "its worst attack", "share found at 1 %", "95 % interval"]
-    headings += ["mean at 1 %", "images with every attack found", "worst at 1 %, clean threshold"]
-    headings += ["mean at 1 %, clean threshold", "worst at 5 %", "mean at 5 %"]
-    headings += ["evaded by who knows it", "certified", "false alarms at 1 %"]
+    headings += ["mean at 1 %", "images with every attack found", "evaded by who knows it"]
+    headings += ["certified", "worst at 1 %, clean threshold", "mean at 1 %, clean threshold"]
+    headings += ["worst at 5 %", "mean at 5 %", "false alarms at 1 %"]
     return Sheet(
         "leaderboard",
         "Detectors ranked by the share found for their worst attack",
