@@ -6,7 +6,9 @@ tests/test_readme.py and tests/test_docs.py hold the texts to it.
 
 import json
 import re
+from collections.abc import Hashable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -536,7 +538,9 @@ GUARDS = {
     "six": "the paper's six metrics",
     "default": "leery's default",
     "with sentinel": "default and sentinel",
-    "hardened, 1 % rejected": "hardened classifier, rejects by confidence",
+    "hardened, 1 % rejected": "hardened classifier, rejects the 1 % least confident",
+    "hardened, confidence": "hardened classifier, rejects by confidence",
+    "distilled, unguarded": "distilled classifier, no detector",
     "hardened, default": "hardened classifier, default",
     "hardened, with sentinel": "hardened classifier, default and sentinel",
     "hardened, unguarded": "hardened classifier, no detector",
@@ -551,6 +555,8 @@ ATTACKS = {
     "towards": "high confidence, each class",
     "towards +1": "high confidence",
     "transfer": "transfer (ignores the score)",
+    "features": "feature matching",
+    "squares": "random squares",
 }
 """Names of attacks for readers, by those in the tables."""
 
@@ -573,15 +579,23 @@ def guards_table() -> str:
     return _table(["guard", *columns.values()], rows)
 
 
+def _interval(row: dict[Hashable, Any]) -> str:
+    """A share with its interval."""
+    return f"{row['share']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+
+
+LADDER = {"a hundredth": "after 1 % of the steps", "a tenth": "after 10 %", "all": "after all"}
+"""Headings of the columns of evasions by steps."""
+
+
 def falls_table() -> str:
     """Evasions of the paper's six by each attack alone."""
     rows = [
-        [ATTACKS[row["attack"]], f"{row['share']:.2f} ({row['low']:.2f} to {row['high']:.2f})"]
-        + [f"{row[f'after {steps}']} of {row['images']}" for steps in (10, 100, 1000)]
+        [ATTACKS[row["attack"]], f"{row['steps']:,}", _interval(row)]
+        + [f"{row[f'after {part}']} of {row['images']}" for part in LADDER]
         for row in adaptive("falls").to_dict("records")
     ]
-    names = ["attack", "evaded (95 % interval)", "after 10 steps", "after 100", "after 1,000"]
-    return _table(names, rows)
+    return _table(["attack", "steps", "evaded (95 % interval)", *LADDER.values()], rows)
 
 
 def active_table() -> str:
@@ -615,9 +629,39 @@ def false_alarms_table() -> str:
     for alpha, own in table.groupby("alpha"):
         by = own.set_index("guard")
         cells = [f"{by.share[name]:.2f} / {by.flagged[name]:.2f}" for name in guards]
-        rows.append([f"{alpha:g}", *cells])
+        rows.append([f"{0.3 * float(str(alpha)):.3g}", *cells])
     names = [f"{GUARDS[name]}: either / flagged" for name in guards]
-    return _table(["alpha", *names], rows)
+    return _table(["change", *names], rows)
+
+
+def distance_table() -> str:
+    """The median smallest L2 change that evades each guard."""
+    rows = [
+        [GUARDS[row["guard"]], f"{row['median L2']:.2f}", _interval(row)]
+        for row in adaptive("distance").to_dict("records")
+    ]
+    return _table(["guard", "median L2", "evaded (95 % interval)"], rows)
+
+
+def signs_table() -> str:
+    """Six signs of failure; those that speak against the attack are bold."""
+    table, rows = adaptive("signs").fillna({"failed": ""}), []
+    names = ["zero", "unstable", "silent", "moving", "transfer", "unlimited"]
+    for row in table.to_dict("records"):
+        failed = row["failed"].split()
+        cells = [f"**{row[name]:.2f}**" if name in failed else f"{row[name]:.2f}" for name in names]
+        rows.append([GUARDS[row["guard"]], ATTACKS[row["attack"]], *cells])
+    return _table(["guard", "attack", *names], rows)
+
+
+def distillation_table() -> str:
+    """Evasions of the distilled classifier and of the plain one."""
+    table, rows = adaptive("distillation"), []
+    for (epsilon, attack), part in table.groupby(["epsilon", "attack"], sort=False):
+        by = part.set_index("guard").to_dict("index")
+        cells = [_interval(by[name]) for name in ("unguarded", "distilled, unguarded")]
+        rows.append([f"{epsilon:g}", str(attack), *cells])
+    return _table(["largest change", "attack", "plain", "distilled"], rows)
 
 
 def robust_table() -> str:
@@ -670,6 +714,9 @@ def blocks(path: Path) -> dict[str, str]:
             "masks": masks_table(),
             "alarms": false_alarms_table(),
             "robust accuracy": robust_table(),
+            "distillation": distillation_table(),
+            "distance": distance_table(),
+            "signs": signs_table(),
         }
     if path == README:
         return {"results": shipped_table(), "elsewhere": elsewhere()}
