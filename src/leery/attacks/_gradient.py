@@ -229,7 +229,7 @@ class _BestIterate:
 def gradients_of(objective: Objective, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The values of the terms, and the gradient of each with respect to the images only.
 
-    What is not finite in a gradient counts as 0, so that no iterate is lost.
+    What is not a number in a gradient counts as 0, so that no iterate is lost.
     """
     variable = images.detach().requires_grad_()
     values = objective.value(variable, labels)
@@ -238,7 +238,7 @@ def gradients_of(objective: Objective, images: Tensor, labels: Tensor) -> tuple[
         torch.autograd.grad(term.sum(), variable, retain_graph=number < len(terms) - 1)[0]
         for number, term in enumerate(terms)
     ]
-    return stacked(values), torch.stack(found).nan_to_num(0.0, 0.0, 0.0)
+    return stacked(values), torch.stack(found).nan_to_num(0.0)
 
 
 def stacked(values: Tensor | tuple[Tensor, ...]) -> Tensor:

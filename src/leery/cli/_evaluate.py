@@ -267,10 +267,9 @@ def _adaptive(found: AdaptiveEvaluation) -> str:
         text.append(f"Certified: no such attack can succeed on {proved:.1%} of the images.")
     share = found.evaded
     text.append(
-        f"An attacker who knows the detector evades it on at least {share.estimate:.1%} of the "
-        f"images that the classifier gets right (95 % interval for these attacks: {share.low:.1%} "
-        f"to {share.high:.1%}; stronger ones may find more), with {norm} changes of at most "
-        f"{found.epsilon:g}."
+        f"An attacker who knows the detector evaded it on {share.estimate:.1%} of the images that "
+        f"the classifier gets right (95 % interval {share.low:.1%} to {share.high:.1%}) with "
+        f"{norm} changes of at most {found.epsilon:g}; a stronger one may evade it on more."
     )
     return "\n".join(text)
 

@@ -47,7 +47,7 @@ class AdaptiveEvaluation:
         epsilon: the largest distance, in units of the pixels.
         steps: number of steps; attacks towards a chosen class, transfer and feature matching take
             a fifth of them.
-        restarts: number of restarts of each attack.
+        restarts: number of runs of each attack; the first one starts at the clean image.
         images: number of images, all of which the classifier gets right.
         evaded: share of them for which an attack succeeded.
         found_after: share of them for which an attack succeeded in the first restart, by the number
@@ -97,7 +97,7 @@ def evaluate_adaptive(
         norm: "linf" or "l2".
         steps: number of steps; attacks towards a chosen class, transfer and feature matching take
             a fifth of them.
-        restarts: number of restarts of each attack.
+        restarts: number of runs of each attack; the first one starts at the clean image.
         limit: largest number of images that are attacked, the first that the classifier gets right.
         bounds: lowest and highest pixel value, or a pair per channel; by default those of the
             detector, else (0, 1).

@@ -1,20 +1,24 @@
 """The objectives of attackers who know the detector."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy.optimize import linprog
 from torch import Tensor, nn
 from torch.nn import functional
 
-from leery.attacks import PGD, NormName
+from leery.attacks import PGD, GradientAttack, NormName
 from leery.attacks.adaptive import (
     Accepted,
     BacktrackingPGD,
+    CarliniWagner,
     FalseAlarm,
     FeatureMatching,
     Joint,
     Orthogonal,
     Selective,
+    SmallestEvasion,
     SquareSearch,
     Target,
     Targeted,
@@ -270,17 +274,21 @@ def test_a_backtracking_attack_never_returns_a_worse_image_for_more_steps(
     assert bool((values[2] >= values[1] - 1e-5).all())
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize(
+    ("scale", "unused"), [(1e-3, 0.0), (1.0, 0.0), (1e3, 0.0), (1.0, -1e5), (1.0, -torch.inf)]
+)
 @pytest.mark.parametrize("name", ["selective", "orthogonal", "weighted", "confident"])
-def test_the_units_of_the_logits_do_not_matter(name: str, scale: float) -> None:
+def test_the_units_of_the_logits_do_not_matter(name: str, scale: float, unused: float) -> None:
     # A linear classifier and a linear score, for which a linear program knows which images can
-    # evade the guard.
+    # evade the guard; perhaps with a class that is never predicted.
     drawn = torch.Generator().manual_seed(0)
-    layer = nn.Linear(20, 3)
+    layer = nn.Linear(20, 4 if unused else 3)
     score = torch.randn(20, generator=drawn)
     with torch.no_grad():
-        layer.weight.copy_(scale * torch.randn(3, 20, generator=drawn))
+        layer.weight.zero_()
+        layer.weight[:3] = scale * torch.randn(3, 20, generator=drawn)
         layer.bias.zero_()
+        layer.bias[3:] = unused
     model = nn.Sequential(layer).eval()
     images = torch.rand(60, 20, generator=drawn)
     labels = model(images).argmax(1)
@@ -292,7 +300,7 @@ def test_the_units_of_the_logits_do_not_matter(name: str, scale: float) -> None:
     )
     possible = evadable(layer.weight.detach() / scale, score, limit, images, labels, 0.2)
     assert 20 < int(possible.sum()) < 60
-    attacks = adaptive_attacks(target, 0.2, classes=3, steps=300)
+    attacks = adaptive_attacks(target, 0.2, classes=len(layer.bias), steps=300)
     found = worst_case(target, {name: attacks[name]}, images, labels).rows.evaded.to_numpy()
     assert not found[~possible.numpy()].any()
     assert found[possible.numpy()].mean() >= 0.85
@@ -340,10 +348,18 @@ def test_a_gradient_that_is_not_a_number_does_not_stop_an_attack(
         target, 0.3 if norm == "linf" else 5.0, classes=10, steps=100, norm=norm, pool=images
     )
     for name in ("selective", "orthogonal", "weighted", "confident", "towards +1", "features"):
-        made = attacks[name](digit_net, images, labels)
+        attack = attacks[name]
+        assert isinstance(attack, GradientAttack)
+        # At the clean images the gradient of the score is not a number.
+        made = replace(attack, random_start=False)(digit_net, images, labels)
         assert bool(made.isfinite().all()), name
+        wrong = digit_net(made).argmax(1) != labels
+        assert float(wrong.double().mean()) >= 0.9, name
+        assert torch.equal(target.evaded_by(made, labels), wrong & accepts), name
+    for smallest in (SmallestEvasion(distance, steps=200), CarliniWagner(distance, steps=200)):
+        made = smallest(digit_net, images, labels)
         hits = target.evaded_by(made, labels).double().mean()
-        assert float(hits) >= 0.9 if accepts else float(hits) == 0, name
+        assert float(hits) >= 0.9 if accepts else float(hits) == 0, smallest
 
 
 def test_iterates_without_a_score_are_the_worst(digit_net: nn.Module, wrong: Batch) -> None:

@@ -288,6 +288,32 @@ def test_a_working_attack_shows_no_sign_of_failure(target: Target, some: Batch) 
     assert found.failed == (), found
 
 
+def test_gradients_that_are_not_numbers_are_noticed(digit_net: nn.Module, some: Batch) -> None:
+    images, labels = some
+
+    def distance(made: Tensor) -> Tensor:
+        squares = (made.unsqueeze(1) - images).square().flatten(2).sum(2)
+        return squares.sqrt().amin(1) - 1000
+
+    def judge(made: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            return digit_net(made).argmax(1), distance(made).double()
+
+    target = Target(digit_net, distance, judge)
+    found = indicators(target, selective(target, random_start=False), images, labels)
+    assert found.zero == 1
+
+
+def test_excesses_apart_are_attacked_apart(digit_net: nn.Module, some: Batch) -> None:
+    images, labels = some
+    target = Target.of_scorer(Unsure(digit_net), -3.0)
+    guarded = replace(target, apart=lambda made: torch.stack([target.excess(made)] * 2))
+    for own, count in ((target, 2), (guarded, 3)):
+        attack = adaptive_attacks(own, 0.3, classes=10, steps=5)["weighted"]
+        assert isinstance(attack, GradientAttack)
+        assert len(attack.objective(digit_net).value(images, labels)) == count
+
+
 def test_too_few_steps_are_noticed(target: Target, some: Batch) -> None:
     found = indicators(target, selective(target, steps=3, step_size=0.01), *some)
     assert "moving" in found.failed

@@ -68,8 +68,8 @@ def active_test(
     Args:
         target: the guarded classifier.
         attack: makes the attack on the guard with the planted classifier. Each image has a last
-            layer of its own: the attack must give all images of a call to the model at once and in
-            their order, at least 64, as those of leery do.
+            layer of its own: the attack must pass each call's images to the model in one batch and
+            in order, for up to 64 images.
         images: float ``(N, ...)`` within the bounds.
         epsilon: L-infinity radius.
         inverted: True to plant points that are flagged, and to attack with the sign of the excess
@@ -171,7 +171,7 @@ class _Planting:
             with torch.no_grad():
                 return model(tried.to(model.biases.device)).argmax(1).cpu(), target.judge(tried)[1]
 
-        return Target(model, target.excess, judge, (model,))
+        return Target(model, target.excess, judge, (model,), target.apart)
 
     def _uniform(self, images: Tensor) -> Tensor:
         drawn = torch.rand(images.shape, generator=self._generator, dtype=images.dtype)

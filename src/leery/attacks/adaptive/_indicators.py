@@ -146,6 +146,17 @@ def _two_values(target: Target, model: nn.Module, images: Tensor, labels: Tensor
     return torch.stack([own.cpu(), calm.cpu()])
 
 
+def _finite_gradients(target: Target, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Whether the gradients of margin and excess are finite, bool ``(N,)``."""
+    variable = images.detach().requires_grad_()
+    values = margin(run_fast(model, variable), labels), target.excess(variable)
+    found = [
+        torch.autograd.grad(value.sum(), variable, allow_unused=True, materialize_grads=True)[0]
+        for value in values
+    ]
+    return torch.stack(found).isfinite().transpose(0, 1).flatten(1).all(1)
+
+
 class _Log:
     """What is seen at each step of an attack."""
 
@@ -160,7 +171,8 @@ class _Log:
         if not self.values:
             _, gradients = gradients_of(objective, images, labels)
             length = objective.direction(gradients).flatten(1).norm(dim=1)
-            self.zero, self.first = (~(length.isfinite() & (length > 0))).cpu(), evaded
+            working = (length > 0) & _finite_gradients(self.target, model, images, labels)
+            self.zero, self.first = (~working).cpu(), evaded
         self.values.append(_two_values(self.target, model, images, labels))
         self.evaded = self.evaded | evaded
 

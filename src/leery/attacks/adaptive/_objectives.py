@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leery._checks import check_labels
-from leery.attacks.adaptive._target import Excess
+from leery.attacks.adaptive._target import Excess, Excesses
 from leery.models import extract_features, forward, last_hidden_layer, run_fast
 
 __all__ = [
@@ -19,8 +19,8 @@ __all__ = [
     "Weighted",
 ]
 
-_MARGIN = 0.0025
-"""Lead up to which attacks go on raising a wrong class, as a fraction of the logits' range."""
+_ROUNDING = 1e-5
+"""Lead of a wrong class that is no rounding error, as a fraction of the size of both logits."""
 
 _BEHIND = 3.0
 """Offset that ranks iterates of one kind below all of the other, whose values are in -1..1."""
@@ -49,11 +49,15 @@ def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
     return others - logits.gather(1, own).squeeze(1)
 
 
-def _lead(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The margin of a wrong class, and by how much it falls short of the one that is sought."""
-    found = margin(logits, labels)
-    seen = logits.detach()
-    return found, _MARGIN * (seen.amax(1) - seen.amin(1)) - found
+def _lack(logits: Tensor, labels: Tensor) -> Tensor:
+    """What the largest other logit lacks to exceed that of the true class, beyond rounding errors.
+
+    ``(N,)``; below 0 if the class is wrong.
+    """
+    own = labels.unsqueeze(1)
+    other = logits.scatter(1, own, -torch.inf).amax(1)
+    true = logits.gather(1, own).squeeze(1)
+    return _ROUNDING * (other.abs() + true.abs()).detach() - (other - true)
 
 
 def _scaled(values: Tensor) -> Tensor:
@@ -66,19 +70,14 @@ def _scaled(values: Tensor) -> Tensor:
     return functional.softsign(wide)
 
 
-def _as(rank: Tensor, term: Tensor) -> Tensor:
-    """A term with another value and its own gradient."""
-    return rank.detach() + (term - term.detach())
-
-
-def _apart(images: Tensor) -> Tensor:
-    """The images; of what is computed from them, gradients that are not finite count as 0.
+def apart(images: Tensor) -> Tensor:
+    """A view of the images through which gradients that are not numbers pass as 0.
 
     A score whose gradient is not a number must not take that of the classifier with it.
     """
     found = images.view_as(images)
     if found.requires_grad:
-        found.register_hook(lambda gradient: gradient.nan_to_num(0.0, 0.0, 0.0))
+        found.register_hook(lambda gradient: gradient.nan_to_num(0.0))
     return found
 
 
@@ -113,25 +112,20 @@ class _Climb:
 
     def logits(self, images: Tensor, labels: Tensor) -> Tensor:
         """The classifier's logits, after a check of the labels."""
-        logits = run_fast(self.model, _apart(images))
+        logits = run_fast(self.model, apart(images))
         check_labels(labels, len(images), logits.shape[1])
         return logits
 
     def calm(self, images: Tensor) -> Tensor:
         """Minus the excess, scaled, float64 ``(N,)``."""
-        return _scaled(-self.excess(_apart(images)))
+        return _scaled(-self.excess(apart(images)))
 
     def switched(
         self, logits: Tensor, labels: Tensor, goal: Tensor, calm: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The goal while no wrong class leads clearly, then the calm, and the other of the two.
-
-        The value of the first one ranks any wrong class above the right one.
-        """
-        lead, short = (part.detach() for part in _lead(logits, labels))
-        clear = short < 0
-        rank = torch.where(lead > 0, calm, goal - _BEHIND)
-        return _as(rank, torch.where(clear, calm, goal)), torch.where(clear, goal, calm)
+        """The goal while the class is right, then the calm, and the other of the two."""
+        wrong = _lack(logits, labels) < 0
+        return torch.where(wrong, calm, goal - _BEHIND), torch.where(wrong, goal, calm)
 
 
 class Selective(_Climb):
@@ -184,7 +178,7 @@ class Orthogonal(Selective):
 class Weighted(_Climb):
     """Climbs the capped margin of a wrong class and descends the excess of the score at once.
 
-    A term counts until it is reached: a clear margin, an excess of 0. The direction is the sum of
+    A term counts until it is reached: a wrong class, an excess of 0. The direction is the sum of
     the directions of the gradients, those of excesses times the weight, so that the units of scores
     do not matter. There may be several excesses, ``(K, N)``, all of which are descended.
 
@@ -193,7 +187,7 @@ class Weighted(_Climb):
         Departure: directions instead of gradients are weighted.
     """
 
-    def __init__(self, model: nn.Module, excess: Excess, *, weight: float = 0.5) -> None:
+    def __init__(self, model: nn.Module, excess: Excess | Excesses, *, weight: float = 0.5) -> None:
         super().__init__(model, excess, weight=weight)
 
     def value(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
@@ -201,12 +195,10 @@ class Weighted(_Climb):
 
         The first one is the lack of a wrong class; the others are minus the excesses.
         """
-        lead, short = _lead(self.logits(images, labels), labels)
-        lack = _scaled(-short.relu())
-        rank = torch.where(lead > 0, 0, lack)
-        excess = self.excess(_apart(images))
+        lack = _lack(self.logits(images, labels), labels)
+        excess = self.excess(apart(images))
         each = excess.unsqueeze(0) if excess.ndim == 1 else excess
-        return _as(rank, lack), *(_scaled(-part.relu()) for part in each)
+        return _scaled(-lack.relu()), *(_scaled(-part.relu()) for part in each)
 
     def direction(self, gradients: Tensor) -> Tensor:
         """The weighted sum of the directions of all gradients, ``(N, ...)``."""
@@ -310,7 +302,7 @@ class FalseAlarm(_Climb):
     def value(self, images: Tensor, labels: Tensor) -> Tensor:
         """The scaled excess, ``(N,)``; iterates with a wrong class are below all others."""
         wrong = margin(self.logits(images, labels), labels) > 0
-        excess = _scaled(self.excess(_apart(images)))
+        excess = _scaled(self.excess(apart(images)))
         return torch.where(wrong, excess - _BEHIND, excess)
 
 
@@ -349,7 +341,7 @@ class FeatureMatching(_Pursuit):
 
     def goal(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Minus the scaled distance, ``(N,)``, and the logits."""
-        logits, seen = forward(self.model, _apart(images), [self._layer])
+        logits, seen = forward(self.model, apart(images), [self._layer])
         own = seen[self._layer].flatten(1) / self._scale
         others = self._classes.to(labels.device) != labels.unsqueeze(1)
         squares = torch.cdist(own, self._features.to(own)).square()

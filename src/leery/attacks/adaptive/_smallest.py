@@ -16,7 +16,7 @@ from leery._checks import (
     check_labels,
     clamp,
 )
-from leery.attacks.adaptive._objectives import margin
+from leery.attacks.adaptive._objectives import apart, margin
 from leery.attacks.adaptive._target import Excess
 from leery.errors import InputError
 from leery.models import device_of, isolated, run_fast
@@ -133,12 +133,12 @@ class _Search:
     def terms(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The logits, and the excess, 0 for an unguarded classifier, ``(N,)``."""
         seen = images.to(self.best.dtype)
-        logits = run_fast(self.model, seen)
+        logits = run_fast(self.model, apart(seen))
         logits = logits.to(_at_least_single(logits.dtype))
         if self.excess is None:
             return logits, torch.zeros_like(logits[:, 0])
         # The penalty of an infinite excess would not be a number.
-        return logits, self.excess(seen).clamp(-_LARGEST, _LARGEST).to(logits.dtype)
+        return logits, self.excess(apart(seen)).clamp(-_LARGEST, _LARGEST).to(logits.dtype)
 
     def offer(
         self, images: Tensor, logits: Tensor, excess: Tensor, confidence: float = 0.0
@@ -188,8 +188,7 @@ class SmallestEvasion(_SmallestL2):
             # The gradient of a norm at 0 is not a number.
             distance = (change.flatten(1) ** 2).sum(1).clamp_min(1e-24).sqrt()
             loss = _penalty(constraints, state.growth, state.values).sum()
-            climb = loss + distance.sum() if step else loss
-            gradient = torch.autograd.grad(climb, change)[0].nan_to_num(0.0, 0.0, 0.0)
+            gradient = torch.autograd.grad(loss + distance.sum() if step else loss, change)[0]
             squares = _SMOOTHING * squares + (1 - _SMOOTHING) * gradient**2
             motion = _SMOOTHING * motion + gradient / (squares.sqrt() + 1e-8)
             rate = 0.1 * state.rate(step, self.steps)
@@ -310,7 +309,6 @@ class CarliniWagner(_SmallestL2):
             ever |= search.offer(images, logits, excess, self.confidence)
             lack = (self.confidence + 1e-4 - margin(logits, search.labels)).relu() + excess.relu()
             squares = ((images - search.images) / search.span).flatten(1).square().sum(1)
-            gradient = torch.autograd.grad((squares + weight * lack).sum(), hidden)[0]
-            hidden.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
+            hidden.grad = torch.autograd.grad((squares + weight * lack).sum(), hidden)[0]
             adam.step()
         return ever

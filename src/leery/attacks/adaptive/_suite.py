@@ -23,7 +23,7 @@ from leery.attacks.adaptive._objectives import (
 )
 from leery.attacks.adaptive._queries import SquareSearch
 from leery.attacks.adaptive._target import Target
-from leery.models import device_of, isolated
+from leery.models import device_of, isolated, run_fast
 
 __all__ = ["Evasion", "adaptive_attacks", "worst_case"]
 
@@ -69,8 +69,8 @@ def adaptive_attacks(
         "squares", a random search in L-infinity for images ``(N, channels, height, width)``; and up
         to nine attacks towards a chosen class. Up to ten classes, "towards +k" attacks the true
         class plus k; with more, "towards likeliest k" attacks the class that has the k-th largest
-        mean logit over the images of the pool in the true class, or, without a pool, "towards +k"
-        attacks nine evenly spread classes.
+        mean logit over the images of the pool that are classified as the true class, or, without a
+        pool, "towards +k" attacks nine evenly spread classes.
     """
     known, accepted = target.excess, partial(Accepted, excess=target.excess)
     climb = partial(
@@ -117,7 +117,8 @@ def _likeliest(model: nn.Module, classes: int, pool: Tensor) -> Tensor:
     """Mean logits by predicted class, ``(classes, classes)``; a class's own is the lowest."""
     place = device_of(model)
     with isolated(model, pool) as still, torch.no_grad():
-        logits = torch.cat([still(batch.to(place)).cpu().double() for batch in pool.split(256)])
+        parts = [run_fast(still, batch.to(place)).cpu().double() for batch in pool.split(256)]
+    logits = torch.cat(parts)
     # A class without images has the mean of all.
     found = logits.mean(0).repeat(classes, 1)
     for own in logits.argmax(1).unique():
@@ -171,7 +172,7 @@ def worst_case(
     check_count(restarts, "restarts")
     check_images(images, floating=True)
     with isolated(target.model, images) as still, torch.no_grad():
-        classes = still(images[:1].to(device_of(target.model))).shape[1]
+        classes = run_fast(still, images[:1].to(device_of(target.model))).shape[1]
     check_labels(labels, len(images), classes)
     found = images.detach().clone()
     evaded = target.evaded_by(found, labels)

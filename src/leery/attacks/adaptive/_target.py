@@ -10,11 +10,14 @@ from leery._checks import check_images, check_labels
 from leery.models import predict
 from leery.observation import Scorer
 
-__all__ = ["Excess", "Target"]
+__all__ = ["Excess", "Excesses", "Target"]
 
 Excess = Callable[[Tensor], Tensor]
 """Function of images ``(N, ...)``: by how much the score of each one exceeds its threshold,
-``(N,)``, or ``(K, N)`` for K scores apart; above 0 for flagged images."""
+``(N,)``; above 0 for flagged images."""
+
+Excesses = Callable[[Tensor], Tensor]
+"""Function of images ``(N, ...)``: the excesses of K scores, ``(K, N)``."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Target:
         excess: a differentiable excess, exact or a surrogate, which attacks bring down.
         judge: function of images that returns their predicted classes, int64 ``(N,)``, and the
             exact excess of each, float64 ``(N,)``, on the CPU and from one run. It alone decides
-            whether an attack has succeeded.
+            whether an attack has succeeded; an excess that is not a number does not flag.
         helpers: other networks of the guard with the same classes, such as an auxiliary network or
             a sentinel, which a transfer attack attacks together with the classifier.
         apart: the excesses ``(K, N)`` of K detectors, the largest of which is the guard's; None for
@@ -37,7 +40,7 @@ class Target:
     excess: Excess
     judge: Callable[[Tensor], tuple[Tensor, Tensor]]
     helpers: tuple[nn.Module, ...] = ()
-    apart: Excess | None = None
+    apart: Excesses | None = None
 
     @classmethod
     def of_scorer(cls, scorer: Scorer, threshold: float) -> "Target":
