@@ -292,7 +292,9 @@ def test_an_attacker_who_knows_the_detector(place: Place) -> None:
     assert own["certified"]["estimate"] > 0
     said = " ".join(place.run("evaluate", "plain.leery", *arguments).split())
     assert "evaded it on" in said
-    assert said.endswith("with L-infinity changes of at most 0.05.")
+    assert said.endswith(
+        "with L-infinity changes of at most 0.05; a stronger one may evade it on more."
+    )
     assert "Certified" not in said
     both = place.json(
         *("evaluate", "plain.leery", *arguments, "--attack", "fgsm:0.1", "--adaptive-steps", "2")
@@ -303,7 +305,9 @@ def test_an_attacker_who_knows_the_detector(place: Place) -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (("--adaptive", "-1"), "a finite epsilon of at least 0"),
+        (("--adaptive", "-1"), "an epsilon above 0"),
+        (("--adaptive", "0"), "an epsilon above 0"),
+        (("--adaptive", "inf"), "a finite epsilon"),
         (("--adaptive", "0.1", "--adaptive-norm", "l3"), "one of the norms"),
         (("--adaptive", "0.1", "--adaptive-steps", "0"), "steps"),
         (("--adaptive", "0.1", "--adaptive-restarts", "0"), "restarts"),
