@@ -231,7 +231,7 @@ def leaderboard(dataset: str) -> str:
         "mean",
         "images with every attack found",
     ]
-    names += ["evaded by who knows it", "certified"] if attacked else []
+    names += ["evaded by an informed attacker", "certified"] if attacked else []
     names += ["worst, clean threshold", "worst at 5 %", "mean at 5 %", "false alarms"]
     return _table([*names, "most false alarms on changed images", "ms per image"], rows)
 

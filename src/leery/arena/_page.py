@@ -134,7 +134,7 @@ def _leaderboard(board: pd.DataFrame, times: pd.DataFrame) -> Sheet:
             ]
         )
     headings = ["detector", "its worst attack", "share found at 1 %", "95 % interval"]
-    headings += ["mean at 1 %", "images with every attack found", "evaded by who knows it"]
+    headings += ["mean at 1 %", "images with every attack found", "evaded by an informed attacker"]
     headings += ["certified", "worst at 1 %, clean threshold", "mean at 1 %, clean threshold"]
     headings += ["worst at 5 %", "mean at 5 %", "false alarms at 1 %"]
     return Sheet(
@@ -143,9 +143,9 @@ def _leaderboard(board: pd.DataFrame, times: pd.DataFrame) -> Sheet:
         [*headings, "ms per image"],
         rows,
         note="Found: share of the successful attacks that is flagged. Clean threshold: set on "
-        "clean images only. Evaded by who knows it: share of images that attacks on classifier and "
-        "detector together change within the arena's L-infinity radius so that they are "
-        "misclassified and not flagged; ≥ marks detectors without a gradient, for which only a "
+        "clean images only. Evaded by an informed attacker: share of images that attacks on "
+        "classifier and detector together change within the arena's L-infinity radius so that they "
+        "are misclassified and not flagged; ≥ marks detectors without a gradient, for which only a "
         "random search and transfer were tried. Certified: share for which no attack can. Times: "
         "processor time of one thread on the machine that ran the detector.",
     )
