@@ -18,10 +18,10 @@ ADAPTIVE_IMAGES = 50
 """Maximum number of images that are attacked with knowledge of the detector."""
 
 STEPS = 100
-"""Number of steps of these attacks."""
+"""Number of steps of the attacks on a detector with gradients."""
 
 QUERIES = 2000
-"""Number of queries of the score of a detector without gradients."""
+"""Number of steps of the random search on a detector without gradients."""
 
 _WITHOUT_GRADIENT = ("transfer", "squares")
 """The attacks that need no gradient of the score."""

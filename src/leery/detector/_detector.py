@@ -687,7 +687,7 @@ class Detector:
         return self
 
     def has_seen(self, images: Tensor) -> np.ndarray:
-        """True for each image that was used to fit the metrics, the combiner or the sentinel.
+        """Whether each image was used to fit the metrics, the combiner or the sentinel.
 
         Args:
             images: ``(N, ...)``.

@@ -46,8 +46,9 @@ class Indicators:
     true class, and the excess of the score.
 
     Attributes:
-        zero: fraction of the images whose step is zero or not finite at the first iterate; images
-            that evade the guard there are left out.
+        zero: fraction of the images whose step is zero at the first iterate, or for which the
+            gradient of margin or excess is not finite there; images that evade the guard there are
+            left out.
         unstable: change of a value around the clean image, in 100 random directions of 8/255 of the
             pixel range, relative to the range of the value during the attack: the median over the
             images, of margin or excess, whichever is larger.

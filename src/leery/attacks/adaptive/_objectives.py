@@ -34,8 +34,14 @@ _LARGEST = 1e100
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """The largest other logit minus that of the true class, ``(N,)``; above 0 if it is wrong."""
+    other, true = _rivals(logits, labels)
+    return other - true
+
+
+def _rivals(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest other logit and that of the true class, each ``(N,)``."""
     own = labels.unsqueeze(1)
-    return logits.scatter(1, own, -torch.inf).amax(1) - logits.gather(1, own).squeeze(1)
+    return logits.scatter(1, own, -torch.inf).amax(1), logits.gather(1, own).squeeze(1)
 
 
 def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
@@ -54,9 +60,7 @@ def _lack(logits: Tensor, labels: Tensor) -> Tensor:
 
     ``(N,)``; below 0 if the class is wrong.
     """
-    own = labels.unsqueeze(1)
-    other = logits.scatter(1, own, -torch.inf).amax(1)
-    true = logits.gather(1, own).squeeze(1)
+    other, true = _rivals(logits, labels)
     return _ROUNDING * (other.abs() + true.abs()).detach() - (other - true)
 
 
