@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from leery import PAPER_METRICS, Detector, _files, scoring
+from leery import PAPER_METRICS, Detector, _files
 from leery.errors import InputError, NotFittedError, OutputError
 from leery.inputs import Format
-from leery.scoring import Summary, score_to_file
-from leery.tasks import _parts
+from leery.scoring import Summary, _plan, _rows, merge_scores, score_shard, score_to_file
+from leery.tasks import Shard, _parts
 
 
 class Net(nn.Module):
@@ -42,7 +43,7 @@ def detector() -> Detector:
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Ten rows, in parts of four."""
-    monkeypatch.setattr(scoring, "_PART_ROWS", (4, 4))
+    monkeypatch.setattr(_plan, "_PART_ROWS", (4, 4))
     path = tmp_path / "rows.npy"
     np.save(path, np.random.default_rng(0).random((10, 6), np.float32))
     return path
@@ -64,7 +65,7 @@ def cut_off(detector: Detector, source: Path, monkeypatch: pytest.MonkeyPatch, a
     class CutError(Exception):
         pass
 
-    whole = scoring._scored
+    whole = _rows.rows_of
     done: list[int] = []
 
     def cutting(*arguments: object) -> object:
@@ -74,7 +75,7 @@ def cut_off(detector: Detector, source: Path, monkeypatch: pytest.MonkeyPatch, a
         return whole(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(scoring, "_scored", cutting)
+        patch.setattr(_plan, "rows_of", cutting)
         with pytest.raises(CutError):
             score(detector, source)
     return source.parent / "out.parquet.parts"
@@ -87,12 +88,13 @@ def test_a_cut_run_goes_on_behind_its_last_whole_part(
     parts = cut_off(detector, source, monkeypatch, after)
     stamps = {path: path.stat().st_mtime_ns for path in parts.glob("*.parquet")}
     assert len(stamps) == after
-    seen: list[int] = []
+    seen: list[tuple[int, int]] = []
     out = source.parent / "out.parquet"
-    score_to_file(detector, "me", [source], Format(), out, resume=True, advance=seen.append)
+    score_to_file(
+        detector, "me", [source], Format(), out, resume=True, progress=lambda *now: seen.append(now)
+    )
     assert rows_of(source.parent) == list(range(10))
-    assert seen[0] == 4 * after
-    assert sum(seen) == 10
+    assert seen == [(done, 10) for done in (0, 4, 8, 10)[after:]]
     assert not parts.exists()
 
 
@@ -103,13 +105,17 @@ def test_parts_hold_more_of_small_images(
     np.save(source, np.random.default_rng(0).random((many, 6), np.float32))
     told: list[int] = []
     out = tmp_path / "out.parquet"
-    score_to_file(detector, "me", [source], Format(), out, advance=told.append)
-    assert told == [0, 1024, 476]
+
+    def tell(done: int, _total: int) -> None:
+        told.append(done)
+
+    score_to_file(detector, "me", [source], Format(), out, progress=tell)
+    assert told == [0, 1024, 1500]
     assert rows_of(tmp_path) == list(range(many))
-    monkeypatch.setattr(scoring, "_PART_NUMBERS", 6 * 600)
+    monkeypatch.setattr(_plan, "_PART_NUMBERS", 6 * 600)
     told.clear()
-    score_to_file(detector, "me", [source], Format(), out, advance=told.append)
-    assert told == [0, 600, 600, 300]
+    score_to_file(detector, "me", [source], Format(), out, progress=tell)
+    assert told == [0, 600, 1200, 1500]
 
 
 def test_a_table_without_rows_gives_one_without_rows(detector: Detector, tmp_path: Path) -> None:
@@ -119,12 +125,17 @@ def test_a_table_without_rows_gives_one_without_rows(detector: Detector, tmp_pat
     assert rows_of(tmp_path) == []
 
 
-def test_a_missing_part_is_scored_again_with_all_behind_it(
+def test_a_missing_part_alone_is_scored_again(
     detector: Detector, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = cut_off(detector, source, monkeypatch, 2)
-    (parts / "00000000.parquet").unlink()
-    assert score(detector, source, resume=True).rows == 10
+    min(parts.glob("*.parquet")).unlink()
+    seen: list[tuple[int, int]] = []
+    out = source.parent / "out.parquet"
+    score_to_file(
+        detector, "me", [source], Format(), out, resume=True, progress=lambda *now: seen.append(now)
+    )
+    assert seen == [(4, 10), (8, 10), (10, 10)]
     assert rows_of(source.parent) == list(range(10))
 
 
@@ -132,8 +143,8 @@ def test_a_short_part_is_scored_again(
     detector: Detector, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = cut_off(detector, source, monkeypatch, 2)
-    table = pq.read_table(parts / "00000001.parquet")
-    pq.write_table(table.slice(0, 2), parts / "00000001.parquet")
+    last = max(parts.glob("*.parquet"))
+    pq.write_table(pq.read_table(last).slice(0, 2), last)
     score(detector, source, resume=True)
     assert rows_of(source.parent) == list(range(10))
 
@@ -178,6 +189,138 @@ def test_a_run_that_ends_in_between_is_not_a_lock(
     monkeypatch.setattr(_parts, "make_folder", made_and_gone)
     assert score(detector, source).rows == 10
     assert removals
+
+
+def test_inputs_that_change_meanwhile_are_refused(detector: Detector, source: Path) -> None:
+    def touch(_done: int, _total: int) -> None:
+        np.save(source, np.ones((10, 6), np.float32))
+
+    out = source.parent / "out.parquet"
+    with pytest.raises(InputError, match="inputs to stay as they are .* got changed ones; run"):
+        score_to_file(detector, "me", [source], Format(), out, progress=touch)
+    assert not out.exists()
+
+
+def score_part(detector: Detector, source: Path, shard: str, out: str = "out.parquet") -> Summary:
+    own = source.parent / out
+    return score_shard(detector, "me", [source], Format(), own, Shard.parse(shard))
+
+
+def merge(detector: Detector, source: Path, out: str = "out.parquet", *others: Path) -> Summary:
+    return merge_scores(detector, "me", [source], Format(), source.parent / out, others=others)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_shards_in_any_order_give_the_bytes_of_one_run(
+    detector: Detector, source: Path, kind: str, count: int
+) -> None:
+    rows = np.load(source)
+    rows[7] = np.nan
+    np.save(source, rows)
+    one, other = f"one.{kind}", f"other.{kind}"
+    whole = score_to_file(detector, "me", [source], Format(), source.parent / one)
+    found = [
+        score_part(detector, source, f"{number}/{count}", other) for number in range(count, 0, -1)
+    ]
+    assert sum(part.rows for part in found) == 10
+    assert sum(part.unreadable for part in found) == 1
+    assert merge(detector, source, other) == whole
+    assert (source.parent / other).read_bytes() == (source.parent / one).read_bytes()
+    assert sorted(path.name for path in source.parent.iterdir()) == sorted([
+        one, other, source.name,
+    ])  # fmt: skip
+
+
+def test_shards_in_folders_of_their_own_are_merged(detector: Detector, source: Path) -> None:
+    score(detector, source)
+    for number in (1, 2, 3):
+        score_part(detector, source, f"{number}/3", f"{number}.parquet")
+    others = [source.parent / f"{number}.parquet.parts" for number in (1, 2)]
+    with pytest.raises(InputError, match="expected all parts in .*, got none of number 1, 2; "):
+        merge(detector, source, "3.parquet")
+    merge(detector, source, "3.parquet", *others)
+    assert (source.parent / "3.parquet").read_bytes() == (
+        source.parent / "out.parquet"
+    ).read_bytes()
+    assert all(folder.is_dir() for folder in others)
+
+
+def test_an_interrupted_shard_is_run_again_or_completed_by_one_process(
+    detector: Detector, source: Path
+) -> None:
+    score_part(detector, source, "2/2")
+    stamps = {
+        path: path.stat().st_mtime_ns
+        for path in (source.parent / "out.parquet.parts").glob("*.parquet")
+    }
+    with pytest.raises(InputError, match="got none of number 1; run the shards that lack them"):
+        merge(detector, source)
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert not (source.parent / "out.parquet").exists()
+    assert score(detector, source, resume=True).rows == 10
+    assert rows_of(source.parent) == list(range(10))
+
+
+def test_a_shard_of_other_inputs_is_refused(detector: Detector, source: Path) -> None:
+    score_part(detector, source, "1/2")
+    np.save(source, np.ones((10, 6), np.float32))
+    for again in (partial(score_part, shard="2/2"), merge):
+        with pytest.raises(InputError, match="got others, files changed since, or another version"):
+            again(detector, source)
+    with pytest.raises(InputError, match="expected the parts of a run in .*, got none; name the"):
+        merge(detector, source, "out.parquet", source.parent / "nowhere")
+    assert len(list((source.parent / "out.parquet.parts").glob("*.parquet"))) == 1
+
+
+def test_shards_run_at_the_same_time_but_beside_no_whole_run(
+    detector: Detector, source: Path
+) -> None:
+    folder = source.parent / "out.parquet.parts"
+    folder.mkdir()
+    with (folder / "lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        for number in (1, 2):
+            score_part(detector, source, f"{number}/2")
+        for whole in (score, merge):
+            with pytest.raises(OutputError, match="got another run that is using it; wait"):
+                whole(detector, source)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(OutputError, match="got another run that is using it; wait"):
+            score_part(detector, source, "1/2")
+    assert merge(detector, source).rows == 10
+
+
+def test_a_refused_shard_takes_its_empty_folder_away_unless_another_uses_it(
+    detector: Detector, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*_arguments: object, **_options: object) -> None:
+        raise InputError
+
+    monkeypatch.setattr("leery.scoring._plan.read", damaged)
+    folder = source.parent / "out.parquet.parts"
+    with pytest.raises(InputError):
+        score_part(detector, source, "1/2")
+    assert not folder.exists()
+    folder.mkdir()
+    with (folder / "lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        with pytest.raises(InputError):
+            score_part(detector, source, "1/2")
+    assert sorted(path.name for path in folder.iterdir()) == ["lock", "run.json"]
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3", "1/3/3", ""])
+def test_a_shard_is_a_number_and_a_count(text: str) -> None:
+    with pytest.raises(InputError, match=f"expected a shard I/N .* got {text!r}; mend it"):
+        Shard.parse(text)
+
+
+def test_shards_share_all_parts() -> None:
+    for count in (1, 2, 3, 7, 50):
+        own = [Shard(number, count).own(20) for number in range(1, count + 1)]
+        assert [part for share in own for part in share] == list(range(20))
+        assert max(map(len, own)) - min(map(len, own)) <= 1
 
 
 def test_one_run_at_a_time_works_in_the_folder(
@@ -239,7 +382,7 @@ def test_a_run_refused_at_its_first_part_leaves_nothing(
     def damaged(*_arguments: object, **_options: object) -> None:
         raise InputError
 
-    monkeypatch.setattr("leery.scoring.read", damaged)
+    monkeypatch.setattr("leery.scoring._plan.read", damaged)
     with pytest.raises(InputError):
         score(detector, source)
     assert [path.name for path in source.parent.iterdir()] == [source.name]

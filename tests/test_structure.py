@@ -135,9 +135,9 @@ PUBLIC = {
         NearestNeighbours NoiseConsistency PAPER_METRICS PassUncertainty Pmf Precision
         RECOMMENDED_METRICS References ShiftConsistency Squeezing TrainingPoints
         UNCERTAINTY_METRICS UnitDispersion aleatoric bhattacharyya confidence direction_of energy
-        epistemic make_metrics log_margin margin max_softmax median_residual metric_refused
-        mutual_information predictive_entropy recommended_for residual_kurtosis scibilic
-        variance""",
+        epistemic load_metrics make_metrics log_margin margin max_softmax median_residual
+        metric_refused mutual_information predictive_entropy recommended_for residual_kurtosis
+        scibilic variance""",
     "leery.models": """INPUT_OF Logits assignments_undone check_layer check_logits check_recorded
         check_repeatable content_hashes device_of extract_features fast_layout
         fingerprint forward grid_of has_fast_layout has_linear_head image_hashes
@@ -148,12 +148,13 @@ PUBLIC = {
     "leery.observation": "EACH FittableScorer HEAD Needs Observation Observer Scorer View Viewed",
     "leery.reporting": """Cell INK MUTED PALETTE Plot Sheet figure_style new_figure page_environment
         page_resource themed to_svg""",
-    "leery.scoring": "Summary score_to_file",
+    "leery.scoring": """Engine Plan Processes SavedDetector Summary merge_scores score_shard
+        score_to_file""",
     "leery.study": """Condition METRIC_SETS PAGE RESULT_COLUMNS STUDIES StudyConfig StudyResult
         load_result report reproduce reproduce_all terminal_summary""",
-    "leery.tasks": """Clock FileTask Task Workers code_of default_workers discard_parts
-        identity_of open_parts part_name parts_folder read_seconds run_record
-        run_stages worker_count worker_pool write_seconds""",
+    "leery.tasks": """Clock FileTask Parts Shard Task Workers code_of default_workers
+        identity_of open_parts parts_folder read_seconds run_record run_stages
+        single_threaded worker_count worker_pool write_seconds""",
     "leery.training": """Augmentation AuxiliaryNetwork AuxiliaryRecipe FitParts MAX_PIXELS Recipe
         SentinelNetwork SentinelRecipe TrainingSet run_epochs train_auxiliary train_sentinel""",
     "leery.arena": """ARENAS ArenaConfig Cell DETECTORS Entry PAGE run_arena summary""",

@@ -11,7 +11,14 @@ from typing import BinaryIO, TypeVar
 
 from leery.errors import OutputError
 
-__all__ = ["atomic_stream", "below", "check_output", "make_folder", "write_atomically"]
+__all__ = [
+    "atomic_stream",
+    "below",
+    "check_output",
+    "make_folder",
+    "write_atomically",
+    "write_once",
+]
 
 
 T = TypeVar("T")
@@ -37,6 +44,21 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     """
     with atomic_stream(path) as stream:
         stream.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_once(path: Path, content: str) -> None:
+    """Write a file completely, or leave it if there is one; of several processes, one writes it.
+
+    Raises:
+        OutputError: when the folder cannot be written.
+    """
+    if path.exists():
+        return
+    own = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    write_atomically(own, content)
+    with contextlib.suppress(FileExistsError):
+        os.link(own, path)
+    own.unlink()
 
 
 @contextmanager

@@ -228,6 +228,42 @@ def test_a_killed_run_goes_on_and_has_every_row_once(place: Place) -> None:
     assert len(set(names)) == len(names) == 3100
 
 
+def test_workers_and_shards_give_the_bytes_of_one_process(place: Place) -> None:
+    score = ("score", "guard.leery", "many.parquet", "--out")
+    whole = place.json(*score, "one.parquet", "--workers", "1")
+    place.run(*score, "two.parquet", "--workers", "2")
+    shares = [place.json(*score, "three.parquet", "--shard", f"{i}/3") for i in (3, 1)]
+    lacking = place.run(*score, "three.parquet", "--merge", code=1)
+    assert "expected all parts in three.parquet.parts, got none of number 2; " in lacking
+    shares.append(place.json(*score, "three.parquet", "--shard", "2/3"))
+    assert sum(share["rows"] for share in shares) == 3100
+    assert place.json(*score, "three.parquet", "--merge") == {**whole, "out": "three.parquet"}
+    one = (place.folder / "one.parquet").read_bytes()
+    for name in ("two.parquet", "three.parquet"):
+        assert (place.folder / name).read_bytes() == one
+        assert not (place.folder / f"{name}.parts").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--shard", "3/2"], "expected a shard I/N with I from 1 to N, such as 2/3, got '3/2'"),
+        (["--shard", "1/2", "--merge"], "expected --merge alone, got --shard too"),
+        (["--resume", "--merge"], "expected --merge alone, got --resume too"),
+        (["--parts", "a.parts"], "expected --parts with --merge, got it without"),
+        (["--merge", "--parts", "a.parts"], "expected the parts of a run in a.parts, got none"),
+        (["--merge"], "expected all parts in no.csv.parts, got none of number 1"),
+        (["--workers", "0"], "expected at least 1 worker, got 0"),
+    ],
+)
+def test_shards_that_are_none_are_refused(place: Place, options: list[str], error: str) -> None:
+    before = sorted(path.name for path in place.folder.iterdir())
+    assert error in place.run(
+        "score", "guard.leery", "incoming", "--out", "no.csv", *options, code=1
+    )
+    assert sorted(path.name for path in place.folder.iterdir()) == before
+
+
 def finished(parts: Path) -> Sequence[Path]:
     return sorted(parts.glob("[0-9]*.parquet"))
 

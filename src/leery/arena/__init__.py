@@ -6,7 +6,7 @@ people's detectors take part through the protocol :class:`leery.observation.Fitt
 
 from leery._extras import imported
 
-for _library in ("jinja2", "matplotlib", "threadpoolctl"):
+for _library in ("jinja2", "matplotlib"):
     imported(_library, "study")
 
 from leery.arena._config import ARENAS, ArenaConfig, Cell  # noqa: E402 - see above

@@ -16,7 +16,6 @@ from leery.cli._groups import (
     ClassifierOptions,
     InputOptions,
     clean_images,
-    own_metrics,
     with_groups,
 )
 from leery.cli._options import (
@@ -206,7 +205,8 @@ def train_and_add(
     _promises(threshold)
     check_replaceable(target, force=force)
     check_output(target)
-    detector = leery.Detector.load(file, classifier.load(), metrics=own_metrics(metric))
+    own = leery.metrics.load_metrics(metric)
+    detector = leery.Detector.load(file, classifier.load(), metrics=own)
     known = detector.inputs_
     form = reading.format(
         shape=known.shape, dtype=known.dtype, resize=resize, classes=detector.classes_

@@ -19,7 +19,6 @@ from leery.cli._describe import described, print_description
 from leery.cli._groups import (
     ClassifierOptions,
     InputOptions,
-    own_metrics,
     with_classes,
     with_groups,
 )
@@ -207,7 +206,7 @@ class _MetricOptions:
         self, model: nn.Module, example: Tensor | None
     ) -> tuple[list[str | Metric] | None, str | None]:
         """The metrics that were named; None for just those recommended for the inputs."""
-        own = own_metrics(self.metric)
+        own = leery.metrics.load_metrics(self.metric)
         if self.metrics is None and not own and not self.no_auxiliary:
             return None, None
         names: tuple[str, ...] = RECOMMENDED_METRICS

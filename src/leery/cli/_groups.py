@@ -15,15 +15,14 @@ import typer
 from typer.models import OptionInfo
 
 import leery
-from leery.errors import InputError, brief
+from leery.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from leery.inputs import Format
-    from leery.metrics import Metric
 
-__all__ = ["ClassifierOptions", "InputOptions", "clean_images", "own_metrics", "with_groups"]
+__all__ = ["ClassifierOptions", "InputOptions", "clean_images", "with_groups"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,34 +179,6 @@ def with_classes(model: nn.Module, paths: list[Path], form: Format) -> Format:
                 logits = models.run_model(still, batch)
             return replace(form, classes=logits.shape[1])
     return form
-
-
-def own_metrics(names: list[str] | None) -> list[Metric]:
-    """An instance of each metric of the user's own.
-
-    Raises:
-        InputError: when a name is none of a metric.
-    """
-    found = []
-    for name in names or []:
-        kind = leery.models.loaded_object(name, "metric")
-        try:
-            made = kind()
-        # The user's code raises whatever it likes.
-        except Exception as error:
-            message = (
-                f"expected {name} to give a metric without arguments, got {brief(error)}; mend its "
-                "code"
-            )
-            raise InputError(message) from error
-        if not isinstance(made, leery.metrics.Metric):
-            message = (
-                f"expected a subclass of leery.metrics.Metric at {name}, got "
-                f"{type(made).__name__}; correct the name"
-            )
-            raise InputError(message)
-        found.append(made)
-    return found
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 from rich.console import Console
 
 import leery
 from leery._progress import progress_bars
-from leery.cli._groups import ClassifierOptions, InputOptions, own_metrics, with_groups
+from leery.cli._groups import ClassifierOptions, InputOptions, with_groups
 from leery.cli._options import (
     INCOMPLETE,
     DetectorFile,
     Json,
     OwnMetrics,
     Resize,
+    Workers,
     facts_table,
     print_json,
     stoppable,
@@ -26,7 +27,13 @@ from leery.cli._options import (
 from leery.errors import InputError
 
 if TYPE_CHECKING:
-    from leery.scoring import Summary
+    from collections.abc import Callable
+
+    from rich.progress import Progress, TaskID
+
+    from leery.detector import Detector
+    from leery.scoring import SavedDetector, Summary
+    from leery.tasks import Shard
 
 __all__ = ["score"]
 
@@ -44,12 +51,61 @@ _Out = Annotated[Path, typer.Option(help="Output file: .parquet, .csv or .jsonl.
 _Resume = Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _ShareOptions:
+    """Who computes what."""
+
+    title: ClassVar[str] = "Several processes or machines"
+
+    workers: Workers = None
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Score share I of N only, such as 2/3, and keep it in the folder OUT.parts; "
+            "shares that are there are not scored again.",
+            show_default=False,
+        ),
+    ] = None
+    merge: Annotated[
+        bool,
+        typer.Option(
+            "--merge", help="Write the output from the shares that runs with --shard have scored."
+        ),
+    ] = False
+    parts: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="With --merge, a further folder of shares, such as one of another machine. Can be "
+            "repeated.",
+            show_default=False,
+        ),
+    ] = None
+
+    def part(self, *, resume: bool) -> Shard | None:
+        """The share to score; None for all.
+
+        Raises:
+            InputError: when options exclude each other, or one is outside its range.
+        """
+        if self.merge and (self.shard or resume):
+            other = "--shard" if self.shard else "--resume"
+            message = f"expected --merge alone, got {other} too; run one after the other"
+            raise InputError(message)
+        if self.parts and not self.merge:
+            message = "expected --parts with --merge, got it without; add --merge"
+            raise InputError(message)
+        return None if self.shard is None else leery.tasks.Shard.parse(self.shard)
+
+
 @with_groups
 def score(
     file: DetectorFile,
     sources: _Inputs,
     classifier: ClassifierOptions,
     reading: InputOptions,
+    sharing: _ShareOptions,
     *,
     out: _Out = Path("scores.parquet"),
     resume: _Resume = False,
@@ -60,41 +116,61 @@ def score(
     """Write a row for each input: predicted class, score, p-value, verdict, every metric.
 
     Memory does not grow with the number of inputs. An input that cannot be read gets a row with the
-    reason; the exit code is then 3.
+    reason; the exit code is then 3. The rows are the same, byte for byte, however many processes or
+    shards score them.
 
     Examples:
       leery score guard.leery incoming/ --model net:make --out scores.csv
       leery score guard.leery day1.parquet day2.parquet --model net:make --resume
+      leery score guard.leery incoming/ --model net:make --shard 2/3
+      leery score guard.leery incoming/ --model net:make --merge
     """
     twice = [str(path) for path in sources if sources.count(path) > 1]
     if twice:
         message = f"expected each input once, got {twice[0]} twice; leave one out"
         raise InputError(message)
-    detector = leery.Detector.load(file, classifier.load(), metrics=own_metrics(metric))
+    shard = sharing.part(resume=resume)
+    saved = leery.scoring.SavedDetector(file, classifier.load, tuple(metric or ()))
+    detector = saved.load()
     form = reading.format(shape=detector.inputs_.shape, resize=resize)
-    form = replace(form, labels_key=None)
-    own = {out.resolve(), leery.tasks.parts_folder(out).resolve()}
-    identity = hashlib.sha256(file.read_bytes()).hexdigest()
-    with stoppable("run again with --resume to go on"), progress_bars() as bars:
-        task = bars.add_task(
-            "scoring",
-            total=leery.inputs.count(sources, form, without=own),
-        )
-        summary = leery.scoring.score_to_file(
-            detector,
-            identity,
-            sources,
-            form,
-            out,
-            resume=resume,
-            advance=lambda rows: bars.advance(task, rows),
-        )
+    known = detector, saved.identity, sources, replace(form, labels_key=None), out
+    stopped = "run again to go on" if shard else "run again with --resume to go on"
+    with stoppable(stopped), progress_bars() as bars:
+        task = bars.add_task("scoring", total=None)
+        show = partial(_advance, bars, task)
+        summary = _run(sharing, shard, saved, detector, resume=resume, progress=show)(*known)
+    text = str(out) if shard is None else f"shard {shard} of {out}"
     if as_json:
         print_json({**asdict(summary), "out": str(out)})
     else:
-        Console(highlight=False).print(facts_table(str(out), _shown(summary)))
+        Console(highlight=False).print(facts_table(text, _shown(summary)))
     if summary.unreadable:
         raise typer.Exit(INCOMPLETE)
+
+
+def _run(
+    sharing: _ShareOptions,
+    shard: Shard | None,
+    saved: SavedDetector,
+    detector: Detector,
+    *,
+    resume: bool,
+    progress: Callable[[int, int], object],
+) -> Callable[..., Summary]:
+    """The function that scores or merges what the options name."""
+    scoring = leery.scoring
+    if sharing.merge:
+        return partial(scoring.merge_scores, others=sharing.parts or ())
+    on_cpu = leery.models.device_of(detector.model).type == "cpu"
+    count = leery.tasks.worker_count(sharing.workers if on_cpu or sharing.workers else 1)
+    engine = scoring.Processes(saved, count)
+    if shard is not None:
+        return partial(scoring.score_shard, shard=shard, engine=engine, progress=progress)
+    return partial(scoring.score_to_file, resume=resume, engine=engine, progress=progress)
+
+
+def _advance(bars: Progress, task: TaskID, done: int, total: int) -> None:
+    bars.update(task, completed=done, total=total)
 
 
 def _shown(summary: Summary) -> dict[str, str]:

@@ -5,8 +5,8 @@ This package does not depend on what a part computes.
 """
 
 from leery.tasks._identity import code_of, identity_of
-from leery.tasks._parts import discard_parts, open_parts, part_name, parts_folder
-from leery.tasks._pool import Task, Workers, default_workers, worker_pool
+from leery.tasks._parts import Parts, Shard, open_parts, parts_folder
+from leery.tasks._pool import Task, Workers, default_workers, single_threaded, worker_pool
 from leery.tasks._stages import (
     Clock,
     FileTask,
@@ -20,18 +20,19 @@ from leery.tasks._stages import (
 __all__ = [
     "Clock",
     "FileTask",
+    "Parts",
+    "Shard",
     "Task",
     "Workers",
     "code_of",
     "default_workers",
-    "discard_parts",
     "identity_of",
     "open_parts",
-    "part_name",
     "parts_folder",
     "read_seconds",
     "run_record",
     "run_stages",
+    "single_threaded",
     "worker_count",
     "worker_pool",
     "write_seconds",

@@ -10,8 +10,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from leery._files import write_atomically
-from leery.tasks import discard_parts, identity_of, open_parts, part_name
+from leery.tasks import Parts, identity_of, open_parts
 
 __all__ = ["FitParts"]
 
@@ -35,7 +34,7 @@ class FitParts:
 
     def __init__(self, folder: Path, *, resume: bool = False) -> None:
         self.folder, self.resume = Path(folder), resume
-        self._opened: list[Path] = []
+        self._opened: list[Parts] = []
         self._held: ExitStack | None = None
 
     @property
@@ -70,11 +69,9 @@ class FitParts:
             OutputError: when another process uses the folder, or it cannot be written.
         """
         assert self._held is not None
-        folder = self.folder / f"{len(self._opened):02d}"
-        self._opened.append(folder)
         parts = self._held.enter_context(
             open_parts(
-                folder,
+                self.folder / f"{len(self._opened):02d}",
                 identity_of(facts, modules),
                 [1],
                 resume=self.resume,
@@ -82,21 +79,21 @@ class FitParts:
                 suffix=_SUFFIX,
             )
         )
-        if not parts:
-            path = folder / part_name(0, _SUFFIX)
+        self._opened.append(parts)
+        if parts.missing():
             # Tensors may share memory, which the format does not allow.
             state = {
                 name: tensor.clone(memory_format=torch.contiguous_format)
                 for name, tensor in make().items()
             }
-            write_atomically(path, safetensors.save(state))
-            parts.append(path)
-        return safetensors.load_file(parts[0])
+            with parts.writing(0) as stream:
+                stream.write(safetensors.save(state))
+        return safetensors.load_file(parts.files()[0])
 
     def discard(self) -> None:
         """Remove the parts; call this once the detector is saved."""
-        for folder in self._opened:
-            discard_parts(folder)
+        for parts in self._opened:
+            parts.discard()
         self._remove_if_empty()
 
     def _remove_if_empty(self) -> None:
