@@ -109,6 +109,18 @@ class Metric(nn.Module):
             )
             raise InputError(message)
 
+    def learned(self) -> dict[str, Tensor]:
+        """What this metric learned from its part, to be merged in another process.
+
+        By default these are its own buffers, without those of submodules.
+        """
+        return dict(self.named_buffers(recurse=False))
+
+    def load_learned(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`learned` returned in another process."""
+        for name, tensor in state.items():
+            self.register_buffer(name, tensor)
+
     def finish(self) -> None:
         """Complete the fit after the last part; by default does nothing."""
 
@@ -150,6 +162,11 @@ class Metric(nn.Module):
     def learns(self) -> bool:
         """True if the metric learns from the training data."""
         return type(self).update is not Metric.update
+
+    @property
+    def merges(self) -> bool:
+        """True if it learns, and what parts of the training data taught it can be merged."""
+        return self.learns and type(self).merge is not Metric.merge
 
     @property
     def trains(self) -> bool:
