@@ -113,7 +113,7 @@ PUBLIC = {
     "leery.combiners": """ConformalCombiner COMBINERS Combiner CombinerName
         EXPONENT FAMILY_WEIGHTS Facts LogisticCombiner MonotoneLogisticCombiner make_combiner""",
     "leery.data": "DATASETS NamedDataset cache_folder data_sums load named parse_idx",
-    "leery.detector": """Detector Explanation MetricTable Verdict
+    "leery.detector": """Detector Explanation MetricTable SavedDetector Verdict
         Verdicts describe recommended_metrics""",
     "leery.errors": """CorruptDataError DataError DetectorFileError InputError LeeryError
         LeeryWarning NoDropoutError NotFittedError OutputError StudyFileError
@@ -148,11 +148,11 @@ PUBLIC = {
     "leery.observation": "EACH FittableScorer HEAD Needs Observation Observer Scorer View Viewed",
     "leery.reporting": """Cell INK MUTED PALETTE Plot Sheet figure_style new_figure page_environment
         page_resource themed to_svg""",
-    "leery.scoring": """Engine Plan Processes SavedDetector Summary merge_scores score_shard
-        score_to_file""",
+    "leery.scoring": "Scoring Summary score_to_file scoring_of",
     "leery.study": """Condition METRIC_SETS PAGE RESULT_COLUMNS STUDIES StudyConfig StudyResult
         load_result report reproduce reproduce_all terminal_summary""",
-    "leery.tasks": """Clock FileTask Parts Shard Task Workers code_of default_workers
+    "leery.tasks": """Advance Clock Engine FileTask Parts Processes Shard Task Work Workers code_of
+        compute_part default_workers
         identity_of open_parts parts_folder read_seconds run_record run_stages
         single_threaded worker_count worker_pool write_seconds""",
     "leery.training": """Augmentation AuxiliaryNetwork AuxiliaryRecipe FitParts MAX_PIXELS Recipe

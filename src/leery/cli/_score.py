@@ -29,11 +29,10 @@ from leery.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rich.progress import Progress, TaskID
+    from torch import nn
 
-    from leery.detector import Detector
-    from leery.scoring import SavedDetector, Summary
-    from leery.tasks import Shard
+    from leery.scoring import Summary
+    from leery.tasks import Engine, Shard, Work
 
 __all__ = ["score"]
 
@@ -98,6 +97,20 @@ class _ShareOptions:
             raise InputError(message)
         return None if self.shard is None else leery.tasks.Shard.parse(self.shard)
 
+    def engine(self, model: nn.Module, make: Callable[[], Work]) -> Engine:
+        """What computes the parts: by default a process for each processor, or one for a GPU.
+
+        Args:
+            model: the classifier.
+            make: picklable function that makes the same work in another process.
+
+        Raises:
+            InputError: when the number of processes is below 1.
+        """
+        on_cpu = leery.models.device_of(model).type == "cpu"
+        count = 1 if self.workers is None and not on_cpu else self.workers
+        return leery.tasks.Processes(make, leery.tasks.worker_count(count))
+
 
 @with_groups
 def score(
@@ -130,15 +143,27 @@ def score(
         message = f"expected each input once, got {twice[0]} twice; leave one out"
         raise InputError(message)
     shard = sharing.part(resume=resume)
-    saved = leery.scoring.SavedDetector(file, classifier.load, tuple(metric or ()))
+    saved = leery.detector.SavedDetector(file, classifier.load, tuple(metric or ()))
     detector = saved.load()
     form = reading.format(shape=detector.inputs_.shape, resize=resize)
-    known = detector, saved.identity, sources, replace(form, labels_key=None), out
+    form = replace(form, labels_key=None)
     stopped = "run again to go on" if shard else "run again with --resume to go on"
     with stoppable(stopped), progress_bars() as bars:
         task = bars.add_task("scoring", total=None)
-        show = partial(_advance, bars, task)
-        summary = _run(sharing, shard, saved, detector, resume=resume, progress=show)(*known)
+        scoring = leery.scoring.Scoring(detector, saved.identity, sources, form, out)
+        engine = sharing.engine(
+            detector.model, partial(leery.scoring.scoring_of, saved, sources, form, out)
+        )
+
+        def show(done: int, total: int) -> None:
+            bars.update(task, completed=done, total=total)
+
+        if sharing.merge:
+            summary = scoring.merge(sharing.parts or ())
+        elif shard is not None:
+            summary = scoring.run_shard(shard, engine=engine, progress=show)
+        else:
+            summary = scoring.run(resume=resume, engine=engine, progress=show)
     text = str(out) if shard is None else f"shard {shard} of {out}"
     if as_json:
         print_json({**asdict(summary), "out": str(out)})
@@ -146,31 +171,6 @@ def score(
         Console(highlight=False).print(facts_table(text, _shown(summary)))
     if summary.unreadable:
         raise typer.Exit(INCOMPLETE)
-
-
-def _run(
-    sharing: _ShareOptions,
-    shard: Shard | None,
-    saved: SavedDetector,
-    detector: Detector,
-    *,
-    resume: bool,
-    progress: Callable[[int, int], object],
-) -> Callable[..., Summary]:
-    """The function that scores or merges what the options name."""
-    scoring = leery.scoring
-    if sharing.merge:
-        return partial(scoring.merge_scores, others=sharing.parts or ())
-    on_cpu = leery.models.device_of(detector.model).type == "cpu"
-    count = leery.tasks.worker_count(sharing.workers if on_cpu or sharing.workers else 1)
-    engine = scoring.Processes(saved, count)
-    if shard is not None:
-        return partial(scoring.score_shard, shard=shard, engine=engine, progress=progress)
-    return partial(scoring.score_to_file, resume=resume, engine=engine, progress=progress)
-
-
-def _advance(bars: Progress, task: TaskID, done: int, total: int) -> None:
-    bars.update(task, completed=done, total=total)
 
 
 def _shown(summary: Summary) -> dict[str, str]:

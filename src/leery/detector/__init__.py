@@ -7,6 +7,7 @@ and the observation of the classifier are separate packages.
 from leery.detector._detector import Detector
 from leery.detector._explanation import Explanation
 from leery.detector._fitting import recommended_metrics
+from leery.detector._saved import SavedDetector
 from leery.detector._storage import describe
 from leery.detector._table import MetricTable
 from leery.detector._verdicts import Verdict, Verdicts
@@ -15,6 +16,7 @@ __all__ = [
     "Detector",
     "Explanation",
     "MetricTable",
+    "SavedDetector",
     "Verdict",
     "Verdicts",
     "describe",

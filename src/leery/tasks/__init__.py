@@ -4,6 +4,7 @@ A part writes one file, completely or not at all, so that interrupted work resum
 This package does not depend on what a part computes.
 """
 
+from leery.tasks._engines import Advance, Engine, Processes, Work, compute_part
 from leery.tasks._identity import code_of, identity_of
 from leery.tasks._parts import Parts, Shard, open_parts, parts_folder
 from leery.tasks._pool import Task, Workers, default_workers, single_threaded, worker_pool
@@ -18,13 +19,18 @@ from leery.tasks._stages import (
 )
 
 __all__ = [
+    "Advance",
     "Clock",
+    "Engine",
     "FileTask",
     "Parts",
+    "Processes",
     "Shard",
     "Task",
+    "Work",
     "Workers",
     "code_of",
+    "compute_part",
     "default_workers",
     "identity_of",
     "open_parts",

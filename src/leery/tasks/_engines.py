@@ -1,0 +1,98 @@
+"""Who computes the parts of a computation: this process, or several."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from leery.errors import InputError
+from leery.tasks._parts import Parts
+from leery.tasks._pool import worker_pool
+
+__all__ = ["Advance", "Engine", "Processes", "Work", "compute_part"]
+
+_SHARES = 8
+"""Number of shares of the parts for each process; more finish more evenly, fewer read less."""
+
+Advance = Callable[[int], object]
+"""Function that is called with the number of newly finished rows."""
+
+
+class Work(Protocol):
+    """A computation that is cut into parts by its inputs alone."""
+
+    @property
+    def identity(self) -> str:
+        """The SHA-256 of everything that the parts depend on."""
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """The number of rows of each part."""
+
+    def compute(self, parts: Parts, numbers: Sequence[int], advance: Advance) -> None:
+        """Compute parts, and write each once it is complete.
+
+        Args:
+            parts: where they are written.
+            numbers: numbers of the parts, in ascending order.
+            advance: function that is called with the number of newly finished rows.
+        """
+
+
+Engine = Callable[[Work, Parts, Sequence[int], Advance], None]
+"""Computes the parts whose numbers are given, such as :meth:`Work.compute` does in this process."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Computes parts in processes of this machine, with one thread each.
+
+    Attributes:
+        make: picklable function that makes the same work in another process.
+        count: maximum number of processes.
+    """
+
+    make: Callable[[], Work]
+    count: int
+
+    def __call__(self, work: Work, parts: Parts, numbers: Sequence[int], advance: Advance) -> None:
+        """Compute parts, as :meth:`Work.compute` does."""
+        count = min(self.count, len(numbers))
+        if count < 2:  # noqa: PLR2004 - this process alone
+            work.compute(parts, numbers, advance)
+            return
+        shares = [
+            share.tolist() for share in np.array_split(numbers, min(count * _SHARES, len(numbers)))
+        ]
+        with worker_pool(count) as pool:
+            tasks = [(compute_part, (self.make, parts, share)) for share in shares]
+            for place in pool.run(tasks):
+                advance(sum(work.sizes[number] for number in shares[place]))
+
+
+def compute_part(make: Callable[[], Work], parts: Parts, numbers: Sequence[int]) -> None:
+    """Compute parts in a process that another one has started.
+
+    Args:
+        make: function that makes the work; called once in each process.
+        parts: where the parts are written.
+        numbers: numbers of the parts, in ascending order.
+
+    Raises:
+        InputError: when this process would compute something else than the one that started it.
+    """
+    work = _MADE.get(parts.identity)
+    if work is None:
+        work = _MADE.setdefault(parts.identity, make())
+    if work.identity != parts.identity:
+        message = (
+            "expected the same files, code and libraries in every process, got others for "
+            f"{parts.folder}; run the command again"
+        )
+        raise InputError(message)
+    work.compute(parts, numbers, lambda _rows: None)
+
+
+_MADE: dict[str, Work] = {}
+"""The works that this process has made, by the identity of their parts."""
