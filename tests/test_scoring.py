@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from leery import PAPER_METRICS, Detector, _files
 from leery.errors import InputError, NotFittedError, OutputError
-from leery.inputs import Format
+from leery.inputs import Format, _cuts
 from leery.scoring import Scoring, Summary, _rows, _scoring, score_to_file
 from leery.tasks import Shard, _parts
 
@@ -43,7 +43,7 @@ def detector() -> Detector:
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Ten rows, in parts of four."""
-    monkeypatch.setattr(_scoring, "_PART_ROWS", (4, 4))
+    monkeypatch.setattr(_cuts, "_PART_ROWS", (4, 4))
     path = tmp_path / "rows.npy"
     np.save(path, np.random.default_rng(0).random((10, 6), np.float32))
     return path
@@ -112,7 +112,7 @@ def test_parts_hold_more_of_small_images(
     score_to_file(detector, "me", [source], Format(), out, progress=tell)
     assert told == [0, 1024, 1500]
     assert rows_of(tmp_path) == list(range(many))
-    monkeypatch.setattr(_scoring, "_PART_NUMBERS", 6 * 600)
+    monkeypatch.setattr(_cuts, "_PART_NUMBERS", 6 * 600)
     told.clear()
     score_to_file(detector, "me", [source], Format(), out, progress=tell)
     assert told == [0, 600, 1200, 1500]
@@ -196,7 +196,7 @@ def test_inputs_that_change_meanwhile_are_refused(detector: Detector, source: Pa
         np.save(source, np.ones((10, 6), np.float32))
 
     out = source.parent / "out.parquet"
-    with pytest.raises(InputError, match="inputs to stay as they are .* got changed ones; run"):
+    with pytest.raises(InputError, match="stay as they are meanwhile, got changed ones; run"):
         score_to_file(detector, "me", [source], Format(), out, progress=touch)
     assert not out.exists()
 
@@ -297,7 +297,7 @@ def test_a_refused_shard_takes_its_empty_folder_away_unless_another_uses_it(
     def damaged(*_arguments: object, **_options: object) -> None:
         raise InputError
 
-    monkeypatch.setattr("leery.scoring._scoring.read", damaged)
+    monkeypatch.setattr("leery.inputs._cuts.read", damaged)
     folder = source.parent / "out.parquet.parts"
     with pytest.raises(InputError):
         score_part(detector, source, "1/2")
@@ -382,7 +382,7 @@ def test_a_run_refused_at_its_first_part_leaves_nothing(
     def damaged(*_arguments: object, **_options: object) -> None:
         raise InputError
 
-    monkeypatch.setattr("leery.scoring._scoring.read", damaged)
+    monkeypatch.setattr("leery.inputs._cuts.read", damaged)
     with pytest.raises(InputError):
         score(detector, source)
     assert [path.name for path in source.parent.iterdir()] == [source.name]

@@ -113,8 +113,8 @@ PUBLIC = {
     "leery.combiners": """ConformalCombiner COMBINERS Combiner CombinerName
         EXPONENT FAMILY_WEIGHTS Facts LogisticCombiner MonotoneLogisticCombiner make_combiner""",
     "leery.data": "DATASETS NamedDataset cache_folder data_sums load named parse_idx",
-    "leery.detector": """Detector Explanation MetricTable SavedDetector Verdict
-        Verdicts describe recommended_metrics""",
+    "leery.detector": """Detector Explanation FileFit MetricTable SavedDetector Verdict
+        Verdicts describe file_fit_of recommended_metrics""",
     "leery.errors": """CorruptDataError DataError DetectorFileError InputError LeeryError
         LeeryWarning NoDropoutError NotFittedError OutputError StudyFileError
         UnknownLayerError UnsupportedModelError WrongModelError""",
@@ -124,9 +124,9 @@ PUBLIC = {
         every_attack_found false_alarms held_out_scores in_sample_scores
         mean_difference robust_error roc_auc_difference roc_auc_interval
         select_positives share_difference share_interval target_of tpr_at_fpr""",
-    "leery.inputs": """Channels Format Images InputSpec Item Moments batches bounds_seen
+    "leery.inputs": """Channels Cuts Format Images InputSpec Item Moments batches bounds_seen
         count files halves image_batches known_count labelled_batches load
-        load_labelled printable read""",
+        load_labelled part_rows printable read""",
     "leery.mc_dropout": """MCDropout MAX_PASSES MaskSource Passes Plan StochasticLayer
         insert_dropout""",
     "leery.metrics": """AuxiliaryAgreement BandwidthRule BoundaryDistance
@@ -151,9 +151,9 @@ PUBLIC = {
     "leery.scoring": "Scoring Summary score_to_file scoring_of",
     "leery.study": """Condition METRIC_SETS PAGE RESULT_COLUMNS STUDIES StudyConfig StudyResult
         load_result report reproduce reproduce_all terminal_summary""",
-    "leery.tasks": """Advance Clock Engine FileTask Parts Processes Shard Task Work Workers code_of
-        compute_part default_workers
-        identity_of open_parts parts_folder read_seconds run_record run_stages
+    "leery.tasks": """Advance Clock Engine FileTask Parts Processes Progress Shard Task Work Workers
+        code_of compute_missing compute_part default_workers
+        identity_of no_progress open_parts parts_folder read_seconds run_record run_stages
         single_threaded worker_count worker_pool write_seconds""",
     "leery.training": """Augmentation AuxiliaryNetwork AuxiliaryRecipe FitParts MAX_PIXELS Recipe
         SentinelNetwork SentinelRecipe TrainingSet run_epochs train_auxiliary train_sentinel""",

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -242,6 +243,36 @@ def test_workers_and_shards_give_the_bytes_of_one_process(place: Place) -> None:
     for name in ("two.parquet", "three.parquet"):
         assert (place.folder / name).read_bytes() == one
         assert not (place.folder / f"{name}.parts").exists()
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        "paper,mahalanobis,nearest_neighbours",
+        pytest.param("auxiliary_agreement,paper", marks=pytest.mark.slow),
+    ],
+)
+def test_workers_and_shards_of_a_fit_give_the_bytes_of_one_process(
+    place: Place, metrics: str
+) -> None:
+    data = ("--train", "train.npz", "--clean", "held.npz", "--fpr", "0.05")
+    fit = ("fit", *data, "--metrics", metrics, "--passes", "3", "--references", "200", "--out")
+    place.run(*fit, "one.leery", "--workers", "1")
+    place.run(*fit, "two.leery", "--workers", "2")
+    place.run(*fit, "three.leery", "--shard", "2/2")
+    lacking = place.run(*fit, "three.leery", "--merge", code=1)
+    assert "expected all parts in three.leery.parts/learned, got none of number 1, 2, 3; " in (
+        lacking
+    )
+    place.run(*fit, "other.leery", "--shard", "1/2")
+    place.run(*fit, "three.leery", "--merge", "--parts", "other.leery.parts")
+    one = (place.folder / "one.leery").read_bytes()
+    for name in ("two.leery", "three.leery"):
+        assert (place.folder / name).read_bytes() == one
+        assert not (place.folder / f"{name}.parts").exists()
+        (place.folder / name).unlink()
+    shutil.rmtree(place.folder / "other.leery.parts")
+    (place.folder / "one.leery").unlink()
 
 
 @pytest.mark.parametrize(

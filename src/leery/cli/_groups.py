@@ -6,23 +6,37 @@ import copy
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Protocol,
+    TypeVar,
+    get_args,
+    get_type_hints,
+)
 
 import typer
 from typer.models import OptionInfo
 
 import leery
+from leery._progress import progress_bars
+from leery.cli._options import Workers
 from leery.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from leery.inputs import Format
+    from leery.tasks import Engine, Progress, Shard, Work
 
-__all__ = ["ClassifierOptions", "InputOptions", "clean_images", "with_groups"]
+__all__ = ["ClassifierOptions", "InputOptions", "ShareOptions", "clean_images", "with_groups"]
+
+T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +175,102 @@ class InputOptions:
             exif=self.exif,
             **settings,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShareOptions:
+    """Who computes what."""
+
+    title: ClassVar[str] = "Several processes or machines"
+
+    workers: Workers = None
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Score share I of N only, such as 2/3, and keep it in the folder OUT.parts; "
+            "shares that are there are not scored again.",
+            show_default=False,
+        ),
+    ] = None
+    merge: Annotated[
+        bool,
+        typer.Option(
+            "--merge", help="Write the output from the shares that runs with --shard have scored."
+        ),
+    ] = False
+    parts: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="With --merge, a further folder of shares, such as one of another machine. Can be "
+            "repeated.",
+            show_default=False,
+        ),
+    ] = None
+
+    def part(self, *, resume: bool) -> Shard | None:
+        """The share to score; None for all.
+
+        Raises:
+            InputError: when options exclude each other, or one is outside its range.
+        """
+        if self.merge and (self.shard or resume):
+            other = "--shard" if self.shard else "--resume"
+            message = f"expected --merge alone, got {other} too; run one after the other"
+            raise InputError(message)
+        if self.parts and not self.merge:
+            message = "expected --parts with --merge, got it without; add --merge"
+            raise InputError(message)
+        return None if self.shard is None else leery.tasks.Shard.parse(self.shard)
+
+    def run(
+        self,
+        work: _Shared[T_co],
+        make: Callable[[], Work],
+        model: nn.Module,
+        shard: Shard | None,
+        *,
+        title: str,
+        resume: bool,
+    ) -> T_co:
+        """Do the work that the options name: all of it, a share, or the merging of shares.
+
+        Args:
+            work: the work.
+            make: picklable function that makes the same work in another process.
+            model: the classifier; on a GPU, there is one process by default.
+            shard: what :meth:`part` returned.
+            title: name of the work for the progress bar.
+            resume: True to resume an interrupted run.
+
+        Raises:
+            LeeryError: when the work does.
+        """
+        if self.merge:
+            return work.merge(self.parts or ())
+        on_cpu = leery.models.device_of(model).type == "cpu"
+        count = 1 if self.workers is None and not on_cpu else self.workers
+        engine = leery.tasks.Processes(make, leery.tasks.worker_count(count))
+        with progress_bars() as bars:
+            task = bars.add_task(title, total=None)
+
+            def show(done: int, total: int) -> None:
+                bars.update(task, completed=done, total=total)
+
+            if shard is None:
+                return work.run(resume=resume, engine=engine, progress=show)
+            return work.run_shard(shard, engine=engine, progress=show)
+
+
+class _Shared(Protocol[T_co]):
+    """Work that is done in one run, or in shards that are then merged."""
+
+    def run(self, *, resume: bool, engine: Engine, progress: Progress) -> T_co: ...
+
+    def run_shard(self, shard: Shard, *, engine: Engine, progress: Progress) -> T_co: ...
+
+    def merge(self, others: Sequence[Path]) -> T_co: ...
 
 
 def with_classes(model: nn.Module, paths: list[Path], form: Format) -> Format:

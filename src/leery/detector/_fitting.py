@@ -16,7 +16,7 @@ from leery.detector._learned import Learned, OutputRange
 from leery.detector._settings import Settings
 from leery.detector._state import Fitted
 from leery.errors import InputError, NoDropoutError
-from leery.inputs import Images, InputSpec, Moments, bounds_seen, labelled_batches
+from leery.inputs import Images, InputSpec, Moments, bounds_seen, labelled_batches, part_rows
 from leery.metrics import FitContext, Metric, make_metrics, metric_refused, recommended_for
 from leery.models import (
     device_of,
@@ -31,54 +31,10 @@ from leery.training import FitParts
 
 __all__ = ["Start", "fit", "needs_of", "recommended_metrics", "started"]
 
-PART = 1024
-"""Maximum number of images from which a part of a fit learns."""
-
 
 def needs_of(metrics: Sequence[Metric]) -> Needs:
     """Union of the needs of the metrics."""
     return reduce(lambda needs, metric: needs | metric.needs, metrics, Needs())
-
-
-def fit(
-    model: nn.Module,
-    settings: Settings,
-    images: Images,
-    labels: Tensor | None,
-    parts: FitParts | None = None,
-) -> tuple[Settings, Fitted]:
-    """Fit copies of the metrics to training data.
-
-    Args:
-        model: the classifier.
-        settings: settings of the detector.
-        images: labelled images in a form that :func:`leery.inputs.labelled_batches` accepts.
-        labels: the true classes, for a tensor of images.
-        parts: storage of trained parts; None for no storage.
-
-    Returns:
-        The settings with the chosen metrics, and the fitted state.
-
-    Raises:
-        InputError: when images or labels do not fit, or a class has no image.
-        UnsupportedModelError: when the classifier does not return logits.
-        UnknownLayerError, NoDropoutError: when a metric needs what the classifier lacks.
-    """
-    start: Start | None = None
-    total: Learned | None = None
-    for batch, truth in _labelled(images, labels):
-        if start is None:
-            start = started(model, settings, batch)
-            start.train(lambda: _labelled(images, labels), images, parts)
-        for rows, own in zip(batch.split(PART), truth.split(PART), strict=True):
-            part = start.learn(rows, own)
-            if total is None:
-                total = part
-            else:
-                total.merge(part)
-    assert start is not None
-    assert total is not None
-    return start.settings, start.finish(total)
 
 
 @dataclass(frozen=True)
@@ -216,6 +172,48 @@ class Start:
                 f"{known.dtype} and {tuple(images.shape[1:])} of {images.dtype}; convert them"
             )
             raise InputError(message)
+
+
+def fit(
+    model: nn.Module,
+    settings: Settings,
+    images: Images,
+    labels: Tensor | None,
+    parts: FitParts | None = None,
+) -> tuple[Start, Learned]:
+    """Teach copies of the metrics with training data.
+
+    Args:
+        model: the classifier.
+        settings: settings of the detector.
+        images: labelled images in a form that :func:`leery.inputs.labelled_batches` accepts.
+        labels: the true classes, for a tensor of images.
+        parts: storage of trained parts; None for no storage.
+
+    Returns:
+        What the first batch determined, and what was learned from all.
+
+    Raises:
+        InputError: when images or labels do not fit.
+        UnsupportedModelError: when the classifier does not return logits.
+        UnknownLayerError, NoDropoutError: when a metric needs what the classifier lacks.
+    """
+    start: Start | None = None
+    total: Learned | None = None
+    for batch, truth in _labelled(images, labels):
+        if start is None:
+            start = started(model, settings, batch)
+            start.train(lambda: _labelled(images, labels), images, parts)
+            size = part_rows(batch.shape[1:])
+        for rows, own in zip(batch.split(size), truth.split(size), strict=True):
+            part = start.learn(rows, own)
+            if total is None:
+                total = part
+            else:
+                total.merge(part)
+    assert start is not None
+    assert total is not None
+    return start, total
 
 
 def started(model: nn.Module, settings: Settings, batch: Tensor) -> Start:

@@ -7,6 +7,7 @@
 [0, 1, 0]
 """
 
+from leery.inputs._cuts import Cuts, part_rows
 from leery.inputs._format import Channels, Format
 from leery.inputs._item import Item, printable
 from leery.inputs._loaders import Images, halves, image_batches, known_count, labelled_batches
@@ -15,6 +16,7 @@ from leery.inputs._spec import InputSpec, Moments, bounds_seen
 
 __all__ = [
     "Channels",
+    "Cuts",
     "Format",
     "Images",
     "InputSpec",
@@ -30,6 +32,7 @@ __all__ = [
     "labelled_batches",
     "load",
     "load_labelled",
+    "part_rows",
     "printable",
     "read",
 ]

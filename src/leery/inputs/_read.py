@@ -13,7 +13,7 @@ from leery.inputs._format import Format, UnreadableError
 from leery.inputs._item import Item, printable
 from leery.inputs._parquet import parquet_length, read_parquet
 
-__all__ = ["batches", "count", "files", "load", "load_labelled", "read"]
+__all__ = ["batches", "count", "files", "labelled_batch", "load", "load_labelled", "read"]
 
 _PICTURES = frozenset(
     {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -146,19 +146,28 @@ def batches(
     """
     items = _without_strangers(read(paths, form))
     while chunk := list(islice(items, size)):
-        images = [_readable(item) for item in chunk]
-        for item in chunk:
-            if item.label is None:
-                message = (
-                    f"expected a label for each input, got none for {item.name}; use a folder for "
-                    f"each class, or an array or column {form.labels_key!r}"
-                )
-                raise InputError(message)
-        shapes = {tuple(image.shape) for image in images}
-        if len(shapes) > 1:
-            message = f"expected inputs of one shape, got {sorted(shapes)}; resize them"
+        yield labelled_batch(chunk, form)
+
+
+def labelled_batch(items: Sequence[Item], form: Format) -> tuple[Tensor, Tensor]:
+    """The images ``(n, ...)`` and labels int64 ``(n,)`` of inputs.
+
+    Raises:
+        InputError: when an input cannot be read, has no label, or differs in shape.
+    """
+    images = [_readable(item) for item in items]
+    for item in items:
+        if item.label is None:
+            message = (
+                f"expected a label for each input, got none for {item.name}; use a folder for "
+                f"each class, or an array or column {form.labels_key!r}"
+            )
             raise InputError(message)
-        yield torch.stack(images), torch.tensor([item.label for item in chunk])
+    shapes = {tuple(image.shape) for image in images}
+    if len(shapes) > 1:
+        message = f"expected inputs of one shape, got {sorted(shapes)}; resize them"
+        raise InputError(message)
+    return torch.stack(images), torch.tensor([item.label for item in items])
 
 
 def _readable(item: Item) -> Tensor:

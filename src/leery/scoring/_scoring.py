@@ -1,42 +1,33 @@
 """What is scored, cut into parts by the inputs alone."""
 
-import hashlib
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from itertools import groupby, islice
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from leery._files import check_output
 from leery.detector import Detector, SavedDetector
-from leery.errors import InputError, NotFittedError
-from leery.inputs import Format, count, files, printable, read
+from leery.errors import NotFittedError
+from leery.inputs import Cuts, Format
 from leery.scoring._output import Summary, check_type, merged, summary_of
 from leery.scoring._rows import row_schema, rows_of
 from leery.tasks import (
     Advance,
     Engine,
     Parts,
+    Progress,
     Shard,
+    compute_missing,
     identity_of,
+    no_progress,
     open_parts,
     parts_folder,
     single_threaded,
 )
 
 __all__ = ["Scoring", "score_to_file", "scoring_of"]
-
-Progress = Callable[[int, int], object]
-"""Function of the number of finished rows, and of all."""
-
-_PART_ROWS = 256, 1024
-"""Minimum and maximum number of rows of a part."""
-
-_PART_NUMBERS = 2**20
-"""Target number of elements of a part's images; small images form parts with more rows."""
 
 
 class Scoring:
@@ -55,10 +46,7 @@ class Scoring:
 
     Attributes:
         detector: detector with a combiner.
-        paths: paths of the sources.
-        form: conversion of the sources to the detector's inputs.
         out: the score file.
-        sizes: number of rows of each part.
         identity: SHA-256 of everything that the rows depend on.
 
     Raises:
@@ -79,13 +67,17 @@ class Scoring:
         detector.explain_plan()
         check_output(out)
         self.detector, self.out = detector, out
-        self.paths, self.form = paths, replace(form, shape=known.shape, dtype=known.dtype)
+        form = replace(form, shape=known.shape, dtype=known.dtype)
         # The output may lie in a folder that is scored.
-        self._own = {out.resolve(), parts_folder(out).resolve()}
-        self.sizes = _part_sizes(count(paths, self.form, without=self._own), known.shape)
-        self._listing = self._listed()
-        facts = [identity, self._listing, str(self.form), self.sizes]
+        own = {out.resolve(), parts_folder(out).resolve()}
+        self._cuts = Cuts(paths, form, known.shape, without=own)
+        facts = [identity, self._cuts.listing, str(form), self.sizes]
         self.identity = identity_of(facts, _modules(detector))
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """The number of rows of each part."""
+        return self._cuts.sizes
 
     def open(
         self, *, resume: bool, shared: bool = False, others: Sequence[Path] = ()
@@ -113,23 +105,17 @@ class Scoring:
             InputError: when inputs were removed since this was made.
         """
         with single_threaded():
-            for stretch in _stretches(numbers):
-                start = sum(self.sizes[: stretch[0]])
-                items = read(self.paths, self.form, start=start, without=self._own)
-                for number in stretch:
-                    table = rows_of(self.detector, list(islice(items, self.sizes[number])))
-                    if len(table) != self.sizes[number]:
-                        raise InputError(_CHANGED)
-                    with parts.writing(number) as stream:
-                        pq.write_table(table, stream)
-                    advance(len(table))
+            for number, items in self._cuts.items(numbers):
+                with parts.writing(number) as stream:
+                    pq.write_table(rows_of(self.detector, items), stream)
+                advance(len(items))
 
     def run(
         self,
         *,
         resume: bool = False,
         engine: Engine | None = None,
-        progress: Progress = lambda _done, _total: None,
+        progress: Progress = no_progress,
     ) -> Summary:
         """Score every input and write the file.
 
@@ -151,7 +137,7 @@ class Scoring:
         shard: Shard,
         *,
         engine: Engine | None = None,
-        progress: Progress = lambda _done, _total: None,
+        progress: Progress = no_progress,
     ) -> Summary:
         """Score one share of the inputs and keep its parts, for :meth:`merge`.
 
@@ -194,19 +180,8 @@ class Scoring:
         Raises:
             InputError: when inputs were added, removed or changed since this was made.
         """
-        missing = parts.missing(shard)
-        total = sum(self.sizes[number] for number in parts.numbers(shard))
-        done = total - sum(self.sizes[number] for number in missing)
-        progress(done, total)
-
-        def advance(rows: int) -> None:
-            nonlocal done
-            done += rows
-            progress(done, total)
-
-        (engine or Scoring.compute)(self, parts, missing, advance)
-        if self._listed() != self._listing:
-            raise InputError(_CHANGED)
+        compute_missing(self, parts, shard, engine, progress)
+        self._cuts.check_unchanged()
 
     def _merged(self, parts: Parts) -> Summary:
         """Merge all parts into the file, and remove them."""
@@ -218,14 +193,6 @@ class Scoring:
     @property
     def _judged(self) -> bool:
         return self.detector.calibration_ is not None
-
-    def _listed(self) -> str:
-        """The SHA-256 of the names, sizes and times of the inputs' files."""
-        listing = hashlib.sha256()
-        for path in files(self.paths, without=self._own):
-            stat = path.stat() if path.exists() else path.lstat()
-            listing.update(f"{printable(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-        return listing.hexdigest()
 
 
 def scoring_of(saved: SavedDetector, paths: Sequence[Path], form: Format, out: Path) -> Scoring:
@@ -242,7 +209,7 @@ def score_to_file(
     *,
     resume: bool = False,
     engine: Engine | None = None,
-    progress: Progress = lambda _done, _total: None,
+    progress: Progress = no_progress,
 ) -> Summary:
     """Score every input of the sources and write one row per input, in order.
 
@@ -270,12 +237,6 @@ def score_to_file(
     return scoring.run(resume=resume, engine=engine, progress=progress)
 
 
-_CHANGED = (
-    "expected the inputs to stay as they are while they are scored, got changed ones; run again "
-    "without --resume"
-)
-
-
 def _rows_in(part: Path) -> int:
     return int(pq.read_metadata(part).num_rows)
 
@@ -284,16 +245,3 @@ def _modules(detector: Detector) -> set[str]:
     """Names of the modules whose code determines a score: leery, classifier and metrics."""
     parts = [*detector.model.modules(), *detector.metrics_.values()]
     return {__name__, *(type(part).__module__ for part in parts)}
-
-
-def _part_sizes(total: int, shape: Sequence[int]) -> list[int]:
-    """The number of images in each part of ``total`` images of that shape."""
-    least, most = _PART_ROWS
-    size = min(most, max(least, _PART_NUMBERS // math.prod(shape)))
-    return [min(size, total - start) for start in range(0, total, size)]
-
-
-def _stretches(numbers: Iterable[int]) -> Iterator[list[int]]:
-    """Stretches of consecutive numbers."""
-    for _, stretch in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
-        yield [number for _, number in stretch]

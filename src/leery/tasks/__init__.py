@@ -4,7 +4,16 @@ A part writes one file, completely or not at all, so that interrupted work resum
 This package does not depend on what a part computes.
 """
 
-from leery.tasks._engines import Advance, Engine, Processes, Work, compute_part
+from leery.tasks._engines import (
+    Advance,
+    Engine,
+    Processes,
+    Progress,
+    Work,
+    compute_missing,
+    compute_part,
+    no_progress,
+)
 from leery.tasks._identity import code_of, identity_of
 from leery.tasks._parts import Parts, Shard, open_parts, parts_folder
 from leery.tasks._pool import Task, Workers, default_workers, single_threaded, worker_pool
@@ -25,14 +34,17 @@ __all__ = [
     "FileTask",
     "Parts",
     "Processes",
+    "Progress",
     "Shard",
     "Task",
     "Work",
     "Workers",
     "code_of",
+    "compute_missing",
     "compute_part",
     "default_workers",
     "identity_of",
+    "no_progress",
     "open_parts",
     "parts_folder",
     "read_seconds",

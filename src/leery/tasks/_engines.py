@@ -7,16 +7,33 @@ from typing import Protocol
 import numpy as np
 
 from leery.errors import InputError
-from leery.tasks._parts import Parts
+from leery.tasks._parts import Parts, Shard
 from leery.tasks._pool import worker_pool
 
-__all__ = ["Advance", "Engine", "Processes", "Work", "compute_part"]
+__all__ = [
+    "Advance",
+    "Engine",
+    "Processes",
+    "Progress",
+    "Work",
+    "compute_missing",
+    "compute_part",
+    "no_progress",
+]
 
 _SHARES = 8
 """Number of shares of the parts for each process; more finish more evenly, fewer read less."""
 
 Advance = Callable[[int], object]
 """Function that is called with the number of newly finished rows."""
+
+
+Progress = Callable[[int, int], object]
+"""Function of the number of finished rows, and of all."""
+
+
+def no_progress(_done: int, _total: int) -> None:
+    """Show nothing."""
 
 
 class Work(Protocol):
@@ -42,6 +59,34 @@ class Work(Protocol):
 
 Engine = Callable[[Work, Parts, Sequence[int], Advance], None]
 """Computes the parts whose numbers are given, such as :meth:`Work.compute` does in this process."""
+
+
+def compute_missing(
+    work: Work, parts: Parts, shard: Shard | None, engine: Engine | None, progress: Progress
+) -> None:
+    """Compute the parts that are not finished.
+
+    Args:
+        work: the computation.
+        parts: where the parts are.
+        shard: whose parts; None for all.
+        engine: computes them; None for this process, with one thread.
+        progress: function that is called with the numbers of finished rows and of all.
+    """
+    missing = parts.missing(shard)
+    total = sum(work.sizes[number] for number in parts.numbers(shard))
+    done = total - sum(work.sizes[number] for number in missing)
+    progress(done, total)
+
+    def advance(rows: int) -> None:
+        nonlocal done
+        done += rows
+        progress(done, total)
+
+    if engine is None:
+        work.compute(parts, missing, advance)
+    else:
+        engine(work, parts, missing, advance)
 
 
 @dataclass(frozen=True)

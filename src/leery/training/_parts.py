@@ -1,6 +1,6 @@
 """Storage of the slow parts of a fit, one file each, until the detector is saved."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
@@ -25,6 +25,7 @@ class FitParts:
     Args:
         folder: folder of the parts; created if missing.
         resume: True to reuse the parts of an interrupted fit, False to train them again.
+        others: further folders in which parts are looked up, such as those of other machines.
 
     Example:
         >>> with FitParts(folder, resume=True) as parts:  # doctest: +SKIP
@@ -32,8 +33,8 @@ class FitParts:
         ...     parts.discard()
     """
 
-    def __init__(self, folder: Path, *, resume: bool = False) -> None:
-        self.folder, self.resume = Path(folder), resume
+    def __init__(self, folder: Path, *, resume: bool = False, others: Sequence[Path] = ()) -> None:
+        self.folder, self.resume, self.others = Path(folder), resume, others
         self._opened: list[Parts] = []
         self._held: ExitStack | None = None
 
@@ -69,14 +70,16 @@ class FitParts:
             OutputError: when another process uses the folder, or it cannot be written.
         """
         assert self._held is not None
+        name = f"{len(self._opened):02d}"
         parts = self._held.enter_context(
             open_parts(
-                self.folder / f"{len(self._opened):02d}",
+                self.folder / name,
                 identity_of(facts, modules),
                 [1],
                 resume=self.resume,
                 count_rows=_readable,
                 suffix=_SUFFIX,
+                others=[other / name for other in self.others if (other / name).is_dir()],
             )
         )
         self._opened.append(parts)
