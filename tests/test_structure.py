@@ -153,11 +153,13 @@ PUBLIC = {
         load_result report reproduce reproduce_all terminal_summary""",
     "leery.tasks": """Advance Clock Engine FileTask Parts Processes Progress Shard Task Work Workers
         code_of compute_missing compute_part default_workers
-        identity_of no_progress open_parts parts_folder read_seconds run_record run_stages
+        identity_of missing_tasks no_progress open_parts parts_folder read_seconds run_record
+        run_share run_stages
         single_threaded worker_count worker_pool write_seconds""",
     "leery.training": """Augmentation AuxiliaryNetwork AuxiliaryRecipe FitParts MAX_PIXELS Recipe
         SentinelNetwork SentinelRecipe TrainingSet run_epochs train_auxiliary train_sentinel""",
-    "leery.arena": """ARENAS ArenaConfig Cell DETECTORS Entry PAGE run_arena summary""",
+    "leery.arena": """ARENAS ArenaConfig Cell DETECTORS Entry PAGE run_arena run_arena_shard
+        summary""",
     "leery.baselines": """BASELINES DeepNeighbours DeepNeighboursBaseline DetectorSubnetwork
         FeatureSqueezing IntrinsicDimensionality KernelDensityUncertainty LaterMetrics
         LayerMahalanobis LocalIntrinsicDimensionality MetricBaseline Odds

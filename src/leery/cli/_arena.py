@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+import leery
 from leery.cli._groups import with_groups
 from leery.cli._options import (
     INCOMPLETE,
@@ -19,10 +20,13 @@ from leery.cli._options import (
     plain_text,
     stoppable,
 )
+from leery.errors import InputError
 from leery.names import BASELINES, IMAGE_BASELINES, SUPERVISED_BASELINES
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from leery.tasks import Shard
 
 __all__ = ["arena"]
 
@@ -69,6 +73,20 @@ _Classifier = Annotated[
     ),
 ]
 
+_Shard = Annotated[
+    str | None,
+    typer.Option(
+        metavar="I/N",
+        help="Make share I of N only, such as 2/3. Machines share the output folder. Run it again "
+        "when it says so, because detectors need the attacks of all shares.",
+        show_default=False,
+    ),
+]
+
+_Merge = Annotated[
+    bool, typer.Option("--merge", help="Write the tables of the shares; make no missing part.")
+]
+
 _Seeds = Annotated[
     int,
     typer.Option(
@@ -90,6 +108,8 @@ def arena(
     seeds: _Seeds = 1,
     classifier: _Classifier = None,
     workers: Workers = None,
+    shard: _Shard = None,
+    merge: _Merge = False,
     data_dir: DataDir = None,
 ) -> None:
     """Compare detectors under every attack; write tables to a folder.
@@ -103,17 +123,27 @@ def arena(
       leery arena mnist --limit 300
       leery arena fashion-mnist --detector mine:MyDetector
       leery arena mnist --classifier runs/mnist/classifier
+      leery arena mnist --shard 1/3
+      leery arena mnist --merge
     """
-    from leery.arena import PAGE, ArenaConfig, run_arena, summary
+    from leery.arena import PAGE, ArenaConfig, run_arena, run_arena_shard, summary
 
+    if shard and merge:
+        message = "expected --merge alone, got --shard too; run one after the other"
+        raise InputError(message)
     config = ArenaConfig(
         dataset, limit=limit, only=tuple(only) if only else None, detectors=tuple(detector or ()),
         seed=seed, seeds=seeds, classifier=classifier, data_dir=data_dir,
     )  # fmt: skip
     folder = out or Path("runs") / f"arena-{dataset}"
-    with stoppable("run the command again to resume where it stopped"):
-        tables = run_arena(config, folder, workers=workers, progress=True)
     console = Console(highlight=False)
+    with stoppable("run the command again to resume where it stopped"):
+        if shard is not None:
+            own = leery.tasks.Shard.parse(shard)
+            lacking = run_arena_shard(config, folder, own, workers=workers, progress=True)
+            console.print(_said(own, lacking))
+            return
+        tables = run_arena(config, folder, workers=workers, progress=True, merge=merge)
     board = summary(tables["leaderboard"])
     console.print(_leaderboard(board))
     failed = board[board.error != ""]
@@ -122,6 +152,13 @@ def arena(
     console.print(f"Page: {folder / PAGE}", markup=False)
     if len(failed):
         raise typer.Exit(INCOMPLETE)
+
+
+def _said(shard: Shard, lacking: str | None) -> str:
+    """What a shard says at its end."""
+    if lacking is None:
+        return f"Shard {shard} is done; write the tables with --merge."
+    return f"Shard {shard} waits for others ({lacking} missing); run it again when they are done."
 
 
 def _leaderboard(table: pd.DataFrame) -> Table:

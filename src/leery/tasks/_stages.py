@@ -18,13 +18,16 @@ from rich.progress import Progress
 from leery._files import write_atomically
 from leery._progress import progress_bars
 from leery.errors import InputError
+from leery.tasks._parts import Shard
 from leery.tasks._pool import Workers, default_workers, worker_pool
 
 __all__ = [
     "Clock",
     "FileTask",
+    "missing_tasks",
     "read_seconds",
     "run_record",
+    "run_share",
     "run_stages",
     "worker_count",
     "write_seconds",
@@ -131,6 +134,43 @@ def run_stages(
         whole = _Whole(bars, sum(map(_cost, stages.values())))
         for name, tasks in stages.items():
             _run_stage(name, tasks, pool, whole, clock, said=progress)
+
+
+def run_share(
+    stages: Mapping[str, Sequence[FileTask]],
+    shard: Shard,
+    clock: Clock,
+    *,
+    workers: int,
+    progress: bool,
+) -> str | None:
+    """Run the missing tasks of a shard, up to the first stage that needs other shards' files.
+
+    Args:
+        stages: as for :func:`run_stages`.
+        shard: whose tasks; of each stage, every ``shard.count``-th one.
+        clock: as for :func:`run_stages`.
+        workers: as for :func:`run_stages`.
+        progress: as for :func:`run_stages`.
+
+    Returns:
+        How many tasks of which stage are missing, and None when all of the last stage are done.
+    """
+    for name, tasks in stages.items():
+        own = tasks[shard.number - 1 :: shard.count]
+        if own:
+            run_stages({name: own}, clock, workers=workers, progress=progress)
+        if lacking := missing_tasks({name: tasks}):
+            return lacking
+    return None
+
+
+def missing_tasks(stages: Mapping[str, Sequence[FileTask]]) -> str | None:
+    """How many tasks of which stage are missing, such as "attacks: 3 of 40"; None if none."""
+    for name, tasks in stages.items():
+        if missing := sum(not task.done for task in tasks):
+            return f"{name}: {missing} of {len(tasks)}"
+    return None
 
 
 def _cost(tasks: Sequence[FileTask]) -> float:
