@@ -35,11 +35,11 @@ FLOORS = [
     {"baselines"},
     {"evaluation"},
     {"scoring"},
-    {"study", "arena"},
+    {"study", "arena", "cluster"},
     {"cli"},
     {"__main__"},
 ]
-PROGRAMS = {"study", "arena", "cli", "__main__"}
+PROGRAMS = {"study", "arena", "cluster", "cli", "__main__"}
 
 
 def modules() -> list[Path]:
@@ -110,6 +110,7 @@ PUBLIC = {
         pretrained_sentinel""",
     "leery.classifiers": """Classifier DigitNet FashionNet HARDENED RECIPES Recipe ResNet20
         accuracy build load_classifier pretrained save_classifier train""",
+    "leery.cluster": "OnRay Scorer",
     "leery.combiners": """ConformalCombiner COMBINERS Combiner CombinerName
         EXPONENT FAMILY_WEIGHTS Facts LogisticCombiner MonotoneLogisticCombiner make_combiner""",
     "leery.data": "DATASETS NamedDataset cache_folder data_sums load named parse_idx",
@@ -125,7 +126,7 @@ PUBLIC = {
         mean_difference robust_error roc_auc_difference roc_auc_interval
         select_positives share_difference share_interval target_of tpr_at_fpr""",
     "leery.inputs": """Channels Cuts Format Images InputSpec Item Moments batches bounds_seen
-        count files halves image_batches known_count labelled_batches load
+        count files halves image_batches item_of known_count labelled_batches load
         load_labelled part_rows printable read""",
     "leery.mc_dropout": """MCDropout MAX_PASSES MaskSource Passes Plan StochasticLayer
         insert_dropout""",
@@ -148,7 +149,7 @@ PUBLIC = {
     "leery.observation": "EACH FittableScorer HEAD Needs Observation Observer Scorer View Viewed",
     "leery.reporting": """Cell INK MUTED PALETTE Plot Sheet figure_style new_figure page_environment
         page_resource themed to_svg""",
-    "leery.scoring": "Scoring Summary score_to_file scoring_of",
+    "leery.scoring": "Scoring Summary row_schema rows_of score_to_file scoring_of",
     "leery.study": """Condition METRIC_SETS PAGE RESULT_COLUMNS STUDIES StudyConfig StudyResult
         load_result report reproduce reproduce_all terminal_summary""",
     "leery.tasks": """Advance Clock Engine FileTask Parts Processes Progress Shard Task Work Workers

@@ -209,6 +209,28 @@ class ShareOptions:
         ),
     ] = None
 
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Compute on a Ray cluster: its address, auto for the one that this machine "
+            "belongs to, or local to start Ray on this machine.",
+            show_default=False,
+        ),
+    ] = None
+    actors: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|MIN-MAX",
+            help="With --ray, the number of actors, or its bounds; by default as many as there is "
+            "room for.",
+            show_default=False,
+        ),
+    ] = None
+    gpus: Annotated[
+        float, typer.Option(help="With --ray, the GPUs of each actor, such as 0.5.")
+    ] = 0.0
+
     def part(self, *, resume: bool) -> Shard | None:
         """The share to score; None for all.
 
@@ -249,9 +271,7 @@ class ShareOptions:
         """
         if self.merge:
             return work.merge(self.parts or ())
-        on_cpu = leery.models.device_of(model).type == "cpu"
-        count = 1 if self.workers is None and not on_cpu else self.workers
-        engine = leery.tasks.Processes(make, leery.tasks.worker_count(count))
+        engine = self._engine(make, on_cpu=leery.models.device_of(model).type == "cpu")
         with progress_bars() as bars:
             task = bars.add_task(title, total=None)
 
@@ -261,6 +281,35 @@ class ShareOptions:
             if shard is None:
                 return work.run(resume=resume, engine=engine, progress=show)
             return work.run_shard(shard, engine=engine, progress=show)
+
+    def _engine(self, make: Callable[[], Work], *, on_cpu: bool) -> Engine:
+        """What computes the parts: Ray, or a process for each processor, or one for a GPU.
+
+        Raises:
+            InputError: when an option is outside its range, or Ray is not installed.
+        """
+        if self.ray is not None:
+            from leery import cluster
+
+            return cluster.OnRay(make, self.ray, _bounds_of(self.actors), gpus=self.gpus)
+        count = 1 if self.workers is None and not on_cpu else self.workers
+        return leery.tasks.Processes(make, leery.tasks.worker_count(count))
+
+
+def _bounds_of(text: str | None) -> tuple[int, int] | None:
+    """The smallest and largest number that a text such as "4" or "2-8" names.
+
+    Raises:
+        InputError: when it names none.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", text)
+    least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= least <= most:
+        message = f"expected a number of actors such as 4 or 2-8, got {text!r}; correct it"
+        raise InputError(message)
+    return least, most
 
 
 class _Shared(Protocol[T_co]):

@@ -49,7 +49,8 @@ class FileFit:
 
     Attributes:
         detector: the detector, which :meth:`run` and :meth:`merge` fit.
-        identity: SHA-256 of everything that is learned depends on.
+        identity: SHA-256 of everything that what is learned depends on.
+        facts: hashes of its parts by name, which are the same on all machines.
 
     Raises:
         InputError: when the sources are invalid, or a metric cannot be fitted in parts.
@@ -77,6 +78,11 @@ class FileFit:
         ]
         modules = {type(part).__module__ for part in (*detector.model.modules(), *learning)}
         self.identity = identity_of(facts, {__name__, *modules})
+        self.facts = {
+            "classifier": fingerprint(detector.model),
+            "training data": self._cuts.listing,
+            "code and libraries": self.identity,
+        }
 
     @property
     def sizes(self) -> Sequence[int]:

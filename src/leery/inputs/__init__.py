@@ -11,7 +11,7 @@ from leery.inputs._cuts import Cuts, part_rows
 from leery.inputs._format import Channels, Format
 from leery.inputs._item import Item, printable
 from leery.inputs._loaders import Images, halves, image_batches, known_count, labelled_batches
-from leery.inputs._read import batches, count, files, load, load_labelled, read
+from leery.inputs._read import batches, count, files, item_of, load, load_labelled, read
 from leery.inputs._spec import InputSpec, Moments, bounds_seen
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "files",
     "halves",
     "image_batches",
+    "item_of",
     "known_count",
     "labelled_batches",
     "load",

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +14,16 @@ from leery.inputs._format import Format, UnreadableError
 from leery.inputs._item import Item, printable
 from leery.inputs._parquet import parquet_length, read_parquet
 
-__all__ = ["batches", "count", "files", "labelled_batch", "load", "load_labelled", "read"]
+__all__ = [
+    "batches",
+    "count",
+    "files",
+    "item_of",
+    "labelled_batch",
+    "load",
+    "load_labelled",
+    "read",
+]
 
 _PICTURES = frozenset(
     {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -168,6 +178,23 @@ def labelled_batch(items: Sequence[Item], form: Format) -> tuple[Tensor, Tensor]
         message = f"expected inputs of one shape, got {sorted(shapes)}; resize them"
         raise InputError(message)
     return torch.stack(images), torch.tensor([item.label for item in items])
+
+
+def item_of(value: object, form: Format) -> Item:
+    """One input that another library has read.
+
+    Args:
+        value: a compressed image as bytes, or an array or nested list of numbers.
+        form: conversion to a model input.
+    """
+    try:
+        if isinstance(value, bytes):
+            return Item("", form.picture(value))
+        return Item("", form.row(np.asarray(value)))
+    except UnreadableError as error:
+        return Item("", None, error=str(error))
+    except ValueError:
+        return Item("", None, error="no array of numbers")
 
 
 def _readable(item: Item) -> Tensor:

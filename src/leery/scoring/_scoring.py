@@ -48,6 +48,7 @@ class Scoring:
         detector: detector with a combiner.
         out: the score file.
         identity: SHA-256 of everything that the rows depend on.
+        facts: hashes of its parts by name, which are the same on all machines.
 
     Raises:
         NotFittedError: when the detector has no combiner.
@@ -73,6 +74,11 @@ class Scoring:
         self._cuts = Cuts(paths, form, known.shape, without=own)
         facts = [identity, self._cuts.listing, str(form), self.sizes]
         self.identity = identity_of(facts, _modules(detector))
+        self.facts = {
+            "detector": identity,
+            "inputs": self._cuts.listing,
+            "code and libraries": self.identity,
+        }
 
     @property
     def sizes(self) -> Sequence[int]:

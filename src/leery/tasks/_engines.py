@@ -1,6 +1,6 @@
 """Who computes the parts of a computation: this process, or several."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,6 +42,10 @@ class Work(Protocol):
     @property
     def identity(self) -> str:
         """The SHA-256 of everything that the parts depend on."""
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """Hashes of what the parts depend on, by its name; all machines must have the same."""
 
     @property
     def sizes(self) -> Sequence[int]:

@@ -78,6 +78,21 @@ class Parts:
     suffix: str
     others: Sequence[Path] = ()
 
+    def check_shared(self) -> None:
+        """Raise unless this process sees the folder, which another one has opened.
+
+        Raises:
+            InputError: when it does not see it.
+            OutputError: when it cannot write into it.
+        """
+        if not (self.folder / _MANIFEST).is_file():
+            message = (
+                f"expected {self.folder.resolve()} to be a folder that all machines share, got "
+                "none on this one; put the output on a shared file system"
+            )
+            raise InputError(message)
+        make_folder(self.folder)
+
     def numbers(self, shard: Shard | None = None) -> range:
         """The numbers of all parts, or of a shard's."""
         return range(len(self.rows)) if shard is None else shard.own(len(self.rows))

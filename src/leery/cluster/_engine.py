@@ -1,0 +1,189 @@
+"""An engine that computes the parts of any work with actors of Ray Data."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from leery.errors import InputError, LeeryError, brief
+from leery.tasks import Advance, Parts, Work, compute_part, default_workers
+
+__all__ = ["OnRay"]
+
+_BLOCKS = 10_000
+"""Maximum number of blocks into which the numbers of the parts are divided."""
+
+
+@dataclass(frozen=True)
+class OnRay:
+    """Computes parts with actors of Ray, each of which makes the work once.
+
+    A part whose actor or node dies is computed by another. Nothing is lost if this process dies:
+    the finished parts are files.
+
+    Attributes:
+        make: picklable function that makes the same work in another process.
+        address: "local" to start Ray on this machine, "auto" for the cluster that it belongs to, or
+            the address of a cluster. If this process is connected already, that cluster is used.
+        actors: smallest and largest number of actors; None for as many as the cluster has room for.
+        cpus: processors of each actor; it computes with one thread.
+        gpus: GPUs of each actor, such as 0.5.
+    """
+
+    make: Callable[[], Work]
+    address: str = "local"
+    actors: tuple[int, int] | None = None
+    cpus: float = 1
+    gpus: float = 0
+
+    def __call__(self, work: Work, parts: Parts, numbers: Sequence[int], advance: Advance) -> None:
+        """Compute parts, as :meth:`leery.tasks.Work.compute` does.
+
+        Raises:
+            InputError: when a node lacks a file, or has other files, code or libraries.
+            LeeryError: when Ray cannot be reached, or parts cannot be computed.
+        """
+        if not numbers:
+            return
+        with _connected(self.address), _plain_errors():
+            room = self._check_nodes(work, parts)
+            least, most = self.actors or (1, max(1, room))
+            items = [{"number": number} for number in numbers]
+            data = ray.data.from_items(items, override_num_blocks=min(len(items), _BLOCKS))
+            done = data.map_batches(
+                _Actor,
+                batch_size=1,
+                fn_constructor_args=(self.make, parts),
+                compute=ray.data.ActorPoolStrategy(
+                    min_size=min(least, len(items)), max_size=min(most, len(items))
+                ),
+                num_cpus=self.cpus,
+                num_gpus=self.gpus,
+            )
+            for batch in done.iter_batches(batch_size=None, prefetch_batches=0):
+                advance(sum(work.sizes[number] for number in batch["number"].tolist()))
+
+    def _check_nodes(self, work: Work, parts: Parts) -> int:
+        """Raise unless every node would compute the same; return the number of actors with room.
+
+        Raises:
+            InputError: when one would not.
+        """
+        room, asked = 0, {}
+        for node in ray.nodes():  # type: ignore[no-untyped-call]
+            count = self._room(node) if node["Alive"] else 0
+            room += count
+            if count:
+                where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                task = ray.remote(_facts).options(
+                    num_cpus=self.cpus, num_gpus=self.gpus, scheduling_strategy=where
+                )
+                asked[node["NodeManagerAddress"]] = task.remote(self.make, parts)
+        for address, answer in asked.items():
+            found: dict[str, str] = ray.get(answer)
+            _check_facts(address, work.facts, found)
+        return room
+
+    def _room(self, node: Mapping[str, Any]) -> int:
+        """The number of actors for which a node has room."""
+        has = node["Resources"]
+        fits = [
+            has.get(name, 0) // need
+            for name, need in (("CPU", self.cpus), ("GPU", self.gpus))
+            if need
+        ]
+        return int(min(fits, default=0))
+
+
+class _Actor:
+    """Computes the parts whose numbers it is sent."""
+
+    def __init__(self, make: Callable[[], Work], parts: Parts) -> None:
+        self._make, self._parts = make, parts
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        # A part that was finished before its actor died is sent again.
+        numbers = [
+            number for number in batch["number"].tolist() if self._parts.finished(number) is None
+        ]
+        if numbers:
+            compute_part(self._make, self._parts, numbers)
+        return {"number": batch["number"]}
+
+
+def _facts(make: Callable[[], Work], parts: Parts) -> dict[str, str]:
+    """What a node's work depends on, after a check that the folder of the parts is there."""
+    parts.check_shared()
+    return dict(make().facts)
+
+
+def _check_facts(node: str, expected: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Raise if what a node's work depends on is not as expected.
+
+    Raises:
+        InputError: when it is not.
+    """
+    for name, value in expected.items():
+        if found.get(name) != value:
+            message = (
+                f"expected the same {name} on every node as here, got others on {node}; copy them "
+                "with their times, or share the folder"
+            )
+            raise InputError(message)
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[None]:
+    """Connect to Ray for a block, unless this process is connected.
+
+    Raises:
+        InputError: when there is no cluster at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        ray.init(
+            address,
+            num_cpus=default_workers() if address == "local" else None,
+            include_dashboard=False if address == "local" else None,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        message = (
+            f"expected a Ray cluster at {address}, got none ({brief(error)}); start one, or pass "
+            "local"
+        )
+        raise InputError(message) from error
+    try:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Raise the error of a part instead of that of Ray around it.
+
+    Raises:
+        LeeryError: when a part cannot be computed.
+    """
+    try:
+        yield
+    except RayError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, LeeryError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        if cause is not None:
+            raise cause from error
+        message = f"expected Ray to compute all parts, got {brief(error)}; run again to go on"
+        raise LeeryError(message) from error

@@ -1,0 +1,100 @@
+"""Verdicts on batches, for a data pipeline of the user's own."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from torch import nn
+
+from leery.detector import SavedDetector
+from leery.errors import InputError, listed
+from leery.inputs import Format, item_of
+from leery.scoring import row_schema, rows_of
+
+__all__ = ["Scorer"]
+
+
+class Scorer:
+    """Scores batches of images: a callable class for Ray Data's ``map_batches`` or Spark.
+
+    Args:
+        file: the detector's file, which every node can read.
+        model: picklable function that returns the classifier.
+        metrics: names of the user's own metrics, as "module:name".
+        images: name of the column of the images: compressed images as bytes, or arrays.
+        keep: names of columns that are copied to the result.
+        form: conversion of the images to model inputs; shape and dtype are those of the fit.
+
+    Raises:
+        LeeryError: when the detector cannot be loaded.
+
+    Example:
+        >>> scored = images.map_batches(  # doctest: +SKIP
+        ...     Scorer,
+        ...     fn_constructor_args=("/shared/guard.leery", make),
+        ...     num_cpus=1,
+        ...     compute=ray.data.ActorPoolStrategy(size=8),
+        ... )
+    """
+
+    def __init__(
+        self,
+        file: Path | str,
+        model: Callable[[], nn.Module],
+        *,
+        metrics: Sequence[str] = (),
+        images: str = "image",
+        keep: Sequence[str] = (),
+        form: Format | None = None,
+    ) -> None:
+        self._detector = SavedDetector(Path(file), model, tuple(metrics)).load()
+        self._images, self._keep = images, tuple(keep)
+        known = self._detector.inputs_
+        self._form = replace(form or Format(), shape=known.shape, dtype=known.dtype)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the result, without those that are copied.
+
+        They are predicted, score, p_value, adversarial, each metric and error, as in the rows of
+        :func:`leery.scoring.score_to_file`.
+        """
+        every = row_schema(self._detector)
+        return every.remove(every.get_field_index("name"))
+
+    def __call__(
+        self, batch: Mapping[str, np.ndarray] | pa.Table | pa.RecordBatch
+    ) -> pa.Table | pa.RecordBatch:
+        """Score a batch.
+
+        Args:
+            batch: columns by name, as NumPy arrays or of Arrow.
+
+        Returns:
+            One row per image, in order: the copied columns, and those of :attr:`schema`; a record
+            batch for a record batch. For an image that cannot be read, error holds the reason.
+
+        Raises:
+            InputError: when a column is missing.
+        """
+        columns: Mapping[str, Any] = (
+            batch
+            if isinstance(batch, Mapping)
+            else dict(zip(batch.schema.names, batch.columns, strict=True))
+        )
+        lacking = [name for name in (self._images, *self._keep) if name not in columns]
+        if lacking:
+            message = (
+                f"expected a column {lacking[0]!r}, got {listed(columns)}; rename yours or pass "
+                "its name"
+            )
+            raise InputError(message)
+        images = columns[self._images]
+        values: Iterable[Any] = images if isinstance(images, np.ndarray) else images.to_pylist()
+        scored = rows_of(self._detector, [item_of(value, self._form) for value in values])
+        rows = {name: columns[name] for name in self._keep}
+        rows |= {name: scored.column(name).combine_chunks() for name in self.schema.names}
+        return pa.record_batch(rows) if isinstance(batch, pa.RecordBatch) else pa.table(rows)
