@@ -120,9 +120,21 @@ def test_parts_hold_more_of_small_images(
 
 def test_a_table_without_rows_gives_one_without_rows(detector: Detector, tmp_path: Path) -> None:
     source = tmp_path / "rows.parquet"
-    pq.write_table(pa.table({"image": pa.array([], pa.list_(pa.float32()))}), source)
+    pq.write_table(pa.table({"images": pa.array([], pa.binary())}), source)
     assert score(detector, source) == Summary(rows=0, unreadable=0, flagged=0)
     assert rows_of(tmp_path) == []
+
+
+def test_a_table_without_the_column_is_refused_before_anything_is_scored(
+    detector: Detector, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        column = {"a": "images", "b": "image"}[name]
+        pq.write_table(pa.table({column: [b"", b""]}), tmp_path / f"{name}.parquet")
+    sources = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    with pytest.raises(InputError, match="expected a column 'images' in .*b.parquet, got image"):
+        score_to_file(detector, "me", sources, Format(), tmp_path / "out.parquet")
+    assert sorted(tmp_path.iterdir()) == sources
 
 
 def test_a_missing_part_alone_is_scored_again(
@@ -196,7 +208,7 @@ def test_inputs_that_change_meanwhile_are_refused(detector: Detector, source: Pa
         np.save(source, np.ones((10, 6), np.float32))
 
     out = source.parent / "out.parquet"
-    with pytest.raises(InputError, match="stay as they are meanwhile, got changed ones; run"):
+    with pytest.raises(InputError, match="stay as they are meanwhile, got changed ones; remove"):
         score_to_file(detector, "me", [source], Format(), out, progress=touch)
     assert not out.exists()
 
@@ -237,7 +249,7 @@ def test_shards_in_folders_of_their_own_are_merged(detector: Detector, source: P
     for number in (1, 2, 3):
         score_part(detector, source, f"{number}/3", f"{number}.parquet")
     others = [source.parent / f"{number}.parquet.parts" for number in (1, 2)]
-    with pytest.raises(InputError, match="expected all parts in .*, got none of number 1, 2; "):
+    with pytest.raises(InputError, match="expected parts 1-3 in .*, got none of number 1-2; "):
         merge(detector, source, "3.parquet")
     merge(detector, source, "3.parquet", *others)
     assert (source.parent / "3.parquet").read_bytes() == (
@@ -254,7 +266,7 @@ def test_an_interrupted_shard_is_run_again_or_completed_by_one_process(
         path: path.stat().st_mtime_ns
         for path in (source.parent / "out.parquet.parts").glob("*.parquet")
     }
-    with pytest.raises(InputError, match="got none of number 1; run the shards that lack them"):
+    with pytest.raises(InputError, match="got none of number 1; run the shards again"):
         merge(detector, source)
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert not (source.parent / "out.parquet").exists()
@@ -297,7 +309,7 @@ def test_a_refused_shard_takes_its_empty_folder_away_unless_another_uses_it(
     def damaged(*_arguments: object, **_options: object) -> None:
         raise InputError
 
-    monkeypatch.setattr("leery.inputs._cuts.read", damaged)
+    monkeypatch.setattr("leery.inputs._cuts.Sources.items", damaged)
     folder = source.parent / "out.parquet.parts"
     with pytest.raises(InputError):
         score_part(detector, source, "1/2")
@@ -382,7 +394,7 @@ def test_a_run_refused_at_its_first_part_leaves_nothing(
     def damaged(*_arguments: object, **_options: object) -> None:
         raise InputError
 
-    monkeypatch.setattr("leery.inputs._cuts.read", damaged)
+    monkeypatch.setattr("leery.inputs._cuts.Sources.items", damaged)
     with pytest.raises(InputError):
         score(detector, source)
     assert [path.name for path in source.parent.iterdir()] == [source.name]

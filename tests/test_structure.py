@@ -126,7 +126,7 @@ PUBLIC = {
         mean_difference robust_error roc_auc_difference roc_auc_interval
         select_positives share_difference share_interval target_of tpr_at_fpr""",
     "leery.inputs": """Channels Cuts Format Images InputSpec Item Moments batches bounds_seen
-        count files halves image_batches item_of known_count labelled_batches load
+        count halves image_batches item_of known_count labelled_batches load
         load_labelled part_rows printable read""",
     "leery.mc_dropout": """MCDropout MAX_PASSES MaskSource Passes Plan StochasticLayer
         insert_dropout""",
@@ -158,7 +158,8 @@ PUBLIC = {
         run_share run_stages
         single_threaded worker_count worker_pool write_seconds""",
     "leery.training": """Augmentation AuxiliaryNetwork AuxiliaryRecipe FitParts MAX_PIXELS Recipe
-        SentinelNetwork SentinelRecipe TrainingSet run_epochs train_auxiliary train_sentinel""",
+        SentinelNetwork SentinelRecipe TrainingSet run_epochs saved_tensors
+        train_auxiliary train_sentinel""",
     "leery.arena": """ARENAS ArenaConfig Cell DETECTORS Entry PAGE run_arena run_arena_shard
         summary""",
     "leery.baselines": """BASELINES DeepNeighbours DeepNeighboursBaseline DetectorSubnetwork

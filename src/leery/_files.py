@@ -52,13 +52,18 @@ def write_once(path: Path, content: str) -> None:
     Raises:
         OutputError: when the folder cannot be written.
     """
-    if path.exists():
-        return
     own = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     write_atomically(own, content)
-    with contextlib.suppress(FileExistsError):
+    try:
         os.link(own, path)
-    own.unlink()
+    except FileExistsError:
+        pass
+    except OSError:
+        # A file system without hard links, where the last one of several processes wins.
+        if not path.exists():
+            own.replace(path)
+    finally:
+        own.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -497,10 +497,10 @@ def test_shards_of_an_arena_give_its_tables(tmp_path: Path) -> None:
     subprocess.run(command(whole, *only), capture_output=True, check=True)
     shared = tmp_path / "shared"
     for words, code, said in (
-        (["--merge"], 1, "expected all parts in "),
-        (["--shard", "2/2"], 0, "Shard 2/2 waits for others (classifier: 1 of 1 missing); run it"),
-        (["--shard", "1/2"], 0, "Shard 1/2 waits for others (attacks: "),
-        (["--shard", "2/2"], 0, "Shard 2/2 waits for others (detectors: "),
+        (["--merge"], 1, "expected the parts of shards in "),
+        (["--shard", "2/2"], 3, "Shard 2/2 waits for others (classifier: 1 of 1 missing); run it"),
+        (["--shard", "1/2"], 3, "Shard 1/2 waits for others (attacks: "),
+        (["--shard", "2/2"], 3, "Shard 2/2 waits for others (detectors: "),
         (["--merge"], 1, "got none of detectors: "),
         (["--shard", "1/2"], 0, "Shard 1/2 is done; write the tables with --merge."),
         (["--merge"], 0, ""),

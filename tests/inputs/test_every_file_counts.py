@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from leery.errors import InputError, LeeryWarning
-from leery.inputs import Format, Item, batches, count, files, load, read
+from leery.inputs import Format, Item, batches, count, load, read
+from leery.inputs._read import Sources
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
 PICTURE = Image.fromarray(PIXELS)
@@ -198,7 +199,9 @@ def test_a_folder_of_parquet_parts_is_one_table(tmp_path: Path) -> None:
     assert [item.label for item in found] == [0] * 4 + [1] * 4 + [2] * 4
     later = [item.name for item in read([tmp_path], Format(), start=5)]
     assert later == [item.name for item in found[5:]]
-    assert [path.name for path in files([tmp_path])] == [f"part-{n}.parquet" for n in range(3)]
+    assert [path.name for path in Sources([tmp_path], Format()).files] == [
+        f"part-{n}.parquet" for n in range(3)
+    ]
 
 
 def test_the_output_in_a_folder_is_no_input(tmp_path: Path) -> None:

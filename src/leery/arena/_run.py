@@ -21,7 +21,7 @@ from leery.arena._detectors import Entry, entries
 from leery.arena._gather import gather
 from leery.arena._page import write_page
 from leery.arena._score_stage import score_detector
-from leery.arena._workspace import ATTACK_LIBRARIES, CLEAN_IMAGES, Workspace
+from leery.arena._workspace import ATTACK_LIBRARIES, CLEAN_IMAGES, Workspace, error_file
 from leery.errors import InputError
 from leery.tasks import (
     Clock,
@@ -72,11 +72,15 @@ def run_arena(
         DataError: when the data cannot be obtained.
         OutputError: when the folder cannot be written to.
     """
+    if merge and not (out / "parts").is_dir():
+        message = f"expected the parts of shards in {out}, got none; pass the --out of the shards"
+        raise InputError(message)
     run = _Run(config, out, workers)
     if merge and (lacking := missing_tasks(run.stages)):
         message = f"expected all parts in {run.folder}, got none of {lacking}; run the shards again"
         raise InputError(message)
-    run_stages(run.stages, run.clock, workers=run.workers, progress=progress)
+    if not merge:
+        run_stages(run.stages, run.clock, workers=run.workers, progress=progress)
     with run.clock.stage("tables"):
         tables = gather(run.workspaces, run.known)
         sums = {name: _write(out, name, table) for name, table in tables.items()}
@@ -169,7 +173,9 @@ def _attacks(workspace: Workspace, known: Sequence[Entry]) -> Iterator[FileTask]
 def _detectors(workspace: Workspace, known: Sequence[Entry]) -> Iterator[FileTask]:
     for entry in known:
         cost, file = 100 * _slowness(workspace), workspace.scores_file(entry)
-        yield FileTask(file, score_detector, (workspace, entry, file), cost)
+        yield FileTask(
+            file, score_detector, (workspace, entry, file), cost, failure=error_file(file)
+        )
 
 
 def _slowness(workspace: Workspace) -> float:

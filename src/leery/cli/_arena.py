@@ -142,6 +142,8 @@ def arena(
             own = leery.tasks.Shard.parse(shard)
             lacking = run_arena_shard(config, folder, own, workers=workers, progress=True)
             console.print(_said(own, lacking))
+            if lacking is not None:
+                raise typer.Exit(INCOMPLETE)
             return
         tables = run_arena(config, folder, workers=workers, progress=True, merge=merge)
     board = summary(tables["leaderboard"])

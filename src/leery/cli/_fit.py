@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from leery.detector import Detector
     from leery.inputs import Format
     from leery.metrics import BandwidthRule, Metric
+    from leery.tasks import Shard
 
 __all__ = ["fit"]
 
@@ -301,6 +302,7 @@ def fit(
         make = partial(leery.detector.file_fit_of, making, train, form, folder)
         sharing.run(fitting, make, detector.model, shard, title="fitting", resume=resume)
         if shard is not None:
+            _report_shard(shard, out, as_json=as_json)
             return
         seconds = time.monotonic() - start
         form = replace(form, shape=detector.inputs_.shape, dtype=detector.inputs_.dtype)
@@ -426,6 +428,13 @@ def _fit_combiner(
 
 def _noisy(sigma: float, images: Tensor, seed: int, bounds: Bounds) -> Tensor:
     return leery.attacks.gaussian_noise(images, sigma, seed=seed, bounds=bounds)
+
+
+def _report_shard(shard: Shard, out: Path, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"shard": str(shard), "out": str(out)})
+    else:
+        Console(highlight=False).print(f"Shard {shard} is done; write the detector with --merge.")
 
 
 def _report(

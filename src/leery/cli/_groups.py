@@ -188,15 +188,15 @@ class ShareOptions:
         str | None,
         typer.Option(
             metavar="I/N",
-            help="Score share I of N only, such as 2/3, and keep it in the folder OUT.parts; "
-            "shares that are there are not scored again.",
+            help="Compute share I of N only, such as 2/3, and keep it in the folder OUT.parts; "
+            "what is there is not computed again.",
             show_default=False,
         ),
     ] = None
     merge: Annotated[
         bool,
         typer.Option(
-            "--merge", help="Write the output from the shares that runs with --shard have scored."
+            "--merge", help="Write the output from the shares that runs with --shard have computed."
         ),
     ] = False
     parts: Annotated[
@@ -237,13 +237,30 @@ class ShareOptions:
         Raises:
             InputError: when options exclude each other, or one is outside its range.
         """
-        if self.merge and (self.shard or resume):
-            other = "--shard" if self.shard else "--resume"
-            message = f"expected --merge alone, got {other} too; run one after the other"
+        named = {
+            "--shard": self.shard is not None,
+            "--resume": resume,
+            "--workers": self.workers is not None,
+            "--ray": self.ray is not None,
+            "--parts": bool(self.parts),
+            "--actors": self.actors is not None,
+            "--gpus": self.gpus > 0,
+        }
+        alone = [name for name in ("--shard", "--resume", "--workers", "--ray") if named[name]]
+        if self.merge and alone:
+            message = f"expected --merge alone, got {alone[0]} too; leave one out"
             raise InputError(message)
-        if self.parts and not self.merge:
-            message = "expected --parts with --merge, got it without; add --merge"
+        if self.ray is not None and self.workers is not None:
+            message = "expected --workers or --ray, got both; leave one out"
             raise InputError(message)
+        for option, needed, is_there in (
+            ("--parts", "--merge", self.merge),
+            ("--actors", "--ray", self.ray is not None),
+            ("--gpus", "--ray", self.ray is not None),
+        ):
+            if named[option] and not is_there:
+                message = f"expected {option} with {needed}, got it without; add {needed}"
+                raise InputError(message)
         return None if self.shard is None else leery.tasks.Shard.parse(self.shard)
 
     def run(

@@ -75,12 +75,12 @@ def score(
         raise InputError(message)
     shard = sharing.part(resume=resume)
     saved = leery.detector.SavedDetector(file, classifier.load, tuple(metric or ()))
-    detector = saved.load()
+    detector, identity = saved.load()
     form = reading.format(shape=detector.inputs_.shape, resize=resize)
     form = replace(form, labels_key=None)
     stopped = "run again to go on" if shard else "run again with --resume to go on"
     with stoppable(stopped):
-        scoring = leery.scoring.Scoring(detector, saved.identity, sources, form, out)
+        scoring = leery.scoring.Scoring(detector, identity, sources, form, out)
         make = partial(leery.scoring.scoring_of, saved, sources, form, out)
         summary = sharing.run(scoring, make, detector.model, shard, title="scoring", resume=resume)
     text = str(out) if shard is None else f"shard {shard} of {out}"

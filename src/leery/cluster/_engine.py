@@ -1,9 +1,11 @@
 """An engine that computes the parts of any work with actors of Ray Data."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,7 +61,7 @@ class OnRay:
             done = data.map_batches(
                 _Actor,
                 batch_size=1,
-                fn_constructor_args=(self.make, parts),
+                fn_constructor_args=(self.make, parts, Path.cwd()),
                 compute=ray.data.ActorPoolStrategy(
                     min_size=min(least, len(items)), max_size=min(most, len(items))
                 ),
@@ -84,7 +86,8 @@ class OnRay:
                 task = ray.remote(_facts).options(
                     num_cpus=self.cpus, num_gpus=self.gpus, scheduling_strategy=where
                 )
-                asked[node["NodeManagerAddress"]] = task.remote(self.make, parts)
+                name = f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
+                asked[name] = task.remote(self.make, parts, Path.cwd())
         for address, answer in asked.items():
             found: dict[str, str] = ray.get(answer)
             _check_facts(address, work.facts, found)
@@ -104,7 +107,8 @@ class OnRay:
 class _Actor:
     """Computes the parts whose numbers it is sent."""
 
-    def __init__(self, make: Callable[[], Work], parts: Parts) -> None:
+    def __init__(self, make: Callable[[], Work], parts: Parts, folder: Path) -> None:
+        _go_to(folder)
         self._make, self._parts = make, parts
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -117,10 +121,17 @@ class _Actor:
         return {"number": batch["number"]}
 
 
-def _facts(make: Callable[[], Work], parts: Parts) -> dict[str, str]:
+def _facts(make: Callable[[], Work], parts: Parts, folder: Path) -> dict[str, str]:
     """What a node's work depends on, after a check that the folder of the parts is there."""
+    _go_to(folder)
     parts.check_shared()
     return dict(make().facts)
+
+
+def _go_to(folder: Path) -> None:
+    """Make a folder the working folder, if it is there: paths may be relative to it."""
+    with suppress(OSError):
+        os.chdir(folder)
 
 
 def _check_facts(node: str, expected: Mapping[str, str], found: Mapping[str, str]) -> None:
@@ -133,7 +144,7 @@ def _check_facts(node: str, expected: Mapping[str, str], found: Mapping[str, str
         if found.get(name) != value:
             message = (
                 f"expected the same {name} on every node as here, got others on {node}; copy them "
-                "with their times, or share the folder"
+                "with their times, or share the folder; classes of your own belong in a module"
             )
             raise InputError(message)
 

@@ -50,7 +50,7 @@ class Scorer:
         keep: Sequence[str] = (),
         form: Format | None = None,
     ) -> None:
-        self._detector = SavedDetector(Path(file), model, tuple(metrics)).load()
+        self._detector, _ = SavedDetector(Path(file), model, tuple(metrics)).load()
         self._images, self._keep = images, tuple(keep)
         known = self._detector.inputs_
         self._form = replace(form or Format(), shape=known.shape, dtype=known.dtype)

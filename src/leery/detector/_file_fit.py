@@ -1,22 +1,23 @@
 """The fit of a detector to training data in files, in parts."""
 
+import pickle
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from leery.detector._detector import Detector
 from leery.detector._fitting import started
 from leery.detector._learned import Learned
-from leery.errors import InputError
+from leery.errors import InputError, LeeryError, listed, warn
 from leery.inputs import Cuts, Format, batches
 from leery.metrics import Metric
-from leery.models import fingerprint
+from leery.models import device_of, fingerprint
 from leery.tasks import (
     Advance,
     Engine,
@@ -29,7 +30,7 @@ from leery.tasks import (
     open_parts,
     single_threaded,
 )
-from leery.training import FitParts
+from leery.training import FitParts, saved_tensors
 
 __all__ = ["FileFit", "file_fit_of"]
 
@@ -70,16 +71,17 @@ class FileFit:
         self._start = started(detector.model, settings, first[0])
         learning = self._start.learning
         _check_merging(learning)
+        classifier = fingerprint(detector.model)
         facts = [
-            fingerprint(detector.model),
+            classifier,
             [[metric.name, metric.options()] for metric in learning],
             repr(replace(settings, metrics=(), sentinel=None)),
-            *(self._cuts.listing, str(form), self.sizes),
+            *(self._cuts.listing, str(form), self.sizes, str(device_of(detector.model))),
         ]
         modules = {type(part).__module__ for part in (*detector.model.modules(), *learning)}
         self.identity = identity_of(facts, {__name__, *modules})
         self.facts = {
-            "classifier": fingerprint(detector.model),
+            "classifier": classifier,
             "training data": self._cuts.listing,
             "code and libraries": self.identity,
         }
@@ -102,11 +104,18 @@ class FileFit:
         """
         with single_threaded():
             for number, batch in self._cuts.batches(numbers):
-                learned = {} if batch is None else self._start.learn(*batch).tensors()
+                learned = {} if batch is None else self._learned(*batch)
                 rows = {_ROWS: torch.tensor(self.sizes[number])}
                 with parts.writing(number) as stream:
-                    stream.write(safetensors.save({**learned, **rows}))
+                    stream.write(saved_tensors({**learned, **rows}))
                 advance(self.sizes[number])
+
+    def _learned(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """What is learned from one part, as tensors."""
+        learned = self._start.learn(images, labels)
+        for before, metric in zip(self._start.learning, learned.metrics, strict=True):
+            _check_kept(before, metric)
+        return learned.tensors()
 
     def run(
         self,
@@ -173,8 +182,8 @@ class FileFit:
             return self._finish(parts)
 
     def discard(self) -> None:
-        """Remove the parts; call this once the detector is saved."""
-        with self._open(resume=True) as parts:
+        """Remove the parts, unless another process uses them; the detector must be saved before."""
+        with suppress(LeeryError), self._open(resume=True) as parts:
             parts.discard()
 
     def _open(
@@ -207,6 +216,8 @@ class FileFit:
             else:
                 total.merge(part)
         assert total is not None
+        if strangers := sum(self.sizes) - total.count:
+            warn(f"{strangers} files that are not images were skipped")
         data = self._data, None
         return self.detector._completed(self._start, total, data, self._trained)  # noqa: SLF001 - same package
 
@@ -259,6 +270,43 @@ def _check_merging(metrics: Sequence[Metric]) -> None:
                 f"{metric.name!r}, which {lacks}; leave it out, or use Detector.fit"
             )
             raise InputError(message)
+
+
+def _check_kept(before: Metric, metric: Metric) -> None:
+    """Raise if a metric learned something that it does not pass to another process.
+
+    Raises:
+        InputError: when it did.
+    """
+    if type(metric).learned is not Metric.learned:
+        return
+    old, new = _kept_apart(before), _kept_apart(metric)
+    changed = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+    if changed:
+        message = (
+            f"expected metric {metric.name!r} to keep what update() learns in buffers of its own, "
+            f"got changes of {listed(changed)}; register buffers, or implement learned() and "
+            "load_learned()"
+        )
+        raise InputError(message)
+
+
+def _kept_apart(metric: Metric) -> dict[str, object]:
+    """Contents of the attributes of a metric, and of buffers of its submodules, to compare."""
+    plain = {name: value for name, value in vars(metric).items() if name not in _OF_TORCH}
+    below = {name: buffer for name, buffer in metric.named_buffers() if "." in name}
+    found: dict[str, object] = {}
+    for name, value in {**plain, **below}.items():
+        try:
+            found[name] = pickle.dumps(value)
+        # Such as a function without a name; then only another one is noticed.
+        except Exception:
+            found[name] = type(value)
+    return found
+
+
+_OF_TORCH = frozenset(vars(nn.Module()))
+"""Names of the attributes that every module has."""
 
 
 def _rows_in(part: Path) -> int:

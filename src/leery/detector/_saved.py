@@ -3,12 +3,12 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from torch import nn
 
 from leery.detector._detector import Detector
+from leery.errors import InputError
 from leery.metrics import load_metrics
 
 __all__ = ["SavedDetector"]
@@ -28,15 +28,25 @@ class SavedDetector:
     model: Callable[[], nn.Module]
     metrics: tuple[str, ...] = ()
 
-    @cached_property
-    def identity(self) -> str:
-        """The SHA-256 of the file."""
-        return hashlib.sha256(self.file.read_bytes()).hexdigest()
-
-    def load(self) -> Detector:
+    def load(self) -> tuple[Detector, str]:
         """Load the detector.
+
+        Returns:
+            The detector, and the SHA-256 of its file.
 
         Raises:
             LeeryError: when the file, the classifier or a metric cannot be loaded.
         """
-        return Detector.load(self.file, self.model(), metrics=load_metrics(self.metrics))
+        before = self._sum()
+        detector = Detector.load(self.file, self.model(), metrics=load_metrics(self.metrics))
+        if self._sum() != before:
+            message = f"expected {self.file} to stay as it is while it is read; run again"
+            raise InputError(message)
+        return detector, before
+
+    def _sum(self) -> str:
+        try:
+            return hashlib.sha256(self.file.read_bytes()).hexdigest()
+        except OSError:
+            # The error of load() says more.
+            return ""

@@ -11,7 +11,7 @@ from leery.inputs._cuts import Cuts, part_rows
 from leery.inputs._format import Channels, Format
 from leery.inputs._item import Item, printable
 from leery.inputs._loaders import Images, halves, image_batches, known_count, labelled_batches
-from leery.inputs._read import batches, count, files, item_of, load, load_labelled, read
+from leery.inputs._read import batches, count, item_of, load, load_labelled, read
 from leery.inputs._spec import InputSpec, Moments, bounds_seen
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "batches",
     "bounds_seen",
     "count",
-    "files",
     "halves",
     "image_batches",
     "item_of",

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from leery.errors import InputError
 from leery.inputs._format import Format
 from leery.inputs._item import Item, printable
-from leery.inputs._read import count, files, labelled_batch, read
+from leery.inputs._read import Sources, labelled_batch
 
 __all__ = ["Cuts", "part_rows"]
 
@@ -47,11 +48,12 @@ class Cuts:
         *,
         without: Collection[Path] = (),
     ) -> None:
-        self._paths, self._form, self._without = paths, form, without
-        total = count(paths, form, without=without)
+        self._list = partial(Sources, paths, form, without=without)
+        self._sources, self._form = self._list(), form
+        total = len(self._sources)
         size = part_rows(shape)
         self.sizes = [min(size, total - start) for start in range(0, total, size)]
-        self.listing = self._listed()
+        self.listing = _hash_of(self._sources)
 
     def items(self, numbers: Iterable[int]) -> Iterator[tuple[int, list[Item]]]:
         """Iterate over parts.
@@ -67,7 +69,7 @@ class Cuts:
         """
         for stretch in _stretches(numbers):
             start = sum(self.sizes[: stretch[0]])
-            items = read(self._paths, self._form, start=start, without=self._without)
+            items = self._sources.items(start)
             for number in stretch:
                 found = list(islice(items, self.sizes[number]))
                 if len(found) != self.sizes[number]:
@@ -97,21 +99,23 @@ class Cuts:
         Raises:
             InputError: when they were.
         """
-        if self._listed() != self.listing:
+        if _hash_of(self._list()) != self.listing:
             raise InputError(_CHANGED)
-
-    def _listed(self) -> str:
-        listing = hashlib.sha256()
-        for path in files(self._paths, without=self._without):
-            stat = path.stat() if path.exists() else path.lstat()
-            listing.update(f"{printable(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-        return listing.hexdigest()
 
 
 _CHANGED = (
-    "expected the inputs to stay as they are meanwhile, got changed ones; run again without "
-    "--resume"
+    "expected the inputs to stay as they are meanwhile, got changed ones; remove the folder of "
+    "parts and start over"
 )
+
+
+def _hash_of(sources: Sources) -> str:
+    """The SHA-256 of the names, sizes and times of files."""
+    listing = hashlib.sha256()
+    for path in sources.files:
+        stat = path.stat() if path.exists() else path.lstat()
+        listing.update(f"{printable(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return listing.hexdigest()
 
 
 def part_rows(shape: Sequence[int]) -> int:

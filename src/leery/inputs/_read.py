@@ -1,6 +1,8 @@
 """Reading of inputs from any supported source."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
 from itertools import islice
 from pathlib import Path
 
@@ -15,9 +17,9 @@ from leery.inputs._item import Item, printable
 from leery.inputs._parquet import parquet_length, read_parquet
 
 __all__ = [
+    "Sources",
     "batches",
     "count",
-    "files",
     "item_of",
     "labelled_batch",
     "load",
@@ -43,27 +45,72 @@ _PICTURE_BYTES = 2**28
 _ARRAYS = frozenset({".npy", ".npz"})
 
 
+class Sources:
+    """Folders and files of inputs, listed once.
+
+    Args:
+        paths: their paths, as for :func:`read`.
+        form: format of the sources and conversion to model inputs.
+        without: files and folders to exclude when a folder is read, such as the output.
+
+    Raises:
+        InputError: when a path is missing or of an unsupported type, or labelled folders have
+            different classes.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], form: Format, *, without: Collection[Path] = ()
+    ) -> None:
+        _check_alike(paths, form)
+        self._sources = [one for path in paths for one in _sources(path, form, without)]
+
+    def __len__(self) -> int:
+        """The number of inputs."""
+        return sum(source.length for source in self._sources)
+
+    @property
+    def files(self) -> Iterator[Path]:
+        """The files, in order."""
+        for source in self._sources:
+            yield from source.files
+
+    def items(self, start: int = 0) -> Iterator[Item]:
+        """Iterate over the inputs from ``start`` on, as :func:`read` does."""
+        for source in self._sources:
+            if start and start >= source.length:
+                start -= source.length
+                continue
+            yield from source.items(start)
+            start = 0
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A file, or all pictures of a folder.
+
+    Attributes:
+        files: the files.
+        count: function that returns the number of inputs.
+        items: function that yields the inputs from a number on.
+    """
+
+    files: Sequence[Path]
+    count: Callable[[], int]
+    items: Callable[[int], Iterator[Item]]
+
+    @cached_property
+    def length(self) -> int:
+        """The number of inputs."""
+        return self.count()
+
+
 def count(paths: Sequence[Path], form: Format, *, without: Collection[Path] = ()) -> int:
     """Number of inputs that :func:`read` yields for the same arguments.
 
     Raises:
         InputError: when a path is missing or of an unsupported type.
     """
-    return sum(_length(path, form, without) for path in paths)
-
-
-def files(paths: Sequence[Path], *, without: Collection[Path] = ()) -> Iterator[Path]:
-    """The files that :func:`read` reads, in order.
-
-    Raises:
-        InputError: when a path is missing or of an unsupported type.
-    """
-    for path in paths:
-        if path.is_dir():
-            yield from _parts_of(path, without) or _inside(path, without)
-        else:
-            _check_kind(path)
-            yield path
+    return len(Sources(paths, form, without=without))
 
 
 def read(
@@ -86,14 +133,7 @@ def read(
     Raises:
         InputError: when a path is missing, of an unsupported type or entirely unreadable.
     """
-    _check_alike(paths, form)
-    for path in paths:
-        length = _length(path, form, without) if start else 0
-        if start and start >= length:
-            start -= length
-            continue
-        yield from _source(path, form, start, without)
-        start = 0
+    yield from Sources(paths, form, without=without).items(start)
 
 
 def load(paths: Sequence[Path], form: Format) -> tuple[Tensor, Tensor | None]:
@@ -216,43 +256,37 @@ def _without_strangers(items: Iterator[Item]) -> Iterator[Item]:
         warn(f"{len(strangers)} files that are not images were skipped, such as {strangers[0]}")
 
 
-def _length(path: Path, form: Format, without: Collection[Path]) -> int:
-    if path.is_dir():
-        parts = _parts_of(path, without)
-        return sum(map(parquet_length, parts)) if parts else len(_inside(path, without))
-    _check_kind(path)
-    if path.suffix.lower() in _ARRAYS:
-        return array_length(path, form)
-    return parquet_length(path) if path.suffix.lower() == ".parquet" else 1
-
-
-def _source(path: Path, form: Format, start: int, without: Collection[Path]) -> Iterator[Item]:
-    if path.is_dir():
-        yield from _folder(path, form, start, without)
+def _sources(path: Path, form: Format, without: Collection[Path]) -> Iterator[_Source]:
+    """The sources at a path: a file, the Parquet files of a folder, or its pictures."""
+    if not path.is_dir():
+        _check_kind(path)
+        yield _file(path, form)
         return
-    _check_kind(path)
-    if path.suffix.lower() in _ARRAYS:
-        yield from read_array(path, form, start)
-    elif path.suffix.lower() == ".parquet":
-        yield from read_parquet(path, form, start)
-    else:
-        yield _picture(path, form, None)
-
-
-def _folder(path: Path, form: Format, start: int, without: Collection[Path]) -> Iterator[Item]:
-    """The inputs of a folder from ``start`` on."""
-    parts = _parts_of(path, without)
-    for part in parts:
-        length = parquet_length(part)
-        if start < length:
-            yield from read_parquet(part, form, start)
-        start = max(0, start - length)
-    if parts:
+    inside = _inside(path, without)
+    if parts := _parts_among(inside):
+        yield from (_file(part, form) for part in parts)
         return
-    files = _inside(path, without)
-    labels = _folder_labels(path, [file for file in files if _is_picture(file)], form)
-    for file in files[start:]:
-        yield _picture(file, form, labels.get(file))
+
+    @cache
+    def labels() -> dict[Path, int]:
+        return _folder_labels(path, [file for file in inside if _is_picture(file)], form)
+
+    def pictures(start: int) -> Iterator[Item]:
+        return (_picture(file, form, labels().get(file)) for file in inside[start:])
+
+    yield _Source(inside, lambda: len(inside), pictures)
+
+
+def _file(path: Path, form: Format) -> _Source:
+    """The inputs of one file."""
+    kind = path.suffix.lower()
+    if kind in _ARRAYS:
+        return _Source([path], partial(array_length, path, form), partial(read_array, path, form))
+    if kind == ".parquet":
+        return _Source(
+            [path], partial(parquet_length, path, form), partial(read_parquet, path, form)
+        )
+    return _Source([path], lambda: 1, lambda _start: iter([_picture(path, form, None)]))
 
 
 def _check_kind(path: Path) -> None:
@@ -318,12 +352,12 @@ def _resolved(path: Path) -> Path | None:
         return None
 
 
-def _parts_of(folder: Path, without: Collection[Path]) -> list[Path]:
-    """The Parquet files of a folder that holds nothing else, such as a partitioned table.
+def _parts_among(inside: Sequence[Path]) -> list[Path]:
+    """The Parquet files among those of a folder, if it holds nothing else; else none.
 
-    Files whose names begin with "_" are metadata and are ignored. Empty for other folders.
+    Such a folder is a partitioned table. Files whose names begin with "_" are its metadata.
     """
-    files = [path for path in _inside(folder, without) if not path.name.startswith("_")]
+    files = [path for path in inside if not path.name.startswith("_")]
     parts = [path for path in files if path.suffix.lower() == ".parquet"]
     return parts if len(parts) == len(files) else []
 

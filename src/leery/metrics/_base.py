@@ -63,7 +63,9 @@ class Metric(nn.Module):
     To write a metric, subclass this, set the attributes and implement :meth:`forward`. A metric
     that learns from the training data also implements :meth:`update`, :meth:`merge` and
     :meth:`finish`. Fitted state must be held in buffers or submodules, because the detector file
-    stores only these. Buffers that are undefined before the fit are registered as None.
+    stores only these. Buffers that are undefined before the fit are registered as None. Where
+    :meth:`update` keeps what it learns elsewhere than in buffers of its own, :meth:`learned` and
+    :meth:`load_learned` pass it between processes.
 
     Attributes:
         name: name of the metric, unique in a detector.
@@ -112,14 +114,15 @@ class Metric(nn.Module):
     def learned(self) -> dict[str, Tensor]:
         """What this metric learned from its part, to be merged in another process.
 
-        By default these are its own buffers, without those of submodules.
+        By default these are its own buffers, without those of submodules. Other state of
+        :meth:`update` is lost in ``leery fit``, which refuses it, unless this is overridden.
         """
         return dict(self.named_buffers(recurse=False))
 
     def load_learned(self, state: Mapping[str, Tensor]) -> None:
         """Take over what :meth:`learned` returned in another process."""
         for name, tensor in state.items():
-            self.register_buffer(name, tensor)
+            self._buffers[name] = tensor
 
     def finish(self) -> None:
         """Complete the fit after the last part; by default does nothing."""

@@ -5,12 +5,14 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from leery._files import check_output
 from leery.detector import Detector, SavedDetector
 from leery.errors import NotFittedError
 from leery.inputs import Cuts, Format
+from leery.models import device_of
 from leery.scoring._output import Summary, check_type, merged, summary_of
 from leery.scoring._rows import row_schema, rows_of
 from leery.tasks import (
@@ -34,8 +36,8 @@ class Scoring:
     """A score file in the making: its parts, each of consecutive inputs, and how they are merged.
 
     Every process that passes the same arguments gets the same parts, and a part has the same bytes
-    whoever scores it. Finished parts are stored in a folder next to the file, with its name and
-    ``.parts``.
+    whoever scores it, unless the detector draws new dropout masks at each call. Finished parts are
+    stored in a folder next to the file, with its name and ``.parts``.
 
     Args:
         detector: detector with a combiner.
@@ -72,7 +74,8 @@ class Scoring:
         # The output may lie in a folder that is scored.
         own = {out.resolve(), parts_folder(out).resolve()}
         self._cuts = Cuts(paths, form, known.shape, without=own)
-        facts = [identity, self._cuts.listing, str(form), self.sizes]
+        device = str(device_of(detector.model))
+        facts = [identity, self._cuts.listing, str(form), self.sizes, device]
         self.identity = identity_of(facts, _modules(detector))
         self.facts = {
             "detector": identity,
@@ -203,7 +206,7 @@ class Scoring:
 
 def scoring_of(saved: SavedDetector, paths: Sequence[Path], form: Format, out: Path) -> Scoring:
     """The scoring by a saved detector, for other processes."""
-    return Scoring(saved.load(), saved.identity, paths, form, out)
+    return Scoring(*saved.load(), paths, form, out)
 
 
 def score_to_file(
@@ -244,7 +247,11 @@ def score_to_file(
 
 
 def _rows_in(part: Path) -> int:
-    return int(pq.read_metadata(part).num_rows)
+    """The number of rows of a part; 0 if its file cannot be read."""
+    try:
+        return int(pq.read_metadata(part).num_rows)
+    except (pa.ArrowException, OSError):
+        return 0
 
 
 def _modules(detector: Detector) -> set[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 __all__ = ["code_of", "identity_of"]
 
-_COMPUTING = ("torch", "numpy", "scipy", "scikit-learn")
+_COMPUTING = ("torch", "numpy", "scipy", "scikit-learn", "pillow")
 """Libraries whose versions are part of the hash."""
 
 
@@ -38,7 +38,8 @@ def identity_of(facts: object, modules: Iterable[str]) -> str:
 def _code(modules: frozenset[str]) -> str:
     """The SHA-256 of the sources of modules and of what they import."""
     sources: dict[str, bytes] = {}
-    waiting = list(modules)
+    # In a process that multiprocessing has started, the user's script has another name.
+    waiting = ["__main__" if name == "__mp_main__" else name for name in modules]
     while waiting:
         name = waiting.pop()
         path = None if name in sources else _own_source(name)

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
@@ -123,11 +124,11 @@ class Parts:
             InputError: when some are not finished.
         """
         found = {number: self.finished(number) for number in self.numbers(shard)}
-        missing = [str(number + 1) for number, file in found.items() if file is None]
+        missing = [number for number, file in found.items() if file is None]
         if missing:
             message = (
-                f"expected all parts in {self.folder}, got none of number "
-                f"{listed(missing)}; run the shards that lack them again"
+                f"expected parts 1-{len(self.rows)} in {self.folder}, got none of number "
+                f"{_ranges(missing)}; run the shards again, each computes what it lacks"
             )
             raise InputError(message)
         return [file for file in found.values() if file is not None]
@@ -142,6 +143,15 @@ class Parts:
     def _name(self, number: int) -> str:
         """The file name of a part; names sort as the numbers do."""
         return f"{number:08d}-{self.identity[:16]}{self.suffix}"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Part numbers, counted from 1, as ranges such as "2, 5-7"."""
+    found = []
+    for _, pairs in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        stretch = [number + 1 for _, number in pairs]
+        found.append(f"{stretch[0]}-{stretch[-1]}" if len(stretch) > 1 else str(stretch[0]))
+    return listed(found)
 
 
 def parts_folder(out: Path) -> Path:
@@ -192,9 +202,9 @@ def open_parts(
         try:
             yield Parts(folder, identity, rows, count_rows, suffix, others)
         except BaseException:
-            if not any(folder.glob(f"*{suffix}")) and _alone(lock):
+            if _alone(lock) and not any(folder.glob(f"*{suffix}")):
                 # Nothing to resume from.
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)
             raise
 
 
@@ -204,11 +214,13 @@ def _begin(folder: Path, manifest: str, suffix: str, *, resume: bool) -> None:
     Raises:
         InputError: when it is to be resumed and the parts belong to another computation.
     """
-    parts = list(folder.glob(f"*{suffix}"))
-    if resume and parts and (folder / _MANIFEST).is_file():
+    if resume:
+        # Without a manifest, as in a folder into which parts were copied, their names tell whose
+        # they are.
+        write_once(folder / _MANIFEST, manifest)
         _check_manifest(folder, manifest)
         return
-    for part in parts:
+    for part in folder.glob(f"*{suffix}"):
         part.unlink()
     write_atomically(folder / _MANIFEST, manifest)
 
@@ -257,15 +269,29 @@ def _locked(folder: Path, *, shared: bool) -> Iterator[int]:
                 continue
             try:
                 fcntl.flock(lock, kind | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 message = (
                     f"expected {folder} to be unused, got another run that is using it; wait "
                     "for it or pass another --out"
                 )
                 raise OutputError(message) from error
-            if os.fstat(lock.fileno()).st_nlink:
+            except OSError as error:
+                message = (
+                    f"expected a file system that can lock files (flock) at {folder}, got: "
+                    f"{error.strerror or error}; mount it with locks or pass another --out"
+                )
+                raise OutputError(message) from error
+            if _is_at(folder / _LOCK, lock.fileno()):
                 break
         yield lock.fileno()
+
+
+def _is_at(path: Path, opened: int) -> bool:
+    """True if an open file is still the one at the path."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(opened))
+    except FileNotFoundError:
+        return False
 
 
 def _alone(lock: int) -> bool:
@@ -282,7 +308,7 @@ def _alone(lock: int) -> bool:
 def _check_own(folder: Path, suffix: str) -> None:
     """Raise if a folder holds anything but the files of a run."""
     own = re.compile(
-        rf"run\.json|lock|\d{{8}}-[0-9a-f]{{16}}{re.escape(suffix)}|\..*\.[0-9a-f]{{16}}"
+        rf"run\.json|lock|\d{{8}}-[0-9a-f]{{16}}{re.escape(suffix)}|\..*\.[0-9a-f]{{16}}|\.nfs.*"
     )
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     foreign = [name for name in names if not own.fullmatch(name)]

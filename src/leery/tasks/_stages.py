@@ -43,17 +43,25 @@ class FileTask:
         function: module-level function.
         arguments: arguments of the function.
         cost: approximate CPU time in seconds, for the order of tasks and the progress bar.
+        failure: file that the function writes instead if it fails in a way that is reported; a
+            later run tries it again.
     """
 
     file: Path
     function: Callable[..., None]
     arguments: tuple[Any, ...]
     cost: float
+    failure: Path | None = None
 
     @property
     def done(self) -> bool:
         """True if the output file exists."""
         return self.file.exists()
+
+    @property
+    def tried(self) -> bool:
+        """True if the output file exists, or the failure is reported."""
+        return self.done or (self.failure is not None and self.failure.exists())
 
 
 @dataclass
@@ -168,7 +176,7 @@ def run_share(
 def missing_tasks(stages: Mapping[str, Sequence[FileTask]]) -> str | None:
     """How many tasks of which stage are missing, such as "attacks: 3 of 40"; None if none."""
     for name, tasks in stages.items():
-        if missing := sum(not task.done for task in tasks):
+        if missing := sum(not task.tried for task in tasks):
             return f"{name}: {missing} of {len(tasks)}"
     return None
 

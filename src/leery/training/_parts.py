@@ -12,7 +12,7 @@ from torch import Tensor
 
 from leery.tasks import Parts, identity_of, open_parts
 
-__all__ = ["FitParts"]
+__all__ = ["FitParts", "saved_tensors"]
 
 _SUFFIX = ".safetensors"
 
@@ -84,13 +84,8 @@ class FitParts:
         )
         self._opened.append(parts)
         if parts.missing():
-            # Tensors may share memory, which the format does not allow.
-            state = {
-                name: tensor.clone(memory_format=torch.contiguous_format)
-                for name, tensor in make().items()
-            }
             with parts.writing(0) as stream:
-                stream.write(safetensors.save(state))
+                stream.write(saved_tensors(make()))
         return safetensors.load_file(parts.files()[0])
 
     def discard(self) -> None:
@@ -102,6 +97,15 @@ class FitParts:
     def _remove_if_empty(self) -> None:
         with suppress(OSError):
             self.folder.rmdir()
+
+
+def saved_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """The content of a safetensors file; tensors may share memory, which its format forbids."""
+    state = {
+        name: tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    return safetensors.save(state)
 
 
 def _readable(part: Path) -> int:
