@@ -4,6 +4,7 @@ import fcntl
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from leery import PAPER_METRICS, Detector, _files
+from leery.cluster import Scorer
+from leery.detector import SavedDetector
 from leery.errors import InputError, NotFittedError, OutputError
 from leery.inputs import Format, _cuts
-from leery.scoring import Scoring, Summary, _rows, _scoring, score_to_file
-from leery.tasks import Shard, _parts
+from leery.scoring import Scoring, Summary, _rows, _scoring, score_to_file, scoring_of
+from leery.tasks import Shard, _engines, _parts, compute_part
 
 
 class Net(nn.Module):
@@ -417,3 +420,57 @@ def test_a_detector_without_combiner_leaves_nothing(detector: Detector, source: 
     with pytest.raises(NotFittedError, match="got one without; calibrate it first"):
         score(bare, source)
     assert [path.name for path in source.parent.iterdir()] == ["rows.npy"]
+
+
+def saved(detector: Detector, folder: Path) -> SavedDetector:
+    """The detector in a file, with a classifier that other processes can load."""
+    detector.save(folder / "guard.leery")
+    return SavedDetector(folder / "guard.leery", lambda: detector.model)
+
+
+def test_a_process_with_another_detector_file_is_refused(detector: Detector, source: Path) -> None:
+    make = partial(
+        scoring_of, saved(detector, source.parent), [source], Format(), source.parent / "out.csv"
+    )
+    scoring = make()
+    with scoring.open(resume=False) as parts:
+        compute_part(make, parts, [0])
+        assert parts.missing() == [1, 2]
+        # Another process makes the work anew, from the file as it is then.
+        _engines._MADE.clear()
+        detector.with_masks(5).save(source.parent / "guard.leery")
+        with pytest.raises(
+            InputError, match="expected the same files, code and libraries in"
+        ):
+            compute_part(make, parts, [1])
+        assert parts.missing() == [1, 2]
+
+
+@pytest.mark.parametrize("kind", ["arrays", "table", "record batch"])
+def test_a_scorer_gives_the_rows_of_a_file(detector: Detector, source: Path, kind: str) -> None:
+    score(detector, source)
+    expected = pq.read_table(source.parent / "out.parquet").drop_columns("name")
+    own = saved(detector, source.parent)
+    scorer = Scorer(own.file, own.model, images="row", keep=["id"])
+    rows = list(np.load(source))
+    rows[3] = np.full(6, np.nan, np.float32)
+    batch: Any = {"id": np.arange(10), "row": np.stack(rows)}
+    if kind != "arrays":
+        columns = {"id": batch["id"], "row": pa.array([row.tolist() for row in rows])}
+        batch = pa.table(columns) if kind == "table" else pa.record_batch(columns)
+    found = scorer(batch)
+    assert isinstance(found, pa.RecordBatch if kind == "record batch" else pa.Table)
+    assert found.schema.names == ["id", *scorer.schema.names]
+    assert found.column("id").to_pylist() == list(range(10))
+    assert found.column("error").to_pylist() == [
+        "NaN or infinity" if row == 3 else None for row in range(10)
+    ]
+    scores = found.column("score").to_pylist()
+    for row, score_then in enumerate(expected.column("score").to_pylist()):
+        assert scores[row] == (None if row == 3 else pytest.approx(score_then, abs=1e-5))
+
+
+def test_a_scorer_names_the_column_that_is_missing(detector: Detector, source: Path) -> None:
+    own = saved(detector, source.parent)
+    with pytest.raises(InputError, match="expected a column 'image', got id, pixels; rename yours"):
+        Scorer(own.file, own.model)({"id": np.arange(2), "pixels": np.zeros((2, 6), np.float32)})

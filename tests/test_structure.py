@@ -110,7 +110,7 @@ PUBLIC = {
         pretrained_sentinel""",
     "leery.classifiers": """Classifier DigitNet FashionNet HARDENED RECIPES Recipe ResNet20
         accuracy build load_classifier pretrained save_classifier train""",
-    "leery.cluster": "OnRay Scorer",
+    "leery.cluster": "OnRay Scorer score",
     "leery.combiners": """ConformalCombiner COMBINERS Combiner CombinerName
         EXPONENT FAMILY_WEIGHTS Facts LogisticCombiner MonotoneLogisticCombiner make_combiner""",
     "leery.data": "DATASETS NamedDataset cache_folder data_sums load named parse_idx",

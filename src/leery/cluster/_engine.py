@@ -5,21 +5,75 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
-from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from torch import nn
 
+from leery._extras import imported
+from leery.detector import SavedDetector
 from leery.errors import InputError, LeeryError, brief
-from leery.tasks import Advance, Parts, Work, compute_part, default_workers
+from leery.inputs import Format
+from leery.scoring import Summary, scoring_of
+from leery.tasks import (
+    Advance,
+    Parts,
+    Progress,
+    Work,
+    compute_part,
+    default_workers,
+    no_progress,
+)
 
-__all__ = ["OnRay"]
+__all__ = ["OnRay", "score"]
 
 _BLOCKS = 10_000
 """Maximum number of blocks into which the numbers of the parts are divided."""
+
+
+def score(
+    file: Path,
+    model: Callable[[], nn.Module],
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    metrics: Sequence[str] = (),
+    form: Format | None = None,
+    address: str = "auto",
+    actors: tuple[int, int] | None = None,
+    cpus: float = 1,
+    gpus: float = 0,
+    resume: bool = False,
+    progress: Progress = no_progress,
+) -> Summary:
+    """Score every input of the sources on a Ray cluster, and write one row per input, in order.
+
+    The file is that of :func:`leery.scoring.score_to_file`.
+
+    Args:
+        file: the detector's file.
+        model: picklable function that returns the classifier.
+        paths: paths of the sources, as for :func:`leery.inputs.read`.
+        out: a .parquet, .csv or .jsonl file in a folder that all nodes share.
+        metrics: names of the user's own metrics, as "module:name".
+        form: conversion of the sources to model inputs; shape and dtype are those of the fit.
+        address: as for :class:`OnRay`, as are actors, cpus and gpus.
+        actors: smallest and largest number of actors.
+        cpus: processors of each actor.
+        gpus: GPUs of each actor.
+        resume: True to resume an interrupted run; False to discard its parts.
+        progress: function that is called with the numbers of finished rows and of all.
+
+    Raises:
+        InputError: when the sources, the form or a node do not fit, or Ray is not installed.
+        OutputError: when the file cannot be written.
+    """
+    saved, known = SavedDetector(file, model, tuple(metrics)), form or Format()
+    make = partial(scoring_of, saved, list(paths), known, out)
+    engine = OnRay(make, address, actors, cpus, gpus)
+    return scoring_of(saved, paths, known, out).run(resume=resume, engine=engine, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -44,6 +98,10 @@ class OnRay:
     cpus: float = 1
     gpus: float = 0
 
+    def __post_init__(self) -> None:
+        """Raise if Ray is not installed."""
+        imported("ray", "ray")
+
     def __call__(self, work: Work, parts: Parts, numbers: Sequence[int], advance: Advance) -> None:
         """Compute parts, as :meth:`leery.tasks.Work.compute` does.
 
@@ -51,6 +109,8 @@ class OnRay:
             InputError: when a node lacks a file, or has other files, code or libraries.
             LeeryError: when Ray cannot be reached, or parts cannot be computed.
         """
+        import ray
+
         if not numbers:
             return
         with _connected(self.address), _plain_errors():
@@ -77,6 +137,9 @@ class OnRay:
         Raises:
             InputError: when one would not.
         """
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
         room, asked = 0, {}
         for node in ray.nodes():  # type: ignore[no-untyped-call]
             count = self._room(node) if node["Alive"] else 0
@@ -156,6 +219,8 @@ def _connected(address: str) -> Iterator[None]:
     Raises:
         InputError: when there is no cluster at the address.
     """
+    import ray
+
     if ray.is_initialized():
         yield
         return
@@ -188,6 +253,8 @@ def _plain_errors() -> Iterator[None]:
     Raises:
         LeeryError: when a part cannot be computed.
     """
+    from ray.exceptions import RayError
+
     try:
         yield
     except RayError as error:
