@@ -46,7 +46,7 @@ def detector() -> Detector:
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Ten rows, in parts of four."""
-    monkeypatch.setattr(_cuts, "_PART_ROWS", (4, 4))
+    monkeypatch.setattr(_cuts, "_ROWS", (4, 4))
     path = tmp_path / "rows.npy"
     np.save(path, np.random.default_rng(0).random((10, 6), np.float32))
     return path
@@ -115,10 +115,26 @@ def test_parts_hold_more_of_small_images(
     score_to_file(detector, "me", [source], Format(), out, progress=tell)
     assert told == [0, 1024, 1500]
     assert rows_of(tmp_path) == list(range(many))
-    monkeypatch.setattr(_cuts, "_PART_NUMBERS", 6 * 600)
+    monkeypatch.setattr(_cuts, "_ELEMENTS", 6 * 600)
     told.clear()
     score_to_file(detector, "me", [source], Format(), out, progress=tell)
     assert told == [0, 600, 1200, 1500]
+
+
+def test_many_inputs_make_larger_parts_with_the_same_rows(
+    detector: Detector, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score(detector, source)
+    before = pq.read_table(source.parent / "out.parquet")
+    monkeypatch.setattr(_cuts, "_MAX_PARTS", 2)
+    told: list[int] = []
+
+    def tell(done: int, _total: int) -> None:
+        told.append(done)
+
+    score_to_file(detector, "me", [source], Format(), source.parent / "out.parquet", progress=tell)
+    assert told == [0, 8, 10]
+    assert pq.read_table(source.parent / "out.parquet").equals(before)
 
 
 def test_a_table_without_rows_gives_one_without_rows(detector: Detector, tmp_path: Path) -> None:
@@ -439,9 +455,7 @@ def test_a_process_with_another_detector_file_is_refused(detector: Detector, sou
         # Another process makes the work anew, from the file as it is then.
         _engines._MADE.clear()
         detector.with_masks(5).save(source.parent / "guard.leery")
-        with pytest.raises(
-            InputError, match="expected the same files, code and libraries in"
-        ):
+        with pytest.raises(InputError, match="expected the same files, code and libraries in"):
             compute_part(make, parts, [1])
         assert parts.missing() == [1, 2]
 

@@ -127,7 +127,7 @@ PUBLIC = {
         select_positives share_difference share_interval target_of tpr_at_fpr""",
     "leery.inputs": """Channels Cuts Format Images InputSpec Item Moments batches bounds_seen
         count halves image_batches item_of known_count labelled_batches load
-        load_labelled part_rows printable read""",
+        load_labelled rows_at_once printable read""",
     "leery.mc_dropout": """MCDropout MAX_PASSES MaskSource Passes Plan StochasticLayer
         insert_dropout""",
     "leery.metrics": """AuxiliaryAgreement BandwidthRule BoundaryDistance

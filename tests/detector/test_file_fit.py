@@ -81,7 +81,7 @@ class Alone(Gathering):
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Thirty labelled images, in parts of eight."""
-    monkeypatch.setattr(_cuts, "_PART_ROWS", (8, 8))
+    monkeypatch.setattr(_cuts, "_ROWS", (8, 8))
     path = tmp_path / "train.npz"
     images = np.random.default_rng(0).random((30, 1, 4, 4), np.float32)
     np.savez(path, images=images, labels=np.arange(30) % 2)

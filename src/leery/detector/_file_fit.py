@@ -66,9 +66,9 @@ class FileFit:
         self.detector, self._trained, self._data = detector, trained, _Files(paths, form)
         self._folder = trained.folder / "learned"
         self._cuts = Cuts(paths, form, _shape(paths, form))
-        numbers = range(len(self.sizes))
-        first = next(batch for _, batch in self._cuts.batches(numbers) if batch is not None)
-        self._start = started(detector.model, settings, first[0])
+        every = self._cuts.batches(range(len(self.sizes)))
+        first, _ = next(batch for _, found in every for batch in found)
+        self._start = started(detector.model, settings, first)
         learning = self._start.learning
         _check_merging(learning)
         classifier = fingerprint(detector.model)
@@ -103,19 +103,25 @@ class FileFit:
             InputError: when an input cannot be read or has no label, or inputs do not fit.
         """
         with single_threaded():
-            for number, batch in self._cuts.batches(numbers):
-                learned = {} if batch is None else self._learned(*batch)
+            for number, found in self._cuts.batches(numbers):
+                learned = self._learned(found)
                 rows = {_ROWS: torch.tensor(self.sizes[number])}
                 with parts.writing(number) as stream:
                     stream.write(saved_tensors({**learned, **rows}))
                 advance(self.sizes[number])
 
-    def _learned(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """What is learned from one part, as tensors."""
-        learned = self._start.learn(images, labels)
-        for before, metric in zip(self._start.learning, learned.metrics, strict=True):
-            _check_kept(before, metric)
-        return learned.tensors()
+    def _learned(self, found: Iterator[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        """What is learned from one part, as tensors; nothing if none of its files is an image."""
+        total: Learned | None = None
+        for images, labels in found:
+            learned = self._start.learn(images, labels)
+            for before, metric in zip(self._start.learning, learned.metrics, strict=True):
+                _check_kept(before, metric)
+            if total is None:
+                total = learned
+            else:
+                total.merge(learned)
+        return {} if total is None else total.tensors()
 
     def run(
         self,

@@ -16,7 +16,7 @@ from leery.detector._learned import Learned, OutputRange
 from leery.detector._settings import Settings
 from leery.detector._state import Fitted
 from leery.errors import InputError, NoDropoutError
-from leery.inputs import Images, InputSpec, Moments, bounds_seen, labelled_batches, part_rows
+from leery.inputs import Images, InputSpec, Moments, bounds_seen, labelled_batches, rows_at_once
 from leery.metrics import FitContext, Metric, make_metrics, metric_refused, recommended_for
 from leery.models import (
     device_of,
@@ -204,7 +204,7 @@ def fit(
         if start is None:
             start = started(model, settings, batch)
             start.train(lambda: _labelled(images, labels), images, parts)
-            size = part_rows(batch.shape[1:])
+            size = rows_at_once(batch.shape[1:])
         for rows, own in zip(batch.split(size), truth.split(size), strict=True):
             part = start.learn(rows, own)
             if total is None:

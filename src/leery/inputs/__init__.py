@@ -7,7 +7,7 @@
 [0, 1, 0]
 """
 
-from leery.inputs._cuts import Cuts, part_rows
+from leery.inputs._cuts import Cuts, rows_at_once
 from leery.inputs._format import Channels, Format
 from leery.inputs._item import Item, printable
 from leery.inputs._loaders import Images, halves, image_batches, known_count, labelled_batches
@@ -32,7 +32,7 @@ __all__ = [
     "labelled_batches",
     "load",
     "load_labelled",
-    "part_rows",
     "printable",
     "read",
+    "rows_at_once",
 ]

@@ -14,13 +14,16 @@ from leery.inputs._format import Format
 from leery.inputs._item import Item, printable
 from leery.inputs._read import Sources, labelled_batch
 
-__all__ = ["Cuts", "part_rows"]
+__all__ = ["Cuts", "rows_at_once"]
 
-_PART_ROWS = 256, 1024
-"""Minimum and maximum number of rows of a part."""
+_ROWS = 32, 1024
+"""Smallest and largest number of inputs that are in memory at once."""
 
-_PART_NUMBERS = 2**20
-"""Target number of elements of a part's images; small images form parts with more rows."""
+_ELEMENTS = 2**20
+"""Target number of their elements; small inputs are read in larger numbers."""
+
+_MAX_PARTS = 100_000
+"""Number of parts beyond which a part holds more inputs than are in memory at once."""
 
 
 class Cuts:
@@ -51,47 +54,56 @@ class Cuts:
         self._list = partial(Sources, paths, form, without=without)
         self._sources, self._form = self._list(), form
         total = len(self._sources)
-        size = part_rows(shape)
+        self._rows = rows_at_once(shape)
+        size = self._rows * max(1, -(-total // (self._rows * _MAX_PARTS)))
         self.sizes = [min(size, total - start) for start in range(0, total, size)]
         self.listing = _hash_of(self._sources)
 
-    def items(self, numbers: Iterable[int]) -> Iterator[tuple[int, list[Item]]]:
+    def items(self, numbers: Iterable[int]) -> Iterator[tuple[int, Iterator[list[Item]]]]:
         """Iterate over parts.
 
         Args:
             numbers: their numbers, in ascending order.
 
         Yields:
-            The number of a part, and its inputs.
+            The number of a part, and an iterator of its inputs, several at a time, which must be
+            used up before the next part.
 
         Raises:
             InputError: when inputs were removed meanwhile.
         """
         for stretch in _stretches(numbers):
-            start = sum(self.sizes[: stretch[0]])
-            items = self._sources.items(start)
+            items = self._sources.items(sum(self.sizes[: stretch[0]]))
             for number in stretch:
-                found = list(islice(items, self.sizes[number]))
-                if len(found) != self.sizes[number]:
-                    raise InputError(_CHANGED)
-                yield number, found
+                yield number, self._several(items, self.sizes[number])
 
-    def batches(self, numbers: Iterable[int]) -> Iterator[tuple[int, tuple[Tensor, Tensor] | None]]:
+    def batches(
+        self, numbers: Iterable[int]
+    ) -> Iterator[tuple[int, Iterator[tuple[Tensor, Tensor]]]]:
         """Iterate over labelled parts.
 
         Args:
             numbers: as for :meth:`items`.
 
         Yields:
-            The number of a part, with its images ``(n, ...)`` and labels int64 ``(n,)``; None if
-            none of its files is an image.
+            The number of a part, and an iterator of batches of images ``(n, ...)`` and labels
+            int64 ``(n,)``, without files that are not images.
 
         Raises:
             InputError: when an input cannot be read, has no label, or differs in shape.
         """
-        for number, items in self.items(numbers):
-            known = [item for item in items if not item.stranger]
-            yield number, labelled_batch(known, self._form) if known else None
+        for number, found in self.items(numbers):
+            known = ([item for item in items if not item.stranger] for items in found)
+            yield number, (labelled_batch(items, self._form) for items in known if items)
+
+    def _several(self, items: Iterator[Item], count: int) -> Iterator[list[Item]]:
+        """The next inputs, several at a time."""
+        while count:
+            found = list(islice(items, min(count, self._rows)))
+            if len(found) < min(count, self._rows):
+                raise InputError(_CHANGED)
+            count -= len(found)
+            yield found
 
     def check_unchanged(self) -> None:
         """Raise if files were added, removed or changed since this was made.
@@ -118,10 +130,10 @@ def _hash_of(sources: Sources) -> str:
     return listing.hexdigest()
 
 
-def part_rows(shape: Sequence[int]) -> int:
-    """The number of inputs of a shape in a part."""
-    least, most = _PART_ROWS
-    return min(most, max(least, _PART_NUMBERS // math.prod(shape)))
+def rows_at_once(shape: Sequence[int]) -> int:
+    """The number of inputs of a shape that are in memory at once."""
+    least, most = _ROWS
+    return min(most, max(least, _ELEMENTS // math.prod(shape)))
 
 
 def _stretches(numbers: Iterable[int]) -> Iterator[list[int]]:

@@ -114,10 +114,15 @@ class Scoring:
             InputError: when inputs were removed since this was made.
         """
         with single_threaded():
-            for number, items in self._cuts.items(numbers):
-                with parts.writing(number) as stream:
-                    pq.write_table(rows_of(self.detector, items), stream)
-                advance(len(items))
+            schema = row_schema(self.detector)
+            for number, found in self._cuts.items(numbers):
+                with (
+                    parts.writing(number) as stream,
+                    pq.ParquetWriter(stream, schema) as writer,
+                ):
+                    for items in found:
+                        writer.write_table(rows_of(self.detector, items))
+                advance(self.sizes[number])
 
     def run(
         self,
