@@ -59,7 +59,7 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "leery", *arguments]
 
 
-def environment(folder: Path) -> dict[str, str]:
+def environment() -> dict[str, str]:
     # A socket's path may have at most 107 characters.
     short = f"/tmp/ray-{os.getpid()}"  # noqa: S108 - Ray makes folders of its own in it
     return {
@@ -76,7 +76,7 @@ def pythonpath() -> str:
 
 def run(folder: Path, *arguments: str, code: int = 0) -> str:
     done = subprocess.run(
-        command(*arguments), cwd=folder, env=environment(folder), capture_output=True, text=True,
+        command(*arguments), cwd=folder, env=environment(), capture_output=True, text=True,
         check=False,
     )  # fmt: skip
     assert done.returncode == code, done.stderr
@@ -126,22 +126,23 @@ def test_options_that_do_not_fit_are_refused(
 @pytest.fixture
 def cluster() -> Iterator[Any]:
     """Three nodes on this machine, each with one processor."""
-    from ray.cluster_utils import Cluster
+    from ray.cluster_utils import Cluster  # noqa: PLC0415 - imports Ray
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     for _ in range(2):
         made.add_node(num_cpus=1)
     yield made
-    made.shutdown()
+    made.shutdown()  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["driver", "worker", "node"])
 def test_every_row_is_there_once_whoever_is_killed(place: Path, cluster: Any, victim: str) -> None:
-    draw, out = random.Random(0), place / f"{victim}.parquet"
+    draw = random.Random(0)  # noqa: S311 - not for secrets
+    out = place / f"{victim}.parquet"
     words = [*scored(out.name), "--ray", cluster.address, "--resume"]
     started = subprocess.Popen(
-        command("score", *words), cwd=place, env=environment(place), start_new_session=True,
+        command("score", *words), cwd=place, env=environment(), start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     parts = place / f"{out.name}.parts"
