@@ -643,6 +643,23 @@ def distance_table() -> str:
     return _table(["guard", "median L2", "evaded (95 % interval)"], rows)
 
 
+def hardened_table() -> str:
+    """Robust error with rejection of the hardened classifier."""
+    norms = {"linf": "L-infinity", "l2": "L2"}
+    rows = [
+        [
+            f"{norms[row['norm']]} {row['epsilon']:g}",
+            f"{row['rejected']:.0%}",
+            f"{row['steps']:,}, {row['restarts']}",
+            f"{row['robust error']:.3f}",
+            _interval(row),
+        ]
+        for row in adaptive("hardened").to_dict("records")
+    ]
+    names = ["change", "clean images rejected", "steps, runs", "robust error"]
+    return _table([*names, "evaded (95 % interval)"], rows)
+
+
 def signs_table() -> str:
     """Six signs of failure; those that speak against the attack are bold."""
     table, rows = adaptive("signs").fillna({"failed": ""}), []
@@ -717,6 +734,7 @@ def blocks(path: Path) -> dict[str, str]:
             "distillation": distillation_table(),
             "distance": distance_table(),
             "signs": signs_table(),
+            "hardened": hardened_table(),
         }
     if path == README:
         return {"results": shipped_table(), "elsewhere": elsewhere()}
