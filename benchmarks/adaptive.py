@@ -659,7 +659,7 @@ def hardened() -> Iterator[Row]:
 
 
 def beyond() -> Iterator[Row]:
-    """The same where the classifier was not hardened: at a larger radius, and in L2."""
+    """The same for changes that it was not trained on: a larger radius, and L2."""
     yield from rejecting("linf", 0.4, restarts=3)
     yield from rejecting("l2", 3.0, restarts=3)
 
