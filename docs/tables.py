@@ -643,6 +643,23 @@ def distance_table() -> str:
     return _table(["guard", "median L2", "evaded (95 % interval)"], rows)
 
 
+def hardened_table() -> str:
+    """Robust error with rejection of the hardened classifier."""
+    norms = {"linf": "L-infinity", "l2": "L2"}
+    rows = [
+        [
+            f"{norms[row['norm']]} {row['epsilon']:g}",
+            f"{row['rejected']:.0%}",
+            f"{row['steps']:,}, {row['restarts']}",
+            f"{row['robust error']:.3f}",
+            _interval(row),
+        ]
+        for row in adaptive("hardened").to_dict("records")
+    ]
+    names = ["change", "clean images rejected", "steps, runs", "robust error"]
+    return _table([*names, "evaded (95 % interval)"], rows)
+
+
 def signs_table() -> str:
     """Six signs of failure; those that speak against the attack are bold."""
     table, rows = adaptive("signs").fillna({"failed": ""}), []
@@ -676,50 +693,66 @@ def robust_table() -> str:
     return _table(["attack", "steps", "runs", "still right (95 % interval)"], rows)
 
 
-def blocks(path: Path) -> dict[str, str]:
-    """What stands between ``<!-- NAME -->`` and ``<!-- end of NAME -->`` in a text, by name."""
-    if path == CHOOSING:
-        return {
-            "default": default_table(),
-            "arenas": arena_table(),
-            **{f"attacks of {dataset}": attacks_table(dataset) for dataset in arenas()},
-            "strangers": strangers_table("clean and harmless"),
-            "strangers, clean": strangers_table("clean"),
-            "exceptions": exceptions_table(),
-            "accuracies": accuracies_table(),
-            "alarms": alarms_table(),
-            "ablation": ablation_table(),
-            "costs": costs_table(),
-            "densities": densities_table(),
-        }
-    if path == ARENA:
-        return {f"leaderboard of {dataset}": leaderboard(dataset) for dataset in arenas()}
-    if path == CERTIFICATE:
-        return {
-            "certified shares": certified_tables("certified"),
-            "certified and not flagged": certified_tables("certified, not flagged"),
-            "cannot alarm": certified_tables("cannot alarm"),
-            "certified in a detector": detector_table(),
-            "training sizes": sizes_table(),
-            "certified and broken": broken_table(),
-            "points in balls": points_table(),
-            "sentinel alone": alone_table(),
-            "certificate costs": certificate_costs(),
-        }
-    if path == THREATS:
-        return {
-            "guards": guards_table(),
-            "falls": falls_table(),
-            "active tests": active_table(),
-            "masks": masks_table(),
-            "alarms": false_alarms_table(),
-            "robust accuracy": robust_table(),
-            "distillation": distillation_table(),
-            "distance": distance_table(),
-            "signs": signs_table(),
-        }
-    if path == README:
-        return {"results": shipped_table(), "elsewhere": elsewhere()}
+def of_choosing() -> dict[str, str]:
+    """The tables of docs/choosing.md."""
+    return {
+        "default": default_table(),
+        "arenas": arena_table(),
+        **{f"attacks of {dataset}": attacks_table(dataset) for dataset in arenas()},
+        "strangers": strangers_table("clean and harmless"),
+        "strangers, clean": strangers_table("clean"),
+        "exceptions": exceptions_table(),
+        "accuracies": accuracies_table(),
+        "alarms": alarms_table(),
+        "ablation": ablation_table(),
+        "costs": costs_table(),
+        "densities": densities_table(),
+    }
+
+
+def of_certificate() -> dict[str, str]:
+    """The tables of docs/certificate.md."""
+    return {
+        "certified shares": certified_tables("certified"),
+        "certified and not flagged": certified_tables("certified, not flagged"),
+        "cannot alarm": certified_tables("cannot alarm"),
+        "certified in a detector": detector_table(),
+        "training sizes": sizes_table(),
+        "certified and broken": broken_table(),
+        "points in balls": points_table(),
+        "sentinel alone": alone_table(),
+        "certificate costs": certificate_costs(),
+    }
+
+
+def of_threats() -> dict[str, str]:
+    """The tables of docs/threats.md."""
+    return {
+        "guards": guards_table(),
+        "falls": falls_table(),
+        "active tests": active_table(),
+        "masks": masks_table(),
+        "alarms": false_alarms_table(),
+        "robust accuracy": robust_table(),
+        "distillation": distillation_table(),
+        "distance": distance_table(),
+        "signs": signs_table(),
+        "hardened": hardened_table(),
+    }
+
+
+def of_arena() -> dict[str, str]:
+    """The tables of docs/arena.md."""
+    return {f"leaderboard of {dataset}": leaderboard(dataset) for dataset in arenas()}
+
+
+def of_readme() -> dict[str, str]:
+    """The tables of README.md."""
+    return {"results": shipped_table(), "elsewhere": elsewhere()}
+
+
+def of_paper() -> dict[str, str]:
+    """The tables of docs/paper.md."""
     return {
         "classifiers": classifiers_table(),
         "results of mnist": results_table("mnist"),
@@ -729,10 +762,21 @@ def blocks(path: Path) -> dict[str, str]:
     }
 
 
+PAGES = {
+    README: of_readme,
+    CHOOSING: of_choosing,
+    PAPER: of_paper,
+    ARENA: of_arena,
+    CERTIFICATE: of_certificate,
+    THREATS: of_threats,
+}
+"""The functions that make the tables of each page, by name."""
+
+
 def filled(path: Path) -> str:
-    """A text with its tables as docs/results has them."""
+    """A page with what stands between ``<!-- NAME -->`` and ``<!-- end of NAME -->`` made anew."""
     text = path.read_text()
-    for name, block in blocks(path).items():
+    for name, block in PAGES[path]().items():
         marked = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end of {name} -->)", re.DOTALL)
         text, found = marked.subn(rf"\g<1>{block}\g<2>", text)
         assert found == 1, name
@@ -740,5 +784,5 @@ def filled(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    for path in (README, CHOOSING, PAPER, ARENA, CERTIFICATE, THREATS):
+    for path in PAGES:
         path.write_text(filled(path))
