@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from leery import PAPER_METRICS, Detector, _files
 from leery.cluster import Scorer
 from leery.detector import SavedDetector
-from leery.errors import InputError, NotFittedError, OutputError
+from leery.errors import InputError, LeeryWarning, NotFittedError, OutputError
 from leery.inputs import Format, _cuts
 from leery.scoring import Scoring, Summary, _rows, _scoring, score_to_file, scoring_of
 from leery.tasks import Shard, _engines, _parts, compute_part
@@ -320,6 +320,25 @@ def test_shards_run_at_the_same_time_but_beside_no_whole_run(
         with pytest.raises(OutputError, match="got another run that is using it; wait"):
             score_part(detector, source, "1/2")
     assert merge(detector, source).rows == 10
+
+
+def test_the_parts_of_shards_are_not_discarded_without_a_word(
+    detector: Detector, source: Path
+) -> None:
+    score_part(detector, source, "1/2")
+    with pytest.raises(InputError, match="got neither --merge nor --resume; pass one, or remove"):
+        score(detector, source)
+    assert len(list((source.parent / "out.parquet.parts").glob("*.parquet"))) == 1
+    assert score(detector, source, resume=True).rows == 10
+    assert not (source.parent / "out.parquet.parts").exists()
+
+
+def test_another_scale_is_said_once(detector: Detector, tmp_path: Path) -> None:
+    images = torch.rand(3000, 6, generator=torch.Generator().manual_seed(0)) / 100
+    np.save(tmp_path / "small.npy", images.numpy())
+    with pytest.warns(LeeryWarning, match="the inputs may be on another scale") as told:
+        score(detector, tmp_path / "small.npy")
+    assert len(told) == 1
 
 
 def test_a_refused_shard_takes_its_empty_folder_away_unless_another_uses_it(

@@ -1,5 +1,6 @@
 """What is scored, cut into parts by the inputs alone."""
 
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -10,8 +11,8 @@ import pyarrow.parquet as pq
 
 from leery._files import check_output
 from leery.detector import Detector, SavedDetector
-from leery.errors import NotFittedError
-from leery.inputs import Cuts, Format
+from leery.errors import LeeryWarning, NotFittedError
+from leery.inputs import Cuts, Format, Moments
 from leery.models import device_of
 from leery.scoring._output import Summary, check_type, merged, summary_of
 from leery.scoring._rows import row_schema, rows_of
@@ -113,7 +114,9 @@ class Scoring:
         Raises:
             InputError: when inputs were removed since this was made.
         """
-        with single_threaded():
+        with single_threaded(), warnings.catch_warnings():
+            # The scale of the inputs was checked once, instead of that of each batch.
+            warnings.simplefilter("ignore", LeeryWarning)
             schema = row_schema(self.detector)
             for number, found in self._cuts.items(numbers):
                 with (
@@ -194,8 +197,19 @@ class Scoring:
         Raises:
             InputError: when inputs were added, removed or changed since this was made.
         """
+        self._check_scale()
         compute_missing(self, parts, shard, engine, progress)
         self._cuts.check_unchanged()
+
+    def _check_scale(self) -> None:
+        """Warn if the first inputs seem to be on another scale than the training images."""
+        moments, count = Moments(), 0
+        for _, found in self._cuts.items(range(len(self.sizes))[:1]):
+            for image in (item.image for items in found for item in items):
+                if image is not None:
+                    moments.add(image)
+                    count += 1
+        self.detector.inputs_.compare(moments, count, "inputs")
 
     def _merged(self, parts: Parts) -> Summary:
         """Merge all parts into the file, and remove them."""

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,6 +21,9 @@ from leery.errors import InputError, OutputError, listed
 __all__ = ["Parts", "Shard", "open_parts", "parts_folder"]
 
 _MANIFEST, _LOCK = "run.json", "lock"
+
+_IDENTITY, _SHARED = "leery", "shards"
+"""What the manifest says: the identity of the computation, and whether shards began it."""
 
 
 @dataclass(frozen=True)
@@ -188,17 +191,12 @@ def open_parts(
         InputError: when a folder holds other files, or parts of another computation.
         OutputError: when another process uses the folder.
     """
-    manifest = json.dumps({"leery": identity})
     for place in (folder, *others):
         _check_own(place, suffix)
     for place in others:
-        _check_manifest(place, manifest)
+        _check_manifest(place, identity)
     with _locked(folder, shared=shared) as lock:
-        if shared:
-            write_once(folder / _MANIFEST, manifest)
-            _check_manifest(folder, manifest)
-        else:
-            _begin(folder, manifest, suffix, resume=resume)
+        _begin(folder, identity, suffix, resume=resume or shared, shared=shared)
         try:
             yield Parts(folder, identity, rows, count_rows, suffix, others)
         except BaseException:
@@ -208,34 +206,50 @@ def open_parts(
             raise
 
 
-def _begin(folder: Path, manifest: str, suffix: str, *, resume: bool) -> None:
-    """Make a folder that is used by this process alone ready for its computation.
+def _begin(folder: Path, identity: str, suffix: str, *, resume: bool, shared: bool) -> None:
+    """Make a folder ready for a computation.
 
     Raises:
-        InputError: when it is to be resumed and the parts belong to another computation.
+        InputError: when it is to be resumed and the parts belong to another computation, or it is
+            not to be resumed and the parts are those of shards.
     """
+    manifest = json.dumps({_IDENTITY: identity, _SHARED: shared})
     if resume:
         # Without a manifest, as in a folder into which parts were copied, their names tell whose
         # they are.
         write_once(folder / _MANIFEST, manifest)
-        _check_manifest(folder, manifest)
+        _check_manifest(folder, identity)
         return
+    if _manifest(folder).get(_SHARED):
+        message = (
+            f"expected to go on with the parts that shards left in {folder}, got neither --merge "
+            "nor --resume; pass one, or remove the folder to start over"
+        )
+        raise InputError(message)
     for part in folder.glob(f"*{suffix}"):
         part.unlink()
     write_atomically(folder / _MANIFEST, manifest)
 
 
-def _check_manifest(folder: Path, manifest: str) -> None:
+def _manifest(folder: Path) -> Mapping[str, object]:
+    """What a folder's manifest says; nothing if there is none, or it is not one of leery's."""
+    try:
+        found = json.loads((folder / _MANIFEST).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _check_manifest(folder: Path, identity: str) -> None:
     """Raise if a folder holds no parts, or those of another computation.
 
     Raises:
         InputError: when it does.
     """
-    path = folder / _MANIFEST
-    if not path.is_file():
+    if not (folder / _MANIFEST).is_file():
         message = f"expected the parts of a run in {folder}, got none; name the folder of a shard"
         raise InputError(message)
-    if path.read_text() != manifest:
+    if _manifest(folder).get(_IDENTITY) != identity:
         message = (
             f"expected the inputs and settings of the run that wrote {folder}, got others, files "
             "changed since, or another version of the code; pass those, or remove the folder to "
