@@ -224,6 +224,8 @@ def _connected(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    # Ray Data itself restarts actors in a way that Ray's core reports as an error.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         ray.init(
             address,
@@ -239,8 +241,11 @@ def _connected(address: str) -> Iterator[None]:
         )
         raise InputError(message) from error
     try:
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        for handler in logging.getLogger("ray.data").handlers:
+            if isinstance(handler, logging.StreamHandler):
+                # What it tells of its work is in its files.
+                handler.setLevel(logging.ERROR)
         yield
     finally:
         ray.shutdown()

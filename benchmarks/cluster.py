@@ -1,0 +1,284 @@
+"""Actors of Ray beside plain processes, and what Ray itself costs.
+
+    python benchmarks/cluster.py speed [--images 16000] [--rounds 3]
+    python benchmarks/cluster.py memory
+
+speed: a ResNet-18 of 64 x 64 pixels and a detector score the same images with one and two plain
+processes (a shard each) and with one and two actors, in turn, one thread each. memory: the memory
+of all processes of Ray together (proportional set size), by number of small rows. The tables go to
+docs/results/cluster.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from leery import Detector
+from leery.inputs import rows_at_once
+from models import ResNet18, waves
+
+RESULTS = Path("docs/results/cluster")
+HERE = Path(__file__).parent.resolve()
+TICK = os.sysconf("SC_CLK_TCK")
+
+Row = dict[str, object]
+
+
+def resnet() -> nn.Module:
+    """A ResNet-18 of ten classes, drawn at seed 0."""
+    torch.manual_seed(0)
+    return ResNet18(classes=10).eval()
+
+
+def small() -> nn.Module:
+    """A classifier of eight numbers, drawn at seed 0."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 2)).eval()
+
+
+@dataclass
+class Watch:
+    """What the processes below this one use, sampled while a block runs.
+
+    Attributes:
+        seconds: processor seconds of each process, by its command.
+        memory: largest proportional set size of all together, in bytes, of each sample.
+    """
+
+    seconds: dict[tuple[int, str], float] = field(default_factory=dict)
+    memory: list[int] = field(default_factory=list)
+
+    def sample(self, *, memory: bool) -> None:
+        """Look at all processes below this one."""
+        total = 0
+        for process in below(os.getpid()):
+            folder = Path("/proc") / str(process)
+            try:
+                name = (folder / "cmdline").read_text().replace("\0", " ").strip()
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                self.seconds[process, name] = (int(fields[11]) + int(fields[12])) / TICK
+                if memory:
+                    rows = (folder / "smaps_rollup").read_text().splitlines()
+                    total += next(int(row.split()[1]) for row in rows if row.startswith("Pss:"))
+            except OSError:
+                # It has just ended.
+                continue
+        self.memory.append(1024 * total)
+
+    def of(self, *names: str, other: bool = False) -> float:
+        """Processor seconds of the processes whose command has one of the names, or has none."""
+        return sum(
+            seconds
+            for (_, command), seconds in self.seconds.items()
+            if any(name in command for name in names) != other
+        )
+
+
+def below(top: int) -> Iterator[int]:
+    """The processes that a process has started, and those that these have started."""
+    parents: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        parents.setdefault(parent, []).append(int(folder.name))
+    waiting = list(parents.get(top, []))
+    while waiting:
+        process = waiting.pop()
+        waiting += parents.get(process, [])
+        yield process
+
+
+@contextmanager
+def watched(*, memory: bool = False, every: float = 0.5) -> Iterator[Watch]:
+    """Sample the processes below this one while a block runs."""
+    watch, ended = Watch(), threading.Event()
+
+    def look() -> None:
+        while not ended.wait(every):
+            watch.sample(memory=memory)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield watch
+    finally:
+        ended.set()
+        thread.join()
+
+
+def environment(session: str) -> dict[str, str]:
+    """One thread for each process, and a folder of Ray's own with a short name."""
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, sys.path)]),
+        "RAY_TMPDIR": session,
+        # Its statistics tell what went through the object store.
+        "RAY_BACKEND_LOG_LEVEL": "info",
+    }
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How the same inputs are scored.
+
+    Attributes:
+        kind: "processes" or "actors".
+        count: how many.
+    """
+
+    kind: str
+    count: int
+
+    def commands(self, words: list[str]) -> list[list[str]]:
+        """The commands that run at the same time."""
+        score = [sys.executable, "-m", "leery", "score", *words]
+        if self.kind == "actors":
+            return [[*score, "--ray", "local", "--actors", str(self.count)]]
+        return [
+            [*score, "--workers", "1", "--shard", f"{number}/{self.count}"]
+            for number in range(1, self.count + 1)
+        ]
+
+
+def score(place: Path, trial: Trial, model: str, parts: int, *, memory: bool = False) -> Row:
+    """Score the inputs of a folder, and say when parts were finished and what it cost."""
+    out = place / "scores.parquet"
+    words = ["guard.leery", "inputs.npy", "--out", out.name, "--model", f"cluster:{model}"]
+    start, finished = time.monotonic(), [0.0, 0.0]
+    with TemporaryDirectory(prefix="r", dir="/tmp") as session, watched(memory=memory) as watch:
+        running = [
+            subprocess.Popen(  # noqa: S603 - ours
+                command, cwd=place, env=environment(session), stdout=subprocess.DEVNULL
+            )
+            for command in trial.commands(words)
+        ]
+        first = 0
+        while any(process.poll() is None for process in running):
+            time.sleep(0.05)
+            count = len(list((place / f"{out.name}.parts").glob("0*.parquet")))
+            if count and not first:
+                finished[0], first = time.monotonic(), count
+            if count == parts and not finished[1]:
+                finished[1] = time.monotonic()
+        assert not any(process.returncode for process in running)
+        stored = stored_bytes(Path(session))
+    if trial.kind == "processes":
+        merge = [sys.executable, "-m", "leery", "score", *words, "--merge"]
+        subprocess.run(  # noqa: S603 - ours
+            merge, cwd=place, env=environment("/nowhere"), check=True, stdout=-3
+        )
+    whole = time.monotonic() - start
+    computing = ("ray::MapWorker",) if trial.kind == "actors" else ("--shard",)
+    return {
+        "kind": trial.kind,
+        "count": trial.count,
+        "seconds": whole,
+        "start-up seconds": finished[0] - start,
+        "parts per second": (parts - first) / (finished[1] - finished[0]),
+        "computing seconds": watch.of(*computing),
+        "driver seconds": watch.of("--ray local"),
+        "other seconds": watch.of(*computing, "--ray local", other=True),
+        "stored bytes per part": stored / parts,
+        "memory": float(np.percentile(watch.memory, 90)) if memory else None,
+        "sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
+    }
+
+
+def stored_bytes(session: Path) -> int:
+    """How many bytes went through the object store, as its own record says."""
+    files = session.glob("ray/session_2*/logs/raylet.out")
+    told = [
+        int(line.rpartition(":")[2])
+        for file in files
+        for line in file.read_text().splitlines()
+        if line.startswith("- num bytes created total:")
+    ]
+    return max(told, default=0)
+
+
+def prepared(place: Path, model: nn.Module, images: np.ndarray, count: int) -> int:
+    """Write inputs and a calibrated detector into a folder; return the number of parts."""
+    seen = torch.from_numpy(images[:1500])
+    seen = seen / 255 if images.dtype == np.uint8 else seen
+    # The metrics need none, but every class must be there.
+    labels = torch.arange(1000) % model(seen[:1]).shape[1]
+    made = Detector(model, metrics=("max_softmax", "energy", "predictive_entropy"), passes=20)
+    made.fit(seen[:1000], labels).calibrate(seen[1000:], fpr=0.05).save(place / "guard.leery")
+    np.save(place / "inputs.npy", images[:count])
+    return -(-count // rows_at_once(images.shape[1:]))
+
+
+def speed(images: int, rounds: int) -> Iterator[Row]:
+    """The same images with plain processes and with actors."""
+    torch.manual_seed(1)
+    pixels = (waves(max(images, 1500)) * 255).round().byte().numpy()
+    trials = [Trial(kind, count) for kind in ("processes", "actors") for count in (1, 2)]
+    with TemporaryDirectory() as folder:
+        parts = prepared(Path(folder), resnet(), pixels, images)
+        for turn in range(rounds):
+            for trial in trials:
+                yield {"round": turn, **score(Path(folder), trial, "resnet", parts)}
+
+
+def memory() -> Iterator[Row]:
+    """Small rows, in numbers that differ by a factor of ten, with two actors."""
+    rows = np.random.default_rng(0).random((1_000_000, 8), np.float32)
+    for count in (100_000, 300_000, 1_000_000):
+        with TemporaryDirectory() as folder:
+            parts = prepared(Path(folder), small(), rows, count)
+            found = score(Path(folder), Trial("actors", 2), "small", parts, memory=True)
+            yield {"rows": count, **found}
+
+
+def write(table: str, rows: list[Row]) -> None:
+    """Write a table and what it was measured with."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(RESULTS / f"{table}.csv", index=False, float_format="%.6g")
+    path = RESULTS / "manifest.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    known[table] = {
+        "again": f"python benchmarks/cluster.py {table}",
+        "versions": {name: version(name) for name in ("leery", "torch", "numpy", "ray")},
+        "processor": platform.processor() or platform.machine(),
+        "processors": os.cpu_count(),
+    }
+    path.write_text(json.dumps(known, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", choices=("speed", "memory"))
+    parser.add_argument("--images", type=int, default=16_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    made = speed(options.images, options.rounds) if options.table == "speed" else memory()
+    rows = []
+    for row in made:
+        print(row, flush=True)
+        rows.append(row)
+    write(options.table, rows)
+
+
+if __name__ == "__main__":
+    main()
