@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from leery.data import load
 from tests.conftest import Batch
 
 NET = """
@@ -66,6 +67,8 @@ def environment() -> dict[str, str]:
         **os.environ,
         "LEERY_MODEL": "net:make",
         "RAY_TMPDIR": short,
+        # By default they are so polite that they starve beside other tests.
+        "RAY_worker_niceness": "0",
         "PYTHONPATH": pythonpath(),
     }
 
@@ -123,6 +126,67 @@ def test_options_that_do_not_fit_are_refused(
     assert not list(place.glob("no.csv*"))
 
 
+@pytest.mark.slow
+def test_ctrl_c_ends_the_job_and_another_run_resumes_it(place: Path) -> None:
+    words = [*scored("stopped.parquet"), "--ray", "local", "--actors", "2"]
+    started = subprocess.Popen(
+        command("score", *words), cwd=place, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    wait_for_parts(place / "stopped.parquet.parts", started, 1)
+    actors = list(actors_below(started.pid))
+    started.send_signal(signal.SIGINT)
+    _, told = started.communicate()
+    assert started.returncode == 130, told
+    assert "run again with --resume to go on" in told
+    assert "Traceback" not in told
+    assert actors
+    assert not any(Path(f"/proc/{actor}").exists() for actor in actors)
+    run(place, "score", *words, "--resume")
+    assert sum_of(place / "stopped.parquet") == sum_of(place / "one.parquet")
+
+
+@pytest.mark.slow
+def test_a_scorer_in_a_pipeline_gives_the_rows_of_a_file(place: Path) -> None:
+    script = """
+import numpy as np, ray
+from leery.cluster import Scorer
+from net import make
+ray.init("local", num_cpus=2, include_dashboard=False)
+images = ray.data.from_numpy(np.load("digits.npy")[:600])
+scored = images.map_batches(
+    Scorer,
+    fn_constructor_args=("guard.leery", make),
+    fn_constructor_kwargs={"images": "data"},
+    batch_size=100,
+    compute=ray.data.ActorPoolStrategy(size=2),
+    num_cpus=1,
+)
+scored.to_pandas().to_parquet("pipeline.parquet")
+"""
+    subprocess.run(
+        [sys.executable, "-c", script], cwd=place, env=environment(), check=True,
+        capture_output=True,
+    )  # fmt: skip
+    found = pq.read_table(place / "pipeline.parquet").to_pandas().sort_values("score")
+    expected = pq.read_table(place / "one.parquet").slice(0, 600).to_pandas().sort_values("score")
+    for column in ("predicted", "adversarial", "p_value"):
+        assert found[column].tolist() == expected[column].tolist()
+    # Other batches.
+    assert found["score"].tolist() == pytest.approx(expected["score"].tolist(), rel=1e-12)
+
+
+KILLS = int(os.environ.get("LEERY_KILLS", "2"))
+"""How often each of driver, worker and node is killed."""
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path) -> Path:
+    """The parts of an undisturbed run on 60,000 digits."""
+    np.save(place / "many.npy", (load("mnist", "train")[0] * 255).round().byte().numpy())
+    run(place, "score", *scored("whole.parquet", "many.npy"), "--shard", "1/1")
+    return place / "whole.parquet.parts"
+
+
 @pytest.fixture
 def cluster() -> Iterator[Any]:
     """Three nodes on this machine, each with one processor."""
@@ -136,42 +200,60 @@ def cluster() -> Iterator[Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("moment", range(KILLS))
 @pytest.mark.parametrize("victim", ["driver", "worker", "node"])
-def test_every_row_is_there_once_whoever_is_killed(place: Path, cluster: Any, victim: str) -> None:
-    draw = random.Random(0)  # noqa: S311 - not for secrets
-    out = place / f"{victim}.parquet"
-    words = [*scored(out.name), "--ray", cluster.address, "--resume"]
+def test_every_row_is_there_once_whoever_is_killed(
+    place: Path, whole: Path, cluster: Any, victim: str, moment: int
+) -> None:
+    out = f"{victim}-{moment}.parquet"
+    parts = place / f"{out}.parts"
+    # A shard of one keeps its parts.
+    words = [*scored(out, "many.npy"), "--ray", cluster.address, "--shard", "1/1"]
     started = subprocess.Popen(
         command("score", *words), cwd=place, env=environment(), start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    parts = place / f"{out.name}.parts"
-    while started.poll() is None and not list(parts.glob("0*.parquet")):
-        time.sleep(0.05)
-    time.sleep(draw.random())
-    stamps = {path: path.stat().st_mtime_ns for path in parts.glob("0*.parquet")}
+    draw = random.Random(f"{victim} {moment}")  # noqa: S311 - not for secrets
+    expected = len(list(whole.glob("0*.parquet")))
+    wait_for_parts(parts, started, draw.randrange(1, expected - 2))
     if victim == "driver":
         os.killpg(started.pid, signal.SIGKILL)
-        started.wait()
-        run(place, "score", *words)
     elif victim == "worker":
-        os.kill(actor(), signal.SIGKILL)
+        os.kill(draw.choice(list(actors_below(1))), signal.SIGKILL)
     else:
         cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
-    assert victim == "driver" or started.wait() == 0
-    assert stamps
-    assert sum_of(out) == sum_of(place / "one.parquet")
-    names = pq.read_table(out).column("name").to_pylist()
-    assert len(set(names)) == len(names) == 5000
+    code = started.wait()
+    assert code == (-signal.SIGKILL if victim == "driver" else 0)
+    if victim == "driver":
+        run(place, "score", *words)
+    assert bytes_of(parts) == bytes_of(whole)
+    run(place, "score", *scored(out, "many.npy"), "--merge")
+    names = pq.read_table(place / out).column("name").to_pylist()
+    assert len(set(names)) == len(names) == 60_000
 
 
-def actor() -> int:
-    """The process of an actor that computes parts."""
+def bytes_of(parts: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in parts.glob("0*.parquet")}
+
+
+def wait_for_parts(parts: Path, process: subprocess.Popen[Any], count: int) -> None:
+    """Wait until a process has finished a number of parts."""
+    while len(list(parts.glob("0*.parquet"))) < count:
+        assert process.poll() is None, "it ended too early"
+        time.sleep(0.02)
+
+
+def actors_below(top: int) -> Iterator[int]:
+    """The actors of Ray Data among the processes that a process has started."""
     for status in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if b"MapWorker" in status.read_bytes():
-                return int(status.parent.name)
+            if b"ray::MapWorker" in status.read_bytes() and top in above(int(status.parent.name)):
+                yield int(status.parent.name)
         except OSError:
             continue
-    message = "no actor runs"
-    raise AssertionError(message)
+
+
+def above(process: int) -> list[int]:
+    """The processes that have started a process, directly or not."""
+    parent = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    return [parent, *(above(parent) if parent > 1 else ())]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -227,6 +228,7 @@ def _connected(address: str) -> Iterator[None]:
     # Ray Data itself restarts actors in a way that Ray's core reports as an error.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
+        _check_reachable(address)
         ray.init(
             address,
             num_cpus=default_workers() if address == "local" else None,
@@ -234,7 +236,7 @@ def _connected(address: str) -> Iterator[None]:
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         message = (
             f"expected a Ray cluster at {address}, got none ({brief(error)}); start one, or pass "
             "local"
@@ -249,6 +251,17 @@ def _connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raise if nothing listens at an address, for which Ray would wait for minutes.
+
+    Raises:
+        OSError: when nothing does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host:
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 @contextmanager
