@@ -2,15 +2,18 @@
 
     python benchmarks/cluster.py speed [--images 16000] [--rounds 3]
     python benchmarks/cluster.py memory
+    python benchmarks/cluster.py sizing
 
 speed: a ResNet-18 of 64 x 64 pixels and a detector score the same images with one and two plain
 processes (a shard each) and with one and two actors, in turn, one thread each. memory: the memory
-of all processes of Ray together (proportional set size), by number of small rows. The tables go to
-docs/results/cluster.
+of all processes of Ray together (proportional set size), by number of small rows. sizing: how long
+three kinds of inputs take, as predicted from an eighth and a quarter of them, and as measured. The
+tables go to docs/results/cluster.
 """
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -18,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -28,9 +31,12 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from torch import nn
 
-from leery import Detector
+from leery import RECOMMENDED_METRICS, Detector
+from leery.classifiers import pretrained
+from leery.data import load
 from leery.inputs import rows_at_once
 from models import ResNet18, waves
 
@@ -250,6 +256,115 @@ def memory() -> Iterator[Row]:
             yield {"rows": count, **found}
 
 
+@dataclass(frozen=True)
+class Workload:
+    """Inputs of a kind, and who scores them.
+
+    Attributes:
+        model: name of the function here that returns the classifier.
+        inputs: function that writes the first inputs of a number into a path.
+        count: number of inputs.
+        suffix: suffix of the path.
+    """
+
+    model: str
+    inputs: Callable[[Path, int], object]
+    count: int
+    suffix: str = ".npy"
+
+
+def digit_net() -> nn.Module:
+    """The shipped DigitNet."""
+    return pretrained("mnist").model
+
+
+def digits(path: Path, count: int) -> None:
+    """Digits of the training images, several times over."""
+    images = (load("mnist", "train")[0] * 255).round().byte().numpy()
+    np.save(path, np.resize(images, (count, *images.shape[1:])))
+
+
+def pictures(path: Path, count: int) -> None:
+    """Digits as a folder of PNG files."""
+    images = (load("mnist", "train")[0][:, 0] * 255).round().byte().numpy()
+    path.mkdir()
+    for number in range(count):
+        Image.fromarray(images[number]).save(path / f"{number:06d}.png")
+
+
+def soft_shapes(path: Path, count: int) -> None:
+    """Images of 64 x 64 pixels."""
+    torch.manual_seed(1)
+    np.save(path, (waves(count) * 255).round().byte().numpy())
+
+
+WORKLOADS: Mapping[str, Workload] = {
+    "digits in one file": Workload("digit_net", digits, 480_000),
+    "digits, a PNG file each": Workload("digit_net", pictures, 48_000, ""),
+    "ResNet-18, 64 x 64 pixels": Workload("resnet", soft_shapes, 16_000),
+}
+"""What is predicted and measured."""
+
+
+def sizing() -> Iterator[Row]:
+    """Seconds for all inputs as predicted from an eighth and a quarter of them, and measured."""
+    for name, work in WORKLOADS.items():
+        taken = {}
+        for part in (8, 4, 1):
+            count = work.count // part
+            with TemporaryDirectory() as folder:
+                place = Path(folder)
+                guard(place, work.model)
+                work.inputs(place / f"inputs{work.suffix}", count)
+                taken[part] = seconds_of(place, f"inputs{work.suffix}", work.model)
+                size = (place / "scores.parquet").stat().st_size
+        each = (taken[4] - taken[8]) / (work.count / 4 - work.count / 8)
+        start = taken[8] - each * work.count / 8
+        yield {
+            "inputs": name,
+            "count": work.count,
+            "start-up seconds": start,
+            "inputs per second": 1 / each,
+            "bytes per row": size / work.count,
+            "predicted seconds": start + each * work.count,
+            "measured seconds": taken[1],
+        }
+
+
+def guard(place: Path, model: str) -> None:
+    """Write a detector without an auxiliary network into a folder."""
+    made = getattr(importlib.import_module("cluster"), model)()
+    if model == "digit_net":
+        images, labels = load("mnist", "train")
+        names = [name for name in RECOMMENDED_METRICS if name != "auxiliary_agreement"]
+        found = Detector(made, metrics=names).fit(images[:6000], labels[:6000])
+        found.calibrate(load("mnist", "test")[0][:2000], fpr=0.01).save(place / "guard.leery")
+        return
+    torch.manual_seed(1)
+    prepared(place, made, (waves(1500) * 255).round().byte().numpy(), 1)
+
+
+def seconds_of(place: Path, inputs: str, model: str) -> float:
+    """How long it takes to score inputs with a process for each processor."""
+    words = ["guard.leery", inputs, "--out", "scores.parquet", "--model", f"cluster:{model}"]
+    start = time.monotonic()
+    subprocess.run(  # noqa: S603 - ours
+        [sys.executable, "-m", "leery", "score", *words],
+        cwd=place,
+        env=environment("/nowhere"),
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    return time.monotonic() - start
+
+
+TABLES: Mapping[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
+    "speed": lambda options: speed(options.images, options.rounds),
+    "memory": lambda _options: memory(),
+    "sizing": lambda _options: sizing(),
+}
+
+
 def write(table: str, rows: list[Row]) -> None:
     """Write a table and what it was measured with."""
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -267,14 +382,13 @@ def write(table: str, rows: list[Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("table", choices=("speed", "memory"))
+    parser.add_argument("table", choices=TABLES)
     parser.add_argument("--images", type=int, default=16_000)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    made = speed(options.images, options.rounds) if options.table == "speed" else memory()
     rows = []
-    for row in made:
+    for row in TABLES[options.table](options):
         print(row, flush=True)
         rows.append(row)
     write(options.table, rows)
