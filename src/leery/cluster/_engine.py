@@ -30,8 +30,9 @@ from leery.tasks import (
 
 __all__ = ["OnRay", "score"]
 
-_BLOCKS = 10_000
-"""Maximum number of blocks into which the numbers of the parts are divided."""
+_BLOCKS_EACH, _LARGEST, _MOST = 32, 16, 10_000
+"""Blocks of parts for each actor, so that all end at about the same time; the largest number of
+parts in one, because a block counts as progress once it is finished; the most blocks."""
 
 
 def score(
@@ -118,10 +119,11 @@ class OnRay:
             room = self._check_nodes(work, parts)
             least, most = self.actors or (1, max(1, room))
             items = [{"number": number} for number in numbers]
-            data = ray.data.from_items(items, override_num_blocks=min(len(items), _BLOCKS))
+            blocks = max(most * _BLOCKS_EACH, -(-len(items) // _LARGEST))
+            data = ray.data.from_items(items, override_num_blocks=min(len(items), blocks, _MOST))
             done = data.map_batches(
                 _Actor,
-                batch_size=1,
+                batch_size=None,
                 fn_constructor_args=(self.make, parts, Path.cwd()),
                 compute=ray.data.ActorPoolStrategy(
                     min_size=min(least, len(items)), max_size=min(most, len(items))
