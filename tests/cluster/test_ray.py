@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from leery.data import load
+from tests.cluster.nodes import Nodes, three_nodes
 from tests.conftest import Batch
 
 NET = """
@@ -187,31 +188,28 @@ def whole(place: Path) -> Path:
     return place / "whole.parquet.parts"
 
 
-@pytest.fixture
-def cluster() -> Iterator[Any]:
-    """Three nodes on this machine, each with one processor."""
-    from ray.cluster_utils import Cluster  # noqa: PLC0415 - imports Ray
-
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    for _ in range(2):
-        made.add_node(num_cpus=1)
-    yield made
-    made.shutdown()  # type: ignore[no-untyped-call]
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    """Three nodes on this machine."""
+    with three_nodes() as made:
+        yield made
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", range(KILLS))
 @pytest.mark.parametrize("victim", ["driver", "worker", "node"])
 def test_every_row_is_there_once_whoever_is_killed(
-    place: Path, whole: Path, cluster: Any, victim: str, moment: int
+    place: Path, whole: Path, nodes: Nodes, victim: str, moment: int
 ) -> None:
     out = f"{victim}-{moment}.parquet"
     parts = place / f"{out}.parts"
     # A shard of one keeps its parts.
-    words = [*scored(out, "many.npy"), "--ray", cluster.address, "--shard", "1/1"]
+    words = [*scored(out, "many.npy"), "--ray", nodes.address, "--shard", "1/1"]
+    driver = [*nodes.enter, *command("score", *words)]
+    own = {**environment(), **nodes.environment}
     started = subprocess.Popen(
-        command("score", *words), cwd=place, env=environment(), start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        driver, cwd=place, env=own, start_new_session=True, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )  # fmt: skip
     draw = random.Random(f"{victim} {moment}")  # noqa: S311 - not for secrets
     expected = len(list(whole.glob("0*.parquet")))
@@ -221,11 +219,13 @@ def test_every_row_is_there_once_whoever_is_killed(
     elif victim == "worker":
         os.kill(draw.choice(list(actors_below(1))), signal.SIGKILL)
     else:
-        cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
+        nodes.kill_one()
     code = started.wait()
+    if victim == "node":
+        nodes.restore()
     assert code == (-signal.SIGKILL if victim == "driver" else 0)
     if victim == "driver":
-        run(place, "score", *words)
+        subprocess.run(driver, cwd=place, env=own, check=True, stdout=subprocess.DEVNULL)
     assert bytes_of(parts) == bytes_of(whole)
     run(place, "score", *scored(out, "many.npy"), "--merge")
     names = pq.read_table(place / out).column("name").to_pylist()
