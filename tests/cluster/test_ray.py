@@ -257,3 +257,15 @@ def above(process: int) -> list[int]:
     """The processes that have started a process, directly or not."""
     parent = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
     return [parent, *(above(parent) if parent > 1 else ())]
+
+
+@pytest.mark.slow
+def test_the_error_of_a_part_reaches_the_user(place: Path) -> None:
+    images = np.load(place / "train.npz")
+    pixels = images["images"].astype(np.float32) / 255
+    pixels[2500] = np.nan
+    np.savez(place / "broken.npz", images=pixels, labels=images["labels"])
+    words = ["broken.npz" if word == "train.npz" else word for word in data()]
+    told = run(place, "fit", *words, "--out", "no.leery", "--ray", "local", code=1)
+    assert "broken.npz#2500" in told
+    assert "Traceback" not in told

@@ -1,5 +1,6 @@
 """An engine that computes the parts of any work with actors of Ray Data."""
 
+import importlib
 import logging
 import os
 import socket
@@ -30,9 +31,14 @@ from leery.tasks import (
 
 __all__ = ["OnRay", "score"]
 
-_BLOCKS_EACH, _LARGEST, _MOST = 32, 16, 10_000
-"""Blocks of parts for each actor, so that all end at about the same time; the largest number of
-parts in one, because a block counts as progress once it is finished; the most blocks."""
+_BLOCKS_EACH = 32
+"""Number of blocks of parts for each actor; more finish more evenly, fewer read less."""
+
+_LARGEST = 16
+"""Largest number of parts in a block, which counts as progress only once it is finished."""
+
+_MOST = 10_000
+"""Largest number of blocks, unless they would be larger."""
 
 
 def score(
@@ -115,12 +121,16 @@ class OnRay:
 
         if not numbers:
             return
-        with _connected(self.address), _plain_errors():
+        with _plain_errors(), _connected(self.address):
             room = self._check_nodes(work, parts)
             least, most = self.actors or (1, max(1, room))
             items = [{"number": number} for number in numbers]
             blocks = max(most * _BLOCKS_EACH, -(-len(items) // _LARGEST))
             data = ray.data.from_items(items, override_num_blocks=min(len(items), blocks, _MOST))
+            data.context.enable_progress_bars = False
+            data.context.raise_original_map_exception = True
+            # A block may take longer than the 30 minutes after which Ray gives up.
+            data.context.execution_no_progress_timeout_s = -1
             done = data.map_batches(
                 _Actor,
                 batch_size=None,
@@ -141,6 +151,7 @@ class OnRay:
             InputError: when one would not.
         """
         import ray
+        from ray.exceptions import RayError
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         room, asked = 0, {}
@@ -154,8 +165,20 @@ class OnRay:
                 )
                 name = f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
                 asked[name] = task.remote(self.make, parts, Path.cwd())
+        if not room and self.actors is None:
+            message = (
+                f"expected a cluster with room for an actor of {self.cpus:g} processors and "
+                f"{self.gpus:g} GPUs, got none; ask for less, or bound the number of actors so "
+                "that the cluster grows"
+            )
+            raise InputError(message)
         for address, answer in asked.items():
-            found: dict[str, str] = ray.get(answer)
+            try:
+                found: dict[str, str] = ray.get(answer)
+            except (RayError, LeeryError) as error:
+                reason = _leery_error_in(error) or brief(error)
+                message = f"expected node {address} to do this work, got an error there: {reason}"
+                raise InputError(message) from error
             _check_facts(address, work.facts, found)
         return room
 
@@ -245,14 +268,30 @@ def _connected(address: str) -> Iterator[None]:
         )
         raise InputError(message) from error
     try:
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        for handler in logging.getLogger("ray.data").handlers:
-            if isinstance(handler, logging.StreamHandler):
-                # What it tells of its work is in its files.
-                handler.setLevel(logging.ERROR)
-        yield
+        with _quiet():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what Ray Data tells of its work, and of errors that it raises, to its files."""
+    # It sets up its loggers when it is imported.
+    importlib.import_module("ray.data")
+    consoles = [
+        handler
+        for handler in logging.getLogger("ray.data").handlers
+        if isinstance(handler, logging.StreamHandler)
+    ]
+    levels = [handler.level for handler in consoles]
+    for handler in consoles:
+        handler.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for handler, level in zip(consoles, levels, strict=True):
+            handler.setLevel(level)
 
 
 def _check_reachable(address: str) -> None:
@@ -278,10 +317,20 @@ def _plain_errors() -> Iterator[None]:
     try:
         yield
     except RayError as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, LeeryError):
-            cause = getattr(cause, "cause", None) or cause.__cause__
+        cause = _leery_error_in(error)
         if cause is not None:
             raise cause from error
         message = f"expected Ray to compute all parts, got {brief(error)}; run again to go on"
         raise LeeryError(message) from error
+
+
+def _leery_error_in(error: BaseException) -> LeeryError | None:
+    """The error of leery around which Ray raised another one, if there is one."""
+    from ray.exceptions import RayError
+
+    cause: BaseException | None = error
+    # What Ray raises in its place is of both classes, and its text is a traceback.
+    while isinstance(cause, RayError) or (cause is not None and not isinstance(cause, LeeryError)):
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    # Ray adds lines of its own to the text.
+    return None if cause is None else type(cause)(str(cause).partition("\n")[0])

@@ -219,6 +219,8 @@ def _begin(folder: Path, identity: str, suffix: str, *, resume: bool, shared: bo
         # they are.
         write_once(folder / _MANIFEST, manifest)
         _check_manifest(folder, identity)
+        if shared and not _manifest(folder).get(_SHARED):
+            write_atomically(folder / _MANIFEST, manifest)
         return
     if _manifest(folder).get(_SHARED):
         message = (
