@@ -564,24 +564,24 @@ ATTACKS = {
 def guards_table() -> str:
     """What holds against whom, for each guard."""
     columns = {
-        "holds against who knows the classifier": "attacker knows the classifier only",
-        "holds against who knows the guard": "attacker knows everything",
+        "classifier": "attacker knows the classifier only",
+        "guard": "attacker knows everything",
         "proved": "proved",
     }
-
-    def shown(column: str, share: float) -> str:
-        return "-" if column == "proved" and not share else f"{share:.2f}"
-
-    rows = [
-        [GUARDS[row["guard"]], *(shown(name, row[name]) for name in columns)]
-        for row in adaptive("threats").to_dict("records")
-    ]
+    rows = []
+    for row in adaptive("threats").to_dict("records"):
+        cells = [
+            "none" if name == "proved" and not row["proved share"] else _interval(row, f"{name} ")
+            for name in columns
+        ]
+        rows.append([GUARDS[row["guard"]], *cells])
     return _table(["guard", *columns.values()], rows)
 
 
-def _interval(row: dict[Hashable, Any]) -> str:
+def _interval(row: dict[Hashable, Any], prefix: str = "") -> str:
     """A share with its interval."""
-    return f"{row['share']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+    share, low, high = (row[f"{prefix}{name}"] for name in ("share", "low", "high"))
+    return f"{share:.2f} ({low:.2f} to {high:.2f})"
 
 
 LADDER = {"a hundredth": "after 1 % of the steps", "a tenth": "after 10 %", "all": "after all"}
@@ -641,6 +641,17 @@ def distance_table() -> str:
         for row in adaptive("distance").to_dict("records")
     ]
     return _table(["guard", "median L2", "evaded (95 % interval)"], rows)
+
+
+def growth_table() -> str:
+    """Evasions of each guard by each attack alone, by steps and runs."""
+    rows = []
+    for row in adaptive("growth").to_dict("records"):
+        first = " / ".join(str(row[f"after {part}"]) for part in LADDER)
+        cells = [first, *(str(row[f"restart {run}"]) for run in (2, 3))]
+        rows.append([GUARDS[row["guard"]], ATTACKS[row["attack"]], str(row["steps"]), *cells])
+    names = ["guard", "attack", "steps", "after 1 % / 10 % / all of the steps"]
+    return _table([*names, "after 2 runs", "after 3 runs"], rows)
 
 
 def hardened_table() -> str:
@@ -738,6 +749,7 @@ def of_threats() -> dict[str, str]:
         "distance": distance_table(),
         "signs": signs_table(),
         "hardened": hardened_table(),
+        "growth": growth_table(),
     }
 
 
