@@ -599,17 +599,20 @@ def falls_table() -> str:
 
 
 def active_table() -> str:
-    """Planted points that each attack found."""
-    table, rows = adaptive("active"), []
-    for name, own in table.groupby("attack", sort=False):
-        cells = [ATTACKS[str(name)]]
-        for inverted in (False, True):
-            (row,) = own[own.inverted == inverted].to_dict("records")
-            cells.append(f"{round(row['found'] * row['planted'])} of {row['planted']}")
-        rows.append(cells)
-    chance = table["by chance"].max()
-    rows.append(["random points", f"{chance:.2f}", f"{chance:.2f}"])
-    return _table(["attack", "found", "found, inverted"], rows)
+    """Of the planted points, those that each attack and random points found."""
+    rows = []
+    for (name, epsilon), table in adaptive("active").groupby(["guard", "epsilon"], sort=False):
+        guard = f"{GUARDS[str(name)]}, within {epsilon:g}"
+        for attack, own in table.groupby("attack", sort=False):
+            rows.append([guard, ATTACKS[str(attack)], *_found(own, "found")])
+        rows.append([guard, "random points", *_found(table.dropna(), "by chance")])
+    return _table(["guard", "attack", "found", "found, inverted"], rows)
+
+
+def _found(table: pd.DataFrame, what: str) -> list[str]:
+    """Of the planted points, those that were found: in the test itself, and in the inverted one."""
+    both = (table[table.inverted == inverted].iloc[0] for inverted in (False, True))
+    return [f"{row[what]:.0f} of {row.planted}" for row in both]
 
 
 def masks_table() -> str:
