@@ -657,6 +657,20 @@ def growth_table() -> str:
     return _table([*names, "after 2 runs", "after 3 runs"], rows)
 
 
+def queries_table() -> str:
+    """Attacks without a gradient of the score beside those with one."""
+    rows = [
+        [
+            GUARDS[row["guard"]],
+            str(row["attack"]),
+            "-" if pd.isna(row["epsilon"]) else f"{row['epsilon']:g}",
+            _interval(row),
+        ]
+        for row in adaptive("queries").to_dict("records")
+    ]
+    return _table(["guard", "attack", "largest change", "evaded (95 % interval)"], rows)
+
+
 def hardened_table() -> str:
     """Robust error with rejection of the hardened classifier."""
     norms = {"linf": "L-infinity", "l2": "L2"}
@@ -752,6 +766,7 @@ def of_threats() -> dict[str, str]:
         "distance": distance_table(),
         "signs": signs_table(),
         "hardened": hardened_table(),
+        "queries": queries_table(),
         "growth": growth_table(),
     }
 
