@@ -619,10 +619,11 @@ def masks_table() -> str:
     """Evasions by what the attacker knows of the dropout masks."""
     kinds = {"known": "known", "unknown": "fixed, unknown", "fresh": "drawn anew each time"}
     rows = [
-        [kinds[row["masks"]], str(row["images"]), str(row["draws"]), f"{row['evaded']:.2f}"]
+        [kinds[row["masks"]], str(row["draws"]), _interval({**row, "share": row["evaded"]})]
         for row in adaptive("masks").to_dict("records")
     ]
-    return _table(["masks", "images", "draws that judged each image", "evaded"], rows)
+    names = ["masks", "draws that judged each image", "evaded (95 % interval)"]
+    return _table(names, rows)
 
 
 def false_alarms_table() -> str:
