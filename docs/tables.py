@@ -638,6 +638,17 @@ def false_alarms_table() -> str:
     return _table(["change", *names], rows)
 
 
+def budget_table() -> str:
+    """Evasions by the largest change, for each guard."""
+    shares = adaptive("budget").pivot_table(index="epsilon", columns="guard", values="share")
+    names = [name for name in GUARDS if name in shares]
+    rows = [
+        [f"{epsilon:g}", *(f"{row[name]:.2f}" for name in names)]
+        for epsilon, row in shares.iterrows()
+    ]
+    return _table(["largest change", *(GUARDS[name] for name in names)], rows)
+
+
 def distance_table() -> str:
     """The median smallest L2 change that evades each guard."""
     rows = [
@@ -768,6 +779,7 @@ def of_threats() -> dict[str, str]:
         "signs": signs_table(),
         "hardened": hardened_table(),
         "queries": queries_table(),
+        "budget": budget_table(),
         "growth": growth_table(),
     }
 
