@@ -605,7 +605,8 @@ def active_table() -> str:
         guard = f"{GUARDS[str(name)]}, within {epsilon:g}"
         for attack, own in table.groupby("attack", sort=False):
             rows.append([guard, ATTACKS[str(attack)], *_found(own, "found")])
-        rows.append([guard, "random points", *_found(table.dropna(), "by chance")])
+        tried = table.dropna(subset="by chance")
+        rows.append([guard, "random points", *_found(tried, "by chance")])
     return _table(["guard", "attack", "found", "found, inverted"], rows)
 
 
