@@ -393,7 +393,7 @@ def distances_of(name: str, numbers: list[int]) -> pd.DataFrame:
 def active() -> Iterator[Row]:
     """The active test of each attack, plain and inverted, on guards of the plain DigitNet.
 
-    Points are planted at a radius at which the guard accepts such noise.
+    Points are planted at a radius at which the guard accepts such noise. Attacks have three runs.
     """
     for name, epsilon, count in (
         ("six", 0.3, 128),
@@ -430,7 +430,9 @@ def planted(trial: Trial, numbers: list[int]) -> pd.DataFrame:
     images = load("mnist", "test")[0][numbers]
 
     def attack(target: Target) -> Attack:
-        return adaptive_attacks(target, trial.epsilon, classes=2, steps=500)[trial.attack]
+        one = adaptive_attacks(target, trial.epsilon, classes=2, steps=500)[trial.attack]
+        assert isinstance(one, GradientAttack)
+        return partial(in_runs, target, one)
 
     try:
         found = active_test(
@@ -451,6 +453,22 @@ def planted(trial: Trial, numbers: list[int]) -> pd.DataFrame:
         "by chance": round(found.by_chance * found.planted),
     }
     return pd.DataFrame([counts])
+
+
+def in_runs(
+    target: Target, attack: GradientAttack, model: nn.Module, images: Tensor, labels: Tensor, *,
+    seed: int = 0,
+) -> Tensor:  # fmt: skip
+    """What an attack achieves on all images at once in up to three runs, as in other tables."""
+    made, done = images.clone(), torch.zeros(len(images), dtype=torch.bool)
+    for run in range(3):
+        own = replace(attack, random_start=run > 0)
+        found = own(model, images, labels, seed=seed + run)
+        better = target.evaded_by(found, labels) & ~done
+        made[better], done = found[better], done | better
+        if done.all():
+            break
+    return made
 
 
 def queries() -> Iterator[Row]:

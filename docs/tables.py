@@ -564,24 +564,24 @@ ATTACKS = {
 def guards_table() -> str:
     """What holds against whom, for each guard."""
     columns = {
-        "holds against who knows the classifier": "attacker knows the classifier only",
-        "holds against who knows the guard": "attacker knows everything",
+        "classifier": "attacker knows the classifier only",
+        "guard": "attacker knows everything",
         "proved": "proved",
     }
-
-    def shown(column: str, share: float) -> str:
-        return "-" if column == "proved" and not share else f"{share:.2f}"
-
-    rows = [
-        [GUARDS[row["guard"]], *(shown(name, row[name]) for name in columns)]
-        for row in adaptive("threats").to_dict("records")
-    ]
+    rows = []
+    for row in adaptive("threats").to_dict("records"):
+        cells = [
+            "none" if name == "proved" and not row["proved share"] else _interval(row, f"{name} ")
+            for name in columns
+        ]
+        rows.append([GUARDS[row["guard"]], *cells])
     return _table(["guard", *columns.values()], rows)
 
 
-def _interval(row: dict[Hashable, Any]) -> str:
+def _interval(row: dict[Hashable, Any], prefix: str = "") -> str:
     """A share with its interval."""
-    return f"{row['share']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+    share, low, high = (row[f"{prefix}{name}"] for name in ("share", "low", "high"))
+    return f"{share:.2f} ({low:.2f} to {high:.2f})"
 
 
 LADDER = {"a hundredth": "after 1 % of the steps", "a tenth": "after 10 %", "all": "after all"}
@@ -599,27 +599,32 @@ def falls_table() -> str:
 
 
 def active_table() -> str:
-    """Planted points that each attack found."""
-    table, rows = adaptive("active"), []
-    for name, own in table.groupby("attack", sort=False):
-        cells = [ATTACKS[str(name)]]
-        for inverted in (False, True):
-            (row,) = own[own.inverted == inverted].to_dict("records")
-            cells.append(f"{round(row['found'] * row['planted'])} of {row['planted']}")
-        rows.append(cells)
-    chance = table["by chance"].max()
-    rows.append(["random points", f"{chance:.2f}", f"{chance:.2f}"])
-    return _table(["attack", "found", "found, inverted"], rows)
+    """Of the planted points, those that each attack and random points found."""
+    rows = []
+    for (name, epsilon), table in adaptive("active").groupby(["guard", "epsilon"], sort=False):
+        guard = f"{GUARDS[str(name)]}, within {epsilon:g}"
+        for attack, own in table.groupby("attack", sort=False):
+            rows.append([guard, ATTACKS[str(attack)], *_found(own, "found")])
+        tried = table.dropna(subset="by chance")
+        rows.append([guard, "random points", *_found(tried, "by chance")])
+    return _table(["guard", "attack", "found", "found, inverted"], rows)
+
+
+def _found(table: pd.DataFrame, what: str) -> list[str]:
+    """Of the planted points, those that were found: in the test itself, and in the inverted one."""
+    both = (table[table.inverted == inverted].iloc[0] for inverted in (False, True))
+    return [f"{row[what]:.0f} of {row.planted}" for row in both]
 
 
 def masks_table() -> str:
     """Evasions by what the attacker knows of the dropout masks."""
     kinds = {"known": "known", "unknown": "fixed, unknown", "fresh": "drawn anew each time"}
     rows = [
-        [kinds[row["masks"]], str(row["images"]), str(row["draws"]), f"{row['evaded']:.2f}"]
+        [kinds[row["masks"]], str(row["draws"]), _interval({**row, "share": row["evaded"]})]
         for row in adaptive("masks").to_dict("records")
     ]
-    return _table(["masks", "images", "draws that judged each image", "evaded"], rows)
+    names = ["masks", "draws that judged each image", "evaded (95 % interval)"]
+    return _table(names, rows)
 
 
 def false_alarms_table() -> str:
@@ -634,6 +639,17 @@ def false_alarms_table() -> str:
     return _table(["change", *names], rows)
 
 
+def budget_table() -> str:
+    """Evasions by the largest change, for each guard."""
+    shares = adaptive("budget").pivot_table(index="epsilon", columns="guard", values="share")
+    names = [name for name in GUARDS if name in shares]
+    rows = [
+        [f"{epsilon:g}", *(f"{row[name]:.2f}" for name in names)]
+        for epsilon, row in shares.iterrows()
+    ]
+    return _table(["largest change", *(GUARDS[name] for name in names)], rows)
+
+
 def distance_table() -> str:
     """The median smallest L2 change that evades each guard."""
     rows = [
@@ -641,6 +657,31 @@ def distance_table() -> str:
         for row in adaptive("distance").to_dict("records")
     ]
     return _table(["guard", "median L2", "evaded (95 % interval)"], rows)
+
+
+def growth_table() -> str:
+    """Evasions of each guard by each attack alone, by steps and runs."""
+    rows = []
+    for row in adaptive("growth").to_dict("records"):
+        first = " / ".join(str(row[f"after {part}"]) for part in LADDER)
+        cells = [first, *(str(row[f"restart {run}"]) for run in (2, 3))]
+        rows.append([GUARDS[row["guard"]], ATTACKS[row["attack"]], str(row["steps"]), *cells])
+    names = ["guard", "attack", "steps", "after 1 % / 10 % / all of the steps"]
+    return _table([*names, "after 2 runs", "after 3 runs"], rows)
+
+
+def queries_table() -> str:
+    """Attacks without a gradient of the score beside those with one."""
+    rows = [
+        [
+            GUARDS[row["guard"]],
+            str(row["attack"]),
+            "-" if pd.isna(row["epsilon"]) else f"{row['epsilon']:g}",
+            _interval(row),
+        ]
+        for row in adaptive("queries").to_dict("records")
+    ]
+    return _table(["guard", "attack", "largest change", "evaded (95 % interval)"], rows)
 
 
 def hardened_table() -> str:
@@ -654,7 +695,7 @@ def hardened_table() -> str:
             f"{row['robust error']:.3f}",
             _interval(row),
         ]
-        for row in adaptive("hardened").to_dict("records")
+        for row in pd.concat([adaptive("hardened"), adaptive("beyond")]).to_dict("records")
     ]
     names = ["change", "clean images rejected", "steps, runs", "robust error"]
     return _table([*names, "evaded (95 % interval)"], rows)
@@ -738,6 +779,9 @@ def of_threats() -> dict[str, str]:
         "distance": distance_table(),
         "signs": signs_table(),
         "hardened": hardened_table(),
+        "queries": queries_table(),
+        "budget": budget_table(),
+        "growth": growth_table(),
     }
 
 

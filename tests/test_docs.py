@@ -186,3 +186,22 @@ def test_the_figure_of_threats_is_that_of_its_table(monkeypatch: pytest.MonkeyPa
     monkeypatch.syspath_prepend(ROOT / "docs")
     module: Any = importlib.import_module("threats")
     assert module.draw(pd.read_csv(module.TABLE)) == module.FIGURE.read_text()
+
+
+def test_the_numbers_in_the_text_of_threats_are_those_of_its_tables() -> None:
+    results = ROOT / "docs" / "results" / "adaptive"
+    table = pd.read_csv(results / "threats.csv").set_index("guard")
+    robust = pd.read_csv(results / "robust.csv").set_index("attack")
+    certified = 100 - table["proved share"] * 100
+    evaded = 100 - table["guard share"] * 100
+    plain, hardened = "with sentinel", "hardened, with sentinel"
+    said = " ".join((ROOT / "docs" / "threats.md").read_text().split())
+    for sentence in (
+        f"it stays right on [{robust.share['suite']:.2f} of the images]",
+        f"the proof covers {table['proved share'][plain]:.2f} of the images here",
+        f"It held on {table['classifier share']['default']:.2f} of the digits",
+        f"on {table['guard share']['default']:.2f} if the detector gets out",
+        f"{certified[plain]:.0f} for the plain and {certified[hardened]:.0f} for the hardened",
+        f"evade the guard from {evaded[plain]:.0f} and {evaded[hardened]:.0f} of them",
+    ):
+        assert sentence in said
