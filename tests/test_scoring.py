@@ -268,7 +268,7 @@ def test_shards_in_folders_of_their_own_are_merged(detector: Detector, source: P
     for number in (1, 2, 3):
         score_part(detector, source, f"{number}/3", f"{number}.parquet")
     others = [source.parent / f"{number}.parquet.parts" for number in (1, 2)]
-    with pytest.raises(InputError, match="expected parts 1-3 in .*, got none of number 1-2; "):
+    with pytest.raises(InputError, match="expected parts 1-3 in .*, got no file for 1-2; "):
         merge(detector, source, "3.parquet")
     merge(detector, source, "3.parquet", *others)
     assert (source.parent / "3.parquet").read_bytes() == (
@@ -285,7 +285,7 @@ def test_an_interrupted_shard_is_run_again_or_completed_by_one_process(
         path: path.stat().st_mtime_ns
         for path in (source.parent / "out.parquet.parts").glob("*.parquet")
     }
-    with pytest.raises(InputError, match="got none of number 1; run the shards again"):
+    with pytest.raises(InputError, match="got no file for 1; run the shards again"):
         merge(detector, source)
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert not (source.parent / "out.parquet").exists()
@@ -326,7 +326,7 @@ def test_the_parts_of_shards_are_not_discarded_without_a_word(
     detector: Detector, source: Path
 ) -> None:
     score_part(detector, source, "1/2")
-    with pytest.raises(InputError, match="got neither --merge nor --resume; pass one, or remove"):
+    with pytest.raises(InputError, match="expected --merge or --resume.* got neither; pass one"):
         score(detector, source)
     assert len(list((source.parent / "out.parquet.parts").glob("*.parquet"))) == 1
     assert score(detector, source, resume=True).rows == 10
@@ -507,3 +507,28 @@ def test_a_scorer_names_the_column_that_is_missing(detector: Detector, source: P
     own = saved(detector, source.parent)
     with pytest.raises(InputError, match="expected a column 'image', got id, pixels; rename yours"):
         Scorer(own.file, own.model)({"id": np.arange(2), "pixels": np.zeros((2, 6), np.float32)})
+
+
+def test_a_scorer_refuses_to_keep_a_column_of_the_name_of_its_own(
+    detector: Detector, source: Path
+) -> None:
+    own = saved(detector, source.parent)
+    with pytest.raises(InputError, match="other names than the result's, got 'score'; rename"):
+        Scorer(own.file, own.model, keep=["id", "score"])
+
+
+@pytest.mark.parametrize("kind", ["lists", "tensors"])
+def test_a_scorer_reads_bytes_of_arrow_as_pixels(
+    detector: Detector, source: Path, kind: str
+) -> None:
+    pixels = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    own = saved(detector, source.parent)
+    scorer = Scorer(own.file, own.model)
+    columns = (
+        pa.array(pixels.tolist(), pa.list_(pa.uint8()))
+        if kind == "lists"
+        else pa.FixedShapeTensorArray.from_numpy_ndarray(pixels)
+    )
+    found = scorer(pa.table({"image": columns}))
+    assert found.equals(scorer({"image": pixels}))
+    assert found.column("error").null_count == 4

@@ -235,7 +235,7 @@ def test_workers_and_shards_give_the_bytes_of_one_process(place: Place) -> None:
     place.run(*score, "two.parquet", "--workers", "2")
     shares = [place.json(*score, "three.parquet", "--shard", f"{i}/3") for i in (3, 1)]
     lacking = place.run(*score, "three.parquet", "--merge", code=1)
-    assert "expected parts 1-4 in three.parquet.parts, got none of number 2; " in lacking
+    assert "expected parts 1-4 in three.parquet.parts, got no file for 2; " in lacking
     shares.append(place.json(*score, "three.parquet", "--shard", "2/3"))
     assert sum(share["rows"] for share in shares) == 3100
     assert place.json(*score, "three.parquet", "--merge") == {**whole, "out": "three.parquet"}
@@ -261,7 +261,7 @@ def test_workers_and_shards_of_a_fit_give_the_bytes_of_one_process(
     place.run(*fit, "two.leery", "--workers", "2")
     place.run(*fit, "three.leery", "--shard", "2/2")
     lacking = place.run(*fit, "three.leery", "--merge", code=1)
-    assert "expected parts 1-6 in three.leery.parts/learned, got none of number 1-3; " in (lacking)
+    assert "expected parts 1-6 in three.leery.parts/learned, got no file for 1-3; " in (lacking)
     place.run(*fit, "other.leery", "--shard", "1/2")
     place.run(*fit, "three.leery", "--merge", "--parts", "other.leery.parts")
     one = (place.folder / "one.leery").read_bytes()
@@ -281,7 +281,7 @@ def test_workers_and_shards_of_a_fit_give_the_bytes_of_one_process(
         (["--resume", "--merge"], "expected --merge alone, got --resume too"),
         (["--parts", "a.parts"], "expected --parts with --merge, got it without"),
         (["--merge", "--parts", "a.parts"], "expected the parts of a run in a.parts, got none"),
-        (["--merge"], "expected parts 1-1 in no.csv.parts, got none of number 1"),
+        (["--merge"], "expected parts 1-1 in no.csv.parts, got no file for 1"),
         (["--workers", "0"], "expected at least 1 worker, got 0"),
     ],
 )

@@ -47,7 +47,7 @@ class Namespaces:
         self._folder, self._names = folder, [f"leery-{os.getpid()}-{n}" for n in range(COUNT)]
         self.address, self.enter = "10.77.0.1:6379", ["ip", "netns", "exec", self._names[0]]
         token = os.urandom(24).hex()
-        self.environment = {
+        self.environment: Mapping[str, str] = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": token,
             "RAY_worker_niceness": "0",
@@ -89,7 +89,7 @@ class Namespaces:
         head = ["--head", "--port=6379", f"--temp-dir={self._folder}", "--include-dashboard=false"]
         words = head if number == 1 else [f"--address={self.address}"]
         more = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats"]
-        start = [Path(sys.executable).with_name("ray"), "start", own, *words, *more]
+        start = [str(Path(sys.executable).with_name("ray")), "start", own, *words, *more]
         subprocess.run(
             ["ip", "netns", "exec", self._names[number - 1], *start],
             env={**os.environ, **self.environment}, check=True, stdout=subprocess.DEVNULL,
@@ -109,7 +109,7 @@ class Utility:
         from ray.cluster_utils import Cluster  # noqa: PLC0415 - imports Ray
 
         self.enter: list[str] = []
-        self.environment = {"RAY_TMPDIR": folder, "RAY_worker_niceness": "0"}
+        self.environment: Mapping[str, str] = {"RAY_TMPDIR": folder, "RAY_worker_niceness": "0"}
         os.environ.update(self.environment)
         self._made: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         self.address = self._made.address

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from leery.cluster import OnRay
 from leery.data import load
+from leery.errors import InputError
 from tests.cluster.nodes import Nodes, three_nodes
 from tests.conftest import Batch
 
@@ -125,6 +128,12 @@ def test_options_that_do_not_fit_are_refused(
 ) -> None:
     assert error in run(place, "score", *scored("no.csv"), "--ray", "local", *arguments, code=1)
     assert not list(place.glob("no.csv*"))
+
+
+def test_a_function_that_carries_weights_is_refused() -> None:
+    made = partial(np.sum, np.zeros(20_000))
+    with pytest.raises(InputError, match=r"got one that carries 160,\d+ bytes of data; load these"):
+        OnRay(made)
 
 
 @pytest.mark.slow

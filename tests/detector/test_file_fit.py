@@ -61,6 +61,21 @@ class Gathering(Metric):
         return lengths - self.mean
 
 
+class Hiding(Gathering):
+    """The same, in an attribute and a parameter of a module of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Identity()
+        self.scale = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.inner.seen = 0  # type: ignore[assignment]
+
+    def update(self, seen: Observation, labels: Tensor) -> None:
+        super().update(seen, labels)
+        self.inner.seen = self.count  # type: ignore[assignment]
+        self.scale.add_(1)
+
+
 class Passing(Gathering):
     """The same, which passes its sums between processes."""
 
@@ -126,6 +141,10 @@ def test_shards_give_the_detector_of_one_run_and_of_the_images_themselves(
 def test_a_metric_that_gathers_in_attributes_must_pass_them(data: Path) -> None:
     with pytest.raises(InputError, match="'gathering' to keep what update.* changes of count, tot"):
         fit(data, "refused", Gathering()).run()
+    with pytest.raises(
+        InputError, match="got changes of count, inner.seen, scale, total; register buffers"
+    ):
+        fit(data, "hidden", Hiding()).run()
     found = fit(data, "passed", Passing()).run()
     arrays = np.load(data)
     images, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
@@ -168,11 +187,19 @@ def test_files_that_are_not_images_are_skipped_and_counted(tmp_path: Path) -> No
     assert found.accuracy_ is not None
 
 
+def test_an_output_in_the_training_data_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "train" / "a" / "0.png")
+    with pytest.raises(InputError, match="expected an output outside the data .*train, got"):
+        fit(tmp_path / "train", "train/parts", "kl_divergence")
+    assert not (tmp_path / "train" / "parts").exists()
+
+
 def test_a_part_that_is_torn_is_learned_again(data: Path, tmp_path: Path) -> None:
     fit(data, "torn").run_shard(Shard(1, 1))
     torn = min((tmp_path / "torn" / "learned").glob("*.safetensors"))
     torn.write_bytes(torn.read_bytes()[:100])
-    with pytest.raises(InputError, match="expected parts 1-4 in .*learned, got none of number 1;"):
+    with pytest.raises(InputError, match="expected parts 1-4 in .*learned, got no file for 1;"):
         fit(data, "torn").merge()
     fit(data, "torn").run_shard(Shard(1, 2))
     assert fit(data, "torn").merge().accuracy_ is not None

@@ -1,6 +1,7 @@
 """No input is lost or cut without a word: links, odd names, pages, depth, orientation, parquet."""
 
 import io
+import resource
 import struct
 import warnings
 import zlib
@@ -103,6 +104,22 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
         "linked/b.png": "",
         "own/a.png": "",
     }
+
+
+def test_what_the_machine_cannot_do_now_is_no_fault_of_the_file(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(png())
+    sources = Sources([tmp_path], Format())
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        with pytest.raises(InputError, match=r"to read .*a.png, got: Too many open files; run aga"):
+            list(sources.items())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(InputError, match=r"expected .*b.png to stay where it is meanwhile, got no"):
+        list(sources.items())
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "GIF", "WEBP", "PNG"])

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
@@ -29,6 +29,9 @@ from leery.tasks import (
     no_progress,
 )
 
+if TYPE_CHECKING:
+    import ray
+
 __all__ = ["OnRay", "score"]
 
 _BLOCKS_EACH = 32
@@ -36,6 +39,9 @@ _BLOCKS_EACH = 32
 
 _LARGEST = 16
 """Largest number of parts in a block, which counts as progress only once it is finished."""
+
+_HEAVY = 2**16
+"""Largest number of bytes of what is sent to each actor."""
 
 _MOST = 10_000
 """Largest number of blocks, unless they would be larger."""
@@ -107,8 +113,13 @@ class OnRay:
     gpus: float = 0
 
     def __post_init__(self) -> None:
-        """Raise if Ray is not installed."""
+        """Raise if Ray is not installed, or the function carries data.
+
+        Raises:
+            InputError: when one of the two is so.
+        """
         imported("ray", "ray")
+        _check_light(self.make)
 
     def __call__(self, work: Work, parts: Parts, numbers: Sequence[int], advance: Advance) -> None:
         """Compute parts, as :meth:`leery.tasks.Work.compute` does.
@@ -151,20 +162,9 @@ class OnRay:
             InputError: when one would not.
         """
         import ray
-        from ray.exceptions import RayError
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        room, asked = 0, {}
-        for node in ray.nodes():  # type: ignore[no-untyped-call]
-            count = self._room(node) if node["Alive"] else 0
-            room += count
-            if count:
-                where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                task = ray.remote(_facts).options(
-                    num_cpus=self.cpus, num_gpus=self.gpus, scheduling_strategy=where
-                )
-                name = f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
-                asked[name] = task.remote(self.make, parts, Path.cwd())
+        nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        room = sum(map(self._room, nodes))
         if not room and self.actors is None:
             message = (
                 f"expected a cluster with room for an actor of {self.cpus:g} processors and "
@@ -172,15 +172,27 @@ class OnRay:
                 "that the cluster grows"
             )
             raise InputError(message)
-        for address, answer in asked.items():
-            try:
-                found: dict[str, str] = ray.get(answer)
-            except (RayError, LeeryError) as error:
-                reason = _leery_error_in(error) or brief(error)
-                message = f"expected node {address} to do this work, got an error there: {reason}"
-                raise InputError(message) from error
-            _check_facts(address, work.facts, found)
+        with parts.marked() as mark:
+            asked = {
+                f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})": self._ask(node, parts, mark)
+                for node in nodes
+                if self._room(node)
+            }
+            for name, answer in asked.items():
+                _check_facts(name, work.facts, _answered(name, answer))
         return room
+
+    def _ask(self, node: Mapping[str, Any], parts: Parts, mark: str) -> "ray.ObjectRef[Any]":
+        """Begin to find out on a node what its work depends on."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        task = ray.remote(_facts).options(
+            num_cpus=self.cpus,
+            num_gpus=self.gpus,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+        )
+        return task.remote(self.make, parts, mark, Path.cwd())
 
     def _room(self, node: Mapping[str, Any]) -> int:
         """The number of actors for which a node has room."""
@@ -210,11 +222,46 @@ class _Actor:
         return {"number": batch["number"]}
 
 
-def _facts(make: Callable[[], Work], parts: Parts, folder: Path) -> dict[str, str]:
+def _facts(make: Callable[[], Work], parts: Parts, mark: str, folder: Path) -> dict[str, str]:
     """What a node's work depends on, after a check that the folder of the parts is there."""
     _go_to(folder)
-    parts.check_shared()
+    parts.check_shared(mark)
     return dict(make().facts)
+
+
+def _answered(node: str, answer: "ray.ObjectRef[Any]") -> dict[str, str]:
+    """What a node's work depends on, once the node has found out.
+
+    Raises:
+        InputError: when it cannot do the work.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        found: dict[str, str] = ray.get(answer)
+    except (RayError, LeeryError) as error:
+        reason = _leery_error_in(error) or brief(error)
+        message = f"expected node {node} to do this work, got an error there: {reason}"
+        raise InputError(message) from error
+    return found
+
+
+def _check_light(make: Callable[[], Work]) -> None:
+    """Raise if a function carries data that belong in files.
+
+    Raises:
+        InputError: when it does.
+    """
+    from ray import cloudpickle
+
+    size = len(cloudpickle.dumps(make))  # type: ignore[no-untyped-call]
+    if size > _HEAVY:
+        message = (
+            f"expected functions that make classifier and metrics on each node, got one that "
+            f"carries {size:,} bytes of data; load these from a file inside it"
+        )
+        raise InputError(message)
 
 
 def _go_to(folder: Path) -> None:
@@ -232,10 +279,21 @@ def _check_facts(node: str, expected: Mapping[str, str], found: Mapping[str, str
     for name, value in expected.items():
         if found.get(name) != value:
             message = (
-                f"expected the same {name} on every node as here, got others on {node}; copy them "
-                "with their times, or share the folder; classes of your own belong in a module"
+                f"expected the same {name} on every node as here, got others on {node}; "
+                f"{_ADVICE.get(name, 'copy the file there, or share its folder')}"
             )
             raise InputError(message)
+
+
+_ADVICE = {
+    "inputs": "copy the files with their times, or share their folder",
+    "training data": "copy the files with their times, or share their folder",
+    "code and libraries": (
+        "install the same versions there; classes of your own belong in a module that every node "
+        "has"
+    ),
+}
+"""What to do about each of the facts that differ."""
 
 
 @contextmanager
@@ -320,7 +378,7 @@ def _plain_errors() -> Iterator[None]:
         cause = _leery_error_in(error)
         if cause is not None:
             raise cause from error
-        message = f"expected Ray to compute all parts, got {brief(error)}; run again to go on"
+        message = f"expected Ray to compute all parts, got {brief(error)}; resume it to go on"
         raise LeeryError(message) from error
 
 

@@ -13,6 +13,7 @@ from leery.detector import SavedDetector
 from leery.errors import InputError, listed
 from leery.inputs import Format, item_of
 from leery.scoring import row_schema, rows_of
+from leery.tasks import single_threaded
 
 __all__ = ["Scorer"]
 
@@ -30,6 +31,7 @@ class Scorer:
 
     Raises:
         LeeryError: when the detector cannot be loaded.
+        InputError: when a column to keep has the name of a column of the result.
 
     Example:
         >>> scored = images.map_batches(  # doctest: +SKIP
@@ -52,6 +54,12 @@ class Scorer:
     ) -> None:
         self._detector, _ = SavedDetector(Path(file), model, tuple(metrics)).load()
         self._images, self._keep = images, tuple(keep)
+        if twice := {*self._keep} & {*self.schema.names}:
+            message = (
+                f"expected columns to keep of other names than the result's, got {min(twice)!r}; "
+                "rename yours"
+            )
+            raise InputError(message)
         known = self._detector.inputs_
         self._form = replace(form or Format(), shape=known.shape, dtype=known.dtype)
 
@@ -92,9 +100,28 @@ class Scorer:
                 "its name"
             )
             raise InputError(message)
-        images = columns[self._images]
-        values: Iterable[Any] = images if isinstance(images, np.ndarray) else images.to_pylist()
-        scored = rows_of(self._detector, [item_of(value, self._form) for value in values])
+        items = [item_of(value, self._form) for value in _values(columns[self._images])]
+        with single_threaded():
+            scored = rows_of(self._detector, items)
         rows = {name: columns[name] for name in self._keep}
         rows |= {name: scored.column(name).combine_chunks() for name in self.schema.names}
         return pa.record_batch(rows) if isinstance(batch, pa.RecordBatch) else pa.table(rows)
+
+
+def _values(column: np.ndarray | pa.Array | pa.ChunkedArray) -> Iterable[Any]:
+    """The values of a column; lists and tensors of Arrow as arrays of their type of numbers."""
+    if isinstance(column, np.ndarray):
+        return column
+    kind = column.type
+    if isinstance(kind, pa.FixedShapeTensorType):
+        whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        tensors: np.ndarray = whole.to_numpy_ndarray()
+        return tensors
+    while hasattr(kind, "value_type"):
+        kind = kind.value_type
+    # Without it, small integers would come back as large ones, which are not pixels.
+    numbers = kind.to_pandas_dtype() if pa.types.is_primitive(kind) else None
+    return (
+        np.asarray(value, numbers) if isinstance(value, list) else value
+        for value in column.to_pylist()
+    )

@@ -62,6 +62,7 @@ class FileFit:
     def __init__(
         self, detector: Detector, paths: Sequence[Path], form: Format, trained: FitParts
     ) -> None:
+        _check_outside(trained.folder, paths)
         settings = detector._settings  # noqa: SLF001 - same package
         self.detector, self._trained, self._data = detector, trained, _Files(paths, form)
         self._folder = trained.folder / "learned"
@@ -76,7 +77,7 @@ class FileFit:
             classifier,
             [[metric.name, metric.options()] for metric in learning],
             repr(replace(settings, metrics=(), sentinel=None)),
-            *(self._cuts.listing, str(form), self.sizes, str(device_of(detector.model))),
+            *(self._cuts.listing, str(form), self.sizes, device_of(detector.model).type),
         ]
         modules = {type(part).__module__ for part in (*detector.model.modules(), *learning)}
         self.identity = identity_of(facts, {__name__, *modules})
@@ -250,6 +251,18 @@ class _Files:
         return batches(self._paths, self._form)
 
 
+def _check_outside(folder: Path, paths: Sequence[Path]) -> None:
+    """Raise if a folder lies in one that is read.
+
+    Raises:
+        InputError: when it does.
+    """
+    for path in paths:
+        if path.resolve() in folder.resolve().parents:
+            message = f"expected an output outside the data {path}, got {folder}; put it elsewhere"
+            raise InputError(message)
+
+
 def _shape(paths: Sequence[Path], form: Format) -> tuple[int, ...]:
     """The shape of the first image.
 
@@ -298,11 +311,15 @@ def _check_kept(before: Metric, metric: Metric) -> None:
 
 
 def _kept_apart(metric: Metric) -> dict[str, object]:
-    """Contents of the attributes of a metric, and of buffers of its submodules, to compare."""
-    plain = {name: value for name, value in vars(metric).items() if name not in _OF_TORCH}
-    below = {name: buffer for name, buffer in metric.named_buffers() if "." in name}
+    """Contents of all that a metric and its submodules hold but its own buffers, to compare."""
+    every: dict[str, object] = dict(metric.named_parameters())
+    every |= {name: buffer for name, buffer in metric.named_buffers() if "." in name}
+    for prefix, module in metric.named_modules():
+        for name, value in vars(module).items():
+            if name not in _OF_TORCH:
+                every[f"{prefix}.{name}".removeprefix(".")] = value
     found: dict[str, object] = {}
-    for name, value in {**plain, **below}.items():
+    for name, value in every.items():
         try:
             found[name] = pickle.dumps(value)
         # Such as a function without a name; then only another one is noticed.

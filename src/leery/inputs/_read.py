@@ -1,5 +1,7 @@
 """Reading of inputs from any supported source."""
 
+import errno
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -42,6 +44,10 @@ _SIGNATURES = (
 """First bytes of image files."""
 
 _PICTURE_BYTES = 2**28
+
+_OF_THE_FILE = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG})
+"""Errors that reading a file gives each time; others, such as a lost network, may pass."""
+
 _ARRAYS = frozenset({".npy", ".npz"})
 
 
@@ -411,6 +417,9 @@ def _folder_labels(folder: Path, files: Sequence[Path], form: Format) -> dict[Pa
 def _picture(path: Path, form: Format, label: int | None) -> Item:
     name = printable(path)
     try:
+        if not os.path.lexists(path):
+            message = f"expected {name} to stay where it is meanwhile, got no such file; run again"
+            raise InputError(message)
         if not path.is_file():
             what = "a broken link" if path.is_symlink() else "not a regular file"
             return Item(name, None, label, what)
@@ -422,6 +431,12 @@ def _picture(path: Path, form: Format, label: int | None) -> Item:
             return Item(name, None, label, f"more than {_PICTURE_BYTES} bytes")
         return Item(name, form.picture(path.read_bytes()), label)
     except OSError as error:
+        if error.errno not in _OF_THE_FILE:
+            message = (
+                f"expected to read {name}, got: {error.strerror or error}; run again when this "
+                "machine can"
+            )
+            raise InputError(message) from error
         return Item(name, None, label, error.strerror or str(error))
     except UnreadableError as error:
         return Item(name, None, label, str(error), stranger=not _is_picture(path))

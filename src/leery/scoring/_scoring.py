@@ -75,7 +75,7 @@ class Scoring:
         # The output may lie in a folder that is scored.
         own = {out.resolve(), parts_folder(out).resolve()}
         self._cuts = Cuts(paths, form, known.shape, without=own)
-        device = str(device_of(detector.model))
+        device = device_of(detector.model).type
         facts = [identity, self._cuts.listing, str(form), self.sizes, device]
         self.identity = identity_of(facts, _modules(detector))
         self.facts = {

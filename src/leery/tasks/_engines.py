@@ -1,5 +1,6 @@
 """Who computes the parts of a computation: this process, or several."""
 
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -136,8 +137,8 @@ def compute_part(make: Callable[[], Work], parts: Parts, numbers: Sequence[int])
         work = _MADE.setdefault(parts.identity, make())
     if work.identity != parts.identity:
         message = (
-            "expected the same files, code and libraries in every process, got others for "
-            f"{parts.folder}; run the command again"
+            f"expected the same files, code and libraries in every process, got others on "
+            f"{platform.node()} for {parts.folder}; make them the same there and run again"
         )
         raise InputError(message)
     work.compute(parts, numbers, lambda _rows: None)

@@ -82,14 +82,24 @@ class Parts:
     suffix: str
     others: Sequence[Path] = ()
 
-    def check_shared(self) -> None:
-        """Raise unless this process sees the folder, which another one has opened.
+    @contextmanager
+    def marked(self) -> Iterator[str]:
+        """Keep a file in the folder for a block, whose name another process can look for."""
+        mark = self.folder / f".mark.{os.urandom(8).hex()}"
+        mark.touch()
+        try:
+            yield mark.name
+        finally:
+            mark.unlink(missing_ok=True)
+
+    def check_shared(self, mark: str) -> None:
+        """Raise unless this process sees the folder that another one has marked.
 
         Raises:
             InputError: when it does not see it.
             OutputError: when it cannot write into it.
         """
-        if not (self.folder / _MANIFEST).is_file():
+        if not (self.folder / mark).is_file():
             message = (
                 f"expected {self.folder.resolve()} to be a folder that all machines share, got "
                 "none on this one; put the output on a shared file system"
@@ -130,7 +140,7 @@ class Parts:
         missing = [number for number, file in found.items() if file is None]
         if missing:
             message = (
-                f"expected parts 1-{len(self.rows)} in {self.folder}, got none of number "
+                f"expected parts 1-{len(self.rows)} in {self.folder}, got no file for "
                 f"{_ranges(missing)}; run the shards again, each computes what it lacks"
             )
             raise InputError(message)
@@ -224,8 +234,8 @@ def _begin(folder: Path, identity: str, suffix: str, *, resume: bool, shared: bo
         return
     if _manifest(folder).get(_SHARED):
         message = (
-            f"expected to go on with the parts that shards left in {folder}, got neither --merge "
-            "nor --resume; pass one, or remove the folder to start over"
+            f"expected --merge or --resume, because shards left parts in {folder}, got neither; "
+            "pass one, or remove the folder to start over"
         )
         raise InputError(message)
     for part in folder.glob(f"*{suffix}"):

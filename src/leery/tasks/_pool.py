@@ -56,7 +56,7 @@ class Workers:
         except BrokenProcessPool as error:
             message = (
                 "expected all worker processes to finish, got one that died (out of memory, or "
-                "killed); run the command again to resume"
+                "killed); run again, with --resume where there is one"
             )
             raise LeeryError(message) from error
 
