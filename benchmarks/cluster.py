@@ -64,12 +64,14 @@ class Watch:
     """What the processes below this one use, sampled while a block runs.
 
     Attributes:
-        seconds: processor seconds of each process, by its command.
-        memory: largest proportional set size of all together, in bytes, of each sample.
+        seconds: processor seconds of each process.
+        names: the commands that each process has gone by; Ray renames its workers.
+        memory: time of each sample, and proportional set size of all processes in bytes.
     """
 
-    seconds: dict[tuple[int, str], float] = field(default_factory=dict)
-    memory: list[int] = field(default_factory=list)
+    seconds: dict[int, float] = field(default_factory=dict)
+    names: dict[int, set[str]] = field(default_factory=dict)
+    memory: list[tuple[float, int]] = field(default_factory=list)
 
     def sample(self, *, memory: bool) -> None:
         """Look at all processes below this one."""
@@ -79,22 +81,27 @@ class Watch:
             try:
                 name = (folder / "cmdline").read_text().replace("\0", " ").strip()
                 fields = (folder / "stat").read_text().rpartition(")")[2].split()
-                self.seconds[process, name] = (int(fields[11]) + int(fields[12])) / TICK
+                self.seconds[process] = (int(fields[11]) + int(fields[12])) / TICK
+                self.names.setdefault(process, set()).add(name)
                 if memory:
                     rows = (folder / "smaps_rollup").read_text().splitlines()
                     total += next(int(row.split()[1]) for row in rows if row.startswith("Pss:"))
             except OSError:
                 # It has just ended.
                 continue
-        self.memory.append(1024 * total)
+        self.memory.append((time.monotonic(), 1024 * total))
 
     def of(self, *names: str, other: bool = False) -> float:
         """Processor seconds of the processes whose command has one of the names, or has none."""
         return sum(
             seconds
-            for (_, command), seconds in self.seconds.items()
-            if any(name in command for name in names) != other
+            for process, seconds in self.seconds.items()
+            if any(name in " ".join(self.names[process]) for name in names) != other
         )
+
+    def memory_between(self, start: float, end: float) -> int:
+        """Median of the memory of all processes together in a stretch of time, in bytes."""
+        return int(np.median([size for moment, size in self.memory if start <= moment <= end]))
 
 
 def below(top: int) -> Iterator[int]:
@@ -140,6 +147,7 @@ def environment(session: str) -> dict[str, str]:
         "RAY_TMPDIR": session,
         # Its statistics tell what went through the object store.
         "RAY_BACKEND_LOG_LEVEL": "info",
+        "RAY_event_stats_print_interval_ms": "1000",
     }
 
 
@@ -159,7 +167,8 @@ class Trial:
         """The commands that run at the same time."""
         score = [sys.executable, "-m", "leery", "score", *words]
         if self.kind == "actors":
-            return [[*score, "--ray", "local", "--actors", str(self.count)]]
+            # A shard of one keeps its parts, as the others do.
+            return [[*score, "--ray", "local", "--actors", str(self.count), "--shard", "1/1"]]
         return [
             [*score, "--workers", "1", "--shard", f"{number}/{self.count}"]
             for number in range(1, self.count + 1)
@@ -171,30 +180,24 @@ def score(place: Path, trial: Trial, model: str, parts: int, *, memory: bool = F
     out = place / "scores.parquet"
     words = ["guard.leery", "inputs.npy", "--out", out.name, "--model", f"cluster:{model}"]
     start, finished = time.monotonic(), [0.0, 0.0]
-    with TemporaryDirectory(prefix="r", dir="/tmp") as session, watched(memory=memory) as watch:
-        running = [
-            subprocess.Popen(  # noqa: S603 - ours
-                command, cwd=place, env=environment(session), stdout=subprocess.DEVNULL
-            )
-            for command in trial.commands(words)
-        ]
+    session_of = TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True)
+    with session_of as session, watched(memory=memory) as watch:
         first = 0
-        while any(process.poll() is None for process in running):
-            time.sleep(0.05)
-            count = len(list((place / f"{out.name}.parts").glob("0*.parquet")))
-            if count and not first:
-                finished[0], first = time.monotonic(), count
-            if count == parts and not finished[1]:
-                finished[1] = time.monotonic()
-        assert not any(process.returncode for process in running)
-        stored = stored_bytes(Path(session))
-    if trial.kind == "processes":
-        merge = [sys.executable, "-m", "leery", "score", *words, "--merge"]
-        subprocess.run(  # noqa: S603 - ours
-            merge, cwd=place, env=environment("/nowhere"), check=True, stdout=-3
-        )
-    whole = time.monotonic() - start
-    computing = ("ray::MapWorker",) if trial.kind == "actors" else ("--shard",)
+        with started(trial.commands(words), place, session) as running:
+            while any(process.poll() is None for process in running):
+                time.sleep(0.05)
+                count = len(list((place / f"{out.name}.parts").glob("0*.parquet")))
+                if count and not first:
+                    finished[0], first = time.monotonic(), count
+                if count == parts and not finished[1]:
+                    finished[1] = time.monotonic()
+        whole = time.monotonic() - start
+        stored = stored_bytes(Path(session)) if trial.kind == "actors" else 0
+    merge = [sys.executable, "-m", "leery", "score", *words, "--merge"]
+    subprocess.run(  # noqa: S603 - ours
+        merge, cwd=place, env=environment("/nowhere"), check=True, stdout=subprocess.DEVNULL
+    )
+    computing = ("ray::MapWorker",) if trial.kind == "actors" else ("--workers 1",)
     return {
         "kind": trial.kind,
         "count": trial.count,
@@ -205,13 +208,38 @@ def score(place: Path, trial: Trial, model: str, parts: int, *, memory: bool = F
         "driver seconds": watch.of("--ray local"),
         "other seconds": watch.of(*computing, "--ray local", other=True),
         "stored bytes per part": stored / parts,
-        "memory": float(np.percentile(watch.memory, 90)) if memory else None,
+        "memory": watch.memory_between(*finished) if memory else None,
         "sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
     }
 
 
+@contextmanager
+def started(
+    commands: list[list[str]], place: Path, session: str
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes for a block, after which each must have ended without an error."""
+    running = [
+        subprocess.Popen(  # noqa: S603 - ours
+            command, cwd=place, env=environment(session), stdout=subprocess.DEVNULL
+        )
+        for command in commands
+    ]
+    try:
+        yield running
+    finally:
+        for process in running:
+            process.terminate()
+            process.wait()
+    if failed := [process.args for process in running if process.returncode]:
+        message = f"expected each process to end well, got an error of {failed}"
+        raise RuntimeError(message)
+
+
 def stored_bytes(session: Path) -> int:
-    """How many bytes went through the object store, as its own record says."""
+    """How many bytes were put into the object store, as its own record says.
+
+    What is below 100 KB goes with a message instead, and is not part of this record.
+    """
     files = session.glob("ray/session_2*/logs/raylet.out")
     told = [
         int(line.rpartition(":")[2])
@@ -219,7 +247,7 @@ def stored_bytes(session: Path) -> int:
         for line in file.read_text().splitlines()
         if line.startswith("- num bytes created total:")
     ]
-    return max(told, default=0)
+    return max(told)
 
 
 def prepared(place: Path, model: nn.Module, images: np.ndarray, count: int) -> int:

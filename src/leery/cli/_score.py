@@ -59,7 +59,7 @@ def score(
 ) -> None:
     """Write a row for each input: predicted class, score, p-value, verdict, every metric.
 
-    Memory does not grow with the number of inputs. An input that cannot be read gets a row with the
+    Only a few inputs are in memory at a time. An input that cannot be read gets a row with the
     reason; the exit code is then 3. The rows are the same, byte for byte, however many processes or
     shards score them.
 
