@@ -1,17 +1,18 @@
 """Three nodes of Ray on this machine, each with one processor."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
-__all__ = ["Nodes", "three_nodes"]
+__all__ = ["Namespaces", "Nodes", "actors_among", "processes_below", "three_nodes"]
 
 COUNT = 3
 
@@ -34,6 +35,9 @@ class Nodes(Protocol):
 
     def restore(self) -> None:
         """Start the node that was killed again."""
+
+    def processes(self) -> Iterator[int]:
+        """All processes of the nodes."""
 
 
 class Namespaces:
@@ -74,24 +78,38 @@ class Namespaces:
     def kill_one(self) -> None:
         self._kill(self._names[-1])
 
-    def restore(self) -> None:
-        self._start_node(COUNT)
+    def restore(self, *mount: str) -> None:
+        """Start the node that was killed again, after a mount that only it sees, if one is given.
+
+        Args:
+            mount: arguments of the command ``mount``.
+        """
+        self._start_node(COUNT, mount)
+
+    def processes(self) -> Iterator[int]:
+        """All processes of the nodes."""
+        for name in self._names:
+            yield from map(int, _ip("netns", "pids", name).split())
 
     def end(self) -> None:
-        """End all nodes and remove the namespaces."""
+        """End all nodes and remove the namespaces, as far as they were made."""
         for name in self._names:
-            self._kill(name)
-            _ip("netns", "delete", name)
+            with suppress(subprocess.CalledProcessError):
+                self._kill(name)
+                _ip("netns", "delete", name)
 
-    def _start_node(self, number: int) -> None:
+    def _start_node(self, number: int, mount: tuple[str, ...] = ()) -> None:
         """Start the node of a number, from 1; the first one is the head."""
         own = f"--node-ip-address=10.77.0.{number}"
         head = ["--head", "--port=6379", f"--temp-dir={self._folder}", "--include-dashboard=false"]
         words = head if number == 1 else [f"--address={self.address}"]
         more = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats"]
         start = [str(Path(sys.executable).with_name("ray")), "start", own, *words, *more]
+        # What a command there mounts is seen by its own processes only.
+        script = f"mount {shlex.join(mount)} && exec {shlex.join(start)}"
+        words_there = ["sh", "-c", script] if mount else start
         subprocess.run(
-            ["ip", "netns", "exec", self._names[number - 1], *start],
+            ["ip", "netns", "exec", self._names[number - 1], *words_there],
             env={**os.environ, **self.environment}, check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
 
@@ -110,6 +128,7 @@ class Utility:
 
         self.enter: list[str] = []
         self.environment: Mapping[str, str] = {"RAY_TMPDIR": folder, "RAY_worker_niceness": "0"}
+        self._before = dict(os.environ)
         os.environ.update(self.environment)
         self._made: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         self.address = self._made.address
@@ -125,9 +144,15 @@ class Utility:
     def restore(self) -> None:
         self._made.add_node(num_cpus=1)
 
+    def processes(self) -> Iterator[int]:
+        """All processes of the nodes."""
+        yield from processes_below(os.getpid())
+
     def end(self) -> None:
         """End all nodes."""
         self._made.shutdown()
+        os.environ.clear()
+        os.environ.update(self._before)
 
 
 @contextmanager
@@ -146,3 +171,25 @@ def _ip(*words: str) -> str:
     """What the command ``ip`` says."""
     done = subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
     return done.stdout
+
+
+def actors_among(processes: Iterator[int]) -> Iterator[int]:
+    """Those of some processes that are actors of Ray Data."""
+    for process in processes:
+        with suppress(OSError):
+            if b"ray::MapWorker" in Path(f"/proc/{process}/cmdline").read_bytes():
+                yield process
+
+
+def processes_below(top: int) -> Iterator[int]:
+    """The processes that a process has started, directly or not."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if top in _above(int(folder.name)):
+                yield int(folder.name)
+
+
+def _above(process: int) -> list[int]:
+    """The processes that have started a process, directly or not."""
+    parent = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    return [parent, *(_above(parent) if parent > 1 else ())]
