@@ -3,17 +3,20 @@
     python benchmarks/cluster.py speed [--images 16000] [--rounds 3]
     python benchmarks/cluster.py memory
     python benchmarks/cluster.py sizing
+    python benchmarks/cluster.py scale
 
 speed: a ResNet-18 of 64 x 64 pixels and a detector score the same images with one and two plain
 processes (a shard each) and with one and two actors, in turn, one thread each. memory: the memory
 of all processes of Ray together (proportional set size), by number of small rows. sizing: how long
-three kinds of inputs take, as predicted from an eighth and a quarter of them, and as measured. The
-tables go to docs/results/cluster.
+three kinds of inputs take, as predicted from an eighth and a quarter of them, and as measured.
+scale: what an image, a reference point, a row and a file cost, from which the guide estimates a
+task of 10^9 images. The tables go to docs/results/cluster.
 """
 
 import argparse
 import hashlib
 import importlib
+import io
 import json
 import os
 import platform
@@ -21,6 +24,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,14 +34,17 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from leery import RECOMMENDED_METRICS, Detector
 from leery.classifiers import pretrained
 from leery.data import load
-from leery.inputs import rows_at_once
+from leery.inputs import Cuts, Format, rows_at_once
+from leery.metrics import NearestNeighbours
 from models import ResNet18, waves
 
 RESULTS = Path("docs/results/cluster")
@@ -386,10 +393,133 @@ def seconds_of(place: Path, inputs: str, model: str) -> float:
     return time.monotonic() - start
 
 
+class Wide(nn.Module):
+    """A ResNet-18 whose last layer has 2,048 features, as that of a ResNet-50 has."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.body = ResNet18(classes=FEATURES)
+        self.dropout, self.last = nn.Dropout(0.5), nn.Linear(FEATURES, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.last(self.dropout(self.body(images).relu()))  # type: ignore[no-any-return]
+
+
+FEATURES, POINTS, LARGE = 2048, 1280, 224
+"""Features of a reference point, points of each class as in ImageNet, and pixels of a side."""
+
+
+def few() -> nn.Module:
+    """A wide classifier of ten classes, drawn at seed 0."""
+    torch.manual_seed(0)
+    return Wide(10).eval()
+
+
+def many() -> nn.Module:
+    """A wide classifier of forty classes, drawn at seed 0."""
+    torch.manual_seed(0)
+    return Wide(40).eval()
+
+
+def scale() -> Iterator[Row]:
+    """What single things cost, from which the guide estimates a very large task."""
+    for name, classes in (("few", 10), ("many", 40)):
+        with TemporaryDirectory() as folder:
+            place, taken = Path(folder), {}
+            large_guard(place, name, classes)
+            for count in (64, 320):
+                sizes = jpegs(place / f"{count}.parquet", count)
+                taken[count] = spent(place, f"{count}.parquet", name)
+            seconds = (taken[320].seconds - taken[64].seconds) / 256
+            yield {"what": "seconds for an image", "points": classes * POINTS, "value": seconds}
+            size = taken[320].bytes
+            yield {"what": "bytes of a process", "points": classes * POINTS, "value": size}
+    yield {"what": "bytes of a JPEG", "value": sizes / 320}
+    with TemporaryDirectory() as folder:
+        place, rows = Path(folder), np.random.default_rng(0).random((1_000_000, 8), np.float32)
+        prepared(place, small(), rows, len(rows))
+        spent(place, "inputs.npy", "small", "--shard", "1/1")
+        merging = spent(place, "inputs.npy", "small", "--merge")
+        yield {"what": "seconds to merge a row", "value": merging.seconds / len(rows)}
+        size = (place / "scores.parquet").stat().st_size
+        yield {"what": "bytes of a row", "value": size / len(rows)}
+    with TemporaryDirectory() as folder:
+        place = Path(folder)
+        (place / "many").mkdir()
+        for number in range(LISTED):
+            (place / "many" / f"{number:09d}.png").touch()
+        tracemalloc.start()
+        start = time.monotonic()
+        kept = Cuts([place / "many"], Format(), (3, LARGE, LARGE))
+        yield {"what": "seconds to list a file", "value": (time.monotonic() - start) / LISTED}
+        yield {
+            "what": "bytes of a listed file",
+            "value": tracemalloc.get_traced_memory()[0] / LISTED,
+        }
+        tracemalloc.stop()
+        del kept
+
+
+LISTED = 100_000
+"""Number of files in a folder that is listed."""
+
+
+def large_guard(place: Path, name: str, classes: int) -> None:
+    """Write a detector with many reference points of many features into a folder."""
+    torch.manual_seed(1)
+    model = getattr(importlib.import_module("cluster"), name)()
+    nearest = NearestNeighbours(references=None)
+    made = Detector(model, metrics=("energy", "predictive_entropy", nearest), passes=20)
+    images = waves(2 * classes, LARGE)
+    made.fit(images, torch.arange(2 * classes) % classes)
+    # The time does not depend on what the points are.
+    fitted = made.metrics_["nearest_neighbours"]
+    fitted.points = torch.randn(classes * POINTS, FEATURES)
+    fitted.counts = torch.full((classes,), POINTS)
+    made.calibrate(waves(100, LARGE), fpr=0.05).save(place / "guard.leery")
+
+
+def jpegs(path: Path, count: int) -> int:
+    """Write images as a Parquet file of JPEGs, and return their bytes together."""
+    torch.manual_seed(2)
+    encoded = []
+    for image in (waves(count, LARGE) * 255).round().byte().permute(0, 2, 3, 1).numpy():
+        stream = io.BytesIO()
+        Image.fromarray(image).save(stream, "JPEG", quality=90)
+        encoded.append(stream.getvalue())
+    pq.write_table(pa.table({"images": encoded}), path)
+    return sum(map(len, encoded))
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds, and the largest resident set size in bytes, of a process."""
+
+    seconds: float
+    bytes: int
+
+
+def spent(place: Path, inputs: str, model: str, *more: str) -> Spent:
+    """What it takes one process to score inputs."""
+    words = ["guard.leery", inputs, "--out", "scores.parquet", "--model", f"cluster:{model}"]
+    single = [] if "--merge" in more else ["--workers", "1"]
+    start = time.monotonic()
+    process = subprocess.Popen(  # noqa: S603 - ours
+        [sys.executable, "-m", "leery", "score", *words, *single, *more],
+        cwd=place,
+        env=environment("/nowhere"),
+        stdout=subprocess.DEVNULL,
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0
+    return Spent(time.monotonic() - start, 1024 * usage.ru_maxrss)
+
+
 TABLES: Mapping[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "speed": lambda options: speed(options.images, options.rounds),
     "memory": lambda _options: memory(),
     "sizing": lambda _options: sizing(),
+    "scale": lambda _options: scale(),
 }
 
 
