@@ -116,6 +116,26 @@ def test_any_number_of_actors_gives_them(place: Path, actors: str) -> None:
 
 
 @pytest.mark.slow
+def test_the_function_gives_them_and_keeps_the_cluster_of_the_caller(place: Path) -> None:
+    script = """
+import ray
+from pathlib import Path
+from leery.cluster import score
+from net import make
+ray.init("local", num_cpus=2, include_dashboard=False)
+done = score(Path("guard.leery"), make, [Path("digits.npy")], Path("api.parquet"), actors=(1, 2))
+assert ray.is_initialized()
+print(done.rows)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=place, env=environment(), check=True,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.endswith("5000\n")
+    assert sum_of(place / "api.parquet") == sum_of(place / "one.parquet")
+
+
+@pytest.mark.slow
 def test_a_fit_on_ray_gives_the_bytes_of_one_process(place: Path) -> None:
     run(place, "fit", *data(), "--out", "ray.leery", "--ray", "local", "--actors", "2")
     assert sum_of(place / "ray.leery") == sum_of(place / "guard.leery")
@@ -135,6 +155,25 @@ def test_options_that_do_not_fit_are_refused(
 ) -> None:
     assert error in run(place, "score", *scored("no.csv"), "--ray", "local", *arguments, code=1)
     assert not list(place.glob("no.csv*"))
+
+
+def test_ray_is_imported_only_where_it_is_asked_for(place: Path) -> None:
+    script = """
+import sys, leery.cluster
+from leery.__main__ import main
+try:
+    main()
+finally:
+    print("imported:", sorted({name.partition(".")[0] for name in sys.modules} & {"ray"}))
+"""
+    for arguments in (scored("here.csv"), (*scored("no.csv"), "--ray", "nowhere:1")):
+        done = subprocess.run(
+            [sys.executable, "-c", script, "score", *arguments, "--json"], cwd=place,
+            env=environment(), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        asked = "--ray" in arguments
+        assert done.returncode == int(asked), done.stderr
+        assert done.stdout.endswith("imported: ['ray']\n" if asked else "imported: []\n")
 
 
 def test_a_function_that_carries_weights_is_refused() -> None:
