@@ -131,7 +131,8 @@ print(done.rows)
         [sys.executable, "-c", script], cwd=place, env=environment(), check=True,
         capture_output=True, text=True,
     )  # fmt: skip
-    assert done.stdout.endswith("5000\n")
+    # Ray tells more after it.
+    assert done.stdout.startswith("5000\n")
     assert sum_of(place / "api.parquet") == sum_of(place / "one.parquet")
 
 
