@@ -200,7 +200,7 @@ def test_the_numbers_in_the_text_of_threats_are_those_of_its_tables() -> None:
     said = " ".join((ROOT / "docs" / "threats.md").read_text().split())
     for sentence in (
         f"it stays right on [{robust.share['suite']:.2f} of the images]",
-        f"the proof covers {table['proved share'][plain]:.2f} of the images here, "
+        f"the proof covers {table['proved share'][plain]:.2f} of the images, "
         f"{table['proved share'][hardened]:.2f} on the hardened classifier",
         f"It held on {table['classifier share']['default']:.2f} of the digits",
         f"Once the detector gets out, it holds on {table['guard share']['default']:.2f}",
