@@ -194,6 +194,7 @@ def test_the_numbers_in_the_text_of_threats_are_those_of_its_tables() -> None:
     robust = pd.read_csv(results / "robust.csv").set_index("attack")
     queries = pd.read_csv(results / "queries.csv").set_index(["guard", "attack"])
     own = queries.share["default", "on a detector of one's own"]
+    squares = queries.share["default", "random squares on the score"]
     certified = 100 - table["proved share"] * 100
     evaded = 100 - table["guard share"] * 100
     plain, hardened = "with sentinel", "hardened, with sentinel"
@@ -206,7 +207,8 @@ def test_the_numbers_in_the_text_of_threats_are_those_of_its_tables() -> None:
         f"Once the detector gets out, it holds on {table['guard share']['default']:.2f}",
         f"{certified[plain]:.0f} for the plain and {certified[hardened]:.0f} for the hardened",
         f"evade the guard starting from {evaded[plain]:.0f} and {evaded[hardened]:.0f} of them",
-        f"From {own:.2f} of the 50 images, they do",
+        f"For {own:.2f} of the 50 images one of them gets through",
+        f"who see them evade it on [{squares:.2f} of 50 images]",
     ):
         assert sentence in said
     planted = pd.read_csv(results / "active.csv")
