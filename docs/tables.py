@@ -690,7 +690,7 @@ def hardened_table() -> str:
     rows = [
         [
             f"{norms[row['norm']]} {row['epsilon']:g}",
-            f"{row['rejected']:.0%}",
+            f"{row['rejected'] * 100:.0f} %",
             f"{row['steps']:,}, {row['restarts']}",
             f"{row['robust error']:.3f}",
             _interval(row),
@@ -726,7 +726,7 @@ def robust_table() -> str:
     """Robust accuracy of the hardened classifier under the suite and under plain PGD."""
     rows = [
         [
-            *(str(row[name]) for name in ("attack", "steps", "restarts")),
+            *(str(row["attack"]), f"{row['steps']:,}", str(row["restarts"])),
             f"{row['share']:.3f} ({row['low']:.3f} to {row['high']:.3f})",
         ]
         for row in adaptive("robust").to_dict("records")

@@ -1,6 +1,7 @@
 """The objectives of attackers who know the detector."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -185,9 +186,24 @@ def test_the_orthogonal_attack_goes_on_where_both_gradients_are_parallel(
 
 def test_the_false_alarm_attack_keeps_the_class(digit_net: nn.Module, some: Batch) -> None:
     images, labels = some
-    made = PGD(0.1, steps=20, objective=lambda m: FalseAlarm(m, excess))(digit_net, images, labels)
-    assert torch.equal(digit_net(made).argmax(1), labels)
-    assert bool((excess(made) > excess(images)).all())
+
+    def score(made: Tensor) -> Tensor:
+        # Grows most where the class changes.
+        logits: Tensor = digit_net(made)
+        return logits.gather(1, ((labels + 1) % 10).unsqueeze(1)).squeeze(1)
+
+    class Careless(FalseAlarm):
+        def value(self, images: Tensor, labels: Tensor) -> Tensor:
+            del labels
+            return score(images)
+
+    kept, changed = (
+        PGD(0.2, steps=20, objective=partial(kind, excess=score))(digit_net, images, labels)
+        for kind in (FalseAlarm, Careless)
+    )
+    assert bool((digit_net(changed).argmax(1) != labels).any())
+    assert torch.equal(digit_net(kept).argmax(1), labels)
+    assert bool((score(kept) > score(images)).all())
 
 
 def test_features_are_driven_to_those_of_another_class(digit_net: nn.Module, digits: Batch) -> None:
@@ -214,7 +230,9 @@ def test_features_are_driven_to_those_of_another_class(digit_net: nn.Module, dig
     assert torch.allclose(goal, -(others**2) / scale, rtol=1e-3)
 
 
-def test_a_joint_attack_fools_all_networks(digit_net: nn.Module, digits: Batch) -> None:
+def test_a_joint_objective_adds_the_odds_of_all_networks(
+    digit_net: nn.Module, digits: Batch
+) -> None:
     images, labels = (part[:20] for part in digits)
     other = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval()
     value = Joint(digit_net, helpers=(other,)).value(images, labels)
