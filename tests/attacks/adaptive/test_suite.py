@@ -88,6 +88,21 @@ def test_attacks_of_each_kind_evade_a_weak_guard(target: Target, some: Batch) ->
         )
 
 
+def test_a_constant_score_is_no_obstacle(digit_net: nn.Module, some: Batch) -> None:
+    class Constant(Unsure):
+        def differentiable_score(self, images: Tensor) -> Tensor:
+            return torch.zeros(len(images))
+
+    images, labels = (part[:5] for part in some)
+    target = Target.of_scorer(Constant(digit_net), 1.0)
+    attacks = adaptive_attacks(target, 0.3, classes=10, steps=50, pool=images)
+    for name in ("selective", "orthogonal", "weighted", "confident"):
+        attack = attacks[name]
+        assert bool(target.evaded_by(attack(digit_net, images, labels), labels).all()), name
+        assert isinstance(attack, GradientAttack)
+        assert indicators(target, attack, images, labels).unlimited == 1.0
+
+
 @pytest.mark.parametrize(("classes", "towards"), [(2, 1), (10, 9), (100, 9)])
 def test_at_most_nine_classes_are_attacked_one_by_one(
     classes: int, towards: int, target: Target
