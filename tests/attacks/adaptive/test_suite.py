@@ -13,7 +13,9 @@ from leery.attacks import FGSM, PGD, Attack, CrossEntropy, GradientAttack
 from leery.attacks._gradient import Climb
 from leery.attacks.adaptive import (
     Decisions,
+    FalseAlarm,
     Selective,
+    SmallestEvasion,
     Target,
     active_test,
     adaptive_attacks,
@@ -101,6 +103,11 @@ def test_a_constant_score_is_no_obstacle(digit_net: nn.Module, some: Batch) -> N
         assert bool(target.evaded_by(attack(digit_net, images, labels), labels).all()), name
         assert isinstance(attack, GradientAttack)
         assert indicators(target, attack, images, labels).unlimited == 1.0
+    alarm = partial(FalseAlarm, excess=target.excess)
+    alarms = PGD(0.3, steps=3, random_start=False, objective=alarm)
+    assert torch.equal(alarms(digit_net, images, labels), images)
+    smallest = SmallestEvasion(target.excess, steps=300)(digit_net, images, labels)
+    assert bool(target.evaded_by(smallest, labels).all())
 
 
 @pytest.mark.parametrize(("classes", "towards"), [(2, 1), (10, 9), (100, 9)])

@@ -55,12 +55,9 @@ class Target:
             score = torch.from_numpy(scorer.score(images))
             return predict(scorer.model, images).cpu(), score - threshold
 
-        def excess(images: Tensor) -> Tensor:
-            found = scorer.differentiable_score(images) - threshold
-            # A score that does not depend on the images has the gradient 0.
-            return found if found.requires_grad else found + 0 * images.flatten(1).sum(1)
-
-        return cls(scorer.model, excess, judge)
+        return cls(
+            scorer.model, lambda images: scorer.differentiable_score(images) - threshold, judge
+        )
 
     def evaded_by(self, images: Tensor, labels: Tensor) -> Tensor:
         """Whether each image is misclassified and not flagged, bool ``(N,)``, on the CPU.
