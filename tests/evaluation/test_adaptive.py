@@ -110,10 +110,13 @@ def test_a_single_image_can_be_attacked(detector: Detector, digits: Batch) -> No
     assert sum(found.by.values()) == found.evaded.estimate
 
 
-def test_images_are_needed_that_the_classifier_gets_right(
-    detector: Detector, digits: Batch
+def test_images_are_needed_that_the_classifier_gets_right_and_the_detector_has_not_seen(
+    detector: Detector, digits: Batch, training_digits: Batch
 ) -> None:
     images, labels = digits[0][1000:1010], digits[1][1000:1010]
+    batches = [(images, labels), (training_digits[0][:10], training_digits[1][:10])]
+    with pytest.raises(InputError, match="learned from, got 10 of 20 that the fit"):
+        evaluate_adaptive(detector, batches, epsilon=0.1, steps=1)
     with pytest.raises(InputError, match="a correctly classified image"):
         evaluate_adaptive(detector, images, (labels + 1) % 10, epsilon=0.1, steps=1)
     with pytest.raises(InputError, match="expected labels, got none"):

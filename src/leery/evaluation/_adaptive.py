@@ -187,7 +187,8 @@ def _right(
         if truth is None:
             message = "expected labels, got none; pass evaluate_adaptive(detector, images, labels)"
             raise InputError(message)
-        learned, count = learned + check_unseen(detector, batch, learned, count), count + len(batch)
+        count += len(batch)
+        learned += check_unseen(detector, batch, learned, count)
         hits = predict(detector.model, batch).cpu() == truth.cpu()
         kept.append((batch[hits], truth.cpu()[hits].long()))
         if sum(len(own) for _, own in kept) >= limit:

@@ -13,7 +13,9 @@ from leery.attacks import FGSM, PGD, Attack, CrossEntropy, GradientAttack
 from leery.attacks._gradient import Climb
 from leery.attacks.adaptive import (
     Decisions,
+    FalseAlarm,
     Selective,
+    SmallestEvasion,
     Target,
     active_test,
     adaptive_attacks,
@@ -86,6 +88,26 @@ def test_attacks_of_each_kind_evade_a_weak_guard(target: Target, some: Batch) ->
         assert torch.equal(
             target.evaded_by(found.images, labels), torch.tensor(found.rows.evaded.to_numpy())
         )
+
+
+def test_a_constant_score_is_no_obstacle(digit_net: nn.Module, some: Batch) -> None:
+    class Constant(Unsure):
+        def differentiable_score(self, images: Tensor) -> Tensor:
+            return torch.zeros(len(images))
+
+    images, labels = (part[:5] for part in some)
+    target = Target.of_scorer(Constant(digit_net), 1.0)
+    attacks = adaptive_attacks(target, 0.3, classes=10, steps=50, pool=images)
+    for name in ("selective", "orthogonal", "weighted", "confident"):
+        attack = attacks[name]
+        assert bool(target.evaded_by(attack(digit_net, images, labels), labels).all()), name
+        assert isinstance(attack, GradientAttack)
+        assert indicators(target, attack, images, labels).unlimited == 1.0
+    alarm = partial(FalseAlarm, excess=target.excess)
+    alarms = PGD(0.3, steps=3, random_start=False, objective=alarm)
+    assert torch.equal(alarms(digit_net, images, labels), images)
+    smallest = SmallestEvasion(target.excess, steps=300)(digit_net, images, labels)
+    assert bool(target.evaded_by(smallest, labels).all())
 
 
 @pytest.mark.parametrize(("classes", "towards"), [(2, 1), (10, 9), (100, 9)])

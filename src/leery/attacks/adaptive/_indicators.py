@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from leery._checks import bounds_like, clamp
 from leery.attacks._gradient import PGD, GradientAttack, gradients_of
 from leery.attacks._objectives import Objective
-from leery.attacks.adaptive._objectives import Joint, margin
+from leery.attacks.adaptive._objectives import Joint, margin, with_gradient
 from leery.attacks.adaptive._target import Target
 from leery.errors import InputError
 from leery.models import device_of, isolated, run_fast
@@ -150,7 +150,8 @@ def _two_values(target: Target, model: nn.Module, images: Tensor, labels: Tensor
 def _finite_gradients(target: Target, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Whether the gradients of margin and excess are finite, bool ``(N,)``."""
     variable = images.detach().requires_grad_()
-    values = margin(run_fast(model, variable), labels), target.excess(variable)
+    excess = with_gradient(target.excess(variable), variable)
+    values = margin(run_fast(model, variable), labels), excess
     found = [
         torch.autograd.grad(value.sum(), variable, allow_unused=True, materialize_grads=True)[0]
         for value in values

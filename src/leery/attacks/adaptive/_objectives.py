@@ -85,6 +85,13 @@ def apart(images: Tensor) -> Tensor:
     return found
 
 
+def with_gradient(excess: Tensor, images: Tensor) -> Tensor:
+    """An excess whose gradient is 0 if it does not depend on the images, as a constant score."""
+    if excess.requires_grad or not images.requires_grad:
+        return excess
+    return excess + 0 * images.flatten(1).sum(1).to(excess)
+
+
 def _unit(gradient: Tensor) -> Tensor:
     """Gradients scaled to length one, ``(N, ...)``; 0 stays 0."""
     # In float64, because squares of small float32 numbers underflow to 0.
@@ -122,7 +129,7 @@ class _Climb:
 
     def calm(self, images: Tensor) -> Tensor:
         """Minus the excess, scaled, float64 ``(N,)``."""
-        return _scaled(-self.excess(apart(images)))
+        return _scaled(-with_gradient(self.excess(apart(images)), images))
 
     def switched(
         self, logits: Tensor, labels: Tensor, goal: Tensor, calm: Tensor
@@ -200,7 +207,7 @@ class Weighted(_Climb):
         The first one is the lack of a wrong class; the others are minus the excesses.
         """
         lack = _lack(self.logits(images, labels), labels)
-        excess = self.excess(apart(images))
+        excess = with_gradient(self.excess(apart(images)), images)
         each = excess.unsqueeze(0) if excess.ndim == 1 else excess
         return _scaled(-lack.relu()), *(_scaled(-part.relu()) for part in each)
 
@@ -306,7 +313,7 @@ class FalseAlarm(_Climb):
     def value(self, images: Tensor, labels: Tensor) -> Tensor:
         """The scaled excess, ``(N,)``; iterates with a wrong class are below all others."""
         wrong = margin(self.logits(images, labels), labels) > 0
-        excess = _scaled(self.excess(apart(images)))
+        excess = _scaled(with_gradient(self.excess(apart(images)), images))
         return torch.where(wrong, excess - _BEHIND, excess)
 
 
