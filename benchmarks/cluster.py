@@ -411,14 +411,24 @@ FEATURES, POINTS, LARGE = 2048, 1280, 224
 
 def few() -> nn.Module:
     """A wide classifier of ten classes, drawn at seed 0."""
-    torch.manual_seed(0)
-    return Wide(10).eval()
+    return spread(10)
 
 
 def many() -> nn.Module:
     """A wide classifier of forty classes, drawn at seed 0."""
+    return spread(40)
+
+
+def spread(classes: int) -> nn.Module:
+    """A wide classifier that predicts each class now and then, as a trained one does."""
     torch.manual_seed(0)
-    return Wide(40).eval()
+    model = Wide(classes).eval()
+    with torch.no_grad():
+        logits = model(waves(64, LARGE))
+        width = logits.std(0)
+        model.last.bias.copy_((model.last.bias - logits.mean(0)) / width)
+        model.last.weight.copy_(model.last.weight / width.unsqueeze(1))
+    return model
 
 
 def scale() -> Iterator[Row]:
@@ -432,17 +442,33 @@ def scale() -> Iterator[Row]:
                 taken[count] = spent(place, f"{count}.parquet", name)
             seconds = (taken[320].seconds - taken[64].seconds) / 256
             yield {"what": "seconds for an image", "points": classes * POINTS, "value": seconds}
-            size = taken[320].bytes
-            yield {"what": "bytes of a process", "points": classes * POINTS, "value": size}
+            for what, size in (
+                ("bytes of a process", taken[320].bytes),
+                ("bytes of the detector's file", (place / "guard.leery").stat().st_size),
+            ):
+                yield {"what": what, "points": classes * POINTS, "value": size}
     yield {"what": "bytes of a JPEG", "value": sizes / 320}
+    yield from merging_costs()
+    yield from listing_costs()
+
+
+def merging_costs() -> Iterator[Row]:
+    """What a row costs when parts are merged, and in the output."""
     with TemporaryDirectory() as folder:
-        place, rows = Path(folder), np.random.default_rng(0).random((1_000_000, 8), np.float32)
-        prepared(place, small(), rows, len(rows))
-        spent(place, "inputs.npy", "small", "--shard", "1/1")
-        merging = spent(place, "inputs.npy", "small", "--merge")
-        yield {"what": "seconds to merge a row", "value": merging.seconds / len(rows)}
+        place, rows = Path(folder), np.random.default_rng(0).random((2_000_000, 8), np.float32)
+        merging = {}
+        for count in (400_000, 2_000_000):
+            prepared(place, small(), rows, count)
+            spent(place, "inputs.npy", "small", "--shard", "1/1")
+            merging[count] = spent(place, "inputs.npy", "small", "--merge").seconds
+        each = (merging[2_000_000] - merging[400_000]) / 1_600_000
+        yield {"what": "seconds to merge a row", "value": each}
         size = (place / "scores.parquet").stat().st_size
-        yield {"what": "bytes of a row", "value": size / len(rows)}
+        yield {"what": "bytes of a row", "value": size / 2_000_000}
+
+
+def listing_costs() -> Iterator[Row]:
+    """What a file costs when a folder is listed."""
     with TemporaryDirectory() as folder:
         place = Path(folder)
         (place / "many").mkdir()

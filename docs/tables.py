@@ -801,6 +801,10 @@ COMPUTERS = {
 """Names of those that compute parts."""
 
 
+STORED = "bytes per part in the object store"
+"""Heading of a column."""
+
+
 def cluster_speed_table() -> str:
     """Speed and costs of actors and of plain processes, medians over the rounds."""
     known = cluster("speed").drop(columns=["sha256", "round", "memory"])
@@ -813,11 +817,12 @@ def cluster_speed_table() -> str:
             f"{row['start-up seconds']:.0f} s",
             f"{row['computing seconds']:.0f} s",
             f"{row['driver seconds'] + row['other seconds']:.0f} s",
+            f"{row['stored bytes per part']:.0f}",
         ]
         for computer, row in median.iterrows()
     ]
     names = ["computed by", "relative speed", "until the first part"]
-    return _table([*names, "processor time of parts", "of driver and Ray"], rows)
+    return _table([*names, "processor time of parts", "of driver and Ray", STORED], rows)
 
 
 def cluster_memory_table() -> str:
@@ -865,6 +870,8 @@ def estimate_table() -> str:
     memory = by_points["bytes of a process"]
     point = (memory[most] - memory[least]) / (most - least)
     process = memory[least] + point * (REFERENCE - least)
+    files = by_points["bytes of the detector's file"]
+    stored = (files[most] - files[least]) / (most - least)
     each = by_points["seconds for an image"][most]
     processes = int(min(PROCESSORS, MEMORY // process))
     rows = {
@@ -881,7 +888,7 @@ def estimate_table() -> str:
             f"{IMAGES * costs['bytes of a JPEG'] / 1e12:.0f} TB"
         ),
         "detector files read, once for each machine": (
-            f"{MACHINES * point * REFERENCE / 1e12:.1f} TB"
+            f"{MACHINES * stored * REFERENCE / 1e12:.1f} TB"
         ),
         "parts and output written": f"{2 * IMAGES * costs['bytes of a row'] / 1e9:.0f} GB",
         "hours for merging, in one process": (

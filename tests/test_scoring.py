@@ -186,7 +186,7 @@ def test_a_changed_file_in_a_folder_is_noticed(
     cut_off(detector, source, monkeypatch, 1)
     np.save(source, np.zeros((10, 6), np.float32))
     with pytest.raises(
-        InputError, match="run that wrote .*, got others, files changed since, or another"
+        InputError, match="run that wrote .*, got others, files changed since, another"
     ):
         score(detector, source, resume=True)
     assert score(detector, source).rows == 10
@@ -297,7 +297,7 @@ def test_a_shard_of_other_inputs_is_refused(detector: Detector, source: Path) ->
     score_part(detector, source, "1/2")
     np.save(source, np.ones((10, 6), np.float32))
     for again in (partial(score_part, shard="2/2"), merge):
-        with pytest.raises(InputError, match="got others, files changed since, or another version"):
+        with pytest.raises(InputError, match="got others, files changed since, another device, or another version"):
             again(detector, source)
     with pytest.raises(InputError, match="expected the parts of a run in .*, got none; name the"):
         merge(detector, source, "out.parquet", source.parent / "nowhere")
@@ -532,3 +532,27 @@ def test_a_scorer_reads_bytes_of_arrow_as_pixels(
     found = scorer(pa.table({"image": columns}))
     assert found.equals(scorer({"image": pixels}))
     assert found.column("error").null_count == 4
+
+
+def test_a_bad_value_of_arrow_is_the_error_of_its_row(detector: Detector, source: Path) -> None:
+    own = saved(detector, source.parent)
+    rows: list[Any] = [[1] * 6, [1, None, 1, 1, 1, 1], None, [1] * 5]
+    table = pa.table({"image": pa.array(rows, pa.list_(pa.uint8()))})
+    found = Scorer(own.file, own.model)(table)
+    assert [error is None for error in found.column("error").to_pylist()] == [
+        True, False, False, False,
+    ]  # fmt: skip
+
+
+def test_parts_without_a_manifest_are_not_discarded_either(
+    detector: Detector, source: Path
+) -> None:
+    score_part(detector, source, "1/2")
+    parts = source.parent / "out.parquet.parts"
+    (parts / "run.json").unlink()
+    scoring = Scoring(detector, "me", [source], Format(), source.parent / "out.parquet")
+    with pytest.raises(InputError, match="got no file for"):
+        scoring.merge()
+    with pytest.raises(InputError, match="because shards left parts"):
+        scoring.run()
+    assert len(list(parts.glob("0*.parquet"))) == 1

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import secrets
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,8 +113,10 @@ def make_folder(path: Path) -> Path:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
+        # Hidden, since another process may read or check the folder at the same time.
+        probe = path / f".probe.{os.urandom(8).hex()}"
+        probe.touch(exist_ok=False)
+        probe.unlink()
     except OSError as error:
         message = (
             f"expected {path} to be a writable folder, got: {error.strerror or error}; "

@@ -77,7 +77,10 @@ def run_arena(
         raise InputError(message)
     run = _Run(config, out, workers)
     if merge and (lacking := missing_tasks(run.stages)):
-        message = f"expected all parts in {run.folder}, got none of {lacking}; run the shards again"
+        message = (
+            f"expected all parts in {run.folder}, got too few (missing: {lacking}); run the shards "
+            "again"
+        )
         raise InputError(message)
     if not merge:
         run_stages(run.stages, run.clock, workers=run.workers, progress=progress)

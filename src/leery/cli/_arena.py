@@ -13,6 +13,7 @@ import leery
 from leery.cli._groups import with_groups
 from leery.cli._options import (
     INCOMPLETE,
+    WAITING,
     DataDir,
     Dataset,
     Seed,
@@ -143,7 +144,7 @@ def arena(
             lacking = run_arena_shard(config, folder, own, workers=workers, progress=True)
             console.print(_said(own, lacking))
             if lacking is not None:
-                raise typer.Exit(INCOMPLETE)
+                raise typer.Exit(WAITING)
             return
         tables = run_arena(config, folder, workers=workers, progress=True, merge=merge)
     board = summary(tables["leaderboard"])

@@ -244,7 +244,7 @@ class ShareOptions:
             "--ray": self.ray is not None,
             "--parts": bool(self.parts),
             "--actors": self.actors is not None,
-            "--gpus": self.gpus > 0,
+            "--gpus": self.gpus != 0,
         }
         alone = [name for name in ("--shard", "--resume", "--workers", "--ray") if named[name]]
         if self.merge and alone:
@@ -261,6 +261,12 @@ class ShareOptions:
             if named[option] and not is_there:
                 message = f"expected {option} with {needed}, got it without; add {needed}"
                 raise InputError(message)
+        if self.gpus < 0 or (self.gpus > 1 and self.gpus != int(self.gpus)):
+            message = (
+                f"expected a fraction of a GPU or a whole number of GPUs, got {self.gpus:g}; "
+                "correct --gpus"
+            )
+            raise InputError(message)
         return None if self.shard is None else leery.tasks.Shard.parse(self.shard)
 
     def run(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "INCOMPLETE",
+    "WAITING",
     "Attacks",
     "BoundsOption",
     "DataDir",
@@ -52,6 +53,9 @@ __all__ = [
 
 INCOMPLETE = 3
 """The exit code when all is done, but an input could not be read or a detector raised an error."""
+
+WAITING = 4
+"""The exit code of a share that must be run again when other shares are done."""
 
 Dataset = Annotated[
     str,

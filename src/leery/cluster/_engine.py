@@ -40,6 +40,9 @@ _BLOCKS_EACH = 32
 _LARGEST = 16
 """Largest number of parts in a block, which counts as progress only once it is finished."""
 
+_PATIENCE = 600
+"""Seconds within which each node must tell what its work depends on."""
+
 _HEAVY = 2**16
 """Largest number of bytes of what is sent to each actor."""
 
@@ -188,7 +191,8 @@ class OnRay:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         task = ray.remote(_facts).options(
-            num_cpus=self.cpus,
+            # It need not wait until other jobs leave processors.
+            num_cpus=0,
             num_gpus=self.gpus,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
         )
@@ -234,12 +238,19 @@ def _answered(node: str, answer: "ray.ObjectRef[Any]") -> dict[str, str]:
 
     Raises:
         InputError: when it cannot do the work.
+        LeeryError: when it has no time for an answer.
     """
     import ray
-    from ray.exceptions import RayError
+    from ray.exceptions import GetTimeoutError, RayError
 
     try:
-        found: dict[str, str] = ray.get(answer)
+        found: dict[str, str] = ray.get(answer, timeout=_PATIENCE)
+    except GetTimeoutError as error:
+        message = (
+            f"expected node {node} to answer within {_PATIENCE // 60} minutes, got nothing; wait "
+            "for its other jobs, or take the node out of the cluster"
+        )
+        raise LeeryError(message) from error
     except (RayError, LeeryError) as error:
         reason = _leery_error_in(error) or brief(error)
         message = f"expected node {node} to do this work, got an error there: {reason}"
@@ -288,6 +299,7 @@ def _check_facts(node: str, expected: Mapping[str, str], found: Mapping[str, str
 _ADVICE = {
     "inputs": "copy the files with their times, or share their folder",
     "training data": "copy the files with their times, or share their folder",
+    "device": "start the command where the classifier gets the same device as the actors",
     "code and libraries": (
         "install the same versions there; classes of your own belong in a module that every node "
         "has"
@@ -378,7 +390,7 @@ def _plain_errors() -> Iterator[None]:
         cause = _leery_error_in(error)
         if cause is not None:
             raise cause from error
-        message = f"expected Ray to compute all parts, got {brief(error)}; resume it to go on"
+        message = f"expected Ray to compute all parts, got {brief(error)}; run again, resuming"
         raise LeeryError(message) from error
 
 

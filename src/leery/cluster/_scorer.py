@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from leery.detector import SavedDetector
 from leery.errors import InputError, listed
-from leery.inputs import Format, item_of
+from leery.inputs import Format, item_of, rows_at_once
 from leery.scoring import row_schema, rows_of
 from leery.tasks import single_threaded
 
@@ -62,6 +63,8 @@ class Scorer:
             raise InputError(message)
         known = self._detector.inputs_
         self._form = replace(form or Format(), shape=known.shape, dtype=known.dtype)
+        # A batch may be far larger than what fits into memory as model inputs.
+        self._at_once = rows_at_once(known.shape)
 
     @property
     def schema(self) -> pa.Schema:
@@ -100,9 +103,13 @@ class Scorer:
                 "its name"
             )
             raise InputError(message)
-        items = [item_of(value, self._form) for value in _values(columns[self._images])]
+        values = iter(_values(columns[self._images]))
+        tables = [row_schema(self._detector).empty_table()]
         with single_threaded():
-            scored = rows_of(self._detector, items)
+            while several := list(islice(values, self._at_once)):
+                items = [item_of(value, self._form) for value in several]
+                tables.append(rows_of(self._detector, items))
+        scored = pa.concat_tables(tables)
         rows = {name: columns[name] for name in self._keep}
         rows |= {name: scored.column(name).combine_chunks() for name in self.schema.names}
         return pa.record_batch(rows) if isinstance(batch, pa.RecordBatch) else pa.table(rows)
@@ -121,7 +128,13 @@ def _values(column: np.ndarray | pa.Array | pa.ChunkedArray) -> Iterable[Any]:
         kind = kind.value_type
     # Without it, small integers would come back as large ones, which are not pixels.
     numbers = kind.to_pandas_dtype() if pa.types.is_primitive(kind) else None
-    return (
-        np.asarray(value, numbers) if isinstance(value, list) else value
-        for value in column.to_pylist()
-    )
+    return (_array(value, numbers) for value in column.to_pylist())
+
+
+def _array(value: object, numbers: object) -> object:
+    """A list as an array of a type of numbers, if it is one."""
+    try:
+        return np.asarray(value, numbers) if isinstance(value, list) else value  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        # What is wrong with it will be said in its row.
+        return value

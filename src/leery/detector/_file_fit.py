@@ -72,18 +72,19 @@ class FileFit:
         self._start = started(detector.model, settings, first)
         learning = self._start.learning
         _check_merging(learning)
-        classifier = fingerprint(detector.model)
+        classifier, device = fingerprint(detector.model), device_of(detector.model).type
         facts = [
             classifier,
             [[metric.name, metric.options()] for metric in learning],
             repr(replace(settings, metrics=(), sentinel=None)),
-            *(self._cuts.listing, str(form), self.sizes, device_of(detector.model).type),
+            *(self._cuts.listing, str(form), self.sizes, device),
         ]
         modules = {type(part).__module__ for part in (*detector.model.modules(), *learning)}
         self.identity = identity_of(facts, {__name__, *modules})
         self.facts = {
             "classifier": classifier,
             "training data": self._cuts.listing,
+            "device": device,
             "code and libraries": self.identity,
         }
 

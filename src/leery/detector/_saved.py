@@ -46,7 +46,8 @@ class SavedDetector:
 
     def _sum(self) -> str:
         try:
-            return hashlib.sha256(self.file.read_bytes()).hexdigest()
+            with self.file.open("rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError:
             # The error of load() says more.
             return ""

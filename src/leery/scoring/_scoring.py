@@ -81,6 +81,7 @@ class Scoring:
         self.facts = {
             "detector": identity,
             "inputs": self._cuts.listing,
+            "device": device,
             "code and libraries": self.identity,
         }
 

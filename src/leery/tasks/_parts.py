@@ -224,6 +224,9 @@ def _begin(folder: Path, identity: str, suffix: str, *, resume: bool, shared: bo
             not to be resumed and the parts are those of shards.
     """
     manifest = json.dumps({_IDENTITY: identity, _SHARED: shared})
+    if resume and not (folder / _MANIFEST).exists() and any(folder.glob(f"*{suffix}")):
+        # Copied from another machine, so that they must not be discarded without a word.
+        manifest = json.dumps({_IDENTITY: identity, _SHARED: True})
     if resume:
         # Without a manifest, as in a folder into which parts were copied, their names tell whose
         # they are.
@@ -264,8 +267,8 @@ def _check_manifest(folder: Path, identity: str) -> None:
     if _manifest(folder).get(_IDENTITY) != identity:
         message = (
             f"expected the inputs and settings of the run that wrote {folder}, got others, files "
-            "changed since, or another version of the code; pass those, or remove the folder to "
-            "start over"
+            "changed since, another device, or another version of the code; pass those, or remove "
+            "the folder to start over"
         )
         raise InputError(message)
 
