@@ -127,9 +127,13 @@ class _Climb:
         check_labels(labels, len(images), logits.shape[1])
         return logits
 
+    def excess_of(self, images: Tensor) -> Tensor:
+        """The excess of each image, with a gradient apart from that of the classifier."""
+        return with_gradient(self.excess(apart(images)), images)
+
     def calm(self, images: Tensor) -> Tensor:
         """Minus the excess, scaled, float64 ``(N,)``."""
-        return _scaled(-with_gradient(self.excess(apart(images)), images))
+        return _scaled(-self.excess_of(images))
 
     def switched(
         self, logits: Tensor, labels: Tensor, goal: Tensor, calm: Tensor
@@ -207,7 +211,7 @@ class Weighted(_Climb):
         The first one is the lack of a wrong class; the others are minus the excesses.
         """
         lack = _lack(self.logits(images, labels), labels)
-        excess = with_gradient(self.excess(apart(images)), images)
+        excess = self.excess_of(images)
         each = excess.unsqueeze(0) if excess.ndim == 1 else excess
         return _scaled(-lack.relu()), *(_scaled(-part.relu()) for part in each)
 
@@ -313,7 +317,7 @@ class FalseAlarm(_Climb):
     def value(self, images: Tensor, labels: Tensor) -> Tensor:
         """The scaled excess, ``(N,)``; iterates with a wrong class are below all others."""
         wrong = margin(self.logits(images, labels), labels) > 0
-        excess = _scaled(with_gradient(self.excess(apart(images)), images))
+        excess = _scaled(self.excess_of(images))
         return torch.where(wrong, excess - _BEHIND, excess)
 
 
