@@ -1,6 +1,6 @@
 """Actors of Ray beside plain processes, and what Ray itself costs.
 
-    python benchmarks/cluster.py speed [--images 16000] [--rounds 3]
+    python benchmarks/cluster.py speed [--images 60000] [--rounds 2]
     python benchmarks/cluster.py memory
     python benchmarks/cluster.py sizing
     python benchmarks/cluster.py scale
@@ -276,9 +276,15 @@ def speed(images: int, rounds: int) -> Iterator[Row]:
     trials = [Trial(kind, count) for kind in ("processes", "actors") for count in (1, 2)]
     with TemporaryDirectory() as folder:
         parts = prepared(Path(folder), resnet(), pixels, images)
+        results = set()
         for turn in range(rounds):
             for trial in trials:
-                yield {"round": turn, **score(Path(folder), trial, "resnet", parts)}
+                row = score(Path(folder), trial, "resnet", parts)
+                yield {"round": turn, **row}
+                results.add(row["sha256"])
+        if len(results) > 1:
+            message = f"expected equal bytes of all trials, got {len(results)} kinds"
+            raise RuntimeError(message)
 
 
 def memory() -> Iterator[Row]:
@@ -460,7 +466,9 @@ def merging_costs() -> Iterator[Row]:
         for count in (400_000, 2_000_000):
             prepared(place, small(), rows, count)
             spent(place, "inputs.npy", "small", "--shard", "1/1")
-            merging[count] = spent(place, "inputs.npy", "small", "--merge").seconds
+            merging[count] = np.median(
+                [spent(place, "inputs.npy", "small", "--merge").seconds for _turn in range(3)]
+            )
         each = (merging[2_000_000] - merging[400_000]) / 1_600_000
         yield {"what": "seconds to merge a row", "value": each}
         size = (place / "scores.parquet").stat().st_size
@@ -567,8 +575,8 @@ def write(table: str, rows: list[Row]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("table", choices=TABLES)
-    parser.add_argument("--images", type=int, default=16_000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=60_000)
+    parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []

@@ -894,8 +894,9 @@ def estimate_table() -> str:
         "hours for merging, in one process": (
             f"{IMAGES * costs['seconds to merge a row'] / 3600:.1f}"
         ),
-        "memory for the list, if each image were a file": (
-            f"{IMAGES * costs['bytes of a listed file'] / 1e9:.0f} GB for each process"
+        "list of the inputs in each process, if each image were a file": (
+            f"{IMAGES * costs['bytes of a listed file'] / 1e9:.0f} GB, made in "
+            f"{IMAGES * costs['seconds to list a file'] / 3600:.0f} hours"
         ),
     }
     return _table(["what", "estimate"], [[name, value] for name, value in rows.items()])
