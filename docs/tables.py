@@ -794,9 +794,9 @@ def cluster(name: str) -> pd.DataFrame:
 
 COMPUTERS = {
     ("processes", 1): "1 process",
-    ("processes", 2): "2 processes, a share each",
-    ("actors", 1): "1 actor of Ray",
-    ("actors", 2): "2 actors of Ray",
+    ("processes", 2): "2 processes, a shard each",
+    ("actors", 1): "1 Ray actor",
+    ("actors", 2): "2 Ray actors",
 }
 """Names of those that compute parts."""
 
@@ -821,8 +821,8 @@ def cluster_speed_table() -> str:
         ]
         for computer, row in median.iterrows()
     ]
-    names = ["computed by", "relative speed", "until the first part"]
-    return _table([*names, "processor time of parts", "of driver and Ray", STORED], rows)
+    names = ["computed by", "relative speed", "time to the first part"]
+    return _table([*names, "processor time, parts", "processor time, driver and Ray", STORED], rows)
 
 
 def cluster_memory_table() -> str:
@@ -848,7 +848,7 @@ def sizing_table() -> str:
         ]
         for row in cluster("sizing").to_dict("records")
     ]
-    names = ["inputs", "number", "start", "inputs per second", "bytes per row of the output"]
+    names = ["inputs", "number", "start-up", "inputs per second", "bytes per row of the output"]
     return _table([*names, "predicted", "measured"], rows)
 
 

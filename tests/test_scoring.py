@@ -186,7 +186,7 @@ def test_a_changed_file_in_a_folder_is_noticed(
     cut_off(detector, source, monkeypatch, 1)
     np.save(source, np.zeros((10, 6), np.float32))
     with pytest.raises(
-        InputError, match="run that wrote .*, got others, files changed since, another"
+        InputError, match="with which .* was written, got different ones, or a file has changed"
     ):
         score(detector, source, resume=True)
     assert score(detector, source).rows == 10
@@ -227,7 +227,7 @@ def test_inputs_that_change_meanwhile_are_refused(detector: Detector, source: Pa
         np.save(source, np.ones((10, 6), np.float32))
 
     out = source.parent / "out.parquet"
-    with pytest.raises(InputError, match="stay as they are meanwhile, got changed ones; remove"):
+    with pytest.raises(InputError, match="stay unchanged during the run, got changed ones; remove"):
         score_to_file(detector, "me", [source], Format(), out, progress=touch)
     assert not out.exists()
 
@@ -297,7 +297,9 @@ def test_a_shard_of_other_inputs_is_refused(detector: Detector, source: Path) ->
     score_part(detector, source, "1/2")
     np.save(source, np.ones((10, 6), np.float32))
     for again in (partial(score_part, shard="2/2"), merge):
-        with pytest.raises(InputError, match="got others, files changed since, another device"):
+        with pytest.raises(
+            InputError, match="settings, device and versions with which .* got different ones"
+        ):
             again(detector, source)
     with pytest.raises(InputError, match="expected the parts of a run in .*, got none; name the"):
         merge(detector, source, "out.parquet", source.parent / "nowhere")

@@ -155,7 +155,7 @@ PUBLIC = {
     "leery.tasks": """Advance Clock Engine FileTask Parts Processes Progress Shard Task Work Workers
         code_of compute_missing compute_part default_workers
         identity_of missing_tasks no_progress open_parts parts_folder read_seconds run_record
-        run_share run_stages
+        run_shard run_stages
         single_threaded worker_count worker_pool write_seconds""",
     "leery.training": """Augmentation AuxiliaryNetwork AuxiliaryRecipe FitParts MAX_PIXELS Recipe
         SentinelNetwork SentinelRecipe TrainingSet run_epochs saved_tensors

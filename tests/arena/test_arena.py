@@ -498,11 +498,23 @@ def test_shards_of_an_arena_give_its_tables(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     for words, code, said in (
         (["--merge"], 1, "expected the parts of shards in "),
-        (["--shard", "2/2"], 3, "Shard 2/2 waits for others (classifier: 1 of 1 missing); run it"),
-        (["--shard", "1/2"], 3, "Shard 1/2 waits for others (attacks: "),
-        (["--shard", "2/2"], 3, "Shard 2/2 waits for others (detectors: "),
-        (["--merge"], 1, "got none of detectors: "),
-        (["--shard", "1/2"], 0, "Shard 1/2 is done; write the tables with --merge."),
+        (["--shard", "2/2"], 4, "parts of other shards are missing (classifier: 1 of 1); run it"),
+        (
+            ["--shard", "1/2"],
+            4,
+            "Shard 1/2 stopped, because parts of other shards are missing (att",
+        ),
+        (
+            ["--shard", "2/2"],
+            0,
+            "Shard 2/2 is done; once all shards are, --merge writes the tables.",
+        ),
+        (["--merge"], 1, "got too few (missing: detectors: 1 of 2); run the shards again"),
+        (
+            ["--shard", "1/2"],
+            0,
+            "Shard 1/2 is done; once all shards are, --merge writes the tables.",
+        ),
         (["--merge"], 0, ""),
     ):
         done = subprocess.run(

@@ -309,7 +309,7 @@ def test_a_run_is_not_resumed_with_other_inputs(place: Place) -> None:
     process.wait()
     other = ["score", "guard.leery", "incoming", "--out", "b.csv"]
     error = place.run(*other, "--resume", code=1)
-    assert "expected the inputs and settings of the run that wrote b.csv.parts, got others" in error
+    assert "device and versions with which b.csv.parts was written, got different" in error
     assert place.json(*other, code=3)["rows"] == 13
 
 

@@ -179,7 +179,7 @@ finally:
 
 def test_a_function_that_carries_weights_is_refused() -> None:
     made = partial(np.sum, np.zeros(20_000))
-    with pytest.raises(InputError, match=r"got one that carries 160,\d+ bytes of data; load these"):
+    with pytest.raises(InputError, match=r"carries 160,\d+ bytes of data; let it load"):
         OnRay(made)
 
 
@@ -339,7 +339,7 @@ def test_a_node_that_sees_other_files_is_named_before_anything_starts(
     mount, error = {
         "other file": (
             ("--bind", str(place / "other.leery"), str(place / "guard.leery")),
-            "expected the same detector on every node as here, got others on 10.77.0.3",
+            "expected the same detector on every node as here, got a difference on 10.77.0.3",
         ),
         "other folder": (
             ("-t", "tmpfs", "none", str(place / "more")),

@@ -118,7 +118,7 @@ def test_what_the_machine_cannot_do_now_is_no_fault_of_the_file(tmp_path: Path) 
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     (tmp_path / "b.png").unlink()
-    with pytest.raises(InputError, match=r"expected .*b.png to stay where it is meanwhile, got no"):
+    with pytest.raises(InputError, match=r"expected .*b.png to be there until the end, got no"):
         list(sources.items())
 
 

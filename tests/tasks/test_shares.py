@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from leery._files import write_atomically
-from leery.tasks import Clock, FileTask, Shard, missing_tasks, run_share
+from leery.tasks import Clock, FileTask, Shard, missing_tasks, run_shard
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def stages(tmp_path: Path) -> dict[str, list[FileTask]]:
 
 
 def share(stages: dict[str, list[FileTask]], text: str) -> str | None:
-    return run_share(stages, Shard.parse(text), Clock(), workers=1, progress=False)
+    return run_shard(stages, Shard.parse(text), Clock(), workers=1, progress=False)
 
 
 def test_a_share_stops_where_those_of_others_are_missing_and_goes_on_later(

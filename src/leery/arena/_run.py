@@ -29,7 +29,7 @@ from leery.tasks import (
     Shard,
     missing_tasks,
     run_record,
-    run_share,
+    run_shard,
     run_stages,
     worker_count,
 )
@@ -101,26 +101,27 @@ def run_arena_shard(
     workers: int | None = None,
     progress: bool = False,
 ) -> str | None:
-    """Make one share of the parts of an arena; :func:`run_arena` writes the tables.
+    """Make one shard's parts of an arena; :func:`run_arena` writes the tables.
 
-    Shards share the output folder and may run at the same time. A stage needs all parts of the one
-    before: a shard stops where parts of others are missing, and is then run again.
+    Shards use the same output folder and may run at the same time. A stage needs all parts of the
+    one before: a shard stops where parts of other shards are missing, and must then be run again.
 
     Args:
         config: options of the arena.
         out: output folder, created if missing.
-        shard: which share.
+        shard: which shard.
         workers: as for :func:`run_arena`.
         progress: as for :func:`run_arena`.
 
     Returns:
-        What other shards have yet to make, such as "attacks: 3 of 40"; None when all is made.
+        What other shards must make before this one can go on, such as "attacks: 3 of 40"; None
+        when this shard's parts are made.
 
     Raises:
         InputError, DataError, OutputError: as :func:`run_arena`.
     """
     run = _Run(config, out, workers)
-    return run_share(run.stages, shard, run.clock, workers=run.workers, progress=progress)
+    return run_shard(run.stages, shard, run.clock, workers=run.workers, progress=progress)
 
 
 class _Run:

@@ -78,14 +78,17 @@ _Shard = Annotated[
     str | None,
     typer.Option(
         metavar="I/N",
-        help="Make share I of N only, such as 2/3. Machines share the output folder. Run it again "
-        "when it says so, because detectors need the attacks of all shares.",
+        help="Run only shard I of N, such as 2/3; all machines must share the output folder. Exit "
+        "code 4: parts of other shards are missing; run it again when those are done.",
         show_default=False,
     ),
 ]
 
 _Merge = Annotated[
-    bool, typer.Option("--merge", help="Write the tables of the shares; make no missing part.")
+    bool,
+    typer.Option(
+        "--merge", help="Write the tables from the parts of all shards; refused if any is missing."
+    ),
 ]
 
 _Seeds = Annotated[
@@ -160,8 +163,11 @@ def arena(
 def _said(shard: Shard, lacking: str | None) -> str:
     """What a shard says at its end."""
     if lacking is None:
-        return f"Shard {shard} is done; write the tables with --merge."
-    return f"Shard {shard} waits for others ({lacking} missing); run it again when they are done."
+        return f"Shard {shard} is done; once all shards are, --merge writes the tables."
+    return (
+        f"Shard {shard} stopped, because parts of other shards are missing ({lacking}); run it "
+        "again when they are done."
+    )
 
 
 def _leaderboard(table: pd.DataFrame) -> Table:

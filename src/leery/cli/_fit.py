@@ -281,19 +281,20 @@ def fit(
     Examples:
       leery fit --model net:make --train train/ --clean held-out/ --fpr 0.01 --right-only
       leery fit --model net:make --train train.npz --clean held-out.npz --attack pgd:0.1 --noise 0.1
+      leery fit --model net:make --train train/ --clean held-out/ --fpr 0.01 --shard 1/3
+      leery fit --model net:make --train train/ --clean held-out/ --fpr 0.01 --merge
     """
     attacks = parse_attacks(combining.attack)
     form = reading.format()
     _check_first(train, clean, out, combining.fpr, form, labelled=combining.labelled, force=force)
-    shard = sharing.part(resume=resume)
+    shard = sharing.chosen(resume=resume)
     folder = leery.tasks.parts_folder(out)
     making = _Making(classifier, measuring, "logistic" if attacks else "conformal", train, form)
     detector, left_out = making.detector_and_rest()
     classifier.check_repeatable(detector.model)
-    stopped = "run again to go on" if shard else "--resume skips what has finished"
     resumed = resume or shard is not None or sharing.merge
     with (
-        stoppable(f"no detector was written; {stopped}"),
+        stoppable(f"no detector was written; {sharing.advice(shard)}"),
         leery.training.FitParts(folder, resume=resumed, others=sharing.parts or ()) as parts,
     ):
         form = with_classes(detector.model, train, form)
@@ -434,7 +435,8 @@ def _report_shard(shard: Shard, out: Path, *, as_json: bool) -> None:
     if as_json:
         print_json({"shard": str(shard), "out": str(out)})
     else:
-        Console(highlight=False).print(f"Shard {shard} is done; write the detector with --merge.")
+        said = f"Shard {shard} is done; once all shards are, --merge writes the detector."
+        Console(highlight=False).print(said)
 
 
 def _report(

@@ -188,23 +188,24 @@ class ShareOptions:
         str | None,
         typer.Option(
             metavar="I/N",
-            help="Compute share I of N only, such as 2/3, and keep it in the folder OUT.parts; "
-            "what is there is not computed again.",
+            help="Compute only shard I of N, such as 2/3, and keep its parts in the folder "
+            "OUT.parts; finished parts are not computed again.",
             show_default=False,
         ),
     ] = None
     merge: Annotated[
         bool,
         typer.Option(
-            "--merge", help="Write the output from the shares that runs with --shard have computed."
+            "--merge",
+            help="Write the output from the parts of all shards; refused if any is missing.",
         ),
     ] = False
     parts: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="FOLDER",
-            help="With --merge, a further folder of shares, such as one of another machine. Can be "
-            "repeated.",
+            help="With --merge, another folder of parts, such as one copied from another machine. "
+            "Can be repeated.",
             show_default=False,
         ),
     ] = None
@@ -214,7 +215,7 @@ class ShareOptions:
         typer.Option(
             metavar="ADDRESS",
             help="Compute on a Ray cluster: its address, auto for the one that this machine "
-            "belongs to, or local to start Ray on this machine.",
+            "belongs to, or local to start Ray on this machine. Needs the extra 'ray'.",
             show_default=False,
         ),
     ] = None
@@ -222,17 +223,17 @@ class ShareOptions:
         str | None,
         typer.Option(
             metavar="N|MIN-MAX",
-            help="With --ray, the number of actors, or its bounds; by default as many as there is "
-            "room for.",
+            help="With --ray, the number of actors, or its minimum and maximum, such as 4-16; by "
+            "default as many as the cluster has room for.",
             show_default=False,
         ),
     ] = None
     gpus: Annotated[
-        float, typer.Option(help="With --ray, the GPUs of each actor, such as 0.5.")
+        float, typer.Option(help="With --ray, the number of GPUs per actor; may be 0.5.")
     ] = 0.0
 
-    def part(self, *, resume: bool) -> Shard | None:
-        """The share to score; None for all.
+    def chosen(self, *, resume: bool) -> Shard | None:
+        """The shard to compute; None for all.
 
         Raises:
             InputError: when options exclude each other, or one is outside its range.
@@ -269,6 +270,12 @@ class ShareOptions:
             raise InputError(message)
         return None if self.shard is None else leery.tasks.Shard.parse(self.shard)
 
+    def advice(self, shard: Shard | None) -> str:
+        """How to go on after Ctrl-C."""
+        if self.merge or shard is not None:
+            return "run the same command again to go on"
+        return "run again with --resume to go on"
+
     def run(
         self,
         work: _Shared[T_co],
@@ -279,13 +286,13 @@ class ShareOptions:
         title: str,
         resume: bool,
     ) -> T_co:
-        """Do the work that the options name: all of it, a share, or the merging of shares.
+        """Do the work that the options name: all of it, a shard, or the merging of shards.
 
         Args:
             work: the work.
             make: picklable function that makes the same work in another process.
             model: the classifier; on a GPU, there is one process by default.
-            shard: what :meth:`part` returned.
+            shard: what :meth:`chosen` returned.
             title: name of the work for the progress bar.
             resume: True to resume an interrupted run.
 

@@ -55,7 +55,7 @@ INCOMPLETE = 3
 """The exit code when all is done, but an input could not be read or a detector raised an error."""
 
 WAITING = 4
-"""The exit code of a share that must be run again when other shares are done."""
+"""The exit code of a shard that must be run again when other shards are done."""
 
 Dataset = Annotated[
     str,
@@ -66,7 +66,11 @@ Dataset = Annotated[
 
 Workers = Annotated[
     int | None,
-    typer.Option(help="Number of processes; by default one per processor.", show_default=False),
+    typer.Option(
+        help="Number of processes; by default one per processor, or one if the classifier is on a "
+        "GPU.",
+        show_default=False,
+    ),
 ]
 
 DataDir = Annotated[

@@ -73,13 +73,12 @@ def score(
     if twice:
         message = f"expected each input once, got {twice[0]} twice; leave one out"
         raise InputError(message)
-    shard = sharing.part(resume=resume)
+    shard = sharing.chosen(resume=resume)
     saved = leery.detector.SavedDetector(file, classifier.load, tuple(metric or ()))
     detector, identity = saved.load()
     form = reading.format(shape=detector.inputs_.shape, resize=resize)
     form = replace(form, labels_key=None)
-    stopped = "run again to go on" if shard else "run again with --resume to go on"
-    with stoppable(stopped):
+    with stoppable(sharing.advice(shard)):
         scoring = leery.scoring.Scoring(detector, identity, sources, form, out)
         make = partial(leery.scoring.scoring_of, saved, sources, form, out)
         summary = sharing.run(scoring, make, detector.model, shard, title="scoring", resume=resume)
@@ -87,7 +86,10 @@ def score(
     if as_json:
         print_json({**asdict(summary), "out": str(out)})
     else:
-        Console(highlight=False).print(facts_table(text, _shown(summary)))
+        console = Console(highlight=False)
+        console.print(facts_table(text, _shown(summary)))
+        if shard is not None:
+            console.print("Once all shards are done, --merge writes the output.")
     if summary.unreadable:
         raise typer.Exit(INCOMPLETE)
 

@@ -76,16 +76,20 @@ def score(
         out: a .parquet, .csv or .jsonl file in a folder that all nodes share.
         metrics: names of the user's own metrics, as "module:name".
         form: conversion of the sources to model inputs; shape and dtype are those of the fit.
-        address: as for :class:`OnRay`, as are actors, cpus and gpus.
-        actors: smallest and largest number of actors.
-        cpus: processors of each actor.
+        address: as for :class:`OnRay`.
+        actors: smallest and largest number of actors; None for as many as the cluster has room for.
+        cpus: processors reserved for each actor.
         gpus: GPUs of each actor.
         resume: True to resume an interrupted run; False to discard its parts.
-        progress: function that is called with the numbers of finished rows and of all.
+        progress: function that is called with the number of finished rows and the total number.
 
     Raises:
-        InputError: when the sources, the form or a node do not fit, or Ray is not installed.
+        NotFittedError: when the detector has no combiner.
+        InputError: when the sources, the form or a node do not fit, there is no cluster at the
+            address, or Ray is not installed.
         OutputError: when the file cannot be written.
+        LeeryError: when the detector cannot be loaded, a node does not answer, or parts cannot be
+            computed.
     """
     saved, known = SavedDetector(file, model, tuple(metrics)), form or Format()
     make = partial(scoring_of, saved, list(paths), known, out)
@@ -101,11 +105,12 @@ class OnRay:
     the finished parts are files.
 
     Attributes:
-        make: picklable function that makes the same work in another process.
+        make: picklable function that makes the same work in another process, such as
+            ``partial(scoring_of, SavedDetector(file, model), paths, form, out)``.
         address: "local" to start Ray on this machine, "auto" for the cluster that it belongs to, or
             the address of a cluster. If this process is connected already, that cluster is used.
         actors: smallest and largest number of actors; None for as many as the cluster has room for.
-        cpus: processors of each actor; it computes with one thread.
+        cpus: processors reserved for each actor, which computes with one thread.
         gpus: GPUs of each actor, such as 0.5.
     """
 
@@ -119,7 +124,7 @@ class OnRay:
         """Raise if Ray is not installed, or the function carries data.
 
         Raises:
-            InputError: when one of the two is so.
+            InputError: when Ray is not installed, or the function carries more than 64 KiB.
         """
         imported("ray", "ray")
         _check_light(self.make)
@@ -128,8 +133,9 @@ class OnRay:
         """Compute parts, as :meth:`leery.tasks.Work.compute` does.
 
         Raises:
-            InputError: when a node lacks a file, or has other files, code or libraries.
-            LeeryError: when Ray cannot be reached, or parts cannot be computed.
+            InputError: when there is no cluster at the address, or a node lacks a file or has other
+                files, code or libraries.
+            LeeryError: when a node does not answer, or parts cannot be computed.
         """
         import ray
 
@@ -170,9 +176,9 @@ class OnRay:
         room = sum(map(self._room, nodes))
         if not room and self.actors is None:
             message = (
-                f"expected a cluster with room for an actor of {self.cpus:g} processors and "
-                f"{self.gpus:g} GPUs, got none; ask for less, or bound the number of actors so "
-                "that the cluster grows"
+                f"expected a cluster with room for an actor (processors: {self.cpus:g}, GPUs: "
+                f"{self.gpus:g}), got none; request less, or state the number of actors so that "
+                "the cluster grows"
             )
             raise InputError(message)
         with parts.marked() as mark:
@@ -253,7 +259,10 @@ def _answered(node: str, answer: "ray.ObjectRef[Any]") -> dict[str, str]:
         raise LeeryError(message) from error
     except (RayError, LeeryError) as error:
         reason = _leery_error_in(error) or brief(error)
-        message = f"expected node {node} to do this work, got an error there: {reason}"
+        message = (
+            f"expected node {node} to do this work, got an error there: {reason}; correct it and "
+            "run again"
+        )
         raise InputError(message) from error
     return found
 
@@ -270,7 +279,7 @@ def _check_light(make: Callable[[], Work]) -> None:
     if size > _HEAVY:
         message = (
             f"expected functions that make classifier and metrics on each node, got one that "
-            f"carries {size:,} bytes of data; load these from a file inside it"
+            f"carries {size:,} bytes of data; let it load them from a file"
         )
         raise InputError(message)
 
@@ -290,7 +299,7 @@ def _check_facts(node: str, expected: Mapping[str, str], found: Mapping[str, str
     for name, value in expected.items():
         if found.get(name) != value:
             message = (
-                f"expected the same {name} on every node as here, got others on {node}; "
+                f"expected the same {name} on every node as here, got a difference on {node}; "
                 f"{_ADVICE.get(name, 'copy the file there, or share its folder')}"
             )
             raise InputError(message)
@@ -390,7 +399,7 @@ def _plain_errors() -> Iterator[None]:
         cause = _leery_error_in(error)
         if cause is not None:
             raise cause from error
-        message = f"expected Ray to compute all parts, got {brief(error)}; run again, resuming"
+        message = f"expected Ray to compute all parts, got {brief(error)}; run again with --resume"
         raise LeeryError(message) from error
 
 

@@ -26,7 +26,8 @@ class Scorer:
         file: the detector's file, which every node can read.
         model: picklable function that returns the classifier.
         metrics: names of the user's own metrics, as "module:name".
-        images: name of the column of the images: compressed images as bytes, or arrays.
+        images: name of the column of the images: encoded ones (such as PNG or JPEG) as bytes, or
+            arrays as the form describes them; uint8 is divided by 255.
         keep: names of columns that are copied to the result.
         form: conversion of the images to model inputs; shape and dtype are those of the fit.
 
@@ -57,8 +58,8 @@ class Scorer:
         self._images, self._keep = images, tuple(keep)
         if twice := {*self._keep} & {*self.schema.names}:
             message = (
-                f"expected columns to keep of other names than the result's, got {min(twice)!r}; "
-                "rename yours"
+                f"expected columns to keep whose names the result does not use, got "
+                f"{min(twice)!r}; rename that column"
             )
             raise InputError(message)
         known = self._detector.inputs_
@@ -70,8 +71,7 @@ class Scorer:
     def schema(self) -> pa.Schema:
         """The columns of the result, without those that are copied.
 
-        They are predicted, score, p_value, adversarial, each metric and error, as in the rows of
-        :func:`leery.scoring.score_to_file`.
+        They are those of :func:`leery.scoring.score_to_file` without the name.
         """
         every = row_schema(self._detector)
         return every.remove(every.get_field_index("name"))
@@ -82,7 +82,7 @@ class Scorer:
         """Score a batch.
 
         Args:
-            batch: columns by name, as NumPy arrays or of Arrow.
+            batch: columns by name as NumPy arrays, or an Arrow table or record batch.
 
         Returns:
             One row per image, in order: the copied columns, and those of :attr:`schema`; a record
@@ -99,8 +99,8 @@ class Scorer:
         lacking = [name for name in (self._images, *self._keep) if name not in columns]
         if lacking:
             message = (
-                f"expected a column {lacking[0]!r}, got {listed(columns)}; rename yours or pass "
-                "its name"
+                f"expected a column {lacking[0]!r}, got {listed(columns)}; rename your column, or "
+                "pass its name (images=, keep=)"
             )
             raise InputError(message)
         values = iter(_values(columns[self._images]))

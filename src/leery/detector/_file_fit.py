@@ -51,7 +51,8 @@ class FileFit:
     Attributes:
         detector: the detector, which :meth:`run` and :meth:`merge` fit.
         identity: SHA-256 of everything that what is learned depends on.
-        facts: hashes of its parts by name, which are the same on all machines.
+        facts: what is learned depends on these: hashes by name, and the type of device; they must
+            be the same on all machines.
 
     Raises:
         InputError: when the sources are invalid, or a metric cannot be fitted in parts.
@@ -137,11 +138,11 @@ class FileFit:
         Args:
             resume: True to use the parts of an interrupted fit or of shards, False to discard them.
             engine: learns from the parts; by default this process does, with one thread.
-            progress: function that is called with the numbers of read inputs and of all.
+            progress: function that is called with the number of read inputs and the total number.
 
         Raises:
-            InputError: when inputs do not fit or change meanwhile, a class has no image, or the fit
-                to be resumed had other inputs.
+            InputError: when inputs do not fit or change during the run, a class has no image, or
+                the parts to resume belong to other inputs.
             OutputError: when another process uses the folder, or a file cannot be written.
         """
         with self._open(resume=resume) as parts:
@@ -156,14 +157,14 @@ class FileFit:
         engine: Engine | None = None,
         progress: Progress = no_progress,
     ) -> None:
-        """Learn from one share of the training data and keep it, for :meth:`merge`.
+        """Learn from one shard of the training data and keep its parts, for :meth:`merge`.
 
         The first shard also trains what must be trained.
 
         Args:
-            shard: which share.
+            shard: which shard.
             engine: as for :meth:`run`.
-            progress: as for :meth:`run`, with the inputs of this share.
+            progress: as for :meth:`run`, with the inputs of this shard.
 
         Raises:
             InputError, OutputError: as :meth:`run`.
@@ -183,7 +184,7 @@ class FileFit:
             others: further folders of parts, such as those of other machines; they are not removed.
 
         Raises:
-            InputError: when a part is missing, or the parts had other inputs.
+            InputError: when a part is missing, or the parts belong to other inputs.
             OutputError: as :meth:`run`.
         """
         with self._open(resume=True, others=others) as parts:
@@ -284,7 +285,7 @@ def _check_merging(metrics: Sequence[Metric]) -> None:
     """
     for metric in metrics:
         if not metric.merges or metric.trains:
-            lacks = "trains a network, too" if metric.merges else "does not implement merge()"
+            lacks = "also trains a network" if metric.merges else "does not implement merge()"
             message = (
                 f"expected metrics that learn from each part of the training data, got "
                 f"{metric.name!r}, which {lacks}; leave it out, or use Detector.fit"
@@ -305,7 +306,7 @@ def _check_kept(before: Metric, metric: Metric) -> None:
     if changed:
         message = (
             f"expected metric {metric.name!r} to keep what update() learns in buffers of its own, "
-            f"got changes of {listed(changed)}; register buffers, or implement learned() and "
+            f"got changes to {listed(changed)}; register buffers, or implement learned() and "
             "load_learned()"
         )
         raise InputError(message)

@@ -40,7 +40,10 @@ class SavedDetector:
         before = self._sum()
         detector = Detector.load(self.file, self.model(), metrics=load_metrics(self.metrics))
         if self._sum() != before:
-            message = f"expected {self.file} to stay as it is while it is read; run again"
+            message = (
+                f"expected {self.file} to stay unchanged while it is read, got a changed file; run "
+                "again"
+            )
             raise InputError(message)
         return detector, before
 

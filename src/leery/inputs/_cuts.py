@@ -116,7 +116,7 @@ class Cuts:
 
 
 _CHANGED = (
-    "expected the inputs to stay as they are meanwhile, got changed ones; remove the folder of "
+    "expected the inputs to stay unchanged during the run, got changed ones; remove the folder of "
     "parts and start over"
 )
 

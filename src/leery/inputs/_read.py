@@ -418,7 +418,7 @@ def _picture(path: Path, form: Format, label: int | None) -> Item:
     name = printable(path)
     try:
         if not os.path.lexists(path):
-            message = f"expected {name} to stay where it is meanwhile, got no such file; run again"
+            message = f"expected {name} to be there until the end, got no such file; run again"
             raise InputError(message)
         if not path.is_file():
             what = "a broken link" if path.is_symlink() else "not a regular file"
@@ -433,8 +433,8 @@ def _picture(path: Path, form: Format, label: int | None) -> Item:
     except OSError as error:
         if error.errno not in _OF_THE_FILE:
             message = (
-                f"expected to read {name}, got: {error.strerror or error}; run again when this "
-                "machine can"
+                f"expected to read {name}, got: {error.strerror or error}; run again once this "
+                "machine can read it"
             )
             raise InputError(message) from error
         return Item(name, None, label, error.strerror or str(error))

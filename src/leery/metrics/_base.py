@@ -63,9 +63,9 @@ class Metric(nn.Module):
     To write a metric, subclass this, set the attributes and implement :meth:`forward`. A metric
     that learns from the training data also implements :meth:`update`, :meth:`merge` and
     :meth:`finish`. Fitted state must be held in buffers or submodules, because the detector file
-    stores only these. Buffers that are undefined before the fit are registered as None. Where
-    :meth:`update` keeps what it learns elsewhere than in buffers of its own, :meth:`learned` and
-    :meth:`load_learned` pass it between processes.
+    stores only these. Buffers that are undefined before the fit are registered as None. A metric
+    whose :meth:`update` keeps what it learns elsewhere than in buffers of its own, such as in a
+    list, also implements :meth:`learned` and :meth:`load_learned`, which pass it between processes.
 
     Attributes:
         name: name of the metric, unique in a detector.
@@ -114,8 +114,11 @@ class Metric(nn.Module):
     def learned(self) -> dict[str, Tensor]:
         """What this metric learned from its part, to be merged in another process.
 
-        By default these are its own buffers, without those of submodules. Other state of
-        :meth:`update` is lost in ``leery fit``, which refuses it, unless this is overridden.
+        By default these are its own buffers, without those of submodules. ``leery fit`` refuses a
+        metric whose :meth:`update` changes anything else, unless this method is overridden.
+
+        Returns:
+            Tensors by name.
         """
         return dict(self.named_buffers(recurse=False))
 

@@ -207,8 +207,8 @@ def load_metrics(names: Iterable[str] | None) -> list[Metric]:
         # User code can raise any exception.
         except Exception as error:
             message = (
-                f"expected {name} to give a metric without arguments, got {brief(error)}; mend its "
-                "code"
+                f"expected {name} to give a metric without arguments, got {brief(error)}; correct "
+                "its code"
             )
             raise InputError(message) from error
         if not isinstance(made, Metric):

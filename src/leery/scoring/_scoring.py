@@ -51,7 +51,8 @@ class Scoring:
         detector: detector with a combiner.
         out: the score file.
         identity: SHA-256 of everything that the rows depend on.
-        facts: hashes of its parts by name, which are the same on all machines.
+        facts: what the rows depend on by name, as hashes, and the type of device; these must be
+            the same on all machines.
 
     Raises:
         NotFittedError: when the detector has no combiner.
@@ -140,10 +141,11 @@ class Scoring:
         Args:
             resume: True to use the parts of an interrupted run or of shards, False to discard them.
             engine: computes the parts; by default this process does, with one thread.
-            progress: function that is called with the numbers of finished rows and of all.
+            progress: function that is called with the number of finished rows and the total number.
 
         Raises:
-            InputError: when the parts to resume had other inputs, or inputs change meanwhile.
+            InputError: when the parts to resume belong to other inputs, or inputs change during the
+                run.
             OutputError: when another process uses the folder, or a file cannot be written.
         """
         with self.open(resume=resume) as parts:
@@ -157,18 +159,18 @@ class Scoring:
         engine: Engine | None = None,
         progress: Progress = no_progress,
     ) -> Summary:
-        """Score one share of the inputs and keep its parts, for :meth:`merge`.
+        """Score the inputs of one shard and keep its parts, for :meth:`merge`.
 
-        Shards may run at the same time, on machines that share the folder of the output or with a
-        folder each. Finished parts are not scored again.
+        Shards may run at the same time, on machines that share the folder of the output or that
+        have a folder each. Finished parts are not scored again.
 
         Args:
-            shard: which share.
+            shard: which shard.
             engine: as for :meth:`run`.
-            progress: as for :meth:`run`, with the rows of this share.
+            progress: as for :meth:`run`, with the rows of this shard.
 
         Returns:
-            Counts of the rows of this share.
+            Counts of the rows of this shard.
 
         Raises:
             InputError, OutputError: as :meth:`run`.
@@ -184,7 +186,7 @@ class Scoring:
             others: further folders of parts, such as those of other machines; they are not removed.
 
         Raises:
-            InputError: when a part is missing, or the parts had other inputs.
+            InputError: when a part is missing, or the parts belong to other inputs.
             OutputError: as :meth:`run`.
         """
         with self.open(resume=True, others=others) as parts:
@@ -242,8 +244,9 @@ def score_to_file(
 ) -> Summary:
     """Score every input of the sources and write one row per input, in order.
 
-    The columns are name, predicted, score, p_value, adversarial, each metric, error. For an input
-    that cannot be read, error holds the reason and all other columns but name are empty.
+    The columns are name, predicted, score, p_value, adversarial, with a sentinel sentinel and
+    sentinel_flagged, then each metric, and error. For an input that cannot be read, error holds the
+    reason and all other columns but name are empty.
 
     Args:
         detector: detector with a combiner; without calibration p_value and adversarial are empty.
@@ -254,7 +257,7 @@ def score_to_file(
         out: a .parquet, .csv or .jsonl file; an older one is replaced at the end.
         resume: True to resume an interrupted run; False to discard its parts.
         engine: computes the parts; by default this process does, with one thread.
-        progress: function that is called with the numbers of finished rows and of all.
+        progress: function that is called with the number of finished rows and the total number.
 
     Raises:
         NotFittedError: when the detector has no combiner.

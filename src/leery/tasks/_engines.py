@@ -22,15 +22,15 @@ __all__ = [
     "no_progress",
 ]
 
-_SHARES = 8
-"""Number of shares of the parts for each process; more finish more evenly, fewer read less."""
+_PIECES = 8
+"""Number of pieces of work for each process; more finish more evenly, fewer read less."""
 
 Advance = Callable[[int], object]
 """Function that is called with the number of newly finished rows."""
 
 
 Progress = Callable[[int, int], object]
-"""Function of the number of finished rows, and of all."""
+"""Function of the number of finished rows and the total number."""
 
 
 def no_progress(_done: int, _total: int) -> None:
@@ -46,7 +46,7 @@ class Work(Protocol):
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """Hashes of what the parts depend on, by its name; all machines must have the same."""
+        """What the parts depend on by name, such as hashes; all machines must have the same."""
 
     @property
     def sizes(self) -> Sequence[int]:
@@ -76,7 +76,7 @@ def compute_missing(
         parts: where the parts are.
         shard: whose parts; None for all.
         engine: computes them; None for this process, with one thread.
-        progress: function that is called with the numbers of finished rows and of all.
+        progress: function that is called with the number of finished rows and the total number.
     """
     missing = parts.missing(shard)
     total = sum(work.sizes[number] for number in parts.numbers(shard))
@@ -112,13 +112,13 @@ class Processes:
         if count < 2:  # noqa: PLR2004 - this process alone
             work.compute(parts, numbers, advance)
             return
-        shares = [
-            share.tolist() for share in np.array_split(numbers, min(count * _SHARES, len(numbers)))
+        pieces = [
+            piece.tolist() for piece in np.array_split(numbers, min(count * _PIECES, len(numbers)))
         ]
         with worker_pool(count) as pool:
-            tasks = [(compute_part, (self.make, parts, share)) for share in shares]
+            tasks = [(compute_part, (self.make, parts, piece)) for piece in pieces]
             for place in pool.run(tasks):
-                advance(sum(work.sizes[number] for number in shares[place]))
+                advance(sum(work.sizes[number] for number in pieces[place]))
 
 
 def compute_part(make: Callable[[], Work], parts: Parts, numbers: Sequence[int]) -> None:
@@ -137,8 +137,8 @@ def compute_part(make: Callable[[], Work], parts: Parts, numbers: Sequence[int])
         work = _MADE.setdefault(parts.identity, make())
     if work.identity != parts.identity:
         message = (
-            f"expected the same files, code and libraries in every process, got others on "
-            f"{platform.node()} for {parts.folder}; make them the same there and run again"
+            f"expected the same files, code and libraries in every process, got a difference on "
+            f"{platform.node()} for {parts.folder}; make them equal and run again"
         )
         raise InputError(message)
     work.compute(parts, numbers, lambda _rows: None)

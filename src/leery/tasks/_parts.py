@@ -1,7 +1,7 @@
 """Folders of the finished parts of a computation, from which it can be resumed.
 
 However a process ends, a part is complete or absent. A process that computes all parts uses the
-folder alone; processes that compute a share each use it together.
+folder alone; processes that compute a shard each use it together.
 """
 
 import json
@@ -31,8 +31,8 @@ class Shard:
     """One of several equal shares of the parts of a computation.
 
     Attributes:
-        number: number of the share, from 1 to ``count``.
-        count: number of shares.
+        number: number of the shard, from 1 to ``count``.
+        count: number of shards.
     """
 
     number: int
@@ -48,12 +48,14 @@ class Shard:
         found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
         shard = cls(int(found[1]), int(found[2])) if found else None
         if shard is None or not 1 <= shard.number <= shard.count:
-            message = f"expected a shard I/N with I from 1 to N, such as 2/3, got {text!r}; mend it"
+            message = (
+                f"expected a shard I/N with I from 1 to N, such as 2/3, got {text!r}; correct it"
+            )
             raise InputError(message)
         return shard
 
     def own(self, total: int) -> range:
-        """The numbers of this share's parts, out of ``total`` parts; they are consecutive."""
+        """The numbers of this shard's parts, out of ``total`` parts; they are consecutive."""
         first, last = (total * share // self.count for share in (self.number - 1, self.number))
         return range(first, last)
 
@@ -141,7 +143,7 @@ class Parts:
         if missing:
             message = (
                 f"expected parts 1-{len(self.rows)} in {self.folder}, got no file for "
-                f"{_ranges(missing)}; run the shards again, each computes what it lacks"
+                f"{_ranges(missing)}; run the shards again; each computes only its missing parts"
             )
             raise InputError(message)
         return [file for file in found.values() if file is not None]
@@ -266,9 +268,9 @@ def _check_manifest(folder: Path, identity: str) -> None:
         raise InputError(message)
     if _manifest(folder).get(_IDENTITY) != identity:
         message = (
-            f"expected the inputs and settings of the run that wrote {folder}, got others, files "
-            "changed since, another device, or another version of the code; pass those, or remove "
-            "the folder to start over"
+            f"expected the inputs, settings, device and versions with which {folder} was written, "
+            "got different ones, or a file has changed since; use the original ones (cp -p and "
+            "rsync -a keep times), or remove the folder to start over"
         )
         raise InputError(message)
 

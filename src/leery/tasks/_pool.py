@@ -56,7 +56,7 @@ class Workers:
         except BrokenProcessPool as error:
             message = (
                 "expected all worker processes to finish, got one that died (out of memory, or "
-                "killed); run again, with --resume where there is one"
+                "killed); run again, with --resume if the command has it"
             )
             raise LeeryError(message) from error
 

@@ -27,7 +27,7 @@ __all__ = [
     "missing_tasks",
     "read_seconds",
     "run_record",
-    "run_share",
+    "run_shard",
     "run_stages",
     "worker_count",
     "write_seconds",
@@ -144,7 +144,7 @@ def run_stages(
             _run_stage(name, tasks, pool, whole, clock, said=progress)
 
 
-def run_share(
+def run_shard(
     stages: Mapping[str, Sequence[FileTask]],
     shard: Shard,
     clock: Clock,
@@ -162,13 +162,16 @@ def run_share(
         progress: as for :func:`run_stages`.
 
     Returns:
-        How many tasks of which stage are missing, and None when all of the last stage are done.
+        How many tasks of which stage other shards must run before this one can go on, such as
+        "attacks: 3 of 40"; None when this shard's tasks are done.
     """
+    *_, last = stages
     for name, tasks in stages.items():
         own = tasks[shard.number - 1 :: shard.count]
         if own:
             run_stages({name: own}, clock, workers=workers, progress=progress)
-        if lacking := missing_tasks({name: tasks}):
+        # No task needs those of the last stage.
+        if name != last and (lacking := missing_tasks({name: tasks})):
             return lacking
     return None
 
