@@ -126,7 +126,7 @@ def tables() -> object:
     return module
 
 
-@pytest.mark.parametrize("name", ["choosing", "arena", "certificate", "threats"])
+@pytest.mark.parametrize("name", ["choosing", "arena", "certificate", "threats", "cluster"])
 def test_the_tables_of_a_page_are_those_of_the_measurements(name: str) -> None:
     module = tables()
     page = ROOT / "docs" / f"{name}.md"

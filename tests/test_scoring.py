@@ -2,6 +2,8 @@
 
 import fcntl
 import json
+import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from leery import PAPER_METRICS, Detector, _files
 from leery.cluster import Scorer
 from leery.detector import SavedDetector
-from leery.errors import InputError, LeeryWarning, NotFittedError, OutputError
+from leery.errors import InputError, LeeryError, LeeryWarning, NotFittedError, OutputError
 from leery.inputs import Format, _cuts
 from leery.scoring import Scoring, Summary, _rows, _scoring, score_to_file, scoring_of
 from leery.tasks import Shard, _engines, _parts, compute_part
@@ -192,6 +194,78 @@ def test_a_changed_file_in_a_folder_is_noticed(
     assert score(detector, source).rows == 10
 
 
+def test_another_listing_of_a_folder_is_noticed(detector: Detector, tmp_path: Path) -> None:
+    folder, out = tmp_path / "rows", tmp_path / "out.parquet"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        (folder / f"{name}.npy").write_bytes(b"not an array, but listed")
+
+    def listing() -> str:
+        return Scoring(detector, "me", [folder], Format(), out).facts["inputs"]
+
+    seen = [listing()]
+    os.utime(folder / "b.npy", ns=(1, 1))
+    seen.append(listing())
+    (folder / "c.npy").rename(folder / "d.npy")
+    seen.append(listing())
+    (folder / "b.npy").unlink()
+    seen.append(listing())
+    (folder / "e.npy").touch()
+    seen.append(listing())
+    assert len(set(seen)) == len(seen)
+    assert listing() == seen[-1]
+
+
+def test_a_file_that_vanishes_while_a_folder_is_listed_is_said(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rows" / "deep").mkdir(parents=True)
+    (tmp_path / "rows" / "a.png").touch()
+    before = Path.iterdir
+
+    def removing(path: Path) -> Iterator[Path]:
+        if path.name == "deep":
+            path.rmdir()
+        return before(path)
+
+    monkeypatch.setattr(Path, "iterdir", removing)
+    with pytest.raises(InputError, match="to stay unchanged during the run, got changed ones"):
+        Scoring(detector, "me", [tmp_path / "rows"], Format(), tmp_path / "out.parquet")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        OSError(24, "Too many open files"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+        RuntimeError("can't start new thread"),
+    ],
+)
+def test_a_fault_of_the_machine_becomes_no_row(
+    detector: Detector, source: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    whole = score(detector, source)
+    expected = (source.parent / "out.parquet").read_bytes()
+    (source.parent / "out.parquet").unlink()
+    measure, calls = Net.forward, []
+
+    def failing(net: Net, rows: Tensor) -> Tensor:
+        if torch.equal(rows[:1], torch.from_numpy(np.load(source)[8:9])):
+            calls.append(rows)
+            raise fault
+        return measure(net, rows)
+
+    monkeypatch.setattr(Net, "forward", failing)
+    with pytest.raises(LeeryError, match="expected this machine to run the classifier and the me"):
+        score(detector, source)
+    assert calls
+    assert not (source.parent / "out.parquet").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(_cuts, "_ROWS", (4, 4))
+    assert score(detector, source, resume=True) == whole
+    assert (source.parent / "out.parquet").read_bytes() == expected
+
+
 def test_a_run_goes_on_with_its_own_detector_and_form_only(
     detector: Detector, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,7 +438,7 @@ def test_a_refused_shard_takes_its_empty_folder_away_unless_another_uses_it(
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3", "1/3/3", ""])
 def test_a_shard_is_a_number_and_a_count(text: str) -> None:
-    with pytest.raises(InputError, match=f"expected a shard I/N .* got {text!r}; mend it"):
+    with pytest.raises(InputError, match=f"expected a shard I/N .* got {text!r}; correct it"):
         Shard.parse(text)
 
 
@@ -505,9 +579,17 @@ def test_a_scorer_gives_the_rows_of_a_file(detector: Detector, source: Path, kin
         assert scores[row] == (None if row == 3 else pytest.approx(score_then, abs=1e-5))
 
 
+def test_a_scorer_keeps_the_images_themselves(detector: Detector, source: Path) -> None:
+    own = saved(detector, source.parent)
+    rows = np.load(source)
+    found = Scorer(own.file, own.model, keep=["image"])({"image": rows})
+    kept = found.column("image").combine_chunks().to_numpy_ndarray()
+    assert np.array_equal(kept, rows)
+
+
 def test_a_scorer_names_the_column_that_is_missing(detector: Detector, source: Path) -> None:
     own = saved(detector, source.parent)
-    with pytest.raises(InputError, match="expected a column 'image', got id, pixels; rename yours"):
+    with pytest.raises(InputError, match="expected a column 'image', got id, pixels; rename your"):
         Scorer(own.file, own.model)({"id": np.arange(2), "pixels": np.zeros((2, 6), np.float32)})
 
 
@@ -515,7 +597,7 @@ def test_a_scorer_refuses_to_keep_a_column_of_the_name_of_its_own(
     detector: Detector, source: Path
 ) -> None:
     own = saved(detector, source.parent)
-    with pytest.raises(InputError, match="other names than the result's, got 'score'; rename"):
+    with pytest.raises(InputError, match="names the result does not use, got 'score'; rename"):
         Scorer(own.file, own.model, keep=["id", "score"])
 
 
@@ -553,8 +635,9 @@ def test_parts_without_a_manifest_are_not_discarded_either(
     parts = source.parent / "out.parquet.parts"
     (parts / "run.json").unlink()
     scoring = Scoring(detector, "me", [source], Format(), source.parent / "out.parquet")
-    with pytest.raises(InputError, match="got no file for"):
-        scoring.merge()
-    with pytest.raises(InputError, match="because shards left parts"):
-        scoring.run()
+    for _turn in ("without a manifest", "with the one of the merging"):
+        with pytest.raises(InputError, match="because shards left parts"):
+            scoring.run()
+        with pytest.raises(InputError, match="got no file for"):
+            scoring.merge()
     assert len(list(parts.glob("0*.parquet"))) == 1

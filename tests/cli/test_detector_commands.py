@@ -245,6 +245,24 @@ def test_workers_and_shards_give_the_bytes_of_one_process(place: Place) -> None:
         assert not (place.folder / f"{name}.parts").exists()
 
 
+def test_shards_run_at_the_same_time_and_one_is_killed(place: Place) -> None:
+    score = ("score", "guard.leery", "many.parquet", "--out")
+    place.run(*score, "alone.parquet")
+    words = [*score, "beside.parquet", "--workers", "1", "--shard"]
+    running = [place.start(*words, f"{i}/2") for i in (1, 2)]
+    parts = place.folder / "beside.parquet.parts"
+    while not list(parts.glob("0*.parquet")):
+        assert any(process.poll() is None for process in running)
+        time.sleep(0.02)
+    running[1].kill()
+    running[1].wait()
+    place.run(*words, "2/2")
+    assert running[0].wait() == 0
+    place.run(*score, "beside.parquet", "--merge")
+    alone, beside = (place.folder / f"{name}.parquet" for name in ("alone", "beside"))
+    assert beside.read_bytes() == alone.read_bytes()
+
+
 @pytest.mark.parametrize(
     "metrics",
     [

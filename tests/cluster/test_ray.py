@@ -147,6 +147,9 @@ def test_a_fit_on_ray_gives_the_bytes_of_one_process(place: Path) -> None:
     [
         (("--actors", "0"), "expected a number of actors such as 4 or 2-8, got '0'"),
         (("--actors", "3-2"), "expected a number of actors such as 4 or 2-8, got '3-2'"),
+        (("--gpus", "1.5"), "expected a fraction of a GPU or a whole number of GPUs, got 1.5"),
+        (("--gpus", "inf"), "expected a fraction of a GPU or a whole number of GPUs, got inf"),
+        (("--gpus", "nan"), "expected a fraction of a GPU or a whole number of GPUs, got nan"),
         (("--workers", "2"), "expected --workers or --ray, got both"),
         (("--merge",), "expected --merge alone, got --ray too"),
     ],
@@ -179,7 +182,7 @@ finally:
 
 def test_a_function_that_carries_weights_is_refused() -> None:
     made = partial(np.sum, np.zeros(20_000))
-    with pytest.raises(InputError, match=r"carries 160,\d+ bytes of data; let it load"):
+    with pytest.raises(InputError, match=r"for each node, got 160,\d+; let functions load"):
         OnRay(made)
 
 

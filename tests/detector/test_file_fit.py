@@ -139,10 +139,10 @@ def test_shards_give_the_detector_of_one_run_and_of_the_images_themselves(
 
 
 def test_a_metric_that_gathers_in_attributes_must_pass_them(data: Path) -> None:
-    with pytest.raises(InputError, match="'gathering' to keep what update.* changes of count, tot"):
+    with pytest.raises(InputError, match="'gathering' to keep what update.* changes to count, tot"):
         fit(data, "refused", Gathering()).run()
     with pytest.raises(
-        InputError, match="got changes of count, inner.seen, scale, total; register buffers"
+        InputError, match="got changes to count, inner.seen, scale, total; register buffers"
     ):
         fit(data, "hidden", Hiding()).run()
     found = fit(data, "passed", Passing()).run()
@@ -155,6 +155,21 @@ def test_a_metric_that_gathers_in_attributes_must_pass_them(data: Path) -> None:
     ]
     assert means[0] == pytest.approx(means[1], rel=1e-12)
     assert means[0] > 0
+
+
+def test_parts_of_a_metric_that_was_made_otherwise_are_refused(data: Path) -> None:
+    class Scaled(Passing):
+        """A metric with a setting that it does not tell as an option."""
+
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            self.scale = scale
+
+    fit(data, "scaled", Scaled(1.0)).run_shard(Shard(1, 2))
+    with pytest.raises(InputError, match="settings, device and versions with which .* got diff"):
+        fit(data, "scaled", Scaled(2.0)).run_shard(Shard(2, 2))
+    fit(data, "scaled", Scaled(1.0)).run_shard(Shard(2, 2))
+    assert fit(data, "scaled", Scaled(1.0)).merge().accuracy_ is not None
 
 
 def test_a_metric_that_cannot_be_merged_is_refused_where_parts_are_needed(data: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
@@ -262,7 +263,8 @@ class ShareOptions:
             if named[option] and not is_there:
                 message = f"expected {option} with {needed}, got it without; add {needed}"
                 raise InputError(message)
-        if self.gpus < 0 or (self.gpus > 1 and self.gpus != int(self.gpus)):
+        whole = math.isfinite(self.gpus) and self.gpus == int(self.gpus)
+        if not 0 <= self.gpus <= 1 and not (whole and self.gpus > 0):
             message = (
                 f"expected a fraction of a GPU or a whole number of GPUs, got {self.gpus:g}; "
                 "correct --gpus"

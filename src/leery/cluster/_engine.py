@@ -278,8 +278,8 @@ def _check_light(make: Callable[[], Work]) -> None:
     size = len(cloudpickle.dumps(make))  # type: ignore[no-untyped-call]
     if size > _HEAVY:
         message = (
-            f"expected functions that make classifier and metrics on each node, got one that "
-            f"carries {size:,} bytes of data; let it load them from a file"
+            f"expected at most {_HEAVY:,} bytes of functions and paths for each node, got "
+            f"{size:,}; let functions load data from files, and name folders instead of many files"
         )
         raise InputError(message)
 

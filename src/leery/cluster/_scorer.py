@@ -110,9 +110,15 @@ class Scorer:
                 items = [item_of(value, self._form) for value in several]
                 tables.append(rows_of(self._detector, items))
         scored = pa.concat_tables(tables)
-        rows = {name: columns[name] for name in self._keep}
+        rows = {name: _kept(columns[name]) for name in self._keep}
         rows |= {name: scored.column(name).combine_chunks() for name in self.schema.names}
         return pa.record_batch(rows) if isinstance(batch, pa.RecordBatch) else pa.table(rows)
+
+
+def _kept(column: Any) -> Any:  # noqa: ANN401 - of NumPy or Arrow
+    """A column for Arrow, which takes arrays of several dimensions as tensors only."""
+    several = isinstance(column, np.ndarray) and column.ndim > 1
+    return pa.FixedShapeTensorArray.from_numpy_ndarray(column) if several else column
 
 
 def _values(column: np.ndarray | pa.Array | pa.ChunkedArray) -> Iterable[Any]:

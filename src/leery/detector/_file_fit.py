@@ -76,7 +76,7 @@ class FileFit:
         classifier, device = fingerprint(detector.model), device_of(detector.model).type
         facts = [
             classifier,
-            [[metric.name, metric.options()] for metric in learning],
+            [_settings_of(metric) for metric in learning],
             repr(replace(settings, metrics=(), sentinel=None)),
             *(self._cuts.listing, str(form), self.sizes, device),
         ]
@@ -291,6 +291,14 @@ def _check_merging(metrics: Sequence[Metric]) -> None:
                 f"{metric.name!r}, which {lacks}; leave it out, or use Detector.fit"
             )
             raise InputError(message)
+
+
+def _settings_of(metric: Metric) -> object:
+    """What an unfitted metric was made with, as far as it is numbers and text."""
+    held = {name: value for name, value in vars(metric).items() if name not in _OF_TORCH}
+    plain = {name: value for name, value in held.items() if isinstance(value, (int, float, str))}
+    layers = [sorted(metric.needs.layers), sorted(metric.needs.pass_layers)]
+    return [metric.name, metric.options(), layers, plain]
 
 
 def _check_kept(before: Metric, metric: Metric) -> None:

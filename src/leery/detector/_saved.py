@@ -10,6 +10,7 @@ from torch import nn
 from leery.detector._detector import Detector
 from leery.errors import InputError
 from leery.metrics import load_metrics
+from leery.tasks import single_threaded
 
 __all__ = ["SavedDetector"]
 
@@ -32,20 +33,22 @@ class SavedDetector:
         """Load the detector.
 
         Returns:
-            The detector, and the SHA-256 of its file.
+            The detector, and the SHA-256 of its file and of the names of the metrics.
 
         Raises:
             LeeryError: when the file, the classifier or a metric cannot be loaded.
         """
         before = self._sum()
-        detector = Detector.load(self.file, self.model(), metrics=load_metrics(self.metrics))
+        with single_threaded():
+            detector = Detector.load(self.file, self.model(), metrics=load_metrics(self.metrics))
         if self._sum() != before:
             message = (
                 f"expected {self.file} to stay unchanged while it is read, got a changed file; run "
                 "again"
             )
             raise InputError(message)
-        return detector, before
+        named = f"{before} {' '.join(self.metrics)}"
+        return detector, hashlib.sha256(named.encode()).hexdigest() if self.metrics else before
 
     def _sum(self) -> str:
         try:

@@ -51,13 +51,12 @@ class Cuts:
         *,
         without: Collection[Path] = (),
     ) -> None:
-        self._list = partial(Sources, paths, form, without=without)
-        self._sources, self._form = self._list(), form
+        self._list = partial(_listed, paths, form, without)
+        (self._sources, self.listing), self._form = self._list(), form
         total = len(self._sources)
         self._rows = rows_at_once(shape)
         size = self._rows * max(1, -(-total // (self._rows * _MAX_PARTS)))
         self.sizes = [min(size, total - start) for start in range(0, total, size)]
-        self.listing = _hash_of(self._sources)
 
     def items(self, numbers: Iterable[int]) -> Iterator[tuple[int, Iterator[list[Item]]]]:
         """Iterate over parts.
@@ -111,7 +110,8 @@ class Cuts:
         Raises:
             InputError: when they were.
         """
-        if _hash_of(self._list()) != self.listing:
+        _, listing = self._list()
+        if listing != self.listing:
             raise InputError(_CHANGED)
 
 
@@ -121,13 +121,21 @@ _CHANGED = (
 )
 
 
-def _hash_of(sources: Sources) -> str:
-    """The SHA-256 of the names, sizes and times of files."""
+def _listed(paths: Sequence[Path], form: Format, without: Collection[Path]) -> tuple[Sources, str]:
+    """The sources at paths, and the SHA-256 of the names, sizes and times of their files.
+
+    Raises:
+        InputError: when one disappears meanwhile.
+    """
     listing = hashlib.sha256()
-    for path in sources.files:
-        stat = path.stat() if path.exists() else path.lstat()
-        listing.update(f"{printable(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return listing.hexdigest()
+    try:
+        sources = Sources(paths, form, without=without)
+        for path in sources.files:
+            stat = path.stat() if path.exists() else path.lstat()
+            listing.update(f"{printable(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    except FileNotFoundError as error:
+        raise InputError(_CHANGED) from error
+    return sources, listing.hexdigest()
 
 
 def rows_at_once(shape: Sequence[int]) -> int:

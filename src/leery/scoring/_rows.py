@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from leery.detector import Detector, Verdicts
-from leery.errors import InputError
+from leery.errors import InputError, WrongModelError
 from leery.inputs import Item
 
 __all__ = ["row_schema", "rows_of"]
@@ -77,6 +77,8 @@ def _judged(
         if np.isfinite(verdicts.metrics).all():
             yield rows, verdicts
             return
+    except WrongModelError:
+        raise
     except InputError as error:
         reason = str(error)
     if len(rows) == 1:

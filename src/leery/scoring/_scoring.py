@@ -119,14 +119,10 @@ class Scoring:
         with single_threaded(), warnings.catch_warnings():
             # The scale of the inputs was checked once, instead of that of each batch.
             warnings.simplefilter("ignore", LeeryWarning)
-            schema = row_schema(self.detector)
             for number, found in self._cuts.items(numbers):
-                with (
-                    parts.writing(number) as stream,
-                    pq.ParquetWriter(stream, schema) as writer,
-                ):
-                    for items in found:
-                        writer.write_table(rows_of(self.detector, items))
+                rows = pa.concat_tables([rows_of(self.detector, items) for items in found])
+                with parts.writing(number) as stream:
+                    pq.write_table(rows, stream)
                 advance(self.sizes[number])
 
     def run(

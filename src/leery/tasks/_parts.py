@@ -225,10 +225,9 @@ def _begin(folder: Path, identity: str, suffix: str, *, resume: bool, shared: bo
         InputError: when it is to be resumed and the parts belong to another computation, or it is
             not to be resumed and the parts are those of shards.
     """
-    manifest = json.dumps({_IDENTITY: identity, _SHARED: shared})
-    if resume and not (folder / _MANIFEST).exists() and any(folder.glob(f"*{suffix}")):
-        # Copied from another machine, so that they must not be discarded without a word.
-        manifest = json.dumps({_IDENTITY: identity, _SHARED: True})
+    # Copied from another machine, so that they must not be discarded without a word.
+    copied = not (folder / _MANIFEST).exists() and any(folder.glob(f"*{suffix}"))
+    manifest = json.dumps({_IDENTITY: identity, _SHARED: shared or copied})
     if resume:
         # Without a manifest, as in a folder into which parts were copied, their names tell whose
         # they are.
@@ -237,7 +236,7 @@ def _begin(folder: Path, identity: str, suffix: str, *, resume: bool, shared: bo
         if shared and not _manifest(folder).get(_SHARED):
             write_atomically(folder / _MANIFEST, manifest)
         return
-    if _manifest(folder).get(_SHARED):
+    if copied or _manifest(folder).get(_SHARED):
         message = (
             f"expected --merge or --resume, because shards left parts in {folder}, got neither; "
             "pass one, or remove the folder to start over"
