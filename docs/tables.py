@@ -855,8 +855,8 @@ def sizing_table() -> str:
 IMAGES, REFERENCE = 10**9, 1_280_000
 """Images and reference points of the task that is estimated."""
 
-POINTS = 1280
-"""Reference points of a class."""
+POINTS, FEWER = 1280, 100
+"""Reference points of a class, and how many would do with less memory."""
 
 MACHINES, PROCESSORS, MEMORY = 100, 16, 128e9
 """Machines of that task, and processors and bytes of memory of each."""
@@ -894,6 +894,8 @@ def estimate_table() -> str:
     each = seconds_for_an_image(by_points["seconds for an image"])
     # The process that starts the others holds the detector too.
     processes = int(min(PROCESSORS, MEMORY // process - 1))
+    fewer = memory[least] + point * (FEWER * REFERENCE / POINTS - least)
+    with_fewer = int(min(PROCESSORS, MEMORY // fewer - 1))
     rows = {
         "processor time for an image": f"{1000 * each:.0f} ms",
         "processor hours for all": f"{IMAGES * each / 3600:,.0f}",
@@ -903,6 +905,9 @@ def estimate_table() -> str:
         ),
         f"hours with {MACHINES} such machines": (
             f"{IMAGES * each / 3600 / MACHINES / processes:,.0f}"
+        ),
+        f"with {FEWER} points of each class: processes of a machine, hours": (
+            f"{with_fewer}, {IMAGES * each / 3600 / MACHINES / with_fewer:,.0f}"
         ),
         "images read, as JPEG files of 224 x 224 pixels": (
             f"{IMAGES * costs['bytes of a JPEG'] / 1e12:.0f} TB"
