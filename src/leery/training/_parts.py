@@ -84,8 +84,9 @@ class FitParts:
         )
         self._opened.append(parts)
         if parts.missing():
+            trained = saved_tensors(make())
             with parts.writing(0) as stream:
-                stream.write(saved_tensors(make()))
+                stream.write(trained)
         return safetensors.load_file(parts.files()[0])
 
     def discard(self) -> None:
