@@ -17,8 +17,8 @@ from leery.arena import summary
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "results"
 README, CHOOSING = DOCS.parent / "README.md", DOCS / "choosing.md"
-PAPER, ARENA, CERTIFICATE, THREATS = (
-    DOCS / f"{name}.md" for name in ("paper", "arena", "certificate", "threats")
+PAPER, ARENA, CERTIFICATE, THREATS, CLUSTER = (
+    DOCS / f"{name}.md" for name in ("paper", "arena", "certificate", "threats", "cluster")
 )
 WEIGHTS = DOCS.parent / "src" / "leery" / "classifiers" / "weights"
 
@@ -787,6 +787,156 @@ def of_threats() -> dict[str, str]:
     }
 
 
+def cluster(name: str) -> pd.DataFrame:
+    """A committed table of benchmarks/cluster.py."""
+    return pd.read_csv(RESULTS / "cluster" / f"{name}.csv")
+
+
+COMPUTERS = {
+    ("processes", 1): "1 process",
+    ("processes", 2): "2 processes, a shard each",
+    ("actors", 1): "1 Ray actor",
+    ("actors", 2): "2 Ray actors",
+}
+"""Names of those that compute parts."""
+
+
+STORED = "bytes per part in the object store"
+"""Heading of a column."""
+
+
+def cluster_speed_table() -> str:
+    """Speed and costs of actors and of plain processes, medians over the rounds."""
+    known = cluster("speed").drop(columns=["sha256", "round", "memory"])
+    median = known.groupby(["kind", "count"], sort=False).median()
+    single = median["parts per second"]["processes", 1]
+    rows = [
+        [
+            COMPUTERS[computer],
+            f"{row['parts per second'] / single:.2f}",
+            f"{row['start-up seconds']:.0f} s",
+            f"{row['computing seconds']:.0f} s",
+            f"{row['driver seconds'] + row['other seconds']:.0f} s",
+            f"{row['stored bytes per part']:.0f}",
+        ]
+        for computer, row in median.iterrows()
+    ]
+    names = ["computed by", "relative speed", "time to the first part"]
+    return _table([*names, "processor time, parts", "processor time, driver and Ray", STORED], rows)
+
+
+def cluster_memory_table() -> str:
+    """Memory of all processes of Ray together, by number of rows."""
+    rows = [
+        [f"{row['rows']:,}", f"{row['memory'] / 1e6:,.0f} MB"]
+        for row in cluster("memory").to_dict("records")
+    ]
+    return _table(["rows", "memory of all processes together"], rows)
+
+
+def sizing_table() -> str:
+    """Times of three workloads, as predicted from a quarter and an eighth of them, and measured."""
+    rows = [
+        [
+            row["inputs"],
+            f"{row['count']:,}",
+            f"{row['start-up seconds']:.1f} s",
+            f"{row['inputs per second']:,.0f}",
+            f"{row['bytes per row']:.0f}",
+            f"{row['predicted seconds']:.0f} s",
+            f"{row['measured seconds']:.0f} s",
+        ]
+        for row in cluster("sizing").to_dict("records")
+    ]
+    names = ["inputs", "number", "start-up", "inputs per second", "bytes per row of the output"]
+    return _table([*names, "predicted", "measured"], rows)
+
+
+IMAGES, REFERENCE = 10**9, 1_280_000
+"""Images and reference points of the task that is estimated."""
+
+POINTS, FEWER = 1280, 100
+"""Reference points of a class, and how many would do with less memory."""
+
+MACHINES, PROCESSORS, MEMORY = 100, 16, 128e9
+"""Machines of that task, and processors and bytes of memory of each."""
+
+
+def seconds_for_an_image(measured: pd.Series) -> float:
+    """Seconds for an image of 1,000 classes, from those by number of reference points.
+
+    They grow with the number of classes among the 32 images that are scored together.
+    """
+
+    def classes(points: int) -> float:
+        """The expected number of classes among them, with as many images of each class."""
+        every = points / POINTS
+        return every * (1 - (1 - 1 / every) ** 32)
+
+    least, most = measured.index.min(), measured.index.max()
+    slope = (measured[most] - measured[least]) / (classes(most) - classes(least))
+    return float(measured[most] + slope * (classes(REFERENCE) - classes(most)))
+
+
+def estimate_table() -> str:
+    """What scoring a billion images would take, from the measured costs of single things."""
+    known = cluster("scale")
+    costs = known[known.points.isna()].set_index("what").value
+    by_points = known.dropna(subset=["points"]).pivot_table(
+        index="points", columns="what", values="value"
+    )
+    least, most = by_points.index.min(), by_points.index.max()
+    memory = by_points["bytes of a process"]
+    point = (memory[most] - memory[least]) / (most - least)
+    process = memory[least] + point * (REFERENCE - least)
+    files = by_points["bytes of the detector's file"]
+    stored = (files[most] - files[least]) / (most - least)
+    each = seconds_for_an_image(by_points["seconds for an image"])
+    # The process that starts the others holds the detector too.
+    processes = int(min(PROCESSORS, MEMORY // process - 1))
+    fewer = memory[least] + point * (FEWER * REFERENCE / POINTS - least)
+    with_fewer = int(min(PROCESSORS, MEMORY // fewer - 1))
+    rows = {
+        "processor time for an image": f"{1000 * each:.0f} ms",
+        "processor hours for all": f"{IMAGES * each / 3600:,.0f}",
+        "memory of a process, most of it the reference": f"{process / 1e9:.1f} GB",
+        f"processes of a machine with {PROCESSORS} processors and {MEMORY / 1e9:.0f} GB": (
+            f"{processes}"
+        ),
+        f"hours with {MACHINES} such machines": (
+            f"{IMAGES * each / 3600 / MACHINES / processes:,.0f}"
+        ),
+        f"with {FEWER} points of each class: processes of a machine, hours": (
+            f"{with_fewer}, {IMAGES * each / 3600 / MACHINES / with_fewer:,.0f}"
+        ),
+        "images read, as JPEG files of 224 x 224 pixels": (
+            f"{IMAGES * costs['bytes of a JPEG'] / 1e12:.0f} TB"
+        ),
+        "detector files read, three times by each process": (
+            f"{3 * MACHINES * (processes + 1) * stored * REFERENCE / 1e12:.0f} TB"
+        ),
+        "parts and output written": f"{2 * IMAGES * costs['bytes of a row'] / 1e9:.0f} GB",
+        "minutes for merging, in one process": (
+            f"{IMAGES * costs['seconds to merge a row'] / 60:.0f}"
+        ),
+        "list of the inputs in each process, if each image were a file": (
+            f"{IMAGES * costs['bytes of a listed file'] / 1e9:.0f} GB, made in "
+            f"{IMAGES * costs['seconds to list a file'] / 3600:.0f} hours"
+        ),
+    }
+    return _table(["what", "estimate"], [[name, value] for name, value in rows.items()])
+
+
+def of_cluster() -> dict[str, str]:
+    """The tables of docs/cluster.md."""
+    return {
+        "speed": cluster_speed_table(),
+        "memory": cluster_memory_table(),
+        "sizing": sizing_table(),
+        "estimate": estimate_table(),
+    }
+
+
 def of_arena() -> dict[str, str]:
     """The tables of docs/arena.md."""
     return {f"leaderboard of {dataset}": leaderboard(dataset) for dataset in arenas()}
@@ -815,6 +965,7 @@ PAGES = {
     ARENA: of_arena,
     CERTIFICATE: of_certificate,
     THREATS: of_threats,
+    CLUSTER: of_cluster,
 }
 """The functions that make the tables of each page, by name."""
 

@@ -46,7 +46,8 @@ def own_modules() -> Iterator[None]:
             sys.modules["net"] = another
 
 
-SLOW = ("arena",)
+SLOW, ELSEWHERE = ("arena",), ("cluster",)
+"""Pages whose code takes long, and those whose code needs a cluster; see tests/cluster."""
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ SLOW = ("arena",)
     [
         pytest.param(page, marks=[pytest.mark.slow] if page.stem in SLOW else [], id=page.stem)
         for page in PAGES
-        if blocks(page)
+        if blocks(page) and page.stem not in ELSEWHERE
     ],
 )
 def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path) -> None:
@@ -126,13 +127,13 @@ def tables() -> object:
     return module
 
 
-@pytest.mark.parametrize("name", ["choosing", "arena", "certificate", "threats"])
+@pytest.mark.parametrize("name", ["choosing", "arena", "certificate", "threats", "cluster"])
 def test_the_tables_of_a_page_are_those_of_the_measurements(name: str) -> None:
     module = tables()
     page = ROOT / "docs" / f"{name}.md"
     assert module.filled(page) == page.read_text()  # type: ignore[attr-defined]
     shown = {"choosing": "| FGSM 0.30 |", "arena": "| `leery` |", "certificate": "| DigitNet |"}
-    shown["threats"] = "| selective PGD |"
+    shown |= {"threats": "| selective PGD |", "cluster": "| 2 Ray actors |"}
     assert shown[name] in page.read_text()
 
 

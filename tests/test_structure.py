@@ -35,11 +35,11 @@ FLOORS = [
     {"baselines"},
     {"evaluation"},
     {"scoring"},
-    {"study", "arena"},
+    {"study", "arena", "cluster"},
     {"cli"},
     {"__main__"},
 ]
-PROGRAMS = {"study", "arena", "cli", "__main__"}
+PROGRAMS = {"study", "arena", "cluster", "cli", "__main__"}
 
 
 def modules() -> list[Path]:
@@ -110,11 +110,12 @@ PUBLIC = {
         pretrained_sentinel""",
     "leery.classifiers": """Classifier DigitNet FashionNet HARDENED RECIPES Recipe ResNet20
         accuracy build load_classifier pretrained save_classifier train""",
+    "leery.cluster": "OnRay Scorer score",
     "leery.combiners": """ConformalCombiner COMBINERS Combiner CombinerName
         EXPONENT FAMILY_WEIGHTS Facts LogisticCombiner MonotoneLogisticCombiner make_combiner""",
     "leery.data": "DATASETS NamedDataset cache_folder data_sums load named parse_idx",
-    "leery.detector": """Detector Explanation MetricTable Verdict
-        Verdicts describe recommended_metrics""",
+    "leery.detector": """Detector Explanation FileFit MetricTable SavedDetector Verdict
+        Verdicts describe file_fit_of recommended_metrics""",
     "leery.errors": """CorruptDataError DataError DetectorFileError InputError LeeryError
         LeeryWarning NoDropoutError NotFittedError OutputError StudyFileError
         UnknownLayerError UnsupportedModelError WrongModelError""",
@@ -124,9 +125,9 @@ PUBLIC = {
         every_attack_found false_alarms held_out_scores in_sample_scores
         mean_difference robust_error roc_auc_difference roc_auc_interval
         select_positives share_difference share_interval target_of tpr_at_fpr""",
-    "leery.inputs": """Channels Format Images InputSpec Item Moments batches bounds_seen
-        count files halves image_batches known_count labelled_batches load
-        load_labelled printable read""",
+    "leery.inputs": """Channels Cuts Format Images InputSpec Item Moments batches bounds_seen
+        count halves image_batches item_of known_count labelled_batches load
+        load_labelled rows_at_once printable read""",
     "leery.mc_dropout": """MCDropout MAX_PASSES MaskSource Passes Plan StochasticLayer
         insert_dropout""",
     "leery.metrics": """AuxiliaryAgreement BandwidthRule BoundaryDistance
@@ -135,9 +136,9 @@ PUBLIC = {
         NearestNeighbours NoiseConsistency PAPER_METRICS PassUncertainty Pmf Precision
         RECOMMENDED_METRICS References ShiftConsistency Squeezing TrainingPoints
         UNCERTAINTY_METRICS UnitDispersion aleatoric bhattacharyya confidence direction_of energy
-        epistemic make_metrics log_margin margin max_softmax median_residual metric_refused
-        mutual_information predictive_entropy recommended_for residual_kurtosis scibilic
-        variance""",
+        epistemic load_metrics make_metrics log_margin margin max_softmax median_residual
+        metric_refused mutual_information predictive_entropy recommended_for residual_kurtosis
+        scibilic variance""",
     "leery.models": """INPUT_OF Logits assignments_undone check_layer check_logits check_recorded
         check_repeatable content_hashes device_of extract_features fast_layout
         fingerprint forward grid_of has_fast_layout has_linear_head image_hashes
@@ -148,15 +149,19 @@ PUBLIC = {
     "leery.observation": "EACH FittableScorer HEAD Needs Observation Observer Scorer View Viewed",
     "leery.reporting": """Cell INK MUTED PALETTE Plot Sheet figure_style new_figure page_environment
         page_resource themed to_svg""",
-    "leery.scoring": "Summary score_to_file",
+    "leery.scoring": "Scoring Summary row_schema rows_of score_to_file scoring_of",
     "leery.study": """Condition METRIC_SETS PAGE RESULT_COLUMNS STUDIES StudyConfig StudyResult
         load_result report reproduce reproduce_all terminal_summary""",
-    "leery.tasks": """Clock FileTask Task Workers code_of default_workers discard_parts
-        identity_of open_parts part_name parts_folder read_seconds run_record
-        run_stages worker_count worker_pool write_seconds""",
+    "leery.tasks": """Advance Clock Engine FileTask Parts Processes Progress Shard Task Work Workers
+        code_of compute_missing compute_part default_workers
+        identity_of missing_tasks no_progress open_parts parts_folder read_seconds run_record
+        run_shard run_stages
+        single_threaded worker_count worker_pool write_seconds""",
     "leery.training": """Augmentation AuxiliaryNetwork AuxiliaryRecipe FitParts MAX_PIXELS Recipe
-        SentinelNetwork SentinelRecipe TrainingSet run_epochs train_auxiliary train_sentinel""",
-    "leery.arena": """ARENAS ArenaConfig Cell DETECTORS Entry PAGE run_arena summary""",
+        SentinelNetwork SentinelRecipe TrainingSet run_epochs saved_tensors
+        train_auxiliary train_sentinel""",
+    "leery.arena": """ARENAS ArenaConfig Cell DETECTORS Entry PAGE run_arena run_arena_shard
+        summary""",
     "leery.baselines": """BASELINES DeepNeighbours DeepNeighboursBaseline DetectorSubnetwork
         FeatureSqueezing IntrinsicDimensionality KernelDensityUncertainty LaterMetrics
         LayerMahalanobis LocalIntrinsicDimensionality MetricBaseline Odds

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import secrets
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,14 @@ from typing import BinaryIO, TypeVar
 
 from leery.errors import OutputError
 
-__all__ = ["atomic_stream", "below", "check_output", "make_folder", "write_atomically"]
+__all__ = [
+    "atomic_stream",
+    "below",
+    "check_output",
+    "make_folder",
+    "write_atomically",
+    "write_once",
+]
 
 
 T = TypeVar("T")
@@ -37,6 +43,26 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     """
     with atomic_stream(path) as stream:
         stream.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_once(path: Path, content: str) -> None:
+    """Write a file completely, or leave it if there is one; of several processes, one writes it.
+
+    Raises:
+        OutputError: when the folder cannot be written.
+    """
+    own = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    write_atomically(own, content)
+    try:
+        os.link(own, path)
+    except FileExistsError:
+        pass
+    except OSError:
+        # A file system without hard links, where the last one of several processes wins.
+        if not path.exists():
+            own.replace(path)
+    finally:
+        own.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -87,8 +113,10 @@ def make_folder(path: Path) -> Path:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
+        # Hidden, since another process may read or check the folder at the same time.
+        probe = path / f".probe.{os.urandom(8).hex()}"
+        probe.touch(exist_ok=False)
+        probe.unlink()
     except OSError as error:
         message = (
             f"expected {path} to be a writable folder, got: {error.strerror or error}; "

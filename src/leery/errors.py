@@ -21,6 +21,7 @@ Each also subclasses the usual Python (or scikit-learn) type, so that code that 
 can catch it.
 """
 
+import re
 import sys
 import textwrap
 import warnings
@@ -116,6 +117,27 @@ class CorruptDataError(DataError):
 
 class OutputError(LeeryError, OSError):
     """An output file or folder cannot be written."""
+
+
+def raise_if_of_the_machine(error: Exception) -> None:
+    """Raise if an error of the user's code comes from the machine, not from the inputs.
+
+    Such an error may pass, so that it must not become a verdict on an input.
+
+    Raises:
+        LeeryError: when it does.
+    """
+    resource = isinstance(error, RuntimeError) and _RESOURCES.search(str(error))
+    if resource or isinstance(error, OSError):
+        message = (
+            f"expected this machine to run the classifier and the metrics, got {brief(error)}; run "
+            "again once it can"
+        )
+        raise LeeryError(message) from error
+
+
+_RESOURCES = re.compile(r"CUDA error|CUBLAS_|CUDNN_|cuDNN error|allocate memory|start new thread")
+"""Texts of errors that the machine lacks something, or that its GPU has failed."""
 
 
 def brief(error: BaseException) -> str:

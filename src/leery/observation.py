@@ -62,6 +62,10 @@ class View:
     name: str
     make: Callable[[Tensor, torch.Generator, Bounds], Tensor]
 
+    def __deepcopy__(self, memo: object) -> Self:
+        """The view itself, so that a copy of a metric finds what the original's needs name."""
+        return self
+
     def images(
         self,
         images: Tensor,

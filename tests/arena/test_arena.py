@@ -488,3 +488,39 @@ def test_an_arena_that_was_killed_twice_has_the_same_tables_and_shows_what_is_br
     assert set(cells.attack) == set(ARENAS["mnist"])
     assert set(pd.read_csv(whole / "false-alarms.csv").change) == {"clean", *FRESH_CHANGES}
     assert (whole / "report.html").stat().st_size > 100_000
+
+
+@pytest.mark.slow
+def test_shards_of_an_arena_give_its_tables(tmp_path: Path) -> None:
+    only = ["--only", "energy", "--only", "lid"]
+    whole = tmp_path / "whole"
+    subprocess.run(command(whole, *only), capture_output=True, check=True)
+    shared = tmp_path / "shared"
+    for words, code, said in (
+        (["--merge"], 1, "expected the parts of shards in "),
+        (["--shard", "2/2"], 4, "parts of other shards are missing (classifier: 1 of 1); run it"),
+        (
+            ["--shard", "1/2"],
+            4,
+            "Shard 1/2 stopped, because parts of other shards are missing (att",
+        ),
+        (
+            ["--shard", "2/2"],
+            0,
+            "Shard 2/2 is done; once all shards are, --merge writes the tables.",
+        ),
+        (["--merge"], 1, "got too few (missing: detectors: 1 of 2); run the shards again"),
+        (
+            ["--shard", "1/2"],
+            0,
+            "Shard 1/2 is done; once all shards are, --merge writes the tables.",
+        ),
+        (["--merge"], 0, ""),
+    ):
+        done = subprocess.run(
+            command(shared, *only, *words), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, done.stderr
+        assert said in " ".join((done.stdout + done.stderr).split())
+    for name in ("leaderboard", "cells", "false-alarms", "attacks"):
+        assert (whole / f"{name}.csv").read_bytes() == (shared / f"{name}.csv").read_bytes(), name

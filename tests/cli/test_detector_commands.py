@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -228,6 +229,88 @@ def test_a_killed_run_goes_on_and_has_every_row_once(place: Place) -> None:
     assert len(set(names)) == len(names) == 3100
 
 
+def test_workers_and_shards_give_the_bytes_of_one_process(place: Place) -> None:
+    score = ("score", "guard.leery", "many.parquet", "--out")
+    whole = place.json(*score, "one.parquet", "--workers", "1")
+    place.run(*score, "two.parquet", "--workers", "2")
+    shares = [place.json(*score, "three.parquet", "--shard", f"{i}/3") for i in (3, 1)]
+    lacking = place.run(*score, "three.parquet", "--merge", code=1)
+    assert "expected parts 1-4 in three.parquet.parts, got no file for 2; " in lacking
+    shares.append(place.json(*score, "three.parquet", "--shard", "2/3"))
+    assert sum(share["rows"] for share in shares) == 3100
+    assert place.json(*score, "three.parquet", "--merge") == {**whole, "out": "three.parquet"}
+    one = (place.folder / "one.parquet").read_bytes()
+    for name in ("two.parquet", "three.parquet"):
+        assert (place.folder / name).read_bytes() == one
+        assert not (place.folder / f"{name}.parts").exists()
+
+
+def test_shards_run_at_the_same_time_and_one_is_killed(place: Place) -> None:
+    score = ("score", "guard.leery", "many.parquet", "--out")
+    place.run(*score, "alone.parquet")
+    words = [*score, "beside.parquet", "--workers", "1", "--shard"]
+    running = [place.start(*words, f"{i}/2") for i in (1, 2)]
+    parts = place.folder / "beside.parquet.parts"
+    while not list(parts.glob("0*.parquet")):
+        assert any(process.poll() is None for process in running)
+        time.sleep(0.02)
+    running[1].kill()
+    running[1].wait()
+    place.run(*words, "2/2")
+    assert running[0].wait() == 0
+    place.run(*score, "beside.parquet", "--merge")
+    alone, beside = (place.folder / f"{name}.parquet" for name in ("alone", "beside"))
+    assert beside.read_bytes() == alone.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        "paper,mahalanobis,nearest_neighbours",
+        pytest.param("auxiliary_agreement,paper", marks=pytest.mark.slow),
+    ],
+)
+def test_workers_and_shards_of_a_fit_give_the_bytes_of_one_process(
+    place: Place, metrics: str
+) -> None:
+    data = ("--train", "train.npz", "--clean", "held.npz", "--fpr", "0.05")
+    fit = ("fit", *data, "--metrics", metrics, "--passes", "3", "--references", "200", "--out")
+    place.run(*fit, "one.leery", "--workers", "1")
+    place.run(*fit, "two.leery", "--workers", "2")
+    place.run(*fit, "three.leery", "--shard", "2/2")
+    lacking = place.run(*fit, "three.leery", "--merge", code=1)
+    assert "expected parts 1-6 in three.leery.parts/learned, got no file for 1-3; " in (lacking)
+    place.run(*fit, "other.leery", "--shard", "1/2")
+    place.run(*fit, "three.leery", "--merge", "--parts", "other.leery.parts")
+    one = (place.folder / "one.leery").read_bytes()
+    for name in ("two.leery", "three.leery"):
+        assert (place.folder / name).read_bytes() == one
+        assert not (place.folder / f"{name}.parts").exists()
+        (place.folder / name).unlink()
+    shutil.rmtree(place.folder / "other.leery.parts")
+    (place.folder / "one.leery").unlink()
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--shard", "3/2"], "expected a shard I/N with I from 1 to N, such as 2/3, got '3/2'"),
+        (["--shard", "1/2", "--merge"], "expected --merge alone, got --shard too"),
+        (["--resume", "--merge"], "expected --merge alone, got --resume too"),
+        (["--parts", "a.parts"], "expected --parts with --merge, got it without"),
+        (["--merge", "--parts", "a.parts"], "expected the parts of a run in a.parts, got none"),
+        (["--merge"], "expected parts 1-1 in no.csv.parts, got no file for 1"),
+        (["--workers", "0"], "expected at least 1 worker, got 0"),
+    ],
+)
+def test_shards_that_are_none_are_refused(place: Place, options: list[str], error: str) -> None:
+    before = sorted(path.name for path in place.folder.iterdir())
+    assert error in place.run(
+        "score", "guard.leery", "incoming", "--out", "no.csv", *options, code=1
+    )
+    assert sorted(path.name for path in place.folder.iterdir()) == before
+
+
 def finished(parts: Path) -> Sequence[Path]:
     return sorted(parts.glob("[0-9]*.parquet"))
 
@@ -244,7 +327,7 @@ def test_a_run_is_not_resumed_with_other_inputs(place: Place) -> None:
     process.wait()
     other = ["score", "guard.leery", "incoming", "--out", "b.csv"]
     error = place.run(*other, "--resume", code=1)
-    assert "expected the inputs and settings of the run that wrote b.csv.parts, got others" in error
+    assert "device and versions with which b.csv.parts was written, got different" in error
     assert place.json(*other, code=3)["rows"] == 13
 
 

@@ -67,7 +67,6 @@ def test_help_and_wrong_arguments_need_no_torch(arguments: list[str], code: int)
     [
         ("matplotlib", ["reproduce", "mnist"], "study"),
         ("jinja2", ["report", "runs"], "study"),
-        ("threadpoolctl", ["reproduce", "all"], "study"),
     ],
 )
 def test_a_missing_extra_is_one_sentence_with_the_line_that_installs_it(

@@ -1,6 +1,7 @@
 """No input is lost or cut without a word: links, odd names, pages, depth, orientation, parquet."""
 
 import io
+import resource
 import struct
 import warnings
 import zlib
@@ -13,7 +14,8 @@ import pytest
 from PIL import Image
 
 from leery.errors import InputError, LeeryWarning
-from leery.inputs import Format, Item, batches, count, files, load, read
+from leery.inputs import Format, Item, batches, count, load, read
+from leery.inputs._read import Sources
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
 PICTURE = Image.fromarray(PIXELS)
@@ -102,6 +104,22 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
         "linked/b.png": "",
         "own/a.png": "",
     }
+
+
+def test_what_the_machine_cannot_do_now_is_no_fault_of_the_file(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(png())
+    sources = Sources([tmp_path], Format())
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        with pytest.raises(InputError, match=r"to read .*a.png, got: Too many open files; run aga"):
+            list(sources.items())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(InputError, match=r"expected .*b.png to be there until the end, got no"):
+        list(sources.items())
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "GIF", "WEBP", "PNG"])
@@ -198,7 +216,9 @@ def test_a_folder_of_parquet_parts_is_one_table(tmp_path: Path) -> None:
     assert [item.label for item in found] == [0] * 4 + [1] * 4 + [2] * 4
     later = [item.name for item in read([tmp_path], Format(), start=5)]
     assert later == [item.name for item in found[5:]]
-    assert [path.name for path in files([tmp_path])] == [f"part-{n}.parquet" for n in range(3)]
+    assert [path.name for path in Sources([tmp_path], Format()).files] == [
+        f"part-{n}.parquet" for n in range(3)
+    ]
 
 
 def test_the_output_in_a_folder_is_no_input(tmp_path: Path) -> None:

@@ -112,3 +112,14 @@ def test_a_part_of_leery_s_own_hashes_what_it_imports() -> None:
     assert not {"leery", "leery.detector"} & sources_of("leery.classifiers")
     # It says "from leery import Detector".
     assert "leery.detector" in sources_of("leery.study._stages")
+
+
+def test_the_version_of_a_library_of_the_classifier_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = identity_of(1, ["rich.console"]), identity_of(1, ["json"])
+    monkeypatch.setattr(_identity, "version", lambda name: f"9 of {name}" * (name == "rich"))
+    first = identity_of(1, ["rich.console"])
+    monkeypatch.setattr(_identity, "version", lambda name: f"8 of {name}" * (name == "rich"))
+    assert len({first, identity_of(1, ["rich.console"]), before[0]}) == 3
+    assert identity_of(1, ["json"]) == identity_of(1, ["json.decoder"]) != before[1]

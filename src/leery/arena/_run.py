@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -21,10 +21,20 @@ from leery.arena._detectors import Entry, entries
 from leery.arena._gather import gather
 from leery.arena._page import write_page
 from leery.arena._score_stage import score_detector
-from leery.arena._workspace import ATTACK_LIBRARIES, CLEAN_IMAGES, Workspace
-from leery.tasks import Clock, FileTask, run_record, run_stages, worker_count
+from leery.arena._workspace import ATTACK_LIBRARIES, CLEAN_IMAGES, Workspace, error_file
+from leery.errors import InputError
+from leery.tasks import (
+    Clock,
+    FileTask,
+    Shard,
+    missing_tasks,
+    run_record,
+    run_shard,
+    run_stages,
+    worker_count,
+)
 
-__all__ = ["MANIFEST", "RUN", "run_arena"]
+__all__ = ["MANIFEST", "RUN", "run_arena", "run_arena_shard"]
 
 MANIFEST, RUN = "manifest.json", "run.json"
 """Names of two files: what was computed; the times and the machine of the last run."""
@@ -33,7 +43,12 @@ _REPORTED = ("leery", "torch", "numpy", "scipy", "scikit-learn", *ATTACK_LIBRARI
 
 
 def run_arena(
-    config: ArenaConfig, out: Path, *, workers: int | None = None, progress: bool = False
+    config: ArenaConfig,
+    out: Path,
+    *,
+    workers: int | None = None,
+    progress: bool = False,
+    merge: bool = False,
 ) -> dict[str, pd.DataFrame]:
     """Run every attack and every detector of an arena, and write its tables.
 
@@ -46,42 +61,99 @@ def run_arena(
         out: output folder, created if missing.
         workers: number of processes, by default one per CPU core; it does not change the results.
         progress: show bars on standard error.
+        merge: True to raise if parts are missing, such as those of a shard, instead of making them.
 
     Returns:
         The tables by name: leaderboard, cells, false-alarms, attacks and times.
 
     Raises:
-        InputError: when a setting is outside its range, or a detector cannot be found.
+        InputError: when a setting is outside its range, a detector cannot be found, or parts to
+            merge are missing.
         DataError: when the data cannot be obtained.
         OutputError: when the folder cannot be written to.
     """
-    for library in ("foolbox", "art"):
-        imported(library, "attacks")
-    count, clock, known = (
-        worker_count(workers),
-        Clock(),
-        entries(config.dataset, config.detectors, config.only),
-    )
-    with clock.stage("data"):
-        for split in ("train", "test"):
-            data.load(config.dataset, split, config.data_dir)
-    folder = make_folder(make_folder(out) / "parts")
-    workspaces = [Workspace(config, folder, seed) for seed in range(config.seeds)]
-    made = {"classifier": [task for one in workspaces for task in _classifier(one)]}
-    run_stages(made, clock, workers=count, progress=progress)
-    stages = {
-        "attacks": [task for one in workspaces for task in _attacks(one, known)],
-        "detectors": [task for one in workspaces for task in _detectors(one, known)],
-    }
-    longest = {name: sorted(tasks, key=lambda task: -task.cost) for name, tasks in stages.items()}
-    run_stages(longest, clock, workers=count, progress=progress)
-    with clock.stage("tables"):
-        tables = gather(workspaces, known)
+    if merge and not (out / "parts").is_dir():
+        message = f"expected the parts of shards in {out}, got none; pass the --out of the shards"
+        raise InputError(message)
+    run = _Run(config, out, workers)
+    if merge and (lacking := missing_tasks(run.stages)):
+        message = (
+            f"expected all parts in {run.folder}, got too few (missing: {lacking}); run the shards "
+            "again"
+        )
+        raise InputError(message)
+    if not merge:
+        run_stages(run.stages, run.clock, workers=run.workers, progress=progress)
+    with run.clock.stage("tables"):
+        tables = gather(run.workspaces, run.known)
         sums = {name: _write(out, name, table) for name, table in tables.items()}
     del sums["times"]
-    manifest = _write_manifests(config, out, workspaces, sums, count, clock)
+    manifest = _write_manifests(config, out, run.workspaces, sums, run.workers, run.clock)
     write_page(out, tables, manifest)
     return tables
+
+
+def run_arena_shard(
+    config: ArenaConfig,
+    out: Path,
+    shard: Shard,
+    *,
+    workers: int | None = None,
+    progress: bool = False,
+) -> str | None:
+    """Make one shard's parts of an arena; :func:`run_arena` writes the tables.
+
+    Shards use the same output folder and may run at the same time. A stage needs all parts of the
+    one before: a shard stops where parts of other shards are missing, and must then be run again.
+
+    Args:
+        config: options of the arena.
+        out: output folder, created if missing.
+        shard: which shard.
+        workers: as for :func:`run_arena`.
+        progress: as for :func:`run_arena`.
+
+    Returns:
+        What other shards must make before this one can go on, such as "attacks: 3 of 40"; None
+        when this shard's parts are made.
+
+    Raises:
+        InputError, DataError, OutputError: as :func:`run_arena`.
+    """
+    run = _Run(config, out, workers)
+    return run_shard(run.stages, shard, run.clock, workers=run.workers, progress=progress)
+
+
+class _Run:
+    """The data, detectors and tasks of an arena.
+
+    Args:
+        config: options of the arena.
+        out: output folder.
+        workers: number of processes; None for one per CPU core.
+    """
+
+    def __init__(self, config: ArenaConfig, out: Path, workers: int | None) -> None:
+        for library in ("foolbox", "art"):
+            imported(library, "attacks")
+        self.workers, self.clock = worker_count(workers), Clock()
+        self.known = entries(config.dataset, config.detectors, config.only)
+        with self.clock.stage("data"):
+            for split in ("train", "test"):
+                data.load(config.dataset, split, config.data_dir)
+        self.folder = make_folder(make_folder(out) / "parts")
+        self.workspaces = [Workspace(config, self.folder, seed) for seed in range(config.seeds)]
+        self.stages = {
+            "classifier": [task for one in self.workspaces for task in _classifier(one)],
+            "attacks": self._longest_first(_attacks),
+            "detectors": self._longest_first(_detectors),
+        }
+
+    def _longest_first(
+        self, tasks_of: Callable[[Workspace, Sequence[Entry]], Iterator[FileTask]]
+    ) -> list[FileTask]:
+        tasks = [task for one in self.workspaces for task in tasks_of(one, self.known)]
+        return sorted(tasks, key=lambda task: -task.cost)
 
 
 def _classifier(workspace: Workspace) -> Iterator[FileTask]:
@@ -105,7 +177,9 @@ def _attacks(workspace: Workspace, known: Sequence[Entry]) -> Iterator[FileTask]
 def _detectors(workspace: Workspace, known: Sequence[Entry]) -> Iterator[FileTask]:
     for entry in known:
         cost, file = 100 * _slowness(workspace), workspace.scores_file(entry)
-        yield FileTask(file, score_detector, (workspace, entry, file), cost)
+        yield FileTask(
+            file, score_detector, (workspace, entry, file), cost, failure=error_file(file)
+        )
 
 
 def _slowness(workspace: Workspace) -> float:

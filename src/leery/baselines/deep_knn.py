@@ -1,6 +1,6 @@
 """Deep k-nearest neighbours, of Papernot and McDaniel."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leery._checks import check_count
+from leery._files import below
 from leery.baselines._base import MetricBaseline
 from leery.metrics import Metric, TrainingPoints
 from leery.models import submodules_of_images
@@ -78,6 +79,19 @@ class DeepNeighbours(Metric):
         """Add the features that another metric of this class stored."""
         for stored, more in zip(self._each(), other._each(), strict=True):
             stored.merge(more)
+
+    def learned(self) -> dict[str, Tensor]:
+        """What each layer's metric learned."""
+        return {
+            f"{place}/{name}": tensor
+            for place, stored in enumerate(self._each())
+            for name, tensor in stored.learned().items()
+        }
+
+    def load_learned(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`learned` returned in another process."""
+        for place, stored in enumerate(self._each()):
+            stored.load_learned(below(state, str(place)))
 
     def finish(self) -> None:
         """Select the stored features."""

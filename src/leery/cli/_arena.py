@@ -9,9 +9,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+import leery
 from leery.cli._groups import with_groups
 from leery.cli._options import (
     INCOMPLETE,
+    WAITING,
     DataDir,
     Dataset,
     Seed,
@@ -19,10 +21,13 @@ from leery.cli._options import (
     plain_text,
     stoppable,
 )
+from leery.errors import InputError
 from leery.names import BASELINES, IMAGE_BASELINES, SUPERVISED_BASELINES
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from leery.tasks import Shard
 
 __all__ = ["arena"]
 
@@ -69,6 +74,23 @@ _Classifier = Annotated[
     ),
 ]
 
+_Shard = Annotated[
+    str | None,
+    typer.Option(
+        metavar="I/N",
+        help="Run only shard I of N, such as 2/3; all machines must share the output folder. Exit "
+        "code 4: parts of other shards are missing; run it again when those are done.",
+        show_default=False,
+    ),
+]
+
+_Merge = Annotated[
+    bool,
+    typer.Option(
+        "--merge", help="Write the tables from the parts of all shards; refused if any is missing."
+    ),
+]
+
 _Seeds = Annotated[
     int,
     typer.Option(
@@ -90,6 +112,8 @@ def arena(
     seeds: _Seeds = 1,
     classifier: _Classifier = None,
     workers: Workers = None,
+    shard: _Shard = None,
+    merge: _Merge = False,
     data_dir: DataDir = None,
 ) -> None:
     """Compare detectors under every attack; write tables to a folder.
@@ -103,17 +127,29 @@ def arena(
       leery arena mnist --limit 300
       leery arena fashion-mnist --detector mine:MyDetector
       leery arena mnist --classifier runs/mnist/classifier
+      leery arena mnist --shard 1/3
+      leery arena mnist --merge
     """
-    from leery.arena import PAGE, ArenaConfig, run_arena, summary
+    from leery.arena import PAGE, ArenaConfig, run_arena, run_arena_shard, summary
 
+    if shard and merge:
+        message = "expected --merge alone, got --shard too; run one after the other"
+        raise InputError(message)
     config = ArenaConfig(
         dataset, limit=limit, only=tuple(only) if only else None, detectors=tuple(detector or ()),
         seed=seed, seeds=seeds, classifier=classifier, data_dir=data_dir,
     )  # fmt: skip
     folder = out or Path("runs") / f"arena-{dataset}"
-    with stoppable("run the command again to resume where it stopped"):
-        tables = run_arena(config, folder, workers=workers, progress=True)
     console = Console(highlight=False)
+    with stoppable("run the command again to resume where it stopped"):
+        if shard is not None:
+            own = leery.tasks.Shard.parse(shard)
+            lacking = run_arena_shard(config, folder, own, workers=workers, progress=True)
+            console.print(_said(own, lacking))
+            if lacking is not None:
+                raise typer.Exit(WAITING)
+            return
+        tables = run_arena(config, folder, workers=workers, progress=True, merge=merge)
     board = summary(tables["leaderboard"])
     console.print(_leaderboard(board))
     failed = board[board.error != ""]
@@ -122,6 +158,16 @@ def arena(
     console.print(f"Page: {folder / PAGE}", markup=False)
     if len(failed):
         raise typer.Exit(INCOMPLETE)
+
+
+def _said(shard: Shard, lacking: str | None) -> str:
+    """What a shard says at its end."""
+    if lacking is None:
+        return f"Shard {shard} is done; once all shards are, --merge writes the tables."
+    return (
+        f"Shard {shard} stopped, because parts of other shards are missing ({lacking}); run it "
+        "again when they are done."
+    )
 
 
 def _leaderboard(table: pd.DataFrame) -> Table:

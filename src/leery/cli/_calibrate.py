@@ -16,7 +16,6 @@ from leery.cli._groups import (
     ClassifierOptions,
     InputOptions,
     clean_images,
-    own_metrics,
     with_groups,
 )
 from leery.cli._options import (
@@ -100,7 +99,7 @@ def calibrate(
     if out is not None or "calibration" in leery.detector.describe(file):
         check_replaceable(target, force=force)
     check_output(target)
-    metrics = own_metrics(metric)
+    metrics = leery.metrics.load_metrics(metric)
     detector = leery.Detector.load(file, classifier.load(), metrics=metrics)
     known = detector.inputs_
     form = reading.format(shape=known.shape, dtype=known.dtype, resize=resize)

@@ -18,7 +18,7 @@ from leery._files import make_folder, write_atomically
 from leery._progress import progress_bars
 from leery.cli._certify_train import train_and_add
 from leery.cli._describe import training_of
-from leery.cli._groups import ClassifierOptions, InputOptions, own_metrics, with_groups
+from leery.cli._groups import ClassifierOptions, InputOptions, with_groups
 from leery.cli._options import (
     DetectorFile,
     Json,
@@ -145,7 +145,9 @@ def images(
       leery certify certified.leery --model net:make --data test.npz --epsilon 0.1 0.2 0.3
       leery certify certified.leery --model net:make --data test/ --epsilon 0.1 --out shares/
     """
-    detector = leery.Detector.load(file, classifier.load(), metrics=own_metrics(metric))
+    detector = leery.Detector.load(
+        file, classifier.load(), metrics=leery.metrics.load_metrics(metric)
+    )
     sentinel = _sentinel(detector, file)
     known = detector.inputs_
     _check_below_range(epsilon, known)

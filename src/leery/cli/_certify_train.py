@@ -16,7 +16,6 @@ from leery.cli._groups import (
     ClassifierOptions,
     InputOptions,
     clean_images,
-    own_metrics,
     with_groups,
 )
 from leery.cli._options import (
@@ -206,7 +205,8 @@ def train_and_add(
     _promises(threshold)
     check_replaceable(target, force=force)
     check_output(target)
-    detector = leery.Detector.load(file, classifier.load(), metrics=own_metrics(metric))
+    saved = leery.detector.SavedDetector(file, classifier.load, tuple(metric or ()))
+    detector, _ = saved.load()
     known = detector.inputs_
     form = reading.format(
         shape=known.shape, dtype=known.dtype, resize=resize, classes=detector.classes_
@@ -215,10 +215,8 @@ def train_and_add(
         stoppable("the detector is as it was; --resume continues the training"),
         leery.training.FitParts(leery.tasks.parts_folder(target), resume=training.resume) as parts,
     ):
-        held, trained = (
-            clean_images(clean, form, labelled=threshold.right_only),
-            training.images(form),
-        )
+        held = clean_images(clean, form, labelled=threshold.right_only)
+        trained = training.images(form)
         _check_held(detector, threshold, held, trained)
         sentinel = training.sentinel(detector, trained, parts)
         guard = detector.with_sentinel(sentinel, share=threshold.share)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 import leery
 from leery._progress import progress_bars
-from leery.cli._groups import ClassifierOptions, InputOptions, own_metrics, with_groups
+from leery.cli._groups import ClassifierOptions, InputOptions, with_groups
 from leery.cli._options import (
     Attacks,
     BoundsOption,
@@ -179,7 +179,9 @@ def evaluate(
       leery evaluate guard.leery --model net:make --data test/ --attack cw --baselines --train t/
       leery evaluate guard.leery --model net:make --data test.npz --adaptive 0.1
     """
-    detector = leery.Detector.load(file, classifier.load(), metrics=own_metrics(metric))
+    detector = leery.Detector.load(
+        file, classifier.load(), metrics=leery.metrics.load_metrics(metric)
+    )
     known = detector.inputs_
     form = reading.format(
         shape=known.shape, dtype=known.dtype, resize=resize, classes=detector.classes_

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from leery.cli._describe import described, print_description
 from leery.cli._groups import (
     ClassifierOptions,
     InputOptions,
-    own_metrics,
+    ShareOptions,
     with_classes,
     with_groups,
 )
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from leery.detector import Detector
     from leery.inputs import Format
     from leery.metrics import BandwidthRule, Metric
+    from leery.tasks import Shard
 
 __all__ = ["fit"]
 
@@ -207,7 +208,7 @@ class _MetricOptions:
         self, model: nn.Module, example: Tensor | None
     ) -> tuple[list[str | Metric] | None, str | None]:
         """The metrics that were named; None for just those recommended for the inputs."""
-        own = own_metrics(self.metric)
+        own = leery.metrics.load_metrics(self.metric)
         if self.metrics is None and not own and not self.no_auxiliary:
             return None, None
         names: tuple[str, ...] = RECOMMENDED_METRICS
@@ -262,6 +263,7 @@ def fit(
     reading: InputOptions,
     measuring: _MetricOptions,
     combining: _CombinerOptions,
+    sharing: ShareOptions,
     train: _Train,
     clean: _Clean,
     *,
@@ -279,27 +281,56 @@ def fit(
     Examples:
       leery fit --model net:make --train train/ --clean held-out/ --fpr 0.01 --right-only
       leery fit --model net:make --train train.npz --clean held-out.npz --attack pgd:0.1 --noise 0.1
+      leery fit --model net:make --train train/ --clean held-out/ --fpr 0.01 --shard 1/3
+      leery fit --model net:make --train train/ --clean held-out/ --fpr 0.01 --merge
     """
     attacks = parse_attacks(combining.attack)
     form = reading.format()
     _check_first(train, clean, out, combining.fpr, form, labelled=combining.labelled, force=force)
-    example = next(iter(leery.inputs.read(train, form))).image
-    combiner: CombinerName = "logistic" if attacks else "conformal"
-    detector, left_out = measuring.detector(classifier.load(), combiner, example)
+    shard = sharing.chosen(resume=resume)
+    folder = leery.tasks.parts_folder(out)
+    making = _Making(classifier, measuring, "logistic" if attacks else "conformal", train, form)
+    detector, left_out = making.detector_and_rest()
     classifier.check_repeatable(detector.model)
+    resumed = resume or shard is not None or sharing.merge
     with (
-        stoppable("no detector was written; --resume skips training that has finished"),
-        leery.training.FitParts(leery.tasks.parts_folder(out), resume=resume) as parts,
+        stoppable(f"no detector was written; {sharing.advice(shard)}"),
+        leery.training.FitParts(folder, resume=resumed, others=sharing.parts or ()) as parts,
     ):
         form = with_classes(detector.model, train, form)
         start = time.monotonic()
-        detector.fit(_Watched(train, form), parts=parts)
+        fitting = leery.detector.FileFit(detector, train, form, parts)
+        make = partial(leery.detector.file_fit_of, making, train, form, folder)
+        sharing.run(fitting, make, detector.model, shard, title="fitting", resume=resume)
+        if shard is not None:
+            _report_shard(shard, out, as_json=as_json)
+            return
         seconds = time.monotonic() - start
         form = replace(form, shape=detector.inputs_.shape, dtype=detector.inputs_.dtype)
         _fit_combiner(detector, clean, form, combining, list(attacks.values()))
         detector.save(out)
+        fitting.discard()
         parts.discard()
     _report(detector, out, seconds, left_out or detector.left_out_, as_json=as_json)
+
+
+@dataclass(frozen=True)
+class _Making:
+    """Makes the unfitted detector, in other processes too."""
+
+    classifier: ClassifierOptions
+    measuring: _MetricOptions
+    combiner: CombinerName
+    train: list[Path]
+    form: Format
+
+    def __call__(self) -> Detector:
+        return self.detector_and_rest()[0]
+
+    def detector_and_rest(self) -> tuple[Detector, str | None]:
+        """The detector, and what its metrics leave out."""
+        example = next(iter(leery.inputs.read(self.train, self.form))).image
+        return self.measuring.detector(self.classifier.load(), self.combiner, example)
 
 
 def _check_first(
@@ -357,22 +388,6 @@ def _bandwidth(text: str) -> float | BandwidthRule:
         raise InputError(message) from error
 
 
-class _Watched:
-    """The batches of labelled sources, with a bar each time they are read."""
-
-    def __init__(self, paths: list[Path], form: Format) -> None:
-        self._paths, self._form = paths, form
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and labels, batch by batch."""
-        with progress_bars() as bars:
-            total = leery.inputs.count(self._paths, self._form)
-            task = bars.add_task("reading and fitting", total=total)
-            for images, labels in leery.inputs.batches(self._paths, self._form):
-                yield images, labels
-                bars.advance(task, len(images))
-
-
 def _fit_combiner(
     detector: Detector,
     paths: list[Path],
@@ -414,6 +429,14 @@ def _fit_combiner(
 
 def _noisy(sigma: float, images: Tensor, seed: int, bounds: Bounds) -> Tensor:
     return leery.attacks.gaussian_noise(images, sigma, seed=seed, bounds=bounds)
+
+
+def _report_shard(shard: Shard, out: Path, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"shard": str(shard), "out": str(out)})
+    else:
+        said = f"Shard {shard} is done; once all shards are, --merge writes the detector."
+        Console(highlight=False).print(said)
 
 
 def _report(

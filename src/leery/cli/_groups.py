@@ -5,25 +5,39 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Protocol,
+    TypeVar,
+    get_args,
+    get_type_hints,
+)
 
 import typer
 from typer.models import OptionInfo
 
 import leery
-from leery.errors import InputError, brief
+from leery._progress import progress_bars
+from leery.cli._options import Workers
+from leery.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from leery.inputs import Format
-    from leery.metrics import Metric
+    from leery.tasks import Engine, Progress, Shard, Work
 
-__all__ = ["ClassifierOptions", "InputOptions", "clean_images", "own_metrics", "with_groups"]
+__all__ = ["ClassifierOptions", "InputOptions", "ShareOptions", "clean_images", "with_groups"]
+
+T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +178,182 @@ class InputOptions:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShareOptions:
+    """Who computes what."""
+
+    title: ClassVar[str] = "Several processes or machines"
+
+    workers: Workers = None
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Compute only shard I of N, such as 2/3, and keep its parts in the folder "
+            "OUT.parts; finished parts are not computed again.",
+            show_default=False,
+        ),
+    ] = None
+    merge: Annotated[
+        bool,
+        typer.Option(
+            "--merge",
+            help="Write the output from the parts of all shards; refused if any is missing.",
+        ),
+    ] = False
+    parts: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="With --merge, another folder of parts, such as one copied from another machine. "
+            "Can be repeated.",
+            show_default=False,
+        ),
+    ] = None
+
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Compute on a Ray cluster: its address, auto for the one that this machine "
+            "belongs to, or local to start Ray on this machine. Needs the extra 'ray'.",
+            show_default=False,
+        ),
+    ] = None
+    actors: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|MIN-MAX",
+            help="With --ray, the number of actors, or its minimum and maximum, such as 4-16; by "
+            "default as many as the cluster has room for.",
+            show_default=False,
+        ),
+    ] = None
+    gpus: Annotated[
+        float, typer.Option(help="With --ray, the number of GPUs per actor; may be 0.5.")
+    ] = 0.0
+
+    def chosen(self, *, resume: bool) -> Shard | None:
+        """The shard to compute; None for all.
+
+        Raises:
+            InputError: when options exclude each other, or one is outside its range.
+        """
+        named = {
+            "--shard": self.shard is not None,
+            "--resume": resume,
+            "--workers": self.workers is not None,
+            "--ray": self.ray is not None,
+            "--parts": bool(self.parts),
+            "--actors": self.actors is not None,
+            "--gpus": self.gpus != 0,
+        }
+        alone = [name for name in ("--shard", "--resume", "--workers", "--ray") if named[name]]
+        if self.merge and alone:
+            message = f"expected --merge alone, got {alone[0]} too; leave one out"
+            raise InputError(message)
+        if self.ray is not None and self.workers is not None:
+            message = "expected --workers or --ray, got both; leave one out"
+            raise InputError(message)
+        for option, needed, is_there in (
+            ("--parts", "--merge", self.merge),
+            ("--actors", "--ray", self.ray is not None),
+            ("--gpus", "--ray", self.ray is not None),
+        ):
+            if named[option] and not is_there:
+                message = f"expected {option} with {needed}, got it without; add {needed}"
+                raise InputError(message)
+        whole = math.isfinite(self.gpus) and self.gpus == int(self.gpus)
+        if not 0 <= self.gpus <= 1 and not (whole and self.gpus > 0):
+            message = (
+                f"expected a fraction of a GPU or a whole number of GPUs, got {self.gpus:g}; "
+                "correct --gpus"
+            )
+            raise InputError(message)
+        return None if self.shard is None else leery.tasks.Shard.parse(self.shard)
+
+    def advice(self, shard: Shard | None) -> str:
+        """How to go on after Ctrl-C."""
+        if self.merge or shard is not None:
+            return "run the same command again to go on"
+        return "run again with --resume to go on"
+
+    def run(
+        self,
+        work: _Shared[T_co],
+        make: Callable[[], Work],
+        model: nn.Module,
+        shard: Shard | None,
+        *,
+        title: str,
+        resume: bool,
+    ) -> T_co:
+        """Do the work that the options name: all of it, a shard, or the merging of shards.
+
+        Args:
+            work: the work.
+            make: picklable function that makes the same work in another process.
+            model: the classifier; on a GPU, there is one process by default.
+            shard: what :meth:`chosen` returned.
+            title: name of the work for the progress bar.
+            resume: True to resume an interrupted run.
+
+        Raises:
+            LeeryError: when the work does.
+        """
+        if self.merge:
+            return work.merge(self.parts or ())
+        engine = self._engine(make, on_cpu=leery.models.device_of(model).type == "cpu")
+        with progress_bars() as bars:
+            task = bars.add_task(title, total=None)
+
+            def show(done: int, total: int) -> None:
+                bars.update(task, completed=done, total=total)
+
+            if shard is None:
+                return work.run(resume=resume, engine=engine, progress=show)
+            return work.run_shard(shard, engine=engine, progress=show)
+
+    def _engine(self, make: Callable[[], Work], *, on_cpu: bool) -> Engine:
+        """What computes the parts: Ray, or a process for each processor, or one for a GPU.
+
+        Raises:
+            InputError: when an option is outside its range, or Ray is not installed.
+        """
+        if self.ray is not None:
+            from leery import cluster
+
+            return cluster.OnRay(make, self.ray, _bounds_of(self.actors), gpus=self.gpus)
+        count = 1 if self.workers is None and not on_cpu else self.workers
+        return leery.tasks.Processes(make, leery.tasks.worker_count(count))
+
+
+def _bounds_of(text: str | None) -> tuple[int, int] | None:
+    """The smallest and largest number that a text such as "4" or "2-8" names.
+
+    Raises:
+        InputError: when it names none.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", text)
+    least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= least <= most:
+        message = f"expected a number of actors such as 4 or 2-8, got {text!r}; correct it"
+        raise InputError(message)
+    return least, most
+
+
+class _Shared(Protocol[T_co]):
+    """Work that is done in one run, or in shards that are then merged."""
+
+    def run(self, *, resume: bool, engine: Engine, progress: Progress) -> T_co: ...
+
+    def run_shard(self, shard: Shard, *, engine: Engine, progress: Progress) -> T_co: ...
+
+    def merge(self, others: Sequence[Path]) -> T_co: ...
+
+
 def with_classes(model: nn.Module, paths: list[Path], form: Format) -> Format:
     """The format with the classifier's number of classes, as its output for an input shows it.
 
@@ -180,34 +370,6 @@ def with_classes(model: nn.Module, paths: list[Path], form: Format) -> Format:
                 logits = models.run_model(still, batch)
             return replace(form, classes=logits.shape[1])
     return form
-
-
-def own_metrics(names: list[str] | None) -> list[Metric]:
-    """An instance of each metric of the user's own.
-
-    Raises:
-        InputError: when a name is none of a metric.
-    """
-    found = []
-    for name in names or []:
-        kind = leery.models.loaded_object(name, "metric")
-        try:
-            made = kind()
-        # The user's code raises whatever it likes.
-        except Exception as error:
-            message = (
-                f"expected {name} to give a metric without arguments, got {brief(error)}; mend its "
-                "code"
-            )
-            raise InputError(message) from error
-        if not isinstance(made, leery.metrics.Metric):
-            message = (
-                f"expected a subclass of leery.metrics.Metric at {name}, got "
-                f"{type(made).__name__}; correct the name"
-            )
-            raise InputError(message)
-        found.append(made)
-    return found
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:

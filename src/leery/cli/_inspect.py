@@ -10,7 +10,7 @@ from rich.console import Console
 
 import leery
 from leery.cli._describe import described, print_description
-from leery.cli._groups import ClassifierOptions, own_metrics, with_groups
+from leery.cli._groups import ClassifierOptions, with_groups
 from leery.cli._options import DetectorFile, Json, OwnMetrics, print_json
 
 __all__ = ["inspect"]
@@ -48,7 +48,9 @@ def inspect(
     facts = described(file)
     plan = None
     if classifier.model:
-        detector = leery.Detector.load(file, classifier.load(), metrics=own_metrics(metric))
+        detector = leery.Detector.load(
+            file, classifier.load(), metrics=leery.metrics.load_metrics(metric)
+        )
         plan = detector.explain_plan()
         facts["plan"] = str(plan).splitlines()
     if as_json:

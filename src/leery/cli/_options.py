@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "INCOMPLETE",
+    "WAITING",
     "Attacks",
     "BoundsOption",
     "DataDir",
@@ -53,6 +54,9 @@ __all__ = [
 INCOMPLETE = 3
 """The exit code when all is done, but an input could not be read or a detector raised an error."""
 
+WAITING = 4
+"""The exit code of a shard that must be run again when other shards are done."""
+
 Dataset = Annotated[
     str,
     typer.Argument(
@@ -62,7 +66,11 @@ Dataset = Annotated[
 
 Workers = Annotated[
     int | None,
-    typer.Option(help="Number of processes; by default one per processor.", show_default=False),
+    typer.Option(
+        help="Number of processes; by default one per processor, or one if the classifier is on a "
+        "GPU.",
+        show_default=False,
+    ),
 ]
 
 DataDir = Annotated[

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +11,7 @@ import typer
 from rich.console import Console
 
 import leery
-from leery._progress import progress_bars
-from leery.cli._groups import ClassifierOptions, InputOptions, own_metrics, with_groups
+from leery.cli._groups import ClassifierOptions, InputOptions, ShareOptions, with_groups
 from leery.cli._options import (
     INCOMPLETE,
     DetectorFile,
@@ -50,6 +49,7 @@ def score(
     sources: _Inputs,
     classifier: ClassifierOptions,
     reading: InputOptions,
+    sharing: ShareOptions,
     *,
     out: _Out = Path("scores.parquet"),
     resume: _Resume = False,
@@ -59,40 +59,37 @@ def score(
 ) -> None:
     """Write a row for each input: predicted class, score, p-value, verdict, every metric.
 
-    Memory does not grow with the number of inputs. An input that cannot be read gets a row with the
-    reason; the exit code is then 3.
+    Only a few inputs are in memory at a time. An input that cannot be read gets a row with the
+    reason; the exit code is then 3. However many processes or shards score the rows, they are the
+    same, byte for byte, unless the detector draws new dropout masks at each call.
 
     Examples:
       leery score guard.leery incoming/ --model net:make --out scores.csv
       leery score guard.leery day1.parquet day2.parquet --model net:make --resume
+      leery score guard.leery incoming/ --model net:make --shard 2/3
+      leery score guard.leery incoming/ --model net:make --merge
     """
     twice = [str(path) for path in sources if sources.count(path) > 1]
     if twice:
         message = f"expected each input once, got {twice[0]} twice; leave one out"
         raise InputError(message)
-    detector = leery.Detector.load(file, classifier.load(), metrics=own_metrics(metric))
+    shard = sharing.chosen(resume=resume)
+    saved = leery.detector.SavedDetector(file, classifier.load, tuple(metric or ()))
+    detector, identity = saved.load()
     form = reading.format(shape=detector.inputs_.shape, resize=resize)
     form = replace(form, labels_key=None)
-    own = {out.resolve(), leery.tasks.parts_folder(out).resolve()}
-    identity = hashlib.sha256(file.read_bytes()).hexdigest()
-    with stoppable("run again with --resume to go on"), progress_bars() as bars:
-        task = bars.add_task(
-            "scoring",
-            total=leery.inputs.count(sources, form, without=own),
-        )
-        summary = leery.scoring.score_to_file(
-            detector,
-            identity,
-            sources,
-            form,
-            out,
-            resume=resume,
-            advance=lambda rows: bars.advance(task, rows),
-        )
+    with stoppable(sharing.advice(shard)):
+        scoring = leery.scoring.Scoring(detector, identity, sources, form, out)
+        make = partial(leery.scoring.scoring_of, saved, sources, form, out)
+        summary = sharing.run(scoring, make, detector.model, shard, title="scoring", resume=resume)
+    text = str(out) if shard is None else f"shard {shard} of {out}"
     if as_json:
         print_json({**asdict(summary), "out": str(out)})
     else:
-        Console(highlight=False).print(facts_table(str(out), _shown(summary)))
+        console = Console(highlight=False)
+        console.print(facts_table(text, _shown(summary)))
+        if shard is not None:
+            console.print("Once all shards are done, --merge writes the output.")
     if summary.unreadable:
         raise typer.Exit(INCOMPLETE)
 

@@ -26,7 +26,8 @@ from leery.detector._beside import (
 from leery.detector._clean import CleanImages, check_unseen, measure_clean, no_labels
 from leery.detector._explanation import Explanation, percentiles
 from leery.detector._file import Record
-from leery.detector._fitting import fit, needs_of
+from leery.detector._fitting import Start, fit, needs_of
+from leery.detector._learned import Learned
 from leery.detector._measuring import measured
 from leery.detector._settings import Settings
 from leery.detector._state import Fitted, FittedCombiner
@@ -320,11 +321,22 @@ class Detector:
             UnsupportedModelError: when the model does not return logits.
             InputError: when images or labels do not fit.
         """
-        settings, fitted = fit(self.model, self._settings, images, labels, parts)
-        sentinel = fitted_sentinel(self.model, settings, fitted, (images, labels), parts)
+        start, learned = fit(self.model, self._settings, images, labels, parts)
+        return self._completed(start, learned, (images, labels), parts)
+
+    def _completed(
+        self,
+        start: Start,
+        learned: Learned,
+        data: tuple[Images, Tensor | None],
+        parts: FitParts | None,
+    ) -> Self:
+        """Complete a fit with what was learned from all training data."""
+        fitted = start.finish(learned)
+        sentinel = fitted_sentinel(self.model, start.settings, fitted, data, parts)
         if sentinel is not None:
             fitted = with_images_of(sentinel, fitted)
-        self._settings = settings
+        self._settings = start.settings
         self._take(fitted, None, None, sentinel)
         return self
 

@@ -7,14 +7,16 @@
 [0, 1, 0]
 """
 
+from leery.inputs._cuts import Cuts, rows_at_once
 from leery.inputs._format import Channels, Format
 from leery.inputs._item import Item, printable
 from leery.inputs._loaders import Images, halves, image_batches, known_count, labelled_batches
-from leery.inputs._read import batches, count, files, load, load_labelled, read
+from leery.inputs._read import batches, count, item_of, load, load_labelled, read
 from leery.inputs._spec import InputSpec, Moments, bounds_seen
 
 __all__ = [
     "Channels",
+    "Cuts",
     "Format",
     "Images",
     "InputSpec",
@@ -23,13 +25,14 @@ __all__ = [
     "batches",
     "bounds_seen",
     "count",
-    "files",
     "halves",
     "image_batches",
+    "item_of",
     "known_count",
     "labelled_batches",
     "load",
     "load_labelled",
     "printable",
     "read",
+    "rows_at_once",
 ]

@@ -26,13 +26,14 @@ _BINARY = (
 )
 
 
-def parquet_length(path: Path) -> int:
+def parquet_length(path: Path, form: Format) -> int:
     """The number of rows of a parquet file.
 
     Raises:
-        InputError: when the file is not a Parquet file.
+        InputError: when the file is not a Parquet file or lacks the column.
     """
     with _opened(path) as file:
+        _columns(path, file.schema_arrow, form)
         return int(file.metadata.num_rows)
 
 

@@ -1,9 +1,14 @@
 """Reading of inputs from any supported source."""
 
-from collections.abc import Collection, Iterator, Sequence
+import errno
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +18,16 @@ from leery.inputs._format import Format, UnreadableError
 from leery.inputs._item import Item, printable
 from leery.inputs._parquet import parquet_length, read_parquet
 
-__all__ = ["batches", "count", "files", "load", "load_labelled", "read"]
+__all__ = [
+    "Sources",
+    "batches",
+    "count",
+    "item_of",
+    "labelled_batch",
+    "load",
+    "load_labelled",
+    "read",
+]
 
 _PICTURES = frozenset(
     {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -30,7 +44,70 @@ _SIGNATURES = (
 """First bytes of image files."""
 
 _PICTURE_BYTES = 2**28
+
+_OF_THE_FILE = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG})
+"""Errors that reading a file gives each time; others, such as a lost network, may pass."""
+
 _ARRAYS = frozenset({".npy", ".npz"})
+
+
+class Sources:
+    """Folders and files of inputs, listed once.
+
+    Args:
+        paths: their paths, as for :func:`read`.
+        form: format of the sources and conversion to model inputs.
+        without: files and folders to exclude when a folder is read, such as the output.
+
+    Raises:
+        InputError: when a path is missing or of an unsupported type, or labelled folders have
+            different classes.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], form: Format, *, without: Collection[Path] = ()
+    ) -> None:
+        _check_alike(paths, form)
+        self._sources = [one for path in paths for one in _sources(path, form, without)]
+
+    def __len__(self) -> int:
+        """The number of inputs."""
+        return sum(source.length for source in self._sources)
+
+    @property
+    def files(self) -> Iterator[Path]:
+        """The files, in order."""
+        for source in self._sources:
+            yield from source.files
+
+    def items(self, start: int = 0) -> Iterator[Item]:
+        """Iterate over the inputs from ``start`` on, as :func:`read` does."""
+        for source in self._sources:
+            if start and start >= source.length:
+                start -= source.length
+                continue
+            yield from source.items(start)
+            start = 0
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A file, or all pictures of a folder.
+
+    Attributes:
+        files: the files.
+        count: function that returns the number of inputs.
+        items: function that yields the inputs from a number on.
+    """
+
+    files: Sequence[Path]
+    count: Callable[[], int]
+    items: Callable[[int], Iterator[Item]]
+
+    @cached_property
+    def length(self) -> int:
+        """The number of inputs."""
+        return self.count()
 
 
 def count(paths: Sequence[Path], form: Format, *, without: Collection[Path] = ()) -> int:
@@ -39,21 +116,7 @@ def count(paths: Sequence[Path], form: Format, *, without: Collection[Path] = ()
     Raises:
         InputError: when a path is missing or of an unsupported type.
     """
-    return sum(_length(path, form, without) for path in paths)
-
-
-def files(paths: Sequence[Path], *, without: Collection[Path] = ()) -> Iterator[Path]:
-    """The files that :func:`read` reads, in order.
-
-    Raises:
-        InputError: when a path is missing or of an unsupported type.
-    """
-    for path in paths:
-        if path.is_dir():
-            yield from _parts_of(path, without) or _inside(path, without)
-        else:
-            _check_kind(path)
-            yield path
+    return len(Sources(paths, form, without=without))
 
 
 def read(
@@ -76,14 +139,7 @@ def read(
     Raises:
         InputError: when a path is missing, of an unsupported type or entirely unreadable.
     """
-    _check_alike(paths, form)
-    for path in paths:
-        length = _length(path, form, without) if start else 0
-        if start and start >= length:
-            start -= length
-            continue
-        yield from _source(path, form, start, without)
-        start = 0
+    yield from Sources(paths, form, without=without).items(start)
 
 
 def load(paths: Sequence[Path], form: Format) -> tuple[Tensor, Tensor | None]:
@@ -146,19 +202,45 @@ def batches(
     """
     items = _without_strangers(read(paths, form))
     while chunk := list(islice(items, size)):
-        images = [_readable(item) for item in chunk]
-        for item in chunk:
-            if item.label is None:
-                message = (
-                    f"expected a label for each input, got none for {item.name}; use a folder for "
-                    f"each class, or an array or column {form.labels_key!r}"
-                )
-                raise InputError(message)
-        shapes = {tuple(image.shape) for image in images}
-        if len(shapes) > 1:
-            message = f"expected inputs of one shape, got {sorted(shapes)}; resize them"
+        yield labelled_batch(chunk, form)
+
+
+def labelled_batch(items: Sequence[Item], form: Format) -> tuple[Tensor, Tensor]:
+    """The images ``(n, ...)`` and labels int64 ``(n,)`` of inputs.
+
+    Raises:
+        InputError: when an input cannot be read, has no label, or differs in shape.
+    """
+    images = [_readable(item) for item in items]
+    for item in items:
+        if item.label is None:
+            message = (
+                f"expected a label for each input, got none for {item.name}; use a folder for "
+                f"each class, or an array or column {form.labels_key!r}"
+            )
             raise InputError(message)
-        yield torch.stack(images), torch.tensor([item.label for item in chunk])
+    shapes = {tuple(image.shape) for image in images}
+    if len(shapes) > 1:
+        message = f"expected inputs of one shape, got {sorted(shapes)}; resize them"
+        raise InputError(message)
+    return torch.stack(images), torch.tensor([item.label for item in items])
+
+
+def item_of(value: object, form: Format) -> Item:
+    """One input that another library has read.
+
+    Args:
+        value: a compressed image as bytes, or an array or nested list of numbers.
+        form: conversion to a model input.
+    """
+    try:
+        if isinstance(value, bytes):
+            return Item("", form.picture(value))
+        return Item("", form.row(np.asarray(value)))
+    except UnreadableError as error:
+        return Item("", None, error=str(error))
+    except ValueError:
+        return Item("", None, error="no array of numbers")
 
 
 def _readable(item: Item) -> Tensor:
@@ -180,43 +262,37 @@ def _without_strangers(items: Iterator[Item]) -> Iterator[Item]:
         warn(f"{len(strangers)} files that are not images were skipped, such as {strangers[0]}")
 
 
-def _length(path: Path, form: Format, without: Collection[Path]) -> int:
-    if path.is_dir():
-        parts = _parts_of(path, without)
-        return sum(map(parquet_length, parts)) if parts else len(_inside(path, without))
-    _check_kind(path)
-    if path.suffix.lower() in _ARRAYS:
-        return array_length(path, form)
-    return parquet_length(path) if path.suffix.lower() == ".parquet" else 1
-
-
-def _source(path: Path, form: Format, start: int, without: Collection[Path]) -> Iterator[Item]:
-    if path.is_dir():
-        yield from _folder(path, form, start, without)
+def _sources(path: Path, form: Format, without: Collection[Path]) -> Iterator[_Source]:
+    """The sources at a path: a file, the Parquet files of a folder, or its pictures."""
+    if not path.is_dir():
+        _check_kind(path)
+        yield _file(path, form)
         return
-    _check_kind(path)
-    if path.suffix.lower() in _ARRAYS:
-        yield from read_array(path, form, start)
-    elif path.suffix.lower() == ".parquet":
-        yield from read_parquet(path, form, start)
-    else:
-        yield _picture(path, form, None)
-
-
-def _folder(path: Path, form: Format, start: int, without: Collection[Path]) -> Iterator[Item]:
-    """The inputs of a folder from ``start`` on."""
-    parts = _parts_of(path, without)
-    for part in parts:
-        length = parquet_length(part)
-        if start < length:
-            yield from read_parquet(part, form, start)
-        start = max(0, start - length)
-    if parts:
+    inside = _inside(path, without)
+    if parts := _parts_among(inside):
+        yield from (_file(part, form) for part in parts)
         return
-    files = _inside(path, without)
-    labels = _folder_labels(path, [file for file in files if _is_picture(file)], form)
-    for file in files[start:]:
-        yield _picture(file, form, labels.get(file))
+
+    @cache
+    def labels() -> dict[Path, int]:
+        return _folder_labels(path, [file for file in inside if _is_picture(file)], form)
+
+    def pictures(start: int) -> Iterator[Item]:
+        return (_picture(file, form, labels().get(file)) for file in inside[start:])
+
+    yield _Source(inside, lambda: len(inside), pictures)
+
+
+def _file(path: Path, form: Format) -> _Source:
+    """The inputs of one file."""
+    kind = path.suffix.lower()
+    if kind in _ARRAYS:
+        return _Source([path], partial(array_length, path, form), partial(read_array, path, form))
+    if kind == ".parquet":
+        return _Source(
+            [path], partial(parquet_length, path, form), partial(read_parquet, path, form)
+        )
+    return _Source([path], lambda: 1, lambda _start: iter([_picture(path, form, None)]))
 
 
 def _check_kind(path: Path) -> None:
@@ -282,12 +358,12 @@ def _resolved(path: Path) -> Path | None:
         return None
 
 
-def _parts_of(folder: Path, without: Collection[Path]) -> list[Path]:
-    """The Parquet files of a folder that holds nothing else, such as a partitioned table.
+def _parts_among(inside: Sequence[Path]) -> list[Path]:
+    """The Parquet files among those of a folder, if it holds nothing else; else none.
 
-    Files whose names begin with "_" are metadata and are ignored. Empty for other folders.
+    Such a folder is a partitioned table. Files whose names begin with "_" are its metadata.
     """
-    files = [path for path in _inside(folder, without) if not path.name.startswith("_")]
+    files = [path for path in inside if not path.name.startswith("_")]
     parts = [path for path in files if path.suffix.lower() == ".parquet"]
     return parts if len(parts) == len(files) else []
 
@@ -341,6 +417,9 @@ def _folder_labels(folder: Path, files: Sequence[Path], form: Format) -> dict[Pa
 def _picture(path: Path, form: Format, label: int | None) -> Item:
     name = printable(path)
     try:
+        if not os.path.lexists(path):
+            message = f"expected {name} to be there until the end, got no such file; run again"
+            raise InputError(message)
         if not path.is_file():
             what = "a broken link" if path.is_symlink() else "not a regular file"
             return Item(name, None, label, what)
@@ -352,6 +431,12 @@ def _picture(path: Path, form: Format, label: int | None) -> Item:
             return Item(name, None, label, f"more than {_PICTURE_BYTES} bytes")
         return Item(name, form.picture(path.read_bytes()), label)
     except OSError as error:
+        if error.errno not in _OF_THE_FILE:
+            message = (
+                f"expected to read {name}, got: {error.strerror or error}; run again once this "
+                "machine can read it"
+            )
+            raise InputError(message) from error
         return Item(name, None, label, error.strerror or str(error))
     except UnreadableError as error:
         return Item(name, None, label, str(error), stranger=not _is_picture(path))

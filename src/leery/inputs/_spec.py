@@ -45,6 +45,13 @@ class Moments:
         self.total += float(mean) * images.numel()
         self.squares += (float(variance) + float(mean) ** 2) * images.numel()
 
+    def merge(self, other: Self) -> None:
+        """Add the moments of other images."""
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        self.count += other.count
+        self.total += other.total
+        self.squares += other.squares
+
     @property
     def mean(self) -> float:
         """The mean of all pixels."""

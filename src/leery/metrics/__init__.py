@@ -11,6 +11,7 @@ from leery.metrics._registry import (
     KINDS,
     References,
     direction_of,
+    load_metrics,
     make_metrics,
     recommended_for,
 )
@@ -77,6 +78,7 @@ __all__ = [
     "direction_of",
     "energy",
     "epistemic",
+    "load_metrics",
     "log_margin",
     "make_metrics",
     "margin",

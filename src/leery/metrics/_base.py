@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from leery._checks import Bounds
-from leery.errors import InputError, LeeryError, brief
+from leery.errors import InputError, LeeryError, brief, raise_if_of_the_machine
 from leery.observation import Needs, Observation
 
 __all__ = ["Direction", "FitContext", "Metric", "check_metric", "metric_refused"]
@@ -63,7 +63,9 @@ class Metric(nn.Module):
     To write a metric, subclass this, set the attributes and implement :meth:`forward`. A metric
     that learns from the training data also implements :meth:`update`, :meth:`merge` and
     :meth:`finish`. Fitted state must be held in buffers or submodules, because the detector file
-    stores only these. Buffers that are undefined before the fit are registered as None.
+    stores only these. Buffers that are undefined before the fit are registered as None. A metric
+    whose :meth:`update` keeps what it learns elsewhere than in buffers of its own, such as in a
+    list, also implements :meth:`learned` and :meth:`load_learned`, which pass it between processes.
 
     Attributes:
         name: name of the metric, unique in a detector.
@@ -109,6 +111,22 @@ class Metric(nn.Module):
             )
             raise InputError(message)
 
+    def learned(self) -> dict[str, Tensor]:
+        """What this metric learned from its part, to be merged in another process.
+
+        By default these are its own buffers, without those of submodules. ``leery fit`` refuses a
+        metric whose :meth:`update` changes anything else, unless this method is overridden.
+
+        Returns:
+            Tensors by name.
+        """
+        return dict(self.named_buffers(recurse=False))
+
+    def load_learned(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`learned` returned in another process."""
+        for name, tensor in state.items():
+            self._buffers[name] = tensor
+
     def finish(self) -> None:
         """Complete the fit after the last part; by default does nothing."""
 
@@ -152,6 +170,11 @@ class Metric(nn.Module):
         return type(self).update is not Metric.update
 
     @property
+    def merges(self) -> bool:
+        """True if it learns, and what parts of the training data taught it can be merged."""
+        return self.learns and type(self).merge is not Metric.merge
+
+    @property
     def trains(self) -> bool:
         """True if the metric must be trained first."""
         return type(self).prepare is not Metric.prepare
@@ -163,6 +186,7 @@ def metric_refused(metric: Metric) -> Iterator[None]:
 
     Raises:
         InputError: when the metric raises.
+        LeeryError: when it raises because of the machine.
     """
     try:
         yield
@@ -170,6 +194,7 @@ def metric_refused(metric: Metric) -> Iterator[None]:
         raise
     # A metric may be user code, which can raise any exception.
     except Exception as error:
+        raise_if_of_the_machine(error)
         message = (
             f"expected metric {metric.name!r} to be computed, got {brief(error)}; correct its code"
         )

@@ -69,6 +69,23 @@ class TrainingPoints(Metric):
         """Add the features that another metric of this class stored."""
         for label, parts in other._parts.items():
             self._parts.setdefault(label, []).extend(parts)
+            self._limit(label)
+
+    def learned(self) -> dict[str, Tensor]:
+        """The stored features, and how many there are of each class."""
+        groups = {label: torch.cat(parts) for label, parts in self._parts.items()}
+        return {
+            "features": torch.cat(list(groups.values())),
+            "labels": torch.tensor(list(groups)),
+            "counts": torch.tensor(list(map(len, groups.values()))),
+        }
+
+    def load_learned(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`learned` returned in another process."""
+        groups = state["features"].split(state["counts"].tolist())
+        self._parts = {
+            label: [group] for label, group in zip(state["labels"].tolist(), groups, strict=True)
+        }
 
     @property
     def reference_(self) -> dict[int, Tensor]:
@@ -85,9 +102,13 @@ class TrainingPoints(Metric):
         for label in labels.unique().tolist():
             parts = self._parts.setdefault(label, [])
             parts.append(features[labels == label])
-            # Selected from time to time, which limits the memory during the fit.
-            if self.references and sum(map(len, parts)) > 2 * self.references:
-                self._parts[label] = [self._nearest_hashes(torch.cat(parts))]
+            self._limit(label)
+
+    def _limit(self, label: int) -> None:
+        """Select features of a class if there are many, which limits the memory of the fit."""
+        parts = self._parts[label]
+        if self.references and sum(map(len, parts)) > 2 * self.references:
+            self._parts[label] = [self._nearest_hashes(torch.cat(parts))]
 
     def _nearest_hashes(self, group: Tensor) -> Tensor:
         """The rows with the smallest content hashes, independent of the division into parts."""

@@ -1,13 +1,13 @@
 """Metrics that can be selected by name."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, get_args
 
 from torch import Tensor
 
-from leery.errors import InputError
+from leery.errors import InputError, brief
 from leery.metrics._base import Metric, check_metric
 from leery.metrics.agreement import AuxiliaryAgreement
 from leery.metrics.boundary import BoundaryDistance
@@ -23,6 +23,7 @@ from leery.metrics.distance import Mahalanobis, NearestNeighbours
 from leery.metrics.forward_pass import FORWARD, ForwardPass
 from leery.metrics.statistics import STATISTICS, InputStatistic
 from leery.metrics.uncertainty import UNCERTAINTY, PassUncertainty
+from leery.models import loaded_object
 from leery.names import METRICS, PAPER_METRICS, RECOMMENDED_METRICS
 from leery.training import MAX_PIXELS
 
@@ -30,6 +31,7 @@ __all__ = [
     "KINDS",
     "References",
     "direction_of",
+    "load_metrics",
     "make_metrics",
     "recommended_for",
 ]
@@ -185,3 +187,35 @@ def direction_of(name: str) -> int:
     """-1 if small values of the metric are suspicious, else 1 (also for the direction "both")."""
     (metric,) = make_metrics(name)
     return -1 if metric.direction == "smaller" else 1
+
+
+def load_metrics(names: Iterable[str] | None) -> list[Metric]:
+    """Make metrics of the user's own.
+
+    Args:
+        names: names of their classes, or of functions that return one, as "module:name"; None for
+            none.
+
+    Raises:
+        InputError: when a name does not give a metric without arguments.
+    """
+    found = []
+    for name in names or ():
+        kind = loaded_object(name, "metric")
+        try:
+            made = kind()
+        # User code can raise any exception.
+        except Exception as error:
+            message = (
+                f"expected {name} to give a metric without arguments, got {brief(error)}; correct "
+                "its code"
+            )
+            raise InputError(message) from error
+        if not isinstance(made, Metric):
+            message = (
+                f"expected a subclass of leery.metrics.Metric at {name}, got "
+                f"{type(made).__name__}; correct the name"
+            )
+            raise InputError(message)
+        found.append(made)
+    return found

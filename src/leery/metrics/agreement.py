@@ -100,7 +100,7 @@ class AuxiliaryAgreement(Metric):
         )
         facts = [
             *(data.digest(), repr(recipe), context.classes, str(context.pixels)),
-            *(context.seed, str(context.device)),
+            *(context.seed, context.device.type),
         ]
         trained = context.part(code, facts, lambda: self._trained(data, recipe, context))
         own = {f"auxiliary.{name}": tensor for name, tensor in trained.items()}

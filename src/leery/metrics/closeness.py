@@ -361,6 +361,20 @@ class ClassKL(Metric):
         for label, total in other._sums.items():
             self._accumulate(label, total, other._counts[label])
 
+    def learned(self) -> dict[str, Tensor]:
+        """The sums and counts of each class."""
+        return {
+            "sums": torch.stack(list(self._sums.values())),
+            "labels": torch.tensor(list(self._sums)),
+            "counts": torch.tensor([self._counts[label] for label in self._sums]),
+        }
+
+    def load_learned(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`learned` returned in another process."""
+        labels = state["labels"].tolist()
+        self._sums = dict(zip(labels, state["sums"], strict=True))
+        self._counts = dict(zip(labels, state["counts"].tolist(), strict=True))
+
     def finish(self) -> None:
         """Compute the means; that of a class without data is NaN."""
         width = next(iter(self._sums.values())).shape[0]

@@ -87,8 +87,9 @@ class NearestNeighbours(TrainingPoints):
         """
         check_scored(self.reference_, self.points, features, classes, "NearestNeighbours")
         result = torch.empty(len(features), dtype=torch.float64, device=features.device)
+        known = self.reference_
         for label, rows in rows_by_class(classes):
-            points = self.reference_[label].to(features.device)
+            points = known[label].to(features.device)
             found = [_mean_nearest(part, points, self.k) for part in features[rows].split(QUERIES)]
             result = result.index_put((rows,), torch.cat(found))
         return result

@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leery.errors import InputError, LeeryError, UnsupportedModelError, brief
+from leery.errors import (
+    InputError,
+    LeeryError,
+    UnsupportedModelError,
+    brief,
+    raise_if_of_the_machine,
+)
 from leery.models._layout import fast_layout, has_fast_layout, keep_freed_memory
 from leery.models._replica import Replicas, python_randomness_kept
 from leery.models._shortcut import Shortcut
@@ -125,6 +131,7 @@ def model_errors(batch: Tensor) -> Iterator[None]:
 
     Raises:
         InputError: when the classifier raises.
+        LeeryError: when it raises because of the machine.
     """
     try:
         yield
@@ -132,6 +139,7 @@ def model_errors(batch: Tensor) -> Iterator[None]:
         raise
     # A classifier is user code, which can raise any exception.
     except Exception as error:
+        raise_if_of_the_machine(error)
         message = (
             f"expected images that the model accepts, got shape {tuple(batch.shape)} and "
             f"{batch.dtype}, which it rejects ({brief(error)}); check shape, type and values"

@@ -30,6 +30,10 @@ class WithLogits(nn.Module):
         # Not train(), which would change the mode of the model.
         self.training = model.training
 
+    def extra_repr(self) -> str:
+        """Where the logits are, which is part of the classifier's fingerprint."""
+        return f"logits={logits_facts(self.logits)['where']!r}"
+
     def forward(self, images: Tensor) -> Tensor:
         """The logits of a batch of images."""
         output = self.model(images)

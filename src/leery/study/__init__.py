@@ -2,7 +2,7 @@
 
 from leery._extras import imported
 
-for _library in ("jinja2", "matplotlib", "threadpoolctl"):
+for _library in ("jinja2", "matplotlib"):
     imported(_library, "study")
 
 from leery.study._config import (  # noqa: E402 - see above

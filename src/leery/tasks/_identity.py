@@ -7,12 +7,12 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 __all__ = ["code_of", "identity_of"]
 
-_COMPUTING = ("torch", "numpy", "scipy", "scikit-learn")
+_COMPUTING = ("torch", "numpy", "scipy", "scikit-learn", "pillow")
 """Libraries whose versions are part of the hash."""
 
 
@@ -20,7 +20,7 @@ def identity_of(facts: object, modules: Iterable[str]) -> str:
     """The SHA-256 of facts, of the code that computes with them, and of the libraries' versions.
 
     The code is that of the modules and of everything they import, if it belongs to leery or the
-    user; installed packages, the standard library, comments and docstrings are left out.
+    user; comments and docstrings are left out. Of an installed package, the version counts.
 
     Args:
         facts: JSON-serialisable values.
@@ -29,16 +29,29 @@ def identity_of(facts: object, modules: Iterable[str]) -> str:
     Returns:
         64 hexadecimal digits.
     """
-    versions = {name: version(name) for name in _COMPUTING}
-    content = json.dumps([facts, _code(frozenset(modules)), versions], sort_keys=True, default=str)
+    modules = frozenset(modules)
+    versions = {name: version(name) for name in {*_COMPUTING, *_distributions(modules)}}
+    content = json.dumps([facts, _code(modules), versions], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+@cache
+def _distributions(modules: frozenset[str]) -> frozenset[str]:
+    """The installed distributions that hold modules, other than leery."""
+    top = {name.partition(".")[0] for name in modules} - {"leery", "torch"}
+    if not top - sys.stdlib_module_names:
+        return frozenset()
+    # Reads what every installed distribution says of itself.
+    known = packages_distributions()
+    return frozenset(name for package in top for name in known.get(package, ()))
 
 
 @cache
 def _code(modules: frozenset[str]) -> str:
     """The SHA-256 of the sources of modules and of what they import."""
     sources: dict[str, bytes] = {}
-    waiting = list(modules)
+    # In a process that multiprocessing has started, the user's script has another name.
+    waiting = ["__main__" if name == "__mp_main__" else name for name in modules]
     while waiting:
         name = waiting.pop()
         path = None if name in sources else _own_source(name)

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 
-from leery._extras import imported
 from leery.errors import LeeryError
 
-__all__ = ["Task", "Workers", "default_workers", "worker_pool"]
+__all__ = ["Task", "Workers", "default_workers", "single_threaded", "worker_pool"]
 
 Task = tuple[Callable[..., object], tuple[Any, ...]]
 """A module-level function and its arguments."""
@@ -56,7 +56,7 @@ class Workers:
         except BrokenProcessPool as error:
             message = (
                 "expected all worker processes to finish, got one that died (out of memory, or "
-                "killed); run the command again to resume"
+                "killed); run again, with --resume if the command has it"
             )
             raise LeeryError(message) from error
 
@@ -82,6 +82,18 @@ def worker_pool(count: int) -> Iterator[Workers]:
 
 
 @contextmanager
+def single_threaded() -> Iterator[None]:
+    """Compute with one thread in a block, so that its results do not depend on their number."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
 def _interrupts_held_back() -> Iterator[None]:
     """Block SIGINT; processes started meanwhile inherit the block, and only the parent reacts."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -96,7 +108,7 @@ def _settle_in() -> None:
     # Deprecations that other libraries' use of torch triggers are not the user's to mend.
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
     torch.set_num_threads(1)
-    imported("threadpoolctl", "study").threadpool_limits(1)
+    threadpool_limits(1)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 

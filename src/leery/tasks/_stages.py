@@ -18,13 +18,16 @@ from rich.progress import Progress
 from leery._files import write_atomically
 from leery._progress import progress_bars
 from leery.errors import InputError
+from leery.tasks._parts import Shard
 from leery.tasks._pool import Workers, default_workers, worker_pool
 
 __all__ = [
     "Clock",
     "FileTask",
+    "missing_tasks",
     "read_seconds",
     "run_record",
+    "run_shard",
     "run_stages",
     "worker_count",
     "write_seconds",
@@ -40,17 +43,25 @@ class FileTask:
         function: module-level function.
         arguments: arguments of the function.
         cost: approximate CPU time in seconds, for the order of tasks and the progress bar.
+        failure: file that the function writes instead if it fails in a way that is reported; a
+            later run tries it again.
     """
 
     file: Path
     function: Callable[..., None]
     arguments: tuple[Any, ...]
     cost: float
+    failure: Path | None = None
 
     @property
     def done(self) -> bool:
         """True if the output file exists."""
         return self.file.exists()
+
+    @property
+    def tried(self) -> bool:
+        """True if the output file exists, or the failure is reported."""
+        return self.done or (self.failure is not None and self.failure.exists())
 
 
 @dataclass
@@ -131,6 +142,46 @@ def run_stages(
         whole = _Whole(bars, sum(map(_cost, stages.values())))
         for name, tasks in stages.items():
             _run_stage(name, tasks, pool, whole, clock, said=progress)
+
+
+def run_shard(
+    stages: Mapping[str, Sequence[FileTask]],
+    shard: Shard,
+    clock: Clock,
+    *,
+    workers: int,
+    progress: bool,
+) -> str | None:
+    """Run the missing tasks of a shard, up to the first stage that needs other shards' files.
+
+    Args:
+        stages: as for :func:`run_stages`.
+        shard: whose tasks; of each stage, every ``shard.count``-th one.
+        clock: as for :func:`run_stages`.
+        workers: as for :func:`run_stages`.
+        progress: as for :func:`run_stages`.
+
+    Returns:
+        How many tasks of which stage other shards must run before this one can go on, such as
+        "attacks: 3 of 40"; None when this shard's tasks are done.
+    """
+    *_, last = stages
+    for name, tasks in stages.items():
+        own = tasks[shard.number - 1 :: shard.count]
+        if own:
+            run_stages({name: own}, clock, workers=workers, progress=progress)
+        # No task needs those of the last stage.
+        if name != last and (lacking := missing_tasks({name: tasks})):
+            return lacking
+    return None
+
+
+def missing_tasks(stages: Mapping[str, Sequence[FileTask]]) -> str | None:
+    """How many tasks of which stage are missing, such as "attacks: 3 of 40"; None if none."""
+    for name, tasks in stages.items():
+        if missing := sum(not task.tried for task in tasks):
+            return f"{name}: {missing} of {len(tasks)}"
+    return None
 
 
 def _cost(tasks: Sequence[FileTask]) -> float:

@@ -13,7 +13,7 @@ from leery.training._auxiliary import (
     train_auxiliary,
 )
 from leery.training._classifier import Recipe, run_epochs
-from leery.training._parts import FitParts
+from leery.training._parts import FitParts, saved_tensors
 from leery.training._sentinel import SentinelNetwork, SentinelRecipe, train_sentinel
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "SentinelRecipe",
     "TrainingSet",
     "run_epochs",
+    "saved_tensors",
     "train_auxiliary",
     "train_sentinel",
 ]

@@ -1,6 +1,6 @@
 """Storage of the slow parts of a fit, one file each, until the detector is saved."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
@@ -10,10 +10,9 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from leery._files import write_atomically
-from leery.tasks import discard_parts, identity_of, open_parts, part_name
+from leery.tasks import Parts, identity_of, open_parts
 
-__all__ = ["FitParts"]
+__all__ = ["FitParts", "saved_tensors"]
 
 _SUFFIX = ".safetensors"
 
@@ -26,6 +25,7 @@ class FitParts:
     Args:
         folder: folder of the parts; created if missing.
         resume: True to reuse the parts of an interrupted fit, False to train them again.
+        others: further folders in which parts are looked up, such as those of other machines.
 
     Example:
         >>> with FitParts(folder, resume=True) as parts:  # doctest: +SKIP
@@ -33,9 +33,9 @@ class FitParts:
         ...     parts.discard()
     """
 
-    def __init__(self, folder: Path, *, resume: bool = False) -> None:
-        self.folder, self.resume = Path(folder), resume
-        self._opened: list[Path] = []
+    def __init__(self, folder: Path, *, resume: bool = False, others: Sequence[Path] = ()) -> None:
+        self.folder, self.resume, self.others = Path(folder), resume, others
+        self._opened: list[Parts] = []
         self._held: ExitStack | None = None
 
     @property
@@ -70,38 +70,43 @@ class FitParts:
             OutputError: when another process uses the folder, or it cannot be written.
         """
         assert self._held is not None
-        folder = self.folder / f"{len(self._opened):02d}"
-        self._opened.append(folder)
+        name = f"{len(self._opened):02d}"
         parts = self._held.enter_context(
             open_parts(
-                folder,
+                self.folder / name,
                 identity_of(facts, modules),
                 [1],
                 resume=self.resume,
                 count_rows=_readable,
                 suffix=_SUFFIX,
+                others=[other / name for other in self.others if (other / name).is_dir()],
             )
         )
-        if not parts:
-            path = folder / part_name(0, _SUFFIX)
-            # Tensors may share memory, which the format does not allow.
-            state = {
-                name: tensor.clone(memory_format=torch.contiguous_format)
-                for name, tensor in make().items()
-            }
-            write_atomically(path, safetensors.save(state))
-            parts.append(path)
-        return safetensors.load_file(parts[0])
+        self._opened.append(parts)
+        if parts.missing():
+            trained = saved_tensors(make())
+            with parts.writing(0) as stream:
+                stream.write(trained)
+        return safetensors.load_file(parts.files()[0])
 
     def discard(self) -> None:
         """Remove the parts; call this once the detector is saved."""
-        for folder in self._opened:
-            discard_parts(folder)
+        for parts in self._opened:
+            parts.discard()
         self._remove_if_empty()
 
     def _remove_if_empty(self) -> None:
         with suppress(OSError):
             self.folder.rmdir()
+
+
+def saved_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """The content of a safetensors file; tensors may share memory, which its format forbids."""
+    state = {
+        name: tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    return safetensors.save(state)
 
 
 def _readable(part: Path) -> int:

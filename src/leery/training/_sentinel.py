@@ -310,7 +310,7 @@ def train_sentinel(
             hidden=chosen.hidden,
         ).initialise(torch.Generator().manual_seed(seed))
         run = _Run(network.to(place), data, chosen, seed, progress)
-        facts = [data.digest(), repr(chosen), classes, str(pixels), seed, str(place)]
+        facts = [data.digest(), repr(chosen), classes, str(pixels), seed, place.type]
         for start in range(0, chosen.epochs, _EPOCHS_OF_A_PART):
             epochs = range(start, min(start + _EPOCHS_OF_A_PART, chosen.epochs))
             run.restore(part([__name__], [*facts, start], partial(run.through, epochs)))

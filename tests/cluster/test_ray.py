@@ -1,0 +1,389 @@
+"""Scores and fits on Ray: the same bytes, errors before anything starts, and kills."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from leery.cluster import OnRay
+from leery.data import load
+from leery.errors import InputError
+from tests.cluster.nodes import (
+    Namespaces,
+    Nodes,
+    actors_among,
+    processes_below,
+    three_nodes,
+)
+from tests.conftest import Batch
+
+NET = """
+from leery.classifiers import pretrained
+
+def make():
+    return pretrained("mnist").model
+"""
+
+SETTINGS = ("--metrics", "paper,mahalanobis", "--passes", "5", "--references", "100")
+
+pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, digits: Batch, training_digits: Batch) -> Path:
+    """A folder with a classifier, data and a calibrated detector."""
+    folder = tmp_path_factory.mktemp("ray")
+    (folder / "net.py").write_text(NET)
+    for name, (images, labels), count in (
+        ("train", training_digits, 3000),
+        ("held", digits, 600),
+    ):
+        pixels = (images[:count] * 255).round().byte().numpy()
+        np.savez(folder / f"{name}.npz", images=pixels, labels=labels[:count].numpy())
+    np.save(folder / "digits.npy", (digits[0][:5000] * 255).round().byte().numpy())
+    run(folder, "fit", *data(), "--out", "guard.leery", "--workers", "1")
+    run(folder, "score", *scored("one.parquet"), "--workers", "1")
+    return folder
+
+
+def data() -> tuple[str, ...]:
+    return ("--train", "train.npz", "--clean", "held.npz", "--fpr", "0.05", *SETTINGS)
+
+
+def scored(out: str, source: str = "digits.npy") -> tuple[str, ...]:
+    return ("guard.leery", source, "--out", out)
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "leery", *arguments]
+
+
+def environment() -> dict[str, str]:
+    # A socket's path may have at most 107 characters.
+    short = f"/tmp/ray-{os.getpid()}"  # noqa: S108 - Ray makes folders of its own in it
+    return {
+        **os.environ,
+        "LEERY_MODEL": "net:make",
+        "RAY_TMPDIR": short,
+        # By default they are so polite that they starve beside other tests.
+        "RAY_worker_niceness": "0",
+        "PYTHONPATH": pythonpath(),
+    }
+
+
+def pythonpath() -> str:
+    return os.pathsep.join(path for path in sys.path if path)
+
+
+def run(folder: Path, *arguments: str, code: int = 0) -> str:
+    done = subprocess.run(
+        command(*arguments), cwd=folder, env=environment(), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    return done.stdout if code in (0, 3) else done.stderr
+
+
+def sum_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_actors_give_the_bytes_of_one_process(place: Path) -> None:
+    told = run(place, "score", *scored("ray.parquet"), "--ray", "local", "--actors", "2", "--json")
+    assert json.loads(told)["rows"] == 5000
+    assert sum_of(place / "ray.parquet") == sum_of(place / "one.parquet")
+    assert not (place / "ray.parquet.parts").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("actors", ["1", "2", "4", "1-2"])
+def test_any_number_of_actors_gives_them(place: Path, actors: str) -> None:
+    run(place, "score", *scored(f"{actors}.parquet"), "--ray", "local", "--actors", actors)
+    assert sum_of(place / f"{actors}.parquet") == sum_of(place / "one.parquet")
+
+
+@pytest.mark.slow
+def test_the_function_gives_them_and_keeps_the_cluster_of_the_caller(place: Path) -> None:
+    script = """
+import ray
+from pathlib import Path
+from leery.cluster import score
+from net import make
+ray.init("local", num_cpus=2, include_dashboard=False)
+done = score(Path("guard.leery"), make, [Path("digits.npy")], Path("api.parquet"), actors=(1, 2))
+assert ray.is_initialized()
+print(done.rows)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=place, env=environment(), check=True,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    # Ray tells more after it.
+    assert done.stdout.startswith("5000\n")
+    assert sum_of(place / "api.parquet") == sum_of(place / "one.parquet")
+
+
+@pytest.mark.slow
+def test_a_fit_on_ray_gives_the_bytes_of_one_process(place: Path) -> None:
+    run(place, "fit", *data(), "--out", "ray.leery", "--ray", "local", "--actors", "2")
+    assert sum_of(place / "ray.leery") == sum_of(place / "guard.leery")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("--actors", "0"), "expected a number of actors such as 4 or 2-8, got '0'"),
+        (("--actors", "3-2"), "expected a number of actors such as 4 or 2-8, got '3-2'"),
+        (("--gpus", "1.5"), "expected a fraction of a GPU or a whole number of GPUs, got 1.5"),
+        (("--gpus", "inf"), "expected a fraction of a GPU or a whole number of GPUs, got inf"),
+        (("--gpus", "nan"), "expected a fraction of a GPU or a whole number of GPUs, got nan"),
+        (("--workers", "2"), "expected --workers or --ray, got both"),
+        (("--merge",), "expected --merge alone, got --ray too"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    place: Path, arguments: tuple[str, ...], error: str
+) -> None:
+    assert error in run(place, "score", *scored("no.csv"), "--ray", "local", *arguments, code=1)
+    assert not list(place.glob("no.csv*"))
+
+
+def test_ray_is_imported_only_where_it_is_asked_for(place: Path) -> None:
+    script = """
+import sys, leery.cluster
+from leery.__main__ import main
+try:
+    main()
+finally:
+    print("imported:", sorted({name.partition(".")[0] for name in sys.modules} & {"ray"}))
+"""
+    for arguments in (scored("here.csv"), (*scored("no.csv"), "--ray", "nowhere:1")):
+        done = subprocess.run(
+            [sys.executable, "-c", script, "score", *arguments, "--json"], cwd=place,
+            env=environment(), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        asked = "--ray" in arguments
+        assert done.returncode == int(asked), done.stderr
+        assert done.stdout.endswith("imported: ['ray']\n" if asked else "imported: []\n")
+
+
+def test_a_function_that_carries_weights_is_refused() -> None:
+    made = partial(np.sum, np.zeros(20_000))
+    with pytest.raises(InputError, match=r"for each node, got 160,\d+; let functions load"):
+        OnRay(made)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_job_and_another_run_resumes_it(place: Path) -> None:
+    words = [*scored("stopped.parquet"), "--ray", "local", "--actors", "2"]
+    started = subprocess.Popen(
+        command("score", *words), cwd=place, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    wait_for_parts(place / "stopped.parquet.parts", started, 1)
+    actors = list(actors_among(processes_below(started.pid)))
+    started.send_signal(signal.SIGINT)
+    _, told = started.communicate()
+    assert started.returncode == 130, told
+    assert "run again with --resume to go on" in told
+    assert "Traceback" not in told
+    assert actors
+    wait_for_the_end(actors)
+    run(place, "score", *words, "--resume")
+    assert sum_of(place / "stopped.parquet") == sum_of(place / "one.parquet")
+
+
+@pytest.mark.slow
+def test_a_scorer_in_a_pipeline_gives_the_rows_of_a_file(place: Path) -> None:
+    script = """
+import numpy as np, ray
+from leery.cluster import Scorer
+from net import make
+ray.init("local", num_cpus=2, include_dashboard=False)
+images = ray.data.from_numpy(np.load("digits.npy")[:600])
+scored = images.map_batches(
+    Scorer,
+    fn_constructor_args=("guard.leery", make),
+    fn_constructor_kwargs={"images": "data"},
+    batch_size=100,
+    compute=ray.data.ActorPoolStrategy(size=2),
+    num_cpus=1,
+)
+scored.to_pandas().to_parquet("pipeline.parquet")
+"""
+    subprocess.run(
+        [sys.executable, "-c", script], cwd=place, env=environment(), check=True,
+        capture_output=True,
+    )  # fmt: skip
+    found = pq.read_table(place / "pipeline.parquet").to_pandas().sort_values("score")
+    expected = pq.read_table(place / "one.parquet").slice(0, 600).to_pandas().sort_values("score")
+    for column in ("predicted", "adversarial", "p_value"):
+        assert found[column].tolist() == expected[column].tolist()
+    # Other batches.
+    assert found["score"].tolist() == pytest.approx(expected["score"].tolist(), rel=1e-6)
+
+
+KILLS = int(os.environ.get("LEERY_KILLS", "2"))
+"""How often each of driver, worker and node is killed."""
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path) -> Path:
+    """The parts of an undisturbed run on 60,000 digits."""
+    np.save(place / "many.npy", (load("mnist", "train")[0] * 255).round().byte().numpy())
+    run(place, "score", *scored("whole.parquet", "many.npy"), "--shard", "1/1")
+    return place / "whole.parquet.parts"
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    """Three nodes on this machine."""
+    with three_nodes() as made:
+        yield made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(KILLS))
+@pytest.mark.parametrize("victim", ["driver", "worker", "node"])
+def test_every_row_is_there_once_whoever_is_killed(
+    place: Path, whole: Path, nodes: Nodes, victim: str, moment: int
+) -> None:
+    out = f"{victim}-{moment}.parquet"
+    parts = place / f"{out}.parts"
+    # A shard of one keeps its parts.
+    words = [*scored(out, "many.npy"), "--ray", nodes.address, "--actors", "3", "--shard", "1/1"]
+    driver = [*nodes.enter, *command("score", *words)]
+    own = {**environment(), **nodes.environment}
+    started = subprocess.Popen(
+        driver, cwd=place, env=own, start_new_session=True, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    draw = random.Random(f"{victim} {moment}")  # noqa: S311 - not for secrets
+    expected = len(list(whole.glob("0*.parquet")))
+    wait_for_parts(parts, started, draw.randrange(1, expected - 2))
+    # Between the ends of two parts.
+    time.sleep(0.3 * draw.random())
+    actors = list(actors_among(nodes.processes()))
+    if victim == "driver":
+        os.killpg(started.pid, signal.SIGKILL)
+    elif victim == "worker":
+        os.kill(draw.choice(actors), signal.SIGKILL)
+    else:
+        nodes.kill_one()
+        wait_for_the_end(actors, some=True)
+        # The run has not ended by itself.
+        assert len(list(parts.glob("0*.parquet"))) < expected
+    code = started.wait()
+    if victim == "node":
+        nodes.restore()
+    assert code == (-signal.SIGKILL if victim == "driver" else 0)
+    if victim == "driver":
+        subprocess.run(driver, cwd=place, env=own, check=True, stdout=subprocess.DEVNULL)
+    assert bytes_of(parts) == bytes_of(whole)
+    run(place, "score", *scored(out, "many.npy"), "--merge")
+    names = pq.read_table(place / out).column("name").to_pylist()
+    assert len(set(names)) == len(names) == 60_000
+
+
+def bytes_of(parts: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in parts.glob("0*.parquet")}
+
+
+def wait_for_the_end(processes: list[int], *, some: bool = False) -> None:
+    """Wait until all processes have ended, or some of them."""
+    there = len(processes)
+    for _ in range(300):
+        alive = sum(Path(f"/proc/{process}").exists() for process in processes)
+        if alive < there if some else not alive:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"expected processes to end, got {alive} of {there} alive")
+
+
+def wait_for_parts(parts: Path, process: subprocess.Popen[Any], count: int) -> None:
+    """Wait until a process has finished a number of parts."""
+    while len(list(parts.glob("0*.parquet"))) < count:
+        assert process.poll() is None, "it ended too early"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_the_error_of_a_part_reaches_the_user(place: Path) -> None:
+    images = np.load(place / "train.npz")
+    pixels = images["images"].astype(np.float32) / 255
+    pixels[2500] = np.nan
+    np.savez(place / "broken.npz", images=pixels, labels=images["labels"])
+    words = ["broken.npz" if word == "train.npz" else word for word in data()]
+    told = run(place, "fit", *words, "--out", "no.leery", "--ray", "local", code=1)
+    assert "broken.npz#2500" in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["other file", "other folder", "read-only folder"])
+def test_a_node_that_sees_other_files_is_named_before_anything_starts(
+    place: Path, nodes: Nodes, kind: str
+) -> None:
+    if not isinstance(nodes, Namespaces):
+        pytest.skip("only root may mount")
+    (place / "more").mkdir(exist_ok=True)
+    mount, error = {
+        "other file": (
+            ("--bind", str(place / "other.leery"), str(place / "guard.leery")),
+            "expected the same detector on every node as here, got a difference on 10.77.0.3",
+        ),
+        "other folder": (
+            ("-t", "tmpfs", "none", str(place / "more")),
+            "to be a folder that all machines share, got none on this one",
+        ),
+        "read-only folder": (
+            ("--bind", "-o", "ro", str(place / "more"), str(place / "more")),
+            "to be a writable folder, got: Read-only file system",
+        ),
+    }[kind]
+    run(place, "fit", *data(), "--seed", "1", "--out", "other.leery", "--force")
+    nodes.kill_one()
+    nodes.restore(*mount)
+    try:
+        words = ["score", *scored("more/no.parquet"), "--ray", nodes.address]
+        done = subprocess.run(
+            [*nodes.enter, *command(*words)], cwd=place, capture_output=True, text=True,
+            env={**environment(), **nodes.environment}, check=False,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert error in " ".join(done.stderr.split())
+        assert "10.77.0.3" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not list((place / "more").iterdir())
+    finally:
+        nodes.kill_one()
+        nodes.restore()
+
+
+@pytest.mark.slow
+def test_unreadable_inputs_are_reported_with_file_and_row(place: Path) -> None:
+    (place / "pictures").mkdir()
+    for number, image in enumerate(np.load(place / "digits.npy")[:300, 0]):
+        Image.fromarray(image).save(place / "pictures" / f"{number:03d}.png")
+    broken = [f"pictures/{number:03d}.png" for number in (0, 150, 299)]
+    for name in broken:
+        (place / name).write_bytes((place / name).read_bytes()[:60])
+    words = scored("pictures.parquet", "pictures")
+    told = run(place, "score", *words, "--ray", "local", "--json", code=3)
+    assert json.loads(told)["unreadable"] == 3
+    rows = pq.read_table(place / "pictures.parquet").to_pylist()
+    assert len(rows) == 300
+    assert [row["name"] for row in rows if row["error"]] == broken
+    assert all("cannot be decoded" in row["error"] for row in rows if row["error"])
