@@ -906,13 +906,13 @@ def estimate_table() -> str:
         f"hours with {MACHINES} such machines": (
             f"{IMAGES * each / 3600 / MACHINES / processes:,.0f}"
         ),
-        f"with {FEWER} points of each class: processes of a machine, hours": (
-            f"{with_fewer}, {IMAGES * each / 3600 / MACHINES / with_fewer:,.0f}"
+        f"hours with {FEWER} points of each class, {with_fewer} processes of a machine": (
+            f"{IMAGES * each / 3600 / MACHINES / with_fewer:,.0f}"
         ),
         "images read, as JPEG files of 224 x 224 pixels": (
             f"{IMAGES * costs['bytes of a JPEG'] / 1e12:.0f} TB"
         ),
-        "detector files read, three times by each process": (
+        f"detector files read, three times by each of {MACHINES * (processes + 1)} processes": (
             f"{3 * MACHINES * (processes + 1) * stored * REFERENCE / 1e12:.0f} TB"
         ),
         "parts and output written": f"{2 * IMAGES * costs['bytes of a row'] / 1e9:.0f} GB",
