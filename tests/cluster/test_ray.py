@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -266,28 +267,18 @@ def test_every_row_is_there_once_whoever_is_killed(
     words = [*scored(out, "many.npy"), "--ray", nodes.address, "--actors", "3", "--shard", "1/1"]
     driver = [*nodes.enter, *command("score", *words)]
     own = {**environment(), **nodes.environment}
-    started = subprocess.Popen(
-        driver, cwd=place, env=own, start_new_session=True, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
     draw = random.Random(f"{victim} {moment}")  # noqa: S311 - not for secrets
     expected = len(list(whole.glob("0*.parquet")))
-    wait_for_parts(parts, started, draw.randrange(1, expected - 2))
-    # Between the ends of two parts.
-    time.sleep(0.3 * draw.random())
-    actors = list(actors_among(nodes.processes()))
-    if victim == "driver":
-        os.killpg(started.pid, signal.SIGKILL)
-    elif victim == "worker":
-        os.kill(draw.choice(actors), signal.SIGKILL)
-    else:
-        nodes.kill_one()
-        wait_for_the_end(actors, some=True)
-        # The run has not ended by itself.
-        assert len(list(parts.glob("0*.parquet"))) < expected
-    code = started.wait()
-    if victim == "node":
-        nodes.restore()
+    with started_for_a_block(driver, place, own) as started:
+        wait_for_parts(parts, started, draw.randrange(1, expected - 8))
+        # Between the ends of two parts.
+        time.sleep(0.3 * draw.random())
+        with killed(victim, draw, started, nodes) as actors:
+            # The run had not ended by itself.
+            assert len(list(parts.glob("0*.parquet"))) < expected
+            if victim == "node":
+                wait_for_the_end(actors, some=True)
+            code = started.wait()
     assert code == (-signal.SIGKILL if victim == "driver" else 0)
     if victim == "driver":
         subprocess.run(driver, cwd=place, env=own, check=True, stdout=subprocess.DEVNULL)
@@ -295,6 +286,46 @@ def test_every_row_is_there_once_whoever_is_killed(
     run(place, "score", *scored(out, "many.npy"), "--merge")
     names = pq.read_table(place / out).column("name").to_pylist()
     assert len(set(names)) == len(names) == 60_000
+
+
+@contextmanager
+def started_for_a_block(
+    words: list[str], folder: Path, own: dict[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a command in a session of its own, which does not outlive the block."""
+    process = subprocess.Popen(
+        words, cwd=folder, env=own, start_new_session=True, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@contextmanager
+def killed(
+    victim: str, draw: random.Random, started: subprocess.Popen[bytes], nodes: Nodes
+) -> Iterator[list[int]]:
+    """Kill the driver, a worker or a node; after the block, the node is there again.
+
+    Yields:
+        The actors that there were before.
+    """
+    actors = list(actors_among(nodes.processes()))
+    if victim == "driver":
+        os.killpg(started.pid, signal.SIGKILL)
+    elif victim == "worker":
+        os.kill(draw.choice(actors), signal.SIGKILL)
+    else:
+        nodes.kill_one()
+    try:
+        yield actors
+    finally:
+        if victim == "node":
+            nodes.restore()
 
 
 def bytes_of(parts: Path) -> dict[str, bytes]:
