@@ -47,7 +47,7 @@ def own_modules() -> Iterator[None]:
 
 
 SLOW, ELSEWHERE = ("arena",), ("cluster",)
-"""Pages whose code takes long, and those whose code needs a cluster; see tests/cluster."""
+"""Pages whose code takes long, and those whose code tests/cluster runs."""
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,14 @@ from torch import Tensor, nn
 from leery import PAPER_METRICS, Detector, _files
 from leery.cluster import Scorer
 from leery.detector import SavedDetector
-from leery.errors import InputError, LeeryError, LeeryWarning, NotFittedError, OutputError
+from leery.errors import (
+    InputError,
+    LeeryError,
+    LeeryWarning,
+    NotFittedError,
+    OutputError,
+    WrongModelError,
+)
 from leery.inputs import Format, _cuts
 from leery.scoring import Scoring, Summary, _rows, _scoring, score_to_file, scoring_of
 from leery.tasks import Shard, _engines, _parts, compute_part
@@ -229,7 +237,7 @@ def test_a_file_that_vanishes_while_a_folder_is_listed_is_said(
         return before(path)
 
     monkeypatch.setattr(Path, "iterdir", removing)
-    with pytest.raises(InputError, match="to stay unchanged during the run, got changed ones"):
+    with pytest.raises(InputError, match="rows/deep to be there until the end, got no such file;"):
         Scoring(detector, "me", [tmp_path / "rows"], Format(), tmp_path / "out.parquet")
 
 
@@ -588,6 +596,9 @@ def test_a_scorer_keeps_the_images_themselves(detector: Detector, source: Path) 
     found = Scorer(own.file, own.model, keep=["image"])({"image": rows})
     kept = found.column("image").combine_chunks().to_numpy_ndarray()
     assert np.array_equal(kept, rows)
+    none = Scorer(own.file, own.model, keep=["image"])({"image": rows[:0]})
+    assert none.schema == found.schema
+    assert len(none) == 0
 
 
 def test_a_scorer_names_the_column_that_is_missing(detector: Detector, source: Path) -> None:
@@ -629,6 +640,45 @@ def test_a_bad_value_of_arrow_is_the_error_of_its_row(detector: Detector, source
     assert [error is None for error in found.column("error").to_pylist()] == [
         True, False, False, False,
     ]  # fmt: skip
+
+
+def test_the_names_of_metrics_are_part_of_a_detector_s_identity(
+    detector: Detector, source: Path
+) -> None:
+    plain = saved(detector, source.parent)
+    named = [
+        replace(plain, metrics=(f"leery.metrics:{name}",)).load()[1]
+        for name in ("NearestNeighbours", "NearestNeighbours", "Mahalanobis")
+    ]
+    assert named[0] == named[1]
+    assert len({plain.load()[1], *named}) == 3
+
+
+def test_a_classifier_that_changes_meanwhile_gives_no_rows(source: Path) -> None:
+    model, rows = Net().eval(), torch.rand(200, 6)
+    found = Detector(model, metrics=PAPER_METRICS, passes=3).fit(rows[:100], torch.arange(100) % 2)
+    found.fit_combiner(rows[100:150]).calibrate(rows[150:])
+    scoring = Scoring(found, "me", [source], Format(), source.parent / "out.parquet")
+    with torch.no_grad():
+        model.body[0].weight.add_(1)  # type: ignore[operator]
+    with pytest.raises(WrongModelError):
+        scoring.run()
+    assert not list(source.parent.glob("out*"))
+
+
+def test_a_folder_that_was_not_wholly_removed_is_neither_resumed_nor_in_the_way(
+    detector: Detector, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_parts.shutil, "rmtree", lambda *_args, **_settings: None)
+    whole = score(detector, source)
+    parts = source.parent / "out.parquet.parts"
+    assert len(list(parts.glob("0*.parquet"))) == 3
+    monkeypatch.undo()
+    monkeypatch.setattr(_cuts, "_ROWS", (4, 4))
+    with pytest.raises(InputError, match="settings, device and versions with which .* got diff"):
+        score(detector, source, resume=True)
+    assert score(detector, source) == whole
+    assert not parts.exists()
 
 
 def test_parts_without_a_manifest_are_not_discarded_either(

@@ -119,24 +119,29 @@ class OutputError(LeeryError, OSError):
     """An output file or folder cannot be written."""
 
 
-def raise_if_of_the_machine(error: Exception) -> None:
-    """Raise if an error of the user's code comes from the machine, not from the inputs.
+def raise_machine_fault(error: Exception) -> None:
+    """Raise if an error of the user's code comes from the machine, not from what it was given.
 
-    Such an error may pass, so that it must not become a verdict on an input.
+    Such an error may pass, so it must not decide how, or whether, an input is scored. Errors of
+    the system have a number; those without one are other libraries'.
 
     Raises:
         LeeryError: when it does.
     """
     resource = isinstance(error, RuntimeError) and _RESOURCES.search(str(error))
-    if resource or isinstance(error, OSError):
+    if resource or (isinstance(error, OSError) and error.errno is not None):
         message = (
-            f"expected this machine to run the classifier and the metrics, got {brief(error)}; run "
-            "again once it can"
+            f"expected this machine to run the classifier and the metrics, got {brief(error)}; "
+            "correct it, and run again, with --resume if the command has it"
         )
         raise LeeryError(message) from error
 
 
-_RESOURCES = re.compile(r"CUDA error|CUBLAS_|CUDNN_|cuDNN error|allocate memory|start new thread")
+_RESOURCES = re.compile(
+    r"CUDA (driver )?error|CU(BLAS|DNN|FFT|SOLVER|SPARSE)_|cuDNN error|NCCL error|out of memory|"
+    r"allocate memory|start new thread",
+    re.IGNORECASE,
+)
 """Texts of errors that the machine lacks something, or that its GPU has failed."""
 
 

@@ -251,11 +251,13 @@ def test_shards_run_at_the_same_time_and_one_is_killed(place: Place) -> None:
     words = [*score, "beside.parquet", "--workers", "1", "--shard"]
     running = [place.start(*words, f"{i}/2") for i in (1, 2)]
     parts = place.folder / "beside.parquet.parts"
-    while not list(parts.glob("0*.parquet")):
-        assert any(process.poll() is None for process in running)
+    while not any(path.name > "00000001" for path in parts.glob("0*.parquet")):
+        assert running[1].poll() is None
         time.sleep(0.02)
     running[1].kill()
     running[1].wait()
+    # The shard had not ended by itself.
+    assert len(list(parts.glob("0*.parquet"))) < 4
     place.run(*words, "2/2")
     assert running[0].wait() == 0
     place.run(*score, "beside.parquet", "--merge")

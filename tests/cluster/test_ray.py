@@ -1,9 +1,12 @@
 """Scores and fits on Ray: the same bytes, errors before anything starts, and kills."""
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -206,34 +210,84 @@ def test_ctrl_c_ends_the_job_and_another_run_resumes_it(place: Path) -> None:
     assert sum_of(place / "stopped.parquet") == sum_of(place / "one.parquet")
 
 
+GUIDE = Path(__file__).parents[2] / "docs" / "cluster.md"
+
+
+def code_of_the_guide(place: Path) -> dict[str, str]:
+    """The Python code of the guide by what it uses, with a folder in place of /shared."""
+    found = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    assert len(found) == 3
+    code = [block.replace("/shared", str(place)) for block in found]
+    return dict(zip(("parquet", "ray", "spark"), code, strict=True))
+
+
+@pytest.fixture(scope="module")
+def table(place: Path) -> Path:
+    """The first 600 digits as encoded pictures in a Parquet file, with a name for each."""
+    folder = place / "images"
+    folder.mkdir()
+    encoded = []
+    for image in np.load(place / "digits.npy")[:600, 0]:
+        stream = io.BytesIO()
+        Image.fromarray(image).save(stream, "PNG")
+        encoded.append(stream.getvalue())
+    names = [f"{number:03d}" for number in range(600)]
+    pq.write_table(pa.table({"id": names, "image": encoded}), folder / "600.parquet")
+    return folder / "600.parquet"
+
+
+def check_scores(place: Path, found: pa.Table) -> None:
+    """The scores of the first 600 digits are those of the file of one process."""
+    rows = found.sort_by("id")
+    expected = pq.read_table(place / "one.parquet").slice(0, 600)
+    assert rows["id"].to_pylist() == [f"{number:03d}" for number in range(600)]
+    for name in ("predicted", "adversarial"):
+        assert rows[name].to_pylist() == expected[name].to_pylist()
+    # Other batches.
+    assert rows["score"].to_pylist() == pytest.approx(expected["score"].to_pylist(), rel=1e-6)
+
+
 @pytest.mark.slow
-def test_a_scorer_in_a_pipeline_gives_the_rows_of_a_file(place: Path) -> None:
-    script = """
-import numpy as np, ray
-from leery.cluster import Scorer
-from net import make
-ray.init("local", num_cpus=2, include_dashboard=False)
-images = ray.data.from_numpy(np.load("digits.npy")[:600])
-scored = images.map_batches(
-    Scorer,
-    fn_constructor_args=("guard.leery", make),
-    fn_constructor_kwargs={"images": "data"},
-    batch_size=100,
-    compute=ray.data.ActorPoolStrategy(size=2),
-    num_cpus=1,
-)
-scored.to_pandas().to_parquet("pipeline.parquet")
-"""
+def test_the_guide_s_pipeline_of_ray_gives_the_rows_of_a_file(place: Path, table: Path) -> None:
+    code = code_of_the_guide(place)["ray"]
+    script = f"import ray\nray.init('local', num_cpus=2, include_dashboard=False)\n{code}"
     subprocess.run(
         [sys.executable, "-c", script], cwd=place, env=environment(), check=True,
         capture_output=True,
     )  # fmt: skip
-    found = pq.read_table(place / "pipeline.parquet").to_pandas().sort_values("score")
-    expected = pq.read_table(place / "one.parquet").slice(0, 600).to_pandas().sort_values("score")
-    for column in ("predicted", "adversarial", "p_value"):
-        assert found[column].tolist() == expected[column].tolist()
-    # Other batches.
-    assert found["score"].tolist() == pytest.approx(expected["score"].tolist(), rel=1e-6)
+    assert table.is_file()
+    check_scores(place, pq.read_table(place / "scores"))
+
+
+def test_the_guide_s_function_for_spark_gives_the_rows_of_a_file(
+    place: Path, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(place)
+    monkeypatch.delitem(sys.modules, "net", raising=False)
+    # Spark itself is not there.
+    before, spark = code_of_the_guide(place)["spark"].split("\nframe = spark", 1)
+    compile(f"frame = spark{spark}", "guide", "exec")
+    names: dict[str, Any] = {}
+    exec(before.replace("from pyspark", "# from pyspark"), names)  # noqa: S102 - our own page
+    batches = pq.read_table(table).to_batches(max_chunksize=250)
+    check_scores(place, pa.Table.from_batches(names["score"](batches)))
+
+
+def test_the_guide_s_parquet_files_are_scored(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for number, image in enumerate(np.load(place / "digits.npy")[:250, 0]):
+        Image.fromarray(image).save(tmp_path / "images" / f"{number:03d}.jpg")
+    # Fewer pictures, and as many files and row groups.
+    code = code_of_the_guide(place)["parquet"].replace("100_000", "200").replace("1000", "50")
+    with contextlib.chdir(tmp_path):
+        exec(code, {})  # noqa: S102 - our own page
+    files = sorted((tmp_path / "parquet").iterdir())
+    assert [pq.ParquetFile(file).metadata.num_row_groups for file in files] == [4, 1]
+    told = run(
+        place, "score", "guard.leery", str(tmp_path / "parquet"), "--out", "pictures.csv", "--json"
+    )
+    assert json.loads(told)["rows"] == 250
+    assert json.loads(told)["unreadable"] == 0
 
 
 KILLS = int(os.environ.get("LEERY_KILLS", "2"))

@@ -1,6 +1,7 @@
 """The fit to training data in files, in parts: what passes between processes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -157,19 +158,39 @@ def test_a_metric_that_gathers_in_attributes_must_pass_them(data: Path) -> None:
     assert means[0] > 0
 
 
-def test_parts_of_a_metric_that_was_made_otherwise_are_refused(data: Path) -> None:
-    class Scaled(Passing):
-        """A metric with a setting that it does not tell as an option."""
+class Scaled(Passing):
+    """A metric with a setting that it does not tell as an option."""
 
-        def __init__(self, scale: float) -> None:
-            super().__init__()
+    def __init__(self, scale: object) -> None:
+        super().__init__()
+        if isinstance(scale, Tensor):
+            self.register_buffer("scale", scale)
+        else:
             self.scale = scale
 
-    fit(data, "scaled", Scaled(1.0)).run_shard(Shard(1, 2))
+
+class Other(Scaled):
+    """Another metric of the same name."""
+
+
+@pytest.mark.parametrize(
+    ("made", "otherwise"),
+    [
+        (partial(Scaled, 1.0), partial(Scaled, 2.0)),
+        (partial(Scaled, (1, 2)), partial(Scaled, (1, 2, 4))),
+        (partial(Scaled, {"a": [1]}), partial(Scaled, {"a": [2]})),
+        (partial(Scaled, torch.ones(1)), partial(Scaled, torch.zeros(1))),
+        (partial(Scaled, 1.0), partial(Other, 1.0)),
+    ],
+)
+def test_parts_of_a_metric_that_was_made_otherwise_are_refused(
+    data: Path, made: Callable[[], Metric], otherwise: Callable[[], Metric]
+) -> None:
+    fit(data, "scaled", made()).run_shard(Shard(1, 2))
     with pytest.raises(InputError, match="settings, device and versions with which .* got diff"):
-        fit(data, "scaled", Scaled(2.0)).run_shard(Shard(2, 2))
-    fit(data, "scaled", Scaled(1.0)).run_shard(Shard(2, 2))
-    assert fit(data, "scaled", Scaled(1.0)).merge().accuracy_ is not None
+        fit(data, "scaled", otherwise()).run_shard(Shard(2, 2))
+    fit(data, "scaled", made()).run_shard(Shard(2, 2))
+    assert fit(data, "scaled", made()).merge().accuracy_ is not None
 
 
 def test_a_metric_that_cannot_be_merged_is_refused_where_parts_are_needed(data: Path) -> None:

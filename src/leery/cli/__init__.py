@@ -34,8 +34,8 @@ app = typer.Typer(
     name="leery",
     help="Detect adversarial examples for a PyTorch image classifier.\n\n"
     "Exit codes: 0 done; 1 refused, with the reason; 2 wrong command line; 3 done, but an input "
-    "could not be read or a detector raised an error; 4 parts of other shards are missing; 130 "
-    "stopped with Ctrl-C.",
+    "could not be read or a detector raised an error; 4 a shard of the arena lacks parts of "
+    "others; 130 stopped with Ctrl-C.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

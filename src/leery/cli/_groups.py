@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
@@ -26,7 +25,6 @@ from typer.models import OptionInfo
 
 import leery
 from leery._progress import progress_bars
-from leery.cli._options import Workers
 from leery.errors import InputError
 
 if TYPE_CHECKING:
@@ -184,7 +182,14 @@ class ShareOptions:
 
     title: ClassVar[str] = "Several processes or machines"
 
-    workers: Workers = None
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of processes; by default one per processor, or one if the classifier is "
+            "on a GPU.",
+            show_default=False,
+        ),
+    ] = None
     shard: Annotated[
         str | None,
         typer.Option(
@@ -263,8 +268,7 @@ class ShareOptions:
             if named[option] and not is_there:
                 message = f"expected {option} with {needed}, got it without; add {needed}"
                 raise InputError(message)
-        whole = math.isfinite(self.gpus) and self.gpus == int(self.gpus)
-        if not 0 <= self.gpus <= 1 and not (whole and self.gpus > 0):
+        if not (0 <= self.gpus <= 1 or (self.gpus > 1 and self.gpus.is_integer())):
             message = (
                 f"expected a fraction of a GPU or a whole number of GPUs, got {self.gpus:g}; "
                 "correct --gpus"

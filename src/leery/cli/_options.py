@@ -66,11 +66,7 @@ Dataset = Annotated[
 
 Workers = Annotated[
     int | None,
-    typer.Option(
-        help="Number of processes; by default one per processor, or one if the classifier is on a "
-        "GPU.",
-        show_default=False,
-    ),
+    typer.Option(help="Number of processes; by default one per processor.", show_default=False),
 ]
 
 DataDir = Annotated[

@@ -117,8 +117,13 @@ class Scorer:
 
 def _kept(column: Any) -> Any:  # noqa: ANN401 - of NumPy or Arrow
     """A column for Arrow, which takes arrays of several dimensions as tensors only."""
-    several = isinstance(column, np.ndarray) and column.ndim > 1
-    return pa.FixedShapeTensorArray.from_numpy_ndarray(column) if several else column
+    if not isinstance(column, np.ndarray) or column.ndim == 1:
+        return column
+    kind = pa.fixed_shape_tensor(pa.from_numpy_dtype(column.dtype), column.shape[1:])
+    # from_numpy_ndarray takes no empty array.
+    return (
+        pa.FixedShapeTensorArray.from_numpy_ndarray(column) if len(column) else pa.array([], kind)
+    )
 
 
 def _values(column: np.ndarray | pa.Array | pa.ChunkedArray) -> Iterable[Any]:

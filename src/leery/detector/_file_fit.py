@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
@@ -294,11 +295,20 @@ def _check_merging(metrics: Sequence[Metric]) -> None:
 
 
 def _settings_of(metric: Metric) -> object:
-    """What an unfitted metric was made with, as far as it is numbers and text."""
+    """What an unfitted metric was made with: its class, tensors, and plain attributes."""
     held = {name: value for name, value in vars(metric).items() if name not in _OF_TORCH}
-    plain = {name: value for name, value in held.items() if isinstance(value, (int, float, str))}
+    plain = {name: value for name, value in held.items() if _is_plain(value)}
     layers = [sorted(metric.needs.layers), sorted(metric.needs.pass_layers)]
-    return [metric.name, metric.options(), layers, plain]
+    return [metric.name, fingerprint(metric), metric.options(), layers, plain]
+
+
+def _is_plain(value: object) -> bool:
+    """True for numbers, text, and tuples, lists and dictionaries of them."""
+    if isinstance(value, dict):
+        return all(map(_is_plain, [*value, *value.values()]))
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (int, float, str, np.generic))
 
 
 def _check_kept(before: Metric, metric: Metric) -> None:

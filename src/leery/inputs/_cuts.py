@@ -51,8 +51,9 @@ class Cuts:
         *,
         without: Collection[Path] = (),
     ) -> None:
-        self._list = partial(_listed, paths, form, without)
-        (self._sources, self.listing), self._form = self._list(), form
+        self._list = partial(Sources, paths, form, without=without)
+        self._sources, self._form = self._list(), form
+        self.listing = _hash_of(self._sources)
         total = len(self._sources)
         self._rows = rows_at_once(shape)
         size = self._rows * max(1, -(-total // (self._rows * _MAX_PARTS)))
@@ -110,8 +111,7 @@ class Cuts:
         Raises:
             InputError: when they were.
         """
-        _, listing = self._list()
-        if listing != self.listing:
+        if _hash_of(self._list()) != self.listing:
             raise InputError(_CHANGED)
 
 
@@ -121,21 +121,17 @@ _CHANGED = (
 )
 
 
-def _listed(paths: Sequence[Path], form: Format, without: Collection[Path]) -> tuple[Sources, str]:
-    """The sources at paths, and the SHA-256 of the names, sizes and times of their files.
-
-    Raises:
-        InputError: when one disappears meanwhile.
-    """
+def _hash_of(sources: Sources) -> str:
+    """The SHA-256 of the names, sizes and times of files; of no size and time if one is gone."""
     listing = hashlib.sha256()
-    try:
-        sources = Sources(paths, form, without=without)
-        for path in sources.files:
+    for path in sources.files:
+        try:
             stat = path.stat() if path.exists() else path.lstat()
-            listing.update(f"{printable(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    except FileNotFoundError as error:
-        raise InputError(_CHANGED) from error
-    return sources, listing.hexdigest()
+            found = f"{stat.st_size}\0{stat.st_mtime_ns}"
+        except FileNotFoundError:
+            found = "gone"
+        listing.update(f"{printable(path)}\0{found}\n".encode())
+    return listing.hexdigest()
 
 
 def rows_at_once(shape: Sequence[int]) -> int:

@@ -94,8 +94,7 @@ class Format:
                 with Image.open(io.BytesIO(content), formats=_KINDS) as image:
                     _check_depth(image, content)
                     pixels = self._pixels(image)
-        except (UnreadableError, MemoryError):
-            # Another machine, or fewer processes, may have enough memory.
+        except UnreadableError:
             raise
         except UnidentifiedImageError as error:
             message = "not an image of a supported format"

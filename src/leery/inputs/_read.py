@@ -48,6 +48,9 @@ _PICTURE_BYTES = 2**28
 _OF_THE_FILE = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG})
 """Errors that reading a file gives each time; others, such as a lost network, may pass."""
 
+_AGAIN = "correct it, and run again, with --resume if the command has it"
+"""What to do about a file that cannot be read now."""
+
 _ARRAYS = frozenset({".npy", ".npz"})
 
 
@@ -60,15 +63,21 @@ class Sources:
         without: files and folders to exclude when a folder is read, such as the output.
 
     Raises:
-        InputError: when a path is missing or of an unsupported type, or labelled folders have
-            different classes.
+        InputError: when a path is missing, disappears or is of an unsupported type, or labelled
+            folders have different classes.
     """
 
     def __init__(
         self, paths: Sequence[Path], form: Format, *, without: Collection[Path] = ()
     ) -> None:
         _check_alike(paths, form)
-        self._sources = [one for path in paths for one in _sources(path, form, without)]
+        try:
+            self._sources = [one for path in paths for one in _sources(path, form, without)]
+        except FileNotFoundError as error:
+            message = (
+                f"expected {error.filename} to be there until the end, got no such file; {_AGAIN}"
+            )
+            raise InputError(message) from error
 
     def __len__(self) -> int:
         """The number of inputs."""
@@ -418,7 +427,7 @@ def _picture(path: Path, form: Format, label: int | None) -> Item:
     name = printable(path)
     try:
         if not os.path.lexists(path):
-            message = f"expected {name} to be there until the end, got no such file; run again"
+            message = f"expected {name} to be there until the end, got no such file; {_AGAIN}"
             raise InputError(message)
         if not path.is_file():
             what = "a broken link" if path.is_symlink() else "not a regular file"
@@ -432,10 +441,7 @@ def _picture(path: Path, form: Format, label: int | None) -> Item:
         return Item(name, form.picture(path.read_bytes()), label)
     except OSError as error:
         if error.errno not in _OF_THE_FILE:
-            message = (
-                f"expected to read {name}, got: {error.strerror or error}; run again once this "
-                "machine can read it"
-            )
+            message = f"expected to read {name}, got: {error.strerror or error}; {_AGAIN}"
             raise InputError(message) from error
         return Item(name, None, label, error.strerror or str(error))
     except UnreadableError as error:

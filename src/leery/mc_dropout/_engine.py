@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from leery.errors import raise_machine_fault
 from leery.mc_dropout._export import ModelGraph, NoGraphError, arguments, draws, last_reads
 from leery.mc_dropout._masked_linear import (
     MaskedLinear,
@@ -211,7 +212,8 @@ class Engine:
                 together = self.all_passes(once, masks)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, ValueError, UserWarning):  # raised for what vmap cannot batch
+        except (RuntimeError, ValueError, UserWarning) as error:  # what vmap cannot batch
+            raise_machine_fault(error)
             return
         alone = self.each_pass(once, masks)
         self._shares_operations = torch.allclose(together, alone, rtol=1e-3, atol=1e-4)

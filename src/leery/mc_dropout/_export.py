@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from leery.errors import brief
+from leery.errors import brief, raise_machine_fault
 from leery.mc_dropout._random_ops import IN_PLACE, RANDOM
 from leery.mc_dropout._train_modes import dropout_on
 from leery.models import INPUT_OF
@@ -144,7 +144,10 @@ def capture(model: nn.Module, names: frozenset[str], example: Tensor) -> ModelGr
         batch = ({0: torch.export.Dim.DYNAMIC},)
         try:
             program = torch.export.export(model, (example,), dynamic_shapes=batch)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
         except Exception as error:
+            raise_machine_fault(error)
             message = f"torch.export cannot capture the forward pass ({brief(error)})"
             if "onstraints violated" in str(error):
                 message = (

@@ -17,7 +17,7 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
-from leery.errors import UnsupportedModelError, brief
+from leery.errors import UnsupportedModelError, brief, raise_machine_fault
 from leery.mc_dropout._masks import Masks, Site
 from leery.mc_dropout._random_mode import RandomCall, RandomOpMode
 from leery.mc_dropout._random_ops import Kind
@@ -265,10 +265,11 @@ def _attempted_calls(
     try:
         with _tensors_restored(model, quietly=True):
             return *_recorded_calls(model, pair, names), ""
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         raise
     # User code in a mode that it may not be made for can raise any exception.
     except Exception as error:
+        raise_machine_fault(error)
         return [], None, brief(error)
 
 

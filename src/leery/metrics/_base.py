@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from leery._checks import Bounds
-from leery.errors import InputError, LeeryError, brief, raise_if_of_the_machine
+from leery.errors import InputError, LeeryError, brief, raise_machine_fault
 from leery.observation import Needs, Observation
 
 __all__ = ["Direction", "FitContext", "Metric", "check_metric", "metric_refused"]
@@ -194,7 +194,7 @@ def metric_refused(metric: Metric) -> Iterator[None]:
         raise
     # A metric may be user code, which can raise any exception.
     except Exception as error:
-        raise_if_of_the_machine(error)
+        raise_machine_fault(error)
         message = (
             f"expected metric {metric.name!r} to be computed, got {brief(error)}; correct its code"
         )

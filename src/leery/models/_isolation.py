@@ -13,7 +13,7 @@ from leery.errors import (
     LeeryError,
     UnsupportedModelError,
     brief,
-    raise_if_of_the_machine,
+    raise_machine_fault,
 )
 from leery.models._layout import fast_layout, has_fast_layout, keep_freed_memory
 from leery.models._replica import Replicas, python_randomness_kept
@@ -139,7 +139,7 @@ def model_errors(batch: Tensor) -> Iterator[None]:
         raise
     # A classifier is user code, which can raise any exception.
     except Exception as error:
-        raise_if_of_the_machine(error)
+        raise_machine_fault(error)
         message = (
             f"expected images that the model accepts, got shape {tuple(batch.shape)} and "
             f"{batch.dtype}, which it rejects ({brief(error)}); check shape, type and values"

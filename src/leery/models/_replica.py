@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from leery.errors import raise_machine_fault
 from leery.models._shortcut import two_images
 
 __all__ = ["Replicas", "python_randomness", "python_randomness_kept"]
@@ -124,10 +125,11 @@ class Replicas:
             ):
                 found = self._run(replica, shown)
                 same = _random_states() == drawn and _state(replica) == before
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, MemoryError):
             raise
         # User code can raise any exception; the classifier itself is then used.
-        except Exception:
+        except Exception as error:
+            raise_machine_fault(error)
             return False
         if not same or _written(replica) != written or found.shape != truth.shape:
             return False

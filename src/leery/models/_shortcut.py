@@ -6,6 +6,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from leery.errors import raise_machine_fault
+
 __all__ = ["Run", "Shortcut", "two_images"]
 
 Run = Callable[[nn.Module, Tensor], Tensor]
@@ -42,10 +44,11 @@ class Shortcut:
             try:
                 off = (self._fast(model, pair) - truth).norm()
                 passed[kind] = bool(off <= _TOLERANCE * truth.norm())
-            except torch.OutOfMemoryError:
+            except (torch.OutOfMemoryError, MemoryError):
                 raise
             # User code that is run in an unexpected way can raise any exception.
-            except Exception:
+            except Exception as error:
+                raise_machine_fault(error)
                 passed[kind] = False
         return passed[kind]
 

@@ -150,8 +150,8 @@ class Parts:
 
     def discard(self) -> None:
         """Remove the folder, once the parts are merged."""
-        # The manifest is removed first, so that a partly removed folder is not resumed.
-        (self.folder / _MANIFEST).unlink()
+        # So that a partly removed folder is not resumed, and whoever starts over is not refused.
+        write_atomically(self.folder / _MANIFEST, json.dumps({_IDENTITY: None, _SHARED: False}))
         # A process that outlives its run may still write into it.
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -248,7 +248,7 @@ def _begin(folder: Path, identity: str, suffix: str, *, resume: bool, shared: bo
 
 
 def _manifest(folder: Path) -> Mapping[str, object]:
-    """What a folder's manifest says; nothing if there is none, or it is not one of leery's."""
+    """The content of a folder's manifest; empty if it is missing or was not written by leery."""
     try:
         found = json.loads((folder / _MANIFEST).read_text())
     except (OSError, ValueError):

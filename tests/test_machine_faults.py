@@ -1,0 +1,131 @@
+"""A fault of the machine, at whatever call of the classifier, is an error and changes no score."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from leery import PAPER_METRICS, Detector
+from leery.errors import LeeryError, raise_machine_fault
+from leery.models._shortcut import Shortcut
+
+
+class Faults:
+    """Counts calls, and raises an error at one of them."""
+
+    def __init__(self) -> None:
+        self.calls, self.at = 0, -1
+        self.error: Exception = RuntimeError("can't start new thread")
+
+    def __call__(self) -> None:
+        self.calls += 1
+        if self.calls == self.at:
+            raise self.error
+
+
+FAULTS = Faults()
+
+
+class Net(nn.Module):
+    """A few numbers in, two classes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop, self.last = nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 2)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        FAULTS()
+        out: Tensor = self.last(self.drop(self.first(rows).relu()))
+        return out
+
+
+class OwnDropout(nn.Module):
+    """Dropout in a module of the user's own."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return functional.dropout(rows, 0.3, self.training)
+
+
+class Own(Net):
+    """Dropout of torch and of the user."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = OwnDropout()
+
+    def forward(self, rows: Tensor) -> Tensor:
+        FAULTS()
+        out: Tensor = self.last(self.own(self.drop(self.first(rows).relu())))
+        return out
+
+
+class Picky(Net):
+    """A condition on values, so that no graph can be captured."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        if bool((rows > 100).any()):
+            return super().forward(rows - 100)
+        return super().forward(rows)
+
+
+def made(kind: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return kind().eval()
+
+
+@pytest.mark.parametrize("kind", [Net, Own, Picky])
+def test_a_fault_at_any_call_is_raised_or_changes_nothing(
+    tmp_path: Path, kind: Callable[[], nn.Module]
+) -> None:
+    rows = torch.rand(200, 6, generator=torch.Generator().manual_seed(0))
+    fitted = Detector(made(kind), metrics=PAPER_METRICS, passes=3)
+    fitted.fit(rows[:100], torch.arange(100) % 2).fit_combiner(rows[100:150]).save(tmp_path / "it")
+
+    def scores(at: int) -> np.ndarray:
+        FAULTS.calls, FAULTS.at = 0, at
+        try:
+            return Detector.load(tmp_path / "it", made(kind)).score(rows[150:])
+        finally:
+            FAULTS.at = -1
+
+    expected, calls = scores(-1), FAULTS.calls
+    assert calls > 3
+    raised = 0
+    for at in range(1, calls + 1):
+        try:
+            found = scores(at)
+        except (LeeryError, RuntimeError):
+            raised += 1
+        else:
+            assert np.array_equal(found, expected), at
+    assert raised > 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(24, "Too many open files"),
+        RuntimeError("CUDA driver error: out of memory"),
+        RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_a_fault_in_a_trial_does_not_decide_for_the_slower_way(error: Exception) -> None:
+    def failing(_model: nn.Module, _images: Tensor) -> Tensor:
+        raise error
+
+    trial = Shortcut(lambda model, images: model(images), failing)
+    with pytest.raises(LeeryError, match="run again, with --resume if the command has it"):
+        trial.gives_the_same(made(Net), torch.rand(2, 6))
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("could not get source code"), RuntimeError("shapes do not fit"), KeyError(1)]
+)
+def test_other_errors_are_not_the_machine_s(error: Exception) -> None:
+    raise_machine_fault(error)
