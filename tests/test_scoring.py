@@ -669,7 +669,7 @@ def test_a_classifier_that_changes_meanwhile_gives_no_rows(source: Path) -> None
 def test_a_folder_that_was_not_wholly_removed_is_neither_resumed_nor_in_the_way(
     detector: Detector, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_parts.shutil, "rmtree", lambda *_args, **_settings: None)
+    monkeypatch.setattr("leery.tasks._parts.shutil.rmtree", lambda *_args, **_settings: None)
     whole = score(detector, source)
     parts = source.parent / "out.parquet.parts"
     assert len(list(parts.glob("0*.parquet"))) == 3

@@ -113,7 +113,7 @@ def test_what_the_machine_cannot_do_now_is_no_fault_of_the_file(tmp_path: Path) 
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
     try:
-        with pytest.raises(InputError, match=r"to read .*a.png, got: Too many open files; run aga"):
+        with pytest.raises(InputError, match=r"to read .*a.png, got: Too many open files; correct"):
             list(sources.items())
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
