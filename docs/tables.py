@@ -901,7 +901,7 @@ def estimate_table() -> str:
     faster = seconds_for_an_image(by_points["seconds for an image"], FEWER)
     rows = {
         "processor time for an image": f"{1000 * each:.0f} ms",
-        "processor hours for all": f"{round(IMAGES * each / 3600, -3):,.0f}",
+        "processor hours for all": f"{round(IMAGES * each / 3600, -2):,.0f}",
         "memory of a process, most of it the reference": f"{process / 1e9:.1f} GB",
         f"processes of a machine with {PROCESSORS} processors and {MEMORY / 1e9:.0f} GB": (
             f"{processes}"

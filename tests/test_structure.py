@@ -95,7 +95,7 @@ def test_private_modules_are_private_to_their_package(path: Path) -> None:
 
 PUBLIC = {
     "leery": """CorruptDataError DataError Detector DetectorFileError InputError
-        LeeryError LeeryWarning MCDropout METRICS MetricTable NoDropoutError
+        LeeryError LeeryWarning MachineError MCDropout METRICS MetricTable NoDropoutError
         NotFittedError OutputError PAPER_METRICS RECOMMENDED_METRICS UnknownLayerError
         UnsupportedModelError Verdicts WrongModelError __version__""",
     "leery.attacks": """ADAPTED AdaptedAttack Attack BIM BoundedAttack CORRUPTIONS Corruption
@@ -117,7 +117,7 @@ PUBLIC = {
     "leery.detector": """Detector Explanation FileFit MetricTable SavedDetector Verdict
         Verdicts describe file_fit_of recommended_metrics""",
     "leery.errors": """CorruptDataError DataError DetectorFileError InputError LeeryError
-        LeeryWarning NoDropoutError NotFittedError OutputError StudyFileError
+        LeeryWarning MachineError NoDropoutError NotFittedError OutputError StudyFileError
         UnknownLayerError UnsupportedModelError WrongModelError""",
     "leery.evaluation": """Abstention Detection FOLDS Interval POSITIVES PROTOCOLS Pool
         Positives Protocol abstention alarm_rows cross_fit detection evaluate

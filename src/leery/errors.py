@@ -11,6 +11,7 @@ Every message says in one sentence what was expected, what was given and what to
     ├── UnsupportedModelError              a model that leery cannot run
     ├── DetectorFileError (ValueError)     a detector file that cannot be read
     ├── StudyFileError (ValueError)        a study's file that is missing or damaged
+    ├── MachineError (RuntimeError)        too little memory, no more files, a failed GPU ...
     ├── DataError (OSError)                a dataset that cannot be obtained
     │   └── CorruptDataError               ... or whose bytes are not the published ones
     └── OutputError (OSError)              a folder or file that cannot be written
@@ -38,6 +39,7 @@ __all__ = [
     "InputError",
     "LeeryError",
     "LeeryWarning",
+    "MachineError",
     "NoDropoutError",
     "NotFittedError",
     "OutputError",
@@ -107,6 +109,10 @@ class StudyFileError(LeeryError, ValueError):
     """A file of a study is missing, damaged or not the one that the study wrote."""
 
 
+class MachineError(LeeryError, RuntimeError):
+    """The machine, not what it was given, keeps a computation from going on."""
+
+
 class DataError(LeeryError, OSError):
     """No source provides the data set."""
 
@@ -122,27 +128,45 @@ class OutputError(LeeryError, OSError):
 def raise_machine_fault(error: Exception) -> None:
     """Raise if an error of the user's code comes from the machine, not from what it was given.
 
-    Such an error may pass, so it must not decide how, or whether, an input is scored. Errors of
-    the system have a number; those without one are other libraries'.
+    Such an error may be temporary, so it must not decide how, or whether, an input is scored. An
+    OSError of the operating system has an errno; one without comes from a library.
 
     Raises:
-        LeeryError: when it does.
+        MachineError: when it does.
+        MemoryError: the error itself, if memory ran out.
+        torch.OutOfMemoryError: likewise.
     """
-    resource = isinstance(error, RuntimeError) and _RESOURCES.search(str(error))
-    if resource or (isinstance(error, OSError) and error.errno is not None):
-        message = (
-            f"expected this machine to run the classifier and the metrics, got {brief(error)}; "
-            "correct it, and run again, with --resume if the command has it"
-        )
-        raise LeeryError(message) from error
+    if isinstance(error, MachineError) or out_of_memory(error):
+        raise error
+    system = isinstance(error, (ConnectionError, TimeoutError)) or (
+        isinstance(error, OSError) and error.errno is not None
+    )
+    if system or (isinstance(error, RuntimeError) and _RESOURCES.search(str(error))):
+        raise machine_error(brief(error)) from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """True for Python's and torch's errors for too little memory."""
+    # By its name, since importing torch takes a second.
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def machine_error(
+    got: str, expected: str = "this machine to run the classifier and the metrics"
+) -> MachineError:
+    """The error for a computation that the machine keeps from going on."""
+    return MachineError(
+        f"expected {expected}, got {got}; mend that, then run the command again, with --resume if "
+        "it has that option"
+    )
 
 
 _RESOURCES = re.compile(
-    r"CUDA (driver )?error|CU(BLAS|DNN|FFT|SOLVER|SPARSE)_|cuDNN error|NCCL error|out of memory|"
-    r"allocate memory|start new thread",
-    re.IGNORECASE,
+    r"CU(BLAS|DNN|FFT|SOLVER|SPARSE)_|(?i:(CUDA|HIP|cuDNN|NCCL) (driver )?error|out of memory|"
+    r"allocate memory|bad_alloc|start new thread|unable to find a valid cuDNN|"
+    r"unable to find an engine|too many open files|resource temporarily unavailable)"
 )
-"""Texts of errors that the machine lacks something, or that its GPU has failed."""
+"""Texts of errors that mean that the machine lacks something, or that its GPU has failed."""
 
 
 def brief(error: BaseException) -> str:

@@ -48,6 +48,11 @@ def empty():
         torch.nn.init.normal_(parameter)
     return model
 
+def hungry():
+    model = make()
+    model.register_forward_pre_hook(lambda *_: bytearray(2**62))
+    return model
+
 number = 7
 
 def random():
@@ -245,13 +250,21 @@ def test_workers_and_shards_give_the_bytes_of_one_process(place: Place) -> None:
         assert not (place.folder / f"{name}.parts").exists()
 
 
+def test_too_little_memory_is_one_sentence(place: Place) -> None:
+    words = ("fit", "--train", "train.npz", "--clean", "held.npz", "--model", "net:hungry")
+    said = place.run(*words, "--out", "hungry.leery", "--workers", "1", code=1)
+    assert said.startswith("leery: expected this machine to run the classifier and the metrics, ")
+    assert "got MemoryError; mend that, then run the command again, with --resume if it" in said
+    assert not (place.folder / "hungry.leery").exists()
+
+
 def test_shards_run_at_the_same_time_and_one_is_killed(place: Place) -> None:
     score = ("score", "guard.leery", "many.parquet", "--out")
     place.run(*score, "alone.parquet")
     words = [*score, "beside.parquet", "--workers", "1", "--shard"]
     running = [place.start(*words, f"{i}/2") for i in (1, 2)]
     parts = place.folder / "beside.parquet.parts"
-    while not any(path.name > "00000001" for path in parts.glob("0*.parquet")):
+    while not any(path.name >= "00000002" for path in parts.glob("0*.parquet")):
         assert running[1].poll() is None
         time.sleep(0.02)
     running[1].kill()

@@ -179,6 +179,7 @@ class Other(Scaled):
         (partial(Scaled, 1.0), partial(Scaled, 2.0)),
         (partial(Scaled, (1, 2)), partial(Scaled, (1, 2, 4))),
         (partial(Scaled, {"a": [1]}), partial(Scaled, {"a": [2]})),
+        (partial(Scaled, {(0, 1): 1, None: 2}), partial(Scaled, {(0, 1): 1, None: 3})),
         (partial(Scaled, torch.ones(1)), partial(Scaled, torch.zeros(1))),
         (partial(Scaled, 1.0), partial(Other, 1.0)),
     ],

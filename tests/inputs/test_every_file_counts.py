@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from leery.errors import InputError, LeeryWarning
+from leery.errors import InputError, LeeryWarning, MachineError
 from leery.inputs import Format, Item, batches, count, load, read
 from leery.inputs._read import Sources
 
@@ -106,17 +106,44 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     }
 
 
-def test_what_the_machine_cannot_do_now_is_no_fault_of_the_file(tmp_path: Path) -> None:
-    for name in ("a.png", "b.png"):
-        (tmp_path / name).write_bytes(png())
-    sources = Sources([tmp_path], Format())
+@pytest.mark.parametrize("name", ["a.png", "a.npy", "a.npz", "a.parquet"])
+def test_what_the_machine_cannot_do_now_is_no_fault_of_the_file(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if path.suffix == ".png":
+        path.write_bytes(png())
+    elif path.suffix == ".npy":
+        np.save(path, np.zeros((2, 3)))
+    elif path.suffix == ".npz":
+        np.savez(path, images=np.zeros((2, 3)))
+    else:
+        pq.write_table(pa.table({"images": [png()]}), path)
+    sources = Sources([path], Format(labels_key=None))
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
     try:
-        with pytest.raises(InputError, match=r"to read .*a.png, got: Too many open files; correct"):
+        with pytest.raises(MachineError, match=rf"to read .*{name}, got Too many open files; mend"):
             list(sources.items())
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert not any(item.error for item in sources.items())
+
+
+def test_too_little_memory_for_a_picture_is_no_fault_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+
+    def failing(*_given: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Format, "_pixels", failing)
+    with pytest.raises(MemoryError):
+        load([tmp_path / "a.png"], Format())
+
+
+def test_a_picture_that_vanishes_is_said(tmp_path: Path) -> None:
+    (tmp_path / "b.png").write_bytes(png())
+    sources = Sources([tmp_path], Format())
     (tmp_path / "b.png").unlink()
     with pytest.raises(InputError, match=r"expected .*b.png to be there until the end, got no"):
         list(sources.items())

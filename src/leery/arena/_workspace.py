@@ -22,7 +22,7 @@ from leery.arena._config import SLOW_PART, ArenaConfig
 from leery.arena._detectors import Entry
 from leery.attacks import CORRUPTIONS, HARMLESS
 from leery.classifiers import RECIPES, Classifier, load_classifier
-from leery.errors import DataError, StudyFileError, brief
+from leery.errors import DataError, StudyFileError, brief, raise_machine_fault
 from leery.models import predict
 from leery.tasks import code_of, identity_of
 
@@ -220,6 +220,7 @@ def _adversarial(path: Path) -> dict[str, Tensor]:
     try:
         return load(path.read_bytes())
     except Exception as error:
+        raise_machine_fault(error)
         message = (
             f"expected adversarial images in {path}, got {brief(error)}; delete it and run the "
             "command again"

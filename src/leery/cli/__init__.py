@@ -26,7 +26,7 @@ from leery.cli import (
     _score,
     _train,
 )
-from leery.errors import LeeryError, LeeryWarning
+from leery.errors import LeeryError, LeeryWarning, brief, machine_error, out_of_memory
 
 __all__ = ["app", "main"]
 
@@ -34,8 +34,8 @@ app = typer.Typer(
     name="leery",
     help="Detect adversarial examples for a PyTorch image classifier.\n\n"
     "Exit codes: 0 done; 1 refused, with the reason; 2 wrong command line; 3 done, but an input "
-    "could not be read or a detector raised an error; 4 a shard of the arena lacks parts of "
-    "others; 130 stopped with Ctrl-C.",
+    "could not be read or a detector raised an error; 4 parts of other shards of the "
+    "arena are missing; 130 stopped with Ctrl-C.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -83,7 +83,10 @@ def main() -> NoReturn:
     warnings.simplefilter("always", LeeryWarning)
     try:
         app(standalone_mode=True)
-    except LeeryError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"leery: {error}", markup=False)
+    except Exception as error:
+        said = machine_error(brief(error)) if out_of_memory(error) else error
+        if not isinstance(said, LeeryError):
+            raise
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"leery: {said}", markup=False)
         sys.exit(1)
     sys.exit(0)

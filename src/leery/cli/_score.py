@@ -60,8 +60,9 @@ def score(
     """Write a row for each input: predicted class, score, p-value, verdict, every metric.
 
     Only a few inputs are in memory at a time. An input that cannot be read gets a row with the
-    reason; the exit code is then 3. However many processes or shards score the rows, they are the
-    same, byte for byte, unless the detector draws new dropout masks at each call.
+    reason; the exit code is then 3. The rows are the same, byte for byte, however many
+    processes or shards compute them, on machines of the same kind and unless the detector draws
+    new dropout masks at each call.
 
     Examples:
       leery score guard.leery incoming/ --model net:make --out scores.csv

@@ -120,7 +120,7 @@ def _kept(column: Any) -> Any:  # noqa: ANN401 - of NumPy or Arrow
     if not isinstance(column, np.ndarray) or column.ndim == 1:
         return column
     kind = pa.fixed_shape_tensor(pa.from_numpy_dtype(column.dtype), column.shape[1:])
-    # from_numpy_ndarray takes no empty array.
+    # from_numpy_ndarray refuses an empty array.
     return (
         pa.FixedShapeTensorArray.from_numpy_ndarray(column) if len(column) else pa.array([], kind)
     )

@@ -13,7 +13,7 @@ from leery.attacks import Attack, Harmless
 from leery.calibration import Calibration
 from leery.detector._state import Fitted, FittedCombiner
 from leery.detector._table import MetricTable
-from leery.errors import InputError, LeeryError, brief, warn
+from leery.errors import InputError, LeeryError, brief, raise_machine_fault, warn
 from leery.inputs import Images, Moments, labelled_batches
 from leery.models import image_hashes
 
@@ -206,9 +206,10 @@ def _changed(name: str, change: Harmless, images: Tensor, seed: int, fitted: Fit
     try:
         found = change(images, seed, fitted.inputs.bounds)
     # The change may be user code, which can raise any exception.
-    except (LeeryError, torch.OutOfMemoryError, MemoryError):
+    except LeeryError:
         raise
     except Exception as error:
+        raise_machine_fault(error)
         message = (
             f"expected the harmless change {name!r} as a function of images, seed and bounds, got "
             f"one that fails ({brief(error)}); correct it, see CORRUPTIONS['rotation'](1)"

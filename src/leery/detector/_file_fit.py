@@ -295,9 +295,9 @@ def _check_merging(metrics: Sequence[Metric]) -> None:
 
 
 def _settings_of(metric: Metric) -> object:
-    """What an unfitted metric was made with: its class, tensors, and plain attributes."""
+    """What an unfitted metric was made with: its class, parameters, buffers, plain attributes."""
     held = {name: value for name, value in vars(metric).items() if name not in _OF_TORCH}
-    plain = {name: value for name, value in held.items() if _is_plain(value)}
+    plain = {name: repr(value) for name, value in held.items() if _is_plain(value)}
     layers = [sorted(metric.needs.layers), sorted(metric.needs.pass_layers)]
     return [metric.name, fingerprint(metric), metric.options(), layers, plain]
 

@@ -14,7 +14,7 @@ from numpy.lib import format as npy
 
 from leery.errors import InputError, brief, listed
 from leery.inputs._format import Format, UnreadableError
-from leery.inputs._item import Item, printable
+from leery.inputs._item import Item, printable, raise_reading_fault
 
 __all__ = ["array_length", "read_array"]
 
@@ -209,6 +209,8 @@ def _skip(path: Path, stream: BinaryIO, count: int) -> None:
 
 
 def _broken(path: Path, error: Exception) -> InputError:
+    """The error for a file that cannot be read, unless the machine is to blame for it."""
+    raise_reading_fault(path, error)
     return InputError(
         f"expected an npy or npz file at {path}, got one that cannot be read ({brief(error)}); "
         "save it again or correct the path"

@@ -122,7 +122,7 @@ _CHANGED = (
 
 
 def _hash_of(sources: Sources) -> str:
-    """The SHA-256 of the names, sizes and times of files; of no size and time if one is gone."""
+    """The SHA-256 of the files' names, sizes and times; a missing file is marked as gone."""
     listing = hashlib.sha256()
     for path in sources.files:
         try:

@@ -94,7 +94,8 @@ class Format:
                 with Image.open(io.BytesIO(content), formats=_KINDS) as image:
                     _check_depth(image, content)
                     pixels = self._pixels(image)
-        except UnreadableError:
+        except (UnreadableError, MemoryError):
+            # Pixels are bounded, so that it is not the file that asks for too much memory.
             raise
         except UnidentifiedImageError as error:
             message = "not an image of a supported format"

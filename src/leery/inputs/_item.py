@@ -1,12 +1,29 @@
 """One input, or the reason why it cannot be read."""
 
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-__all__ = ["Item", "printable"]
+from leery.errors import InputError, machine_error
+
+__all__ = ["Item", "gone", "printable", "raise_reading_fault"]
+
+_OF_THE_FILE = frozenset(
+    {
+        errno.EACCES,
+        errno.EINVAL,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EPERM,
+    }
+)
+"""Errors that reading a file gives each time; others, such as a lost network, may pass."""
 
 
 @dataclass(frozen=True)
@@ -31,3 +48,26 @@ class Item:
 def printable(path: Path) -> str:
     """A path as text that can be written in UTF-8, whatever bytes it has."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def gone(path: str | Path) -> InputError:
+    """The error for a file that has disappeared since the files were listed."""
+    message = (
+        f"expected {printable(Path(path))} to be there until the end, got no such file; put it "
+        "back with its modification time, then run the command again, with --resume if it has that "
+        "option"
+    )
+    return InputError(message)
+
+
+def raise_reading_fault(path: Path, error: Exception) -> None:
+    """Raise if a file could not be read for a reason that is not the file's.
+
+    Raises:
+        MachineError: when it could not.
+        MemoryError: the error itself.
+    """
+    if isinstance(error, MemoryError):
+        raise error
+    if isinstance(error, OSError) and error.errno and error.errno not in _OF_THE_FILE:
+        raise machine_error(os.strerror(error.errno), f"to read {printable(path)}") from error

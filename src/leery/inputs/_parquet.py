@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from leery.errors import InputError, brief, listed
 from leery.inputs._format import Format, UnreadableError
-from leery.inputs._item import Item, printable
+from leery.inputs._item import Item, printable, raise_reading_fault
 
 __all__ = ["parquet_length", "read_parquet"]
 
@@ -118,6 +118,7 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
         with pq.ParquetFile(path) as file:
             yield file
     except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
+        raise_reading_fault(path, error)
         message = (
             f"expected a parquet file at {path}, got one that cannot be read ({brief(error)}); "
             "write it again or correct the path"

@@ -1,12 +1,11 @@
 """Reading of inputs from any supported source."""
 
-import errno
-import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from itertools import islice
 from pathlib import Path
+from stat import S_ISLNK
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from leery.errors import InputError, listed, warn
 from leery.inputs._arrays import array_length, read_array
 from leery.inputs._format import Format, UnreadableError
-from leery.inputs._item import Item, printable
+from leery.inputs._item import Item, gone, printable, raise_reading_fault
 from leery.inputs._parquet import parquet_length, read_parquet
 
 __all__ = [
@@ -45,12 +44,6 @@ _SIGNATURES = (
 
 _PICTURE_BYTES = 2**28
 
-_OF_THE_FILE = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG})
-"""Errors that reading a file gives each time; others, such as a lost network, may pass."""
-
-_AGAIN = "correct it, and run again, with --resume if the command has it"
-"""What to do about a file that cannot be read now."""
-
 _ARRAYS = frozenset({".npy", ".npz"})
 
 
@@ -74,10 +67,7 @@ class Sources:
         try:
             self._sources = [one for path in paths for one in _sources(path, form, without)]
         except FileNotFoundError as error:
-            message = (
-                f"expected {error.filename} to be there until the end, got no such file; {_AGAIN}"
-            )
-            raise InputError(message) from error
+            raise gone(error.filename) from error
 
     def __len__(self) -> int:
         """The number of inputs."""
@@ -426,11 +416,9 @@ def _folder_labels(folder: Path, files: Sequence[Path], form: Format) -> dict[Pa
 def _picture(path: Path, form: Format, label: int | None) -> Item:
     name = printable(path)
     try:
-        if not os.path.lexists(path):
-            message = f"expected {name} to be there until the end, got no such file; {_AGAIN}"
-            raise InputError(message)
         if not path.is_file():
-            what = "a broken link" if path.is_symlink() else "not a regular file"
+            # lstat raises if the file has disappeared.
+            what = "a broken link" if S_ISLNK(path.lstat().st_mode) else "not a regular file"
             return Item(name, None, label, what)
         if path.suffix.lower() in _ARRAYS | {".parquet"}:
             return Item(
@@ -439,10 +427,10 @@ def _picture(path: Path, form: Format, label: int | None) -> Item:
         if path.stat().st_size > _PICTURE_BYTES:
             return Item(name, None, label, f"more than {_PICTURE_BYTES} bytes")
         return Item(name, form.picture(path.read_bytes()), label)
+    except FileNotFoundError as error:
+        raise gone(path) from error
     except OSError as error:
-        if error.errno not in _OF_THE_FILE:
-            message = f"expected to read {name}, got: {error.strerror or error}; {_AGAIN}"
-            raise InputError(message) from error
+        raise_reading_fault(path, error)
         return Item(name, None, label, error.strerror or str(error))
     except UnreadableError as error:
         return Item(name, None, label, str(error), stranger=not _is_picture(path))

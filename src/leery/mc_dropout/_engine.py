@@ -210,8 +210,6 @@ class Engine:
                 warnings.simplefilter("ignore")
                 warnings.filterwarnings("error", "There is a performance drop", UserWarning)
                 together = self.all_passes(once, masks)
-        except torch.OutOfMemoryError:
-            raise
         except (RuntimeError, ValueError, UserWarning) as error:  # what vmap cannot batch
             raise_machine_fault(error)
             return

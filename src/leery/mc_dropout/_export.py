@@ -144,8 +144,6 @@ def capture(model: nn.Module, names: frozenset[str], example: Tensor) -> ModelGr
         batch = ({0: torch.export.Dim.DYNAMIC},)
         try:
             program = torch.export.export(model, (example,), dynamic_shapes=batch)
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
         except Exception as error:
             raise_machine_fault(error)
             message = f"torch.export cannot capture the forward pass ({brief(error)})"

@@ -27,6 +27,7 @@ from leery.models import (
     check_logits,
     check_recorded,
     forward,
+    model_errors,
     python_randomness,
     recorded_layers,
     run_model,
@@ -196,7 +197,8 @@ def _calls(model: nn.Module, batch: Tensor, names: frozenset[str]) -> list[_Call
         InputError: when the model does not accept the batch.
     """
     before = python_randomness()
-    found, output = _recorded_calls(model, batch, names)
+    with model_errors(batch):
+        found, output = _recorded_calls(model, batch, names)
     check_logits(output, len(batch))
     if python_randomness() != before:
         message = (
@@ -265,8 +267,6 @@ def _attempted_calls(
     try:
         with _tensors_restored(model, quietly=True):
             return *_recorded_calls(model, pair, names), ""
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
     # User code in a mode that it may not be made for can raise any exception.
     except Exception as error:
         raise_machine_fault(error)

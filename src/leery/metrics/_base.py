@@ -186,11 +186,11 @@ def metric_refused(metric: Metric) -> Iterator[None]:
 
     Raises:
         InputError: when the metric raises.
-        LeeryError: when it raises because of the machine.
+        MachineError: when it raises because of the machine.
     """
     try:
         yield
-    except (LeeryError, torch.OutOfMemoryError, MemoryError):
+    except LeeryError:
         raise
     # A metric may be user code, which can raise any exception.
     except Exception as error:

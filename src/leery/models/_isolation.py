@@ -131,11 +131,11 @@ def model_errors(batch: Tensor) -> Iterator[None]:
 
     Raises:
         InputError: when the classifier raises.
-        LeeryError: when it raises because of the machine.
+        MachineError: when it raises because of the machine.
     """
     try:
         yield
-    except (LeeryError, torch.OutOfMemoryError, MemoryError):
+    except LeeryError:
         raise
     # A classifier is user code, which can raise any exception.
     except Exception as error:

@@ -125,8 +125,6 @@ class Replicas:
             ):
                 found = self._run(replica, shown)
                 same = _random_states() == drawn and _state(replica) == before
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
         # User code can raise any exception; the classifier itself is then used.
         except Exception as error:
             raise_machine_fault(error)

@@ -150,8 +150,12 @@ class Parts:
 
     def discard(self) -> None:
         """Remove the folder, once the parts are merged."""
-        # So that a partly removed folder is not resumed, and whoever starts over is not refused.
-        write_atomically(self.folder / _MANIFEST, json.dumps({_IDENTITY: None, _SHARED: False}))
+        # A removal that is interrupted leaves a manifest that says so, which goes after the parts.
+        manifest = self.folder / _MANIFEST
+        write_atomically(manifest, json.dumps({_IDENTITY: None, _SHARED: False}))
+        for part in self.folder.glob(f"*{self.suffix}"):
+            part.unlink(missing_ok=True)
+        manifest.unlink(missing_ok=True)
         # A process that outlives its run may still write into it.
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -265,7 +269,14 @@ def _check_manifest(folder: Path, identity: str) -> None:
     if not (folder / _MANIFEST).is_file():
         message = f"expected the parts of a run in {folder}, got none; name the folder of a shard"
         raise InputError(message)
-    if _manifest(folder).get(_IDENTITY) != identity:
+    found = _manifest(folder).get(_IDENTITY, "")
+    if found is None:
+        message = (
+            f"expected the parts of a run in {folder}, got the rest of one whose output is "
+            "complete; use that, or remove the folder to start over"
+        )
+        raise InputError(message)
+    if found != identity:
         message = (
             f"expected the inputs, settings, device and versions with which {folder} was written, "
             "got different ones, or a file has changed since; use the original ones (cp -p and "

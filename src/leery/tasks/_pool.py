@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
-from leery.errors import LeeryError
+from leery.errors import machine_error
 
 __all__ = ["Task", "Workers", "default_workers", "single_threaded", "worker_pool"]
 
@@ -54,11 +54,8 @@ class Workers:
                 future.result()
                 yield places[future]
         except BrokenProcessPool as error:
-            message = (
-                "expected all worker processes to finish, got one that died (out of memory, or "
-                "killed); run again, with --resume if the command has it"
-            )
-            raise LeeryError(message) from error
+            got = "one that died (out of memory, or killed)"
+            raise machine_error(got, "all worker processes to finish") from error
 
 
 @contextmanager
