@@ -806,14 +806,17 @@ STORED = "bytes per part in the object store"
 
 
 def cluster_speed_table() -> str:
-    """Speed and costs of actors and of plain processes, medians over the rounds."""
+    """Speed and costs of actors and of plain processes: medians over the rounds, and the range."""
     known = cluster("speed").drop(columns=["sha256", "round", "memory"])
-    median = known.groupby(["kind", "count"], sort=False).median()
+    rounds = known.groupby(["kind", "count"], sort=False)
+    median = rounds.median()
     single = median["parts per second"]["processes", 1]
+    least, most = (rounds["parts per second"].agg(what) / single for what in ("min", "max"))
     rows = [
         [
             COMPUTERS[computer],
             f"{row['parts per second'] / single:.2f}",
+            f"{least[computer]:.2f} to {most[computer]:.2f}",
             f"{row['start-up seconds']:.0f} s",
             f"{row['computing seconds']:.0f} s",
             f"{row['driver seconds'] + row['other seconds']:.0f} s",
@@ -821,7 +824,7 @@ def cluster_speed_table() -> str:
         ]
         for computer, row in median.iterrows()
     ]
-    names = ["computed by", "relative speed", "time to the first part"]
+    names = ["computed by", "relative speed", "in each round", "time to the first part"]
     return _table([*names, "processor time, parts", "processor time, driver and Ray", STORED], rows)
 
 
