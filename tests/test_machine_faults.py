@@ -1,17 +1,21 @@
 """A fault of the machine, at whatever call of the classifier, is an error."""
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from leery import PAPER_METRICS, Detector
 from leery.errors import MachineError, raise_machine_fault
+from leery.models import load_model
 from leery.models._shortcut import Shortcut
+from leery.study import _workspace as study
 
 
 class Faults:
@@ -138,9 +142,37 @@ def test_a_fault_in_a_trial_does_not_decide_for_the_slower_way(error: Exception)
     [
         OSError("could not get source code"),
         RuntimeError("shapes do not fit"),
+        RuntimeError("a relationship error"),
         RuntimeError("expected 4 dimensions (while checking arguments for cudnn_convolution)"),
         KeyError(1),
     ],
 )
 def test_other_errors_are_not_the_machine_s(error: Exception) -> None:
     raise_machine_fault(error)
+
+
+def test_no_file_is_said_to_be_damaged_if_no_more_can_be_opened(tmp_path: Path) -> None:
+    model, rows = made(Net), torch.rand(150, 6)
+    fitted = Detector(model, metrics=PAPER_METRICS, passes=3)
+    fitted.fit(rows[:100], torch.arange(100) % 2).fit_combiner(rows[100:])
+    readers: dict[str, Callable[[Path], object]] = {
+        "guard.leery": lambda path: Detector.load(path, model),
+        "net.safetensors": lambda path: load_model(f"{__name__}:Net", path),
+        "net.pt": lambda path: load_model(f"{__name__}:Net", path),
+        "images.npz": study.read_arrays,
+        "results.json": study.read_json,
+    }
+    fitted.save(tmp_path / "guard.leery")
+    save_file(model.state_dict(), tmp_path / "net.safetensors")
+    torch.save(model.state_dict(), tmp_path / "net.pt")
+    study.write_arrays(tmp_path / "images.npz", images=np.zeros(3))
+    study.write_json(tmp_path / "results.json", {})
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for name, reader in readers.items():
+        reader(tmp_path / name)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+        try:
+            with pytest.raises(MachineError, match=f"to read .*{name}, got Too many open files;"):
+                reader(tmp_path / name)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)

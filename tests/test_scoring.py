@@ -268,7 +268,7 @@ def test_a_fault_of_the_machine_becomes_no_row(source: Path, fault: Exception) -
     expected = (source.parent / "out.parquet").read_bytes()
     (source.parent / "out.parquet").unlink()
     Busy.broken = True
-    with pytest.raises(LeeryError, match="expected this machine to run the classifier and the me"):
+    with pytest.raises(LeeryError, match="expected this machine to carry out the computation"):
         score(found, source)
     assert not (source.parent / "out.parquet").exists()
     assert len(list((source.parent / "out.parquet.parts").glob("0*.parquet"))) == 2

@@ -1,6 +1,7 @@
-"""Atomic file writes: a temporary file next to the target is flushed and then renamed."""
+"""Atomic file writes, through a temporary file that is then renamed, and faults of reading."""
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator, Mapping
@@ -8,17 +9,31 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from leery.errors import OutputError
+from leery.errors import OutputError, machine_error, raise_machine_fault
 
 __all__ = [
     "atomic_stream",
     "below",
     "check_output",
     "make_folder",
+    "raise_reading_fault",
     "write_atomically",
     "write_once",
 ]
 
+_OF_THE_FILE = frozenset(
+    {
+        errno.EACCES,
+        errno.EINVAL,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EPERM,
+    }
+)
+"""Errors that reading a file gives each time; others, such as a lost network, may pass."""
 
 T = TypeVar("T")
 
@@ -124,3 +139,18 @@ def make_folder(path: Path) -> Path:
         )
         raise OutputError(message) from error
     return path
+
+
+def raise_reading_fault(path: Path, error: Exception) -> None:
+    """Raise if a file could not be read for a reason that is not the file's.
+
+    Raises:
+        MachineError: when it could not.
+        MemoryError: the error itself.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number in _OF_THE_FILE:
+        return
+    if number is not None:
+        raise machine_error(os.strerror(number), f"to read {path}") from error
+    raise_machine_fault(error)

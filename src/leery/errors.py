@@ -128,31 +128,36 @@ class OutputError(LeeryError, OSError):
 def raise_machine_fault(error: Exception) -> None:
     """Raise if an error of the user's code comes from the machine, not from what it was given.
 
-    Such an error may be temporary, so it must not decide how, or whether, an input is scored. An
-    OSError of the operating system has an errno; one without comes from a library.
+    Such an error may be temporary, so it must not decide how, or whether, an input is scored.
 
     Raises:
         MachineError: when it does.
         MemoryError: the error itself, if memory ran out.
         torch.OutOfMemoryError: likewise.
     """
-    if isinstance(error, MachineError) or out_of_memory(error):
-        raise error
+    fault = machine_fault(error)
+    if fault is not None:
+        if fault is error or _is_out_of_memory(error):
+            raise error
+        raise fault from error
+
+
+def machine_fault(error: Exception) -> MachineError | None:
+    """What to tell the user if an error comes from the machine, else None.
+
+    An OSError of the operating system has an errno; one without comes from a library.
+    """
+    if isinstance(error, MachineError):
+        return error
     system = isinstance(error, (ConnectionError, TimeoutError)) or (
         isinstance(error, OSError) and error.errno is not None
     )
-    if system or (isinstance(error, RuntimeError) and _RESOURCES.search(str(error))):
-        raise machine_error(brief(error)) from error
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """True for Python's and torch's errors for too little memory."""
-    # By its name, since importing torch takes a second.
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    resource = isinstance(error, RuntimeError) and _RESOURCES.search(str(error))
+    return machine_error(brief(error)) if system or resource or _is_out_of_memory(error) else None
 
 
 def machine_error(
-    got: str, expected: str = "this machine to run the classifier and the metrics"
+    got: str, expected: str = "this machine to carry out the computation"
 ) -> MachineError:
     """The error for a computation that the machine keeps from going on."""
     return MachineError(
@@ -161,10 +166,16 @@ def machine_error(
     )
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch's error by its name, since importing torch takes a second.
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
 _RESOURCES = re.compile(
-    r"CU(BLAS|DNN|FFT|SOLVER|SPARSE)_|(?i:(CUDA|HIP|cuDNN|NCCL) (driver )?error|out of memory|"
-    r"allocate memory|bad_alloc|start new thread|unable to find a valid cuDNN|"
-    r"unable to find an engine|too many open files|resource temporarily unavailable)"
+    r"\bCU(BLAS|DNN|FFT|SOLVER|SPARSE)_|(?i:\b(CUDA|HIP|cuDNN|NCCL) (driver )?error|"
+    r"\bout of memory|allocate memory|bad_alloc|start new thread|no CUDA GPUs are available|"
+    r"unable to find a valid cuDNN|too many open files|resource temporarily unavailable|"
+    r"no space left on device)"
 )
 """Texts of errors that mean that the machine lacks something, or that its GPU has failed."""
 

@@ -253,7 +253,7 @@ def test_workers_and_shards_give_the_bytes_of_one_process(place: Place) -> None:
 def test_too_little_memory_is_one_sentence(place: Place) -> None:
     words = ("fit", "--train", "train.npz", "--clean", "held.npz", "--model", "net:hungry")
     said = place.run(*words, "--out", "hungry.leery", "--workers", "1", code=1)
-    assert said.startswith("leery: expected this machine to run the classifier and the metrics, ")
+    assert said.startswith("leery: expected this machine to carry out the computation, ")
     assert "got MemoryError; mend that, then run the command again, with --resume if it" in said
     assert not (place.folder / "hungry.leery").exists()
 

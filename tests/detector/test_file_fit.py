@@ -1,5 +1,6 @@
 """The fit to training data in files, in parts: what passes between processes."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -192,6 +193,11 @@ def test_parts_of_a_metric_that_was_made_otherwise_are_refused(
         fit(data, "scaled", otherwise()).run_shard(Shard(2, 2))
     fit(data, "scaled", made()).run_shard(Shard(2, 2))
     assert fit(data, "scaled", made()).merge().accuracy_ is not None
+
+
+def test_parts_of_a_metric_that_was_made_the_same_way_are_resumed(data: Path) -> None:
+    fit(data, "scaled", Scaled({"a": [1], "b": 2})).run_shard(Shard(1, 2))
+    fit(data, "scaled", Scaled(defaultdict(list, b=2, a=[1]))).run_shard(Shard(2, 2))
 
 
 def test_a_metric_that_cannot_be_merged_is_refused_where_parts_are_needed(data: Path) -> None:

@@ -1,11 +1,15 @@
 """No input is lost or cut without a word: links, odd names, pages, depth, orientation, parquet."""
 
+import contextlib
+import errno
 import io
 import resource
 import struct
 import warnings
+import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -128,17 +132,52 @@ def test_what_the_machine_cannot_do_now_is_no_fault_of_the_file(name: str, tmp_p
     assert not any(item.error for item in sources.items())
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings"), [("PNG", {}), ("JPEG", {"progressive": True}), ("WEBP", {"lossless": 1})]
+)
 def test_too_little_memory_for_a_picture_is_no_fault_of_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, settings: dict[str, Any]
 ) -> None:
-    (tmp_path / "a.png").write_bytes(png())
+    content = io.BytesIO()
+    Image.new("RGB", (4000, 4000)).save(content, kind, **settings)
+    picture = content.getvalue()
+    form = Format(shape=(3, 8, 8), resize=True)
+    form.picture(picture)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    for spare in (2**20, 2**24, 2**26):
+        resource.setrlimit(resource.RLIMIT_AS, (used + spare, before[1]))
+        try:
+            with contextlib.suppress(MemoryError):
+                # Memory that was used before may suffice, but the file is never at fault.
+                form.picture(picture)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
 
-    def failing(*_given: object) -> None:
-        raise MemoryError
 
-    monkeypatch.setattr(Format, "_pixels", failing)
-    with pytest.raises(MemoryError):
-        load([tmp_path / "a.png"], Format())
+@pytest.mark.parametrize("opened", range(1, 6))
+def test_what_the_machine_cannot_do_later_is_no_fault_of_the_file(
+    opened: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 3)), labels=np.zeros(2, int))
+    before, calls = zipfile.ZipFile.__init__, iter(range(1, 100))
+
+    def failing(*given: Any, **settings: Any) -> None:
+        if next(calls) == opened:
+            raise OSError(errno.EMFILE, "Too many open files")
+        before(*given, **settings)
+
+    monkeypatch.setattr(zipfile.ZipFile, "__init__", failing)
+    with pytest.raises(MachineError, match=r"to read .*a.npz, got Too many open files; mend"):
+        load([tmp_path / "a.npz"], Format())
+
+
+def test_a_header_of_brackets_in_brackets_is_a_fault_of_the_file(tmp_path: Path) -> None:
+    header = b"-" * 9000 + b"1\n"
+    content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(InputError, match="expected an npy or npz file at .*a.npy, got one that"):
+        load([tmp_path / "a.npy"], Format())
 
 
 def test_a_picture_that_vanishes_is_said(tmp_path: Path) -> None:

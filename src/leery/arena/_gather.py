@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from leery._files import raise_reading_fault
 from leery.arena._adaptive import threshold_of
 from leery.arena._config import RATES
 from leery.arena._detectors import Entry
@@ -102,6 +103,7 @@ def _read(workspace: Workspace, entry: Entry) -> tuple[dict[str, np.ndarray], st
         with np.load(path, allow_pickle=False) as found:
             return dict(found), ""
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise_reading_fault(path, error)
         message = (
             f"expected scores in {path}, got {brief(error)}; delete it and run the command again"
         )

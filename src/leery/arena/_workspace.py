@@ -18,11 +18,12 @@ from safetensors.torch import load
 from torch import Tensor
 
 from leery import data
+from leery._files import raise_reading_fault
 from leery.arena._config import SLOW_PART, ArenaConfig
 from leery.arena._detectors import Entry
 from leery.attacks import CORRUPTIONS, HARMLESS
 from leery.classifiers import RECIPES, Classifier, load_classifier
-from leery.errors import DataError, StudyFileError, brief, raise_machine_fault
+from leery.errors import DataError, StudyFileError, brief
 from leery.models import predict
 from leery.tasks import code_of, identity_of
 
@@ -220,7 +221,7 @@ def _adversarial(path: Path) -> dict[str, Tensor]:
     try:
         return load(path.read_bytes())
     except Exception as error:
-        raise_machine_fault(error)
+        raise_reading_fault(path, error)
         message = (
             f"expected adversarial images in {path}, got {brief(error)}; delete it and run the "
             "command again"
@@ -308,6 +309,7 @@ def _predictions(workspace: Workspace) -> Mapping[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as found:
             return dict(found)
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise_reading_fault(path, error)
         message = (
             f"expected predictions in {path}, got {brief(error)}; delete it and run the command "
             "again"

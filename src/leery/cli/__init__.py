@@ -26,7 +26,7 @@ from leery.cli import (
     _score,
     _train,
 )
-from leery.errors import LeeryError, LeeryWarning, brief, machine_error, out_of_memory
+from leery.errors import LeeryError, LeeryWarning, machine_fault
 
 __all__ = ["app", "main"]
 
@@ -84,8 +84,8 @@ def main() -> NoReturn:
     try:
         app(standalone_mode=True)
     except Exception as error:
-        said = machine_error(brief(error)) if out_of_memory(error) else error
-        if not isinstance(said, LeeryError):
+        said = error if isinstance(error, LeeryError) else machine_fault(error)
+        if said is None:
             raise
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"leery: {said}", markup=False)
         sys.exit(1)

@@ -297,9 +297,18 @@ def _check_merging(metrics: Sequence[Metric]) -> None:
 def _settings_of(metric: Metric) -> object:
     """What an unfitted metric was made with: its class, parameters, buffers, plain attributes."""
     held = {name: value for name, value in vars(metric).items() if name not in _OF_TORCH}
-    plain = {name: repr(value) for name, value in held.items() if _is_plain(value)}
+    plain = {name: _canonical(value) for name, value in held.items() if _is_plain(value)}
     layers = [sorted(metric.needs.layers), sorted(metric.needs.pass_layers)]
     return [metric.name, fingerprint(metric), metric.options(), layers, plain]
+
+
+def _canonical(value: object) -> object:
+    """A plain value as JSON takes it, the same in every process."""
+    if isinstance(value, dict):
+        return sorted([repr(name), _canonical(part)] for name, part in value.items())
+    if isinstance(value, (tuple, list)):
+        return list(map(_canonical, value))
+    return repr(value)
 
 
 def _is_plain(value: object) -> bool:

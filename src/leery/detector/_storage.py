@@ -16,7 +16,7 @@ import safetensors
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from leery._files import write_atomically
+from leery._files import raise_reading_fault, write_atomically
 from leery.errors import DetectorFileError, InputError, brief
 
 __all__ = ["FORMAT", "describe", "read_file", "write_file"]
@@ -143,12 +143,15 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     """Open a safetensors file; its own errors become a DetectorFileError."""
     try:
+        # Because safetensors calls whatever it cannot open missing.
+        Path(path).open("rb").close()
         with safetensors.safe_open(os.fspath(path), framework="pt") as stream:
             yield stream
     except FileNotFoundError as error:
         message = f"expected a detector file at {path}, got none; correct the path"
         raise DetectorFileError(message) from error
     except (safetensors.SafetensorError, OSError) as error:
+        raise_reading_fault(Path(path), error)
         message = (
             f"expected a detector file at {path}, got one that cannot be read ({brief(error)}); "
             "save the detector again or correct the path"

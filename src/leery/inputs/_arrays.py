@@ -12,9 +12,10 @@ from typing import BinaryIO
 import numpy as np
 from numpy.lib import format as npy
 
-from leery.errors import InputError, brief, listed
+from leery._files import raise_reading_fault
+from leery.errors import InputError, LeeryError, brief, listed
 from leery.inputs._format import Format, UnreadableError
-from leery.inputs._item import Item, printable, raise_reading_fault
+from leery.inputs._item import Item, printable
 
 __all__ = ["array_length", "read_array"]
 
@@ -134,7 +135,7 @@ def _opened(path: Path, key: str) -> Iterator[BinaryIO]:
         else:
             with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
                 yield member  # type: ignore[misc]  # reads like a file
-    except InputError:
+    except LeeryError:
         raise
     # zlib.error, NotImplementedError for odd compression, RuntimeError for encryption ...
     except Exception as error:
@@ -149,7 +150,11 @@ def _header(path: Path, stream: BinaryIO) -> _Header:
         raise InputError(message)
     if version == (2, 0):
         stream = _bounded(path, stream)
-    shape, fortran, dtype = readers[version](stream)
+    try:
+        shape, fortran, dtype = readers[version](stream)
+    except MemoryError as error:
+        # The parser's, for brackets in brackets.
+        raise ValueError from error
     header = _Header(shape, dtype)
     if shape[:1] == (0,):
         message = f"expected at least one row in {path}, got none; add some"

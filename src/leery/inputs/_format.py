@@ -28,6 +28,9 @@ _PNG_DEPTH, _TIFF_DEPTH = 24, 258
 _MAX_PIXELS = 2**25
 """Maximum number of pixels of an image; a small file can decode to a huge image."""
 
+_DECODING = 16
+"""Bytes per pixel that a decoder may need."""
+
 
 class UnreadableError(Exception):
     """One input cannot be read; the message says why."""
@@ -102,6 +105,8 @@ class Format:
             raise UnreadableError(message) from error
         # Pillow's decoders can raise any exception.
         except Exception as error:
+            # Decoders of JPEG and WebP say that a file is damaged if they get too little memory.
+            bytearray(_DECODING * _MAX_PIXELS)
             message = f"an image that cannot be decoded ({brief(error)})"
             raise UnreadableError(message) from error
         planes = pixels[:, :, None] if pixels.ndim == 2 else pixels  # noqa: PLR2004 - grey

@@ -1,29 +1,14 @@
 """One input, or the reason why it cannot be read."""
 
-import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from leery.errors import InputError, machine_error
+from leery.errors import InputError
 
-__all__ = ["Item", "gone", "printable", "raise_reading_fault"]
-
-_OF_THE_FILE = frozenset(
-    {
-        errno.EACCES,
-        errno.EINVAL,
-        errno.EISDIR,
-        errno.ELOOP,
-        errno.ENAMETOOLONG,
-        errno.ENOENT,
-        errno.ENOTDIR,
-        errno.EPERM,
-    }
-)
-"""Errors that reading a file gives each time; others, such as a lost network, may pass."""
+__all__ = ["Item", "gone", "printable"]
 
 
 @dataclass(frozen=True)
@@ -58,16 +43,3 @@ def gone(path: str | Path) -> InputError:
         "option"
     )
     return InputError(message)
-
-
-def raise_reading_fault(path: Path, error: Exception) -> None:
-    """Raise if a file could not be read for a reason that is not the file's.
-
-    Raises:
-        MachineError: when it could not.
-        MemoryError: the error itself.
-    """
-    if isinstance(error, MemoryError):
-        raise error
-    if isinstance(error, OSError) and error.errno and error.errno not in _OF_THE_FILE:
-        raise machine_error(os.strerror(error.errno), f"to read {printable(path)}") from error

@@ -7,9 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from leery._files import raise_reading_fault
 from leery.errors import InputError, brief, listed
 from leery.inputs._format import Format, UnreadableError
-from leery.inputs._item import Item, printable, raise_reading_fault
+from leery.inputs._item import Item, printable
 
 __all__ = ["parquet_length", "read_parquet"]
 

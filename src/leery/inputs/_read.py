@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from leery._files import raise_reading_fault
 from leery.errors import InputError, listed, warn
 from leery.inputs._arrays import array_length, read_array
 from leery.inputs._format import Format, UnreadableError
-from leery.inputs._item import Item, gone, printable, raise_reading_fault
+from leery.inputs._item import Item, gone, printable
 from leery.inputs._parquet import parquet_length, read_parquet
 
 __all__ = [
@@ -427,7 +428,7 @@ def _picture(path: Path, form: Format, label: int | None) -> Item:
         if path.stat().st_size > _PICTURE_BYTES:
             return Item(name, None, label, f"more than {_PICTURE_BYTES} bytes")
         return Item(name, form.picture(path.read_bytes()), label)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise gone(path) from error
     except OSError as error:
         raise_reading_fault(path, error)

@@ -27,7 +27,6 @@ from leery.models import (
     check_logits,
     check_recorded,
     forward,
-    model_errors,
     python_randomness,
     recorded_layers,
     run_model,
@@ -197,8 +196,11 @@ def _calls(model: nn.Module, batch: Tensor, names: frozenset[str]) -> list[_Call
         InputError: when the model does not accept the batch.
     """
     before = python_randomness()
-    with model_errors(batch):
+    try:
         found, output = _recorded_calls(model, batch, names)
+    except Exception as error:
+        raise_machine_fault(error)
+        raise
     check_logits(output, len(batch))
     if python_randomness() != before:
         message = (

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from leery._files import raise_reading_fault
 from leery.errors import InputError, LeeryError, brief, listed
 from leery.models._isolation import unwrapped
 from leery.models._outputs import Logits, WithLogits, with_logits
@@ -216,12 +217,15 @@ def _state(path: Path) -> dict[str, Any]:
         message = f"expected weights at {path}, got no file; correct the path"
         raise InputError(message)
     try:
+        # Because safetensors calls whatever it cannot open missing.
+        path.open("rb").close()
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         found = torch.load(path, map_location="cpu", weights_only=True)
     # torch.load raises what its parts raise: pickle, zip, struct, key and runtime errors. Its text
     # is long and recommends running the code.
     except Exception as error:
+        raise_reading_fault(path, error)
         message = (
             f"expected weights in {path}, as safetensors or a state dict of torch.save, got a file "
             "that cannot be read as either without running code; save model.state_dict()"

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from leery import Detector, MetricTable, data
-from leery._files import make_folder, write_atomically
+from leery._files import make_folder, raise_reading_fault, write_atomically
 from leery.attacks import gaussian_noise
 from leery.classifiers import Classifier, load_classifier
 from leery.errors import StudyFileError
@@ -187,7 +187,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as found:
             return dict(found)
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise StudyFileError(_damaged(path, error)) from error
+        raise _damaged(path, error) from error
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -205,12 +205,14 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise StudyFileError(_damaged(path, error)) from error
+        raise _damaged(path, error) from error
     return content
 
 
-def _damaged(path: Path, error: Exception) -> str:
-    return (
+def _damaged(path: Path, error: Exception) -> StudyFileError:
+    """The error for a file that cannot be read, unless the machine is to blame for it."""
+    raise_reading_fault(path, error)
+    return StudyFileError(
         f"expected a stage file at {path}, got one that cannot be read ({error}); delete it and "
         "run leery reproduce again"
     )

@@ -153,9 +153,12 @@ class Parts:
         # A removal that is interrupted leaves a manifest that says so, which goes after the parts.
         manifest = self.folder / _MANIFEST
         write_atomically(manifest, json.dumps({_IDENTITY: None, _SHARED: False}))
-        for part in self.folder.glob(f"*{self.suffix}"):
-            part.unlink(missing_ok=True)
-        manifest.unlink(missing_ok=True)
+        try:
+            for part in self.folder.glob(f"*{self.suffix}"):
+                part.unlink(missing_ok=True)
+            manifest.unlink(missing_ok=True)
+        except OSError:
+            return
         # A process that outlives its run may still write into it.
         shutil.rmtree(self.folder, ignore_errors=True)
 
