@@ -458,6 +458,20 @@ def test_a_node_that_sees_other_files_is_named_before_anything_starts(
 
 
 @pytest.mark.slow
+def test_a_node_that_has_just_died_is_not_in_the_way(place: Path, nodes: Nodes) -> None:
+    nodes.kill_one()
+    try:
+        words = ["score", *scored("two-nodes.parquet"), "--ray", nodes.address]
+        done = subprocess.run(
+            [*nodes.enter, *command(*words)], cwd=place, capture_output=True, text=True,
+            env={**environment(), **nodes.environment}, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    finally:
+        nodes.restore()
+
+
+@pytest.mark.slow
 def test_unreadable_inputs_are_reported_with_file_and_row(place: Path) -> None:
     (place / "pictures").mkdir()
     for number, image in enumerate(np.load(place / "digits.npy")[:300, 0]):

@@ -170,11 +170,8 @@ class OnRay:
         Raises:
             InputError: when one would not.
         """
-        import ray
-
-        nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-        room = sum(map(self._room, nodes))
-        if not room and self.actors is None:
+        nodes = [node for node in _alive().values() if self._room(node)]
+        if not nodes and self.actors is None:
             message = (
                 f"expected a cluster with room for an actor (processors: {self.cpus:g}, GPUs: "
                 f"{self.gpus:g}), got none; request less, or state the number of actors so that "
@@ -182,14 +179,16 @@ class OnRay:
             )
             raise InputError(message)
         with parts.marked() as mark:
-            asked = {
-                f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})": self._ask(node, parts, mark)
-                for node in nodes
-                if self._room(node)
-            }
-            for name, answer in asked.items():
-                _check_facts(name, work.facts, _answered(name, answer))
-        return room
+            answers = [self._ask(node, parts, mark) for node in nodes]
+            for node, answer in zip(nodes, answers, strict=True):
+                name = f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
+                try:
+                    _check_facts(name, work.facts, _answered(name, answer))
+                except LeeryError:
+                    # A node that has died meanwhile is not in the way.
+                    if node["NodeID"] in _alive():
+                        raise
+        return sum(map(self._room, nodes))
 
     def _ask(self, node: Mapping[str, Any], parts: Parts, mark: str) -> "ray.ObjectRef[Any]":
         """Begin to find out on a node what its work depends on."""
@@ -213,6 +212,14 @@ class OnRay:
             if need
         ]
         return int(min(fits, default=0))
+
+
+def _alive() -> dict[str, Mapping[str, Any]]:
+    """The nodes that are alive, by their ID."""
+    import ray
+
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return {node["NodeID"]: node for node in nodes if node["Alive"]}
 
 
 class _Actor:
