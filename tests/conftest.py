@@ -8,12 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor, nn
 
 from leery.classifiers import pretrained
 from leery.data import load
 
 torch.set_num_threads(1)
+
+# Without its limit of time per example, which a busy machine exceeds.
+settings.register_profile("leery", deadline=None)
+settings.load_profile("leery")
 
 Batch = tuple[Tensor, Tensor]
 

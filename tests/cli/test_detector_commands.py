@@ -258,6 +258,7 @@ def test_too_little_memory_is_one_sentence(place: Place) -> None:
     assert not (place.folder / "hungry.leery").exists()
 
 
+@pytest.mark.slow
 def test_shards_run_at_the_same_time_and_one_is_killed(place: Place) -> None:
     score = ("score", "guard.leery", "many.parquet", "--out")
     place.run(*score, "alone.parquet")

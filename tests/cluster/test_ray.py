@@ -273,6 +273,7 @@ def test_the_guide_s_function_for_spark_gives_the_rows_of_a_file(
     check_scores(place, pa.Table.from_batches(names["score"](batches)))
 
 
+@pytest.mark.slow
 def test_the_guide_s_parquet_files_are_scored(place: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for number, image in enumerate(np.load(place / "digits.npy")[:250, 0]):
