@@ -289,7 +289,7 @@ def test_a_training_that_fails_leaves_no_folder(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("leery.metrics.agreement.train_auxiliary", failing)
-    with pytest.raises(LeeryError, match="expected this machine to run .* No space left"):
+    with pytest.raises(LeeryError, match="expected this machine to carry out .* No space left"):
         fitted(images, labels, FitParts(tmp_path / "parts"))
     assert list(tmp_path.iterdir()) == []
 
