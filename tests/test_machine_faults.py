@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leery import PAPER_METRICS, Detector
-from leery.errors import MachineError, raise_machine_fault
+from leery.errors import InputError, MachineError, raise_machine_fault
+from leery.metrics import load_metrics
 from leery.models import load_model
 from leery.models._shortcut import Shortcut
 from leery.study import _workspace as study
@@ -149,6 +150,25 @@ def test_a_fault_in_a_trial_does_not_decide_for_the_slower_way(error: Exception)
 )
 def test_other_errors_are_not_the_machine_s(error: Exception) -> None:
     raise_machine_fault(error)
+
+
+def starved() -> nn.Module:
+    return nn.Linear(2**40, 2**20)
+
+
+def lost() -> nn.Module:
+    raise FileNotFoundError(2, "No such file or directory", "weights.pt")
+
+
+@pytest.mark.parametrize("load", [load_model, lambda name: load_metrics([name])])
+def test_a_function_of_the_user_may_lack_memory_or_be_wrong(load: Callable[[str], object]) -> None:
+    with pytest.raises(MachineError, match="expected this machine to carry out the computation"):
+        load(f"{__name__}:starved")
+    with pytest.raises(
+        InputError,
+        match=r":lost to (return a classifier|give a metric).*, got FileNotFoundError: .*",
+    ):
+        load(f"{__name__}:lost")
 
 
 def test_no_file_is_said_to_be_damaged_if_no_more_can_be_opened(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ PUBLIC = {
         isolated keep_freed_memory last_hidden_layer load_model loaded_object
         logits_facts logits_of_facts model_errors multiplications normalized own_tensors
         predict python_randomness recorded_layers run_fast run_model
-        submodules_of_images two_images unwrapped with_layout with_logits""",
+        submodules_of_images two_images unwrapped user_code with_layout with_logits""",
     "leery.observation": "EACH FittableScorer HEAD Needs Observation Observer Scorer View Viewed",
     "leery.reporting": """Cell INK MUTED PALETTE Plot Sheet figure_style new_figure page_environment
         page_resource themed to_svg""",

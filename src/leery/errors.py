@@ -132,8 +132,7 @@ def raise_machine_fault(error: Exception) -> None:
 
     Raises:
         MachineError: when it does.
-        MemoryError: the error itself, if memory ran out.
-        torch.OutOfMemoryError: likewise.
+        MemoryError, torch.OutOfMemoryError: the error itself, if memory ran out.
     """
     fault = machine_fault(error)
     if fault is not None:

@@ -503,7 +503,7 @@ REFUSALS = {
         "guard.leery",
         "--model",
         "net:raises",
-    ): "a classifier, got KeyError: 'lost'; fix its code",
+    ): "a classifier, got KeyError: 'lost'; correct its code",
     ("score", "guard.leery", "test.npz", "test.npz"): "each input once, got test.npz twice",
     (
         "score",

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from leery.errors import InputError, brief
+from leery.errors import InputError
 from leery.metrics._base import Metric, check_metric
 from leery.metrics.agreement import AuxiliaryAgreement
 from leery.metrics.boundary import BoundaryDistance
@@ -23,7 +23,7 @@ from leery.metrics.distance import Mahalanobis, NearestNeighbours
 from leery.metrics.forward_pass import FORWARD, ForwardPass
 from leery.metrics.statistics import STATISTICS, InputStatistic
 from leery.metrics.uncertainty import UNCERTAINTY, PassUncertainty
-from leery.models import loaded_object
+from leery.models import loaded_object, user_code
 from leery.names import METRICS, PAPER_METRICS, RECOMMENDED_METRICS
 from leery.training import MAX_PIXELS
 
@@ -202,15 +202,8 @@ def load_metrics(names: Iterable[str] | None) -> list[Metric]:
     found = []
     for name in names or ():
         kind = loaded_object(name, "metric")
-        try:
+        with user_code(f"{name} to give a metric without arguments"):
             made = kind()
-        # User code can raise any exception.
-        except Exception as error:
-            message = (
-                f"expected {name} to give a metric without arguments, got {brief(error)}; correct "
-                "its code"
-            )
-            raise InputError(message) from error
         if not isinstance(made, Metric):
             message = (
                 f"expected a subclass of leery.metrics.Metric at {name}, got "

@@ -35,7 +35,13 @@ from leery.models._layout import (
     keep_freed_memory,
     with_layout,
 )
-from leery.models._loading import check_repeatable, load_model, loaded_object, normalized
+from leery.models._loading import (
+    check_repeatable,
+    load_model,
+    loaded_object,
+    normalized,
+    user_code,
+)
 from leery.models._outputs import Logits, logits_facts, logits_of_facts, with_logits
 from leery.models._replica import python_randomness
 from leery.models._shortcut import two_images
@@ -77,6 +83,7 @@ __all__ = [
     "submodules_of_images",
     "two_images",
     "unwrapped",
+    "user_code",
     "with_layout",
     "with_logits",
 ]

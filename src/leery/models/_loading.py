@@ -2,7 +2,8 @@
 
 import importlib
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from leery._files import raise_reading_fault
-from leery.errors import InputError, LeeryError, brief, listed
+from leery.errors import InputError, LeeryError, brief, listed, raise_machine_fault
 from leery.models._isolation import unwrapped
 from leery.models._outputs import Logits, WithLogits, with_logits
 
-__all__ = ["check_repeatable", "load_model", "loaded_object", "normalized"]
+__all__ = ["check_repeatable", "load_model", "loaded_object", "normalized", "user_code"]
 
 
 class _Normalized(nn.Module):
@@ -154,19 +155,8 @@ def loaded_object(name: str, what: str) -> Any:  # noqa: ANN401 - whatever the m
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        found = getattr(importlib.import_module(module_name), attribute, None)
-    except LeeryError:
-        raise
-    except ModuleNotFoundError as error:
-        missing = error.name or module_name
-        message = (
-            f"expected a Python module {missing!r}, got none; install it or change to its folder"
-        )
-        raise InputError(message) from error
-    # User code can raise any exception, or end the program.
-    except (Exception, SystemExit) as error:
-        message = f"expected to import a {what} as {name}, got {brief(error)}; fix its code"
-        raise InputError(message) from error
+        with user_code(f"to import a {what} as {name}"):
+            found = getattr(importlib.import_module(module_name), attribute, None)
     finally:
         sys.path.remove(here)
     if not callable(found):
@@ -187,15 +177,40 @@ def _made(name: str) -> nn.Module:
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        return factory if isinstance(factory, nn.Module) else factory()
-    except LeeryError:
-        raise
-    # User code can raise any exception.
-    except Exception as error:
-        message = f"expected {name} to return a classifier, got {brief(error)}; fix its code"
-        raise InputError(message) from error
+        with user_code(f"{name} to return a classifier"):
+            return factory if isinstance(factory, nn.Module) else factory()
     finally:
         sys.path.remove(here)
+
+
+@contextmanager
+def user_code(expected: str) -> Iterator[None]:
+    """Raise an error that says what was expected of the user's code if it fails.
+
+    Args:
+        expected: the beginning of the message, after "expected".
+
+    Raises:
+        InputError: when it raises, or ends the program.
+        MachineError: when it raises because of the machine.
+    """
+    try:
+        yield
+    except LeeryError:
+        raise
+    except ModuleNotFoundError as error:
+        missing = error.name or brief(error)
+        message = (
+            f"expected a Python module {missing!r}, got none; install it or change to its folder"
+        )
+        raise InputError(message) from error
+    # User code can raise any exception, or end the program.
+    except (Exception, SystemExit) as error:
+        # The code may name a file that was never there.
+        if isinstance(error, Exception) and not isinstance(error, FileNotFoundError):
+            raise_machine_fault(error)
+        message = f"expected {expected}, got {brief(error)}; correct its code"
+        raise InputError(message) from error
 
 
 def _moved(model: nn.Module, device: str | None) -> nn.Module:
