@@ -32,7 +32,7 @@ __all__ = ["score"]
 _Inputs = Annotated[
     list[Path],
     typer.Argument(
-        metavar="INPUTS...",
+        metavar="INPUTS",
         help="Pictures, folders of pictures, .npy, .npz, or .parquet with encoded pictures.",
         show_default=False,
     ),
