@@ -1,10 +1,15 @@
 """A fault of the machine, at whatever call of the classifier, is an error."""
 
+import importlib
+import re
 import resource
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -12,11 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leery import PAPER_METRICS, Detector
+from leery.detector import _file_fit
 from leery.errors import InputError, MachineError, raise_machine_fault
 from leery.metrics import load_metrics
-from leery.models import load_model
+from leery.models import load_model, user_code
 from leery.models._shortcut import Shortcut
+from leery.scoring import _scoring
 from leery.study import _workspace as study
+from leery.training import _parts
 
 
 class Faults:
@@ -152,23 +160,62 @@ def test_other_errors_are_not_the_machine_s(error: Exception) -> None:
     raise_machine_fault(error)
 
 
-def starved() -> nn.Module:
-    return nn.Linear(2**40, 2**20)
+CODE, MACHINE = "; correct its code", "; mend that, then run the command again, with --resume if it"
 
 
-def lost() -> nn.Module:
-    raise FileNotFoundError(2, "No such file or directory", "weights.pt")
+@pytest.mark.parametrize("at_import", [False, True])
+@pytest.mark.parametrize(
+    ("load", "what", "task"),
+    [
+        (load_model, "classifier", "return a classifier"),
+        (lambda name: load_metrics([name]), "metric", "give a metric without arguments"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("raised", "kind", "told"),
+    [
+        ("KeyError('lost')", InputError, "KeyError: 'lost'" + CODE),
+        ("SystemExit(3)", InputError, "SystemExit: 3" + CODE),
+        ("ModuleNotFoundError('get timm')", InputError, "ModuleNotFoundError: get timm" + CODE),
+        ("FileNotFoundError(2, 'No', 'w.pt')", InputError, "[Errno 2] No: 'w.pt'" + CODE),
+        ("IsADirectoryError(21, 'Is a', 'w')", InputError, "[Errno 21] Is a: 'w'" + CODE),
+        ("MemoryError()", MachineError, "MemoryError" + MACHINE),
+        ("OSError(24, 'Too many open files')", MachineError, "Too many open files" + MACHINE),
+        ("URLError(OSError(-2, 'Name not known'))", MachineError, "Name not known>" + MACHINE),
+    ],
+)
+def test_what_the_user_s_code_raises_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: Callable[[str], object], what: str,
+    task: str, raised: str, kind: type[Exception], told: str, *, at_import: bool,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "faulty", raising=False)
+    raising = f"raise {raised}" if at_import else f"def it():\n    raise {raised}"
+    Path("faulty.py").write_text(f"from urllib.error import URLError\n{raising}\n")
+    importlib.invalidate_caches()
+    expected = f"to import a {what} as faulty:it" if at_import else f"faulty:it to {task}"
+    with pytest.raises(kind, match=f"expected {expected}, got .*{re.escape(told)}"):
+        load("faulty:it")
 
 
-@pytest.mark.parametrize("load", [load_model, lambda name: load_metrics([name])])
-def test_a_function_of_the_user_may_lack_memory_or_be_wrong(load: Callable[[str], object]) -> None:
-    with pytest.raises(MachineError, match="expected this machine to carry out the computation"):
-        load(f"{__name__}:starved")
-    with pytest.raises(
-        InputError,
-        match=r":lost to (return a classifier|give a metric).*, got FileNotFoundError: .*",
+def test_errors_of_leery_pass_and_a_missing_module_is_named() -> None:
+    with pytest.raises(InputError, match="^mine$"), user_code("this"):
+        raise InputError("mine")  # noqa: EM101 - not a message of ours
+    with (
+        pytest.raises(InputError, match="expected a Python module 'no_such', got none; install"),
+        user_code("this"),
     ):
-        load(f"{__name__}:lost")
+        importlib.import_module("no_such.module")
+
+
+def test_too_little_memory_on_a_device_is_no_wrong_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(nn.Module, "to", failing)
+    with pytest.raises(torch.OutOfMemoryError):
+        load_model(f"{__name__}:Net", device="cuda")
 
 
 def test_no_file_is_said_to_be_damaged_if_no_more_can_be_opened(tmp_path: Path) -> None:
@@ -181,12 +228,18 @@ def test_no_file_is_said_to_be_damaged_if_no_more_can_be_opened(tmp_path: Path) 
         "net.pt": lambda path: load_model(f"{__name__}:Net", path),
         "images.npz": study.read_arrays,
         "results.json": study.read_json,
+        "scores.parquet": _scoring._rows_in,
+        "learned.safetensors": _file_fit._rows_in,
+        "trained.safetensors": _parts._readable,
     }
     fitted.save(tmp_path / "guard.leery")
     save_file(model.state_dict(), tmp_path / "net.safetensors")
     torch.save(model.state_dict(), tmp_path / "net.pt")
     study.write_arrays(tmp_path / "images.npz", images=np.zeros(3))
     study.write_json(tmp_path / "results.json", {})
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "scores.parquet")
+    for name in ("learned", "trained"):
+        save_file({_file_fit._ROWS: torch.tensor(1)}, tmp_path / f"{name}.safetensors")
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     for name, reader in readers.items():
         reader(tmp_path / name)

@@ -1,7 +1,6 @@
 """Atomic file writes, through a temporary file that is then renamed, and faults of reading."""
 
 import contextlib
-import errno
 import os
 import secrets
 from collections.abc import Iterator, Mapping
@@ -9,31 +8,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from leery.errors import OutputError, machine_error, raise_machine_fault
+from leery.errors import OutputError, machine_error, names_a_wrong_file, raise_machine_fault
 
 __all__ = [
     "atomic_stream",
     "below",
+    "check_opens",
     "check_output",
     "make_folder",
     "raise_reading_fault",
     "write_atomically",
     "write_once",
 ]
-
-_OF_THE_FILE = frozenset(
-    {
-        errno.EACCES,
-        errno.EINVAL,
-        errno.EISDIR,
-        errno.ELOOP,
-        errno.ENAMETOOLONG,
-        errno.ENOENT,
-        errno.ENOTDIR,
-        errno.EPERM,
-    }
-)
-"""Errors that reading a file gives each time; others, such as a lost network, may pass."""
 
 T = TypeVar("T")
 
@@ -148,9 +134,13 @@ def raise_reading_fault(path: Path, error: Exception) -> None:
         MachineError: when it could not.
         MemoryError: the error itself.
     """
-    number = error.errno if isinstance(error, OSError) else None
-    if number in _OF_THE_FILE:
+    if names_a_wrong_file(error):
         return
-    if number is not None:
-        raise machine_error(os.strerror(number), f"to read {path}") from error
+    if isinstance(error, OSError) and error.errno is not None:
+        raise machine_error(os.strerror(error.errno), f"to read {path}") from error
     raise_machine_fault(error)
+
+
+def check_opens(path: str | os.PathLike[str]) -> None:
+    """Raise an OSError if a file cannot be opened; safetensors calls any such file missing."""
+    Path(path).open("rb").close()

@@ -22,6 +22,7 @@ Each also subclasses the usual Python (or scikit-learn) type, so that code that 
 can catch it.
 """
 
+import errno
 import re
 import sys
 import textwrap
@@ -141,15 +142,17 @@ def raise_machine_fault(error: Exception) -> None:
         raise fault from error
 
 
-def machine_fault(error: Exception) -> MachineError | None:
+def machine_fault(error: BaseException) -> MachineError | None:
     """What to tell the user if an error comes from the machine, else None.
 
-    An OSError of the operating system has an errno; one without comes from a library.
+    An OSError of the operating system has an errno; one without comes from a library, such as
+    urllib's for a failed download.
     """
     if isinstance(error, MachineError):
         return error
     system = isinstance(error, (ConnectionError, TimeoutError)) or (
-        isinstance(error, OSError) and error.errno is not None
+        isinstance(error, OSError)
+        and (error.errno is not None or isinstance(getattr(error, "reason", None), OSError))
     )
     resource = isinstance(error, RuntimeError) and _RESOURCES.search(str(error))
     return machine_error(brief(error)) if system or resource or _is_out_of_memory(error) else None
@@ -165,7 +168,28 @@ def machine_error(
     )
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def names_a_wrong_file(error: BaseException) -> bool:
+    """True for an error that opening a file gives each time, such as that of a missing file."""
+    return isinstance(error, OSError) and error.errno in _OF_THE_FILE
+
+
+_OF_THE_FILE = frozenset(
+    {
+        errno.EACCES,
+        errno.EEXIST,
+        errno.EINVAL,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EPERM,
+    }
+)
+"""Errors that opening a file gives each time; others, such as a lost network, may pass."""
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
     # torch's error by its name, since importing torch takes a second.
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 

@@ -16,7 +16,7 @@ import safetensors
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from leery._files import raise_reading_fault, write_atomically
+from leery._files import check_opens, raise_reading_fault, write_atomically
 from leery.errors import DetectorFileError, InputError, brief
 
 __all__ = ["FORMAT", "describe", "read_file", "write_file"]
@@ -143,8 +143,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     """Open a safetensors file; its own errors become a DetectorFileError."""
     try:
-        # Because safetensors calls whatever it cannot open missing.
-        Path(path).open("rb").close()
+        check_opens(path)
         with safetensors.safe_open(os.fspath(path), framework="pt") as stream:
             yield stream
     except FileNotFoundError as error:

@@ -11,8 +11,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from leery._files import raise_reading_fault
-from leery.errors import InputError, LeeryError, brief, listed, raise_machine_fault
+from leery._files import check_opens, raise_reading_fault
+from leery.errors import (
+    InputError,
+    LeeryError,
+    brief,
+    listed,
+    machine_error,
+    machine_fault,
+    names_a_wrong_file,
+    raise_machine_fault,
+)
 from leery.models._isolation import unwrapped
 from leery.models._outputs import Logits, WithLogits, with_logits
 
@@ -102,6 +111,7 @@ def load_model(
 
     Raises:
         InputError: when the factory, the weights or the device cannot be used.
+        MachineError: when they cannot because of the machine.
     """
     model = unwrapped(_made(name))
     if weights is not None:
@@ -147,6 +157,7 @@ def loaded_object(name: str, what: str) -> Any:  # noqa: ANN401 - whatever the m
 
     Raises:
         InputError: when there is no such module or attribute, or importing it fails.
+        MachineError: when importing it fails because of the machine.
     """
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
@@ -185,31 +196,32 @@ def _made(name: str) -> nn.Module:
 
 @contextmanager
 def user_code(expected: str) -> Iterator[None]:
-    """Raise an error that says what was expected of the user's code if it fails.
+    """If the block fails, raise an error that says what was expected of the user's code.
 
     Args:
         expected: the beginning of the message, after "expected".
 
     Raises:
-        InputError: when it raises, or ends the program.
-        MachineError: when it raises because of the machine.
+        InputError: when the block raises, or ends the program.
+        MachineError: when it raises because of the machine, such as for lack of memory.
+        LeeryError: the error itself, if it is one of leery's.
     """
     try:
         yield
     except LeeryError:
         raise
-    except ModuleNotFoundError as error:
-        missing = error.name or brief(error)
-        message = (
-            f"expected a Python module {missing!r}, got none; install it or change to its folder"
-        )
-        raise InputError(message) from error
     # User code can raise any exception, or end the program.
     except (Exception, SystemExit) as error:
-        # The code may name a file that was never there.
-        if isinstance(error, Exception) and not isinstance(error, FileNotFoundError):
-            raise_machine_fault(error)
-        message = f"expected {expected}, got {brief(error)}; correct its code"
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if machine_fault(error) is not None and not names_a_wrong_file(error):
+            raise machine_error(brief(error), expected) from error
+        if missing is not None:
+            message = (
+                f"expected a Python module {missing!r}, got none; install it or change to its "
+                "folder"
+            )
+        else:
+            message = f"expected {expected}, got {brief(error)}; correct its code"
         raise InputError(message) from error
 
 
@@ -218,6 +230,8 @@ def _moved(model: nn.Module, device: str | None) -> nn.Module:
         return model
     try:
         return model.to(torch.device(device))
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         message = (
             f"expected a device that this torch can use, got {device!r} ({brief(error)}); name "
@@ -232,8 +246,7 @@ def _state(path: Path) -> dict[str, Any]:
         message = f"expected weights at {path}, got no file; correct the path"
         raise InputError(message)
     try:
-        # Because safetensors calls whatever it cannot open missing.
-        path.open("rb").close()
+        check_opens(path)
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         found = torch.load(path, map_location="cpu", weights_only=True)
@@ -262,6 +275,7 @@ def _fill(model: nn.Module, state: Mapping[str, Any], path: Path) -> None:
     try:
         missing, unexpected = model.load_state_dict(dict(state), strict=False)
     except (RuntimeError, AttributeError, TypeError) as error:
+        raise_machine_fault(error)
         message = (
             f"expected the weights of {type(model).__name__} in {path}, got ones that do not fit "
             f"({brief(error)}); pass the right file"

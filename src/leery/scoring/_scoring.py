@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from leery._files import check_output
+from leery._files import check_output, raise_reading_fault
 from leery.detector import Detector, SavedDetector
 from leery.errors import LeeryWarning, NotFittedError
 from leery.inputs import Cuts, Format, Moments
@@ -266,10 +266,15 @@ def score_to_file(
 
 
 def _rows_in(part: Path) -> int:
-    """The number of rows of a part; 0 if its file cannot be read."""
+    """The number of rows of a part; 0 if its file is missing or damaged.
+
+    Raises:
+        MachineError: when the file cannot be read for another reason.
+    """
     try:
         return int(pq.read_metadata(part).num_rows)
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError) as error:
+        raise_reading_fault(part, error)
         return 0
 
 
