@@ -215,7 +215,7 @@ GUIDE = Path(__file__).parents[2] / "docs" / "cluster.md"
 
 def code_of_the_guide(place: Path) -> dict[str, str]:
     """The Python code of the guide by what it uses, with a folder in place of /shared."""
-    found = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    found = re.findall(r"```python[^\n]*\n(.*?)```", GUIDE.read_text(), re.DOTALL)
     assert len(found) == 3
     code = [block.replace("/shared", str(place)) for block in found]
     return dict(zip(("parquet", "ray", "spark"), code, strict=True))
@@ -224,7 +224,7 @@ def code_of_the_guide(place: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def table(place: Path) -> Path:
     """The first 600 digits as encoded pictures in a Parquet file, with a name for each."""
-    folder = place / "images"
+    folder = place / "parquet"
     folder.mkdir()
     encoded = []
     for image in np.load(place / "digits.npy")[:600, 0]:
@@ -232,7 +232,7 @@ def table(place: Path) -> Path:
         Image.fromarray(image).save(stream, "PNG")
         encoded.append(stream.getvalue())
     names = [f"{number:03d}" for number in range(600)]
-    pq.write_table(pa.table({"id": names, "image": encoded}), folder / "600.parquet")
+    pq.write_table(pa.table({"id": names, "images": encoded}), folder / "600.parquet")
     return folder / "600.parquet"
 
 
@@ -274,16 +274,26 @@ def test_the_guide_s_function_for_spark_gives_the_rows_of_a_file(
 
 
 @pytest.mark.slow
-def test_the_guide_s_parquet_files_are_scored(place: Path, tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    for number, image in enumerate(np.load(place / "digits.npy")[:250, 0]):
-        Image.fromarray(image).save(tmp_path / "images" / f"{number:03d}.jpg")
-    # Fewer pictures, and as many files and row groups.
-    code = code_of_the_guide(place)["parquet"].replace("100_000", "200").replace("1000", "50")
+def test_the_guide_s_parquet_files_are_scored(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images" / "b").mkdir(parents=True)
+    names = [f"images/{'b/' * (number % 2)}{number:03d}.JPG" for number in range(250)]
+    for name, image in zip(names, np.load(place / "digits.npy")[:250, 0], strict=True):
+        Image.fromarray(image).save(tmp_path / name, "JPEG")
+    # Fewer pictures, and groups that do not fill a file.
+    code = code_of_the_guide(place)["parquet"].replace("100_000", "200").replace("1000", "60")
+    monkeypatch.setattr(sys, "argv", ["pack.py", "images/"])
+    files = [tmp_path / "parquet" / f"images-0000{number}.parquet" for number in (0, 1)]
     with contextlib.chdir(tmp_path):
         exec(code, {})  # noqa: S102 - our own page
-    files = sorted((tmp_path / "parquet").iterdir())
+        files[1].rename(tmp_path / "parquet" / f".{files[1].name}")
+        first = files[0].stat()
+        exec(code, {})  # noqa: S102 - as after an interruption
+    assert sorted((tmp_path / "parquet").iterdir()) == files
+    assert files[0].stat() == first
     assert [pq.ParquetFile(file).metadata.num_row_groups for file in files] == [4, 1]
+    assert pa.concat_tables(map(pq.read_table, files))["id"].to_pylist() == sorted(names)
     told = run(
         place, "score", "guard.leery", str(tmp_path / "parquet"), "--out", "pictures.csv", "--json"
     )
