@@ -24,6 +24,7 @@ from leery.models import load_model, user_code
 from leery.models._shortcut import Shortcut
 from leery.scoring import _scoring
 from leery.study import _workspace as study
+from leery.tasks import Parts
 from leery.training import _parts
 
 
@@ -218,6 +219,18 @@ def test_too_little_memory_on_a_device_is_no_wrong_device(monkeypatch: pytest.Mo
         load_model(f"{__name__}:Net", device="cuda")
 
 
+def part(count: Callable[[Path], int], suffix: str) -> Callable[[Path], object]:
+    return lambda path: Parts(path.parent, "", [1], count, suffix).finished(0)
+
+
+def test_a_part_that_cannot_be_opened_is_not_missing(tmp_path: Path) -> None:
+    parts = Parts(tmp_path, "", [1], lambda _: 1, ".it")
+    assert parts.missing() == [0]
+    (tmp_path / "00000000-.it").symlink_to("00000000-.it")
+    with pytest.raises(MachineError, match="to read .*00000000-.it, got Too many levels of symb"):
+        parts.missing()
+
+
 def test_no_file_is_said_to_be_damaged_if_no_more_can_be_opened(tmp_path: Path) -> None:
     model, rows = made(Net), torch.rand(150, 6)
     fitted = Detector(model, metrics=PAPER_METRICS, passes=3)
@@ -228,18 +241,18 @@ def test_no_file_is_said_to_be_damaged_if_no_more_can_be_opened(tmp_path: Path) 
         "net.pt": lambda path: load_model(f"{__name__}:Net", path),
         "images.npz": study.read_arrays,
         "results.json": study.read_json,
-        "scores.parquet": _scoring._rows_in,
-        "learned.safetensors": _file_fit._rows_in,
-        "trained.safetensors": _parts._readable,
+        "00000000-.parquet": part(_scoring._rows_in, ".parquet"),
+        "00000000-.learned": part(_file_fit._rows_in, ".learned"),
+        "00000000-.trained": part(_parts._readable, ".trained"),
     }
     fitted.save(tmp_path / "guard.leery")
     save_file(model.state_dict(), tmp_path / "net.safetensors")
     torch.save(model.state_dict(), tmp_path / "net.pt")
     study.write_arrays(tmp_path / "images.npz", images=np.zeros(3))
     study.write_json(tmp_path / "results.json", {})
-    pq.write_table(pa.table({"a": [1]}), tmp_path / "scores.parquet")
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "00000000-.parquet")
     for name in ("learned", "trained"):
-        save_file({_file_fit._ROWS: torch.tensor(1)}, tmp_path / f"{name}.safetensors")
+        save_file({_file_fit._ROWS: torch.tensor(1)}, tmp_path / f"00000000-.{name}")
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     for name, reader in readers.items():
         reader(tmp_path / name)

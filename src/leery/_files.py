@@ -16,6 +16,7 @@ __all__ = [
     "check_opens",
     "check_output",
     "make_folder",
+    "opens",
     "raise_reading_fault",
     "write_atomically",
     "write_once",
@@ -139,6 +140,21 @@ def raise_reading_fault(path: Path, error: Exception) -> None:
     if isinstance(error, OSError) and error.errno is not None:
         raise machine_error(os.strerror(error.errno), f"to read {path}") from error
     raise_machine_fault(error)
+
+
+def opens(path: Path) -> bool:
+    """True if a file can be opened, False if it is missing or a folder.
+
+    Raises:
+        MachineError: when it cannot be opened for another reason, such as a lost network.
+    """
+    try:
+        check_opens(path)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise machine_error(error.strerror or str(error), f"to read {path}") from error
+    return True
 
 
 def check_opens(path: str | os.PathLike[str]) -> None:

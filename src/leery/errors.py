@@ -145,8 +145,9 @@ def raise_machine_fault(error: Exception) -> None:
 def machine_fault(error: BaseException) -> MachineError | None:
     """What to tell the user if an error comes from the machine, else None.
 
-    An OSError of the operating system has an errno; one without comes from a library, such as
-    urllib's for a failed download.
+    An OSError counts if it has an errno, or if its ``reason`` is an OSError, as in urllib's error
+    for a failed download. Others come from libraries and do not count, except ConnectionError and
+    TimeoutError.
     """
     if isinstance(error, MachineError):
         return error
@@ -169,7 +170,7 @@ def machine_error(
 
 
 def names_a_wrong_file(error: BaseException) -> bool:
-    """True for an error that opening a file gives each time, such as that of a missing file."""
+    """True if an error recurs whenever the same path is used, such as that for a missing file."""
     return isinstance(error, OSError) and error.errno in _OF_THE_FILE
 
 
@@ -186,7 +187,7 @@ _OF_THE_FILE = frozenset(
         errno.EPERM,
     }
 )
-"""Errors that opening a file gives each time; others, such as a lost network, may pass."""
+"""Errors that recur whenever the same path is used; others, such as a lost network, may pass."""
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

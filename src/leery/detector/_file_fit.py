@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
 from torch import Tensor, nn
 
-from leery._files import check_opens, raise_reading_fault
+from leery._files import raise_reading_fault
 from leery.detector._detector import Detector
 from leery.detector._fitting import started
 from leery.detector._learned import Learned
@@ -363,13 +363,12 @@ _OF_TORCH = frozenset(vars(nn.Module()))
 
 
 def _rows_in(part: Path) -> int:
-    """The number of inputs of a part; 0 if its file is missing or damaged.
+    """The number of inputs of a part; 0 if its file is damaged.
 
     Raises:
         MachineError: when the file cannot be read for another reason.
     """
     try:
-        check_opens(part)
         with safe_open(part, "pt") as file:
             return int(file.get_tensor(_ROWS))
     except (SafetensorError, OSError) as error:

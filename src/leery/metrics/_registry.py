@@ -198,7 +198,7 @@ def load_metrics(names: Iterable[str] | None) -> list[Metric]:
 
     Raises:
         InputError: when a name does not give a metric without arguments.
-        MachineError: when it does not because of the machine.
+        MachineError: when loading a metric fails because of the machine, such as lack of memory.
     """
     found = []
     for name in names or ():

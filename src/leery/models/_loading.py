@@ -111,7 +111,9 @@ def load_model(
 
     Raises:
         InputError: when the factory, the weights or the device cannot be used.
-        MachineError: when they cannot because of the machine.
+        MachineError: when loading fails because of the machine, such as too many open files.
+        MemoryError, torch.OutOfMemoryError: when memory runs out while the weights are read, or the
+            classifier is moved to the device.
     """
     model = unwrapped(_made(name))
     if weights is not None:

@@ -266,7 +266,7 @@ def score_to_file(
 
 
 def _rows_in(part: Path) -> int:
-    """The number of rows of a part; 0 if its file is missing or damaged.
+    """The number of rows of a part; 0 if its file is damaged.
 
     Raises:
         MachineError: when the file cannot be read for another reason.

@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
-from leery._files import atomic_stream, make_folder, write_atomically, write_once
+from leery._files import atomic_stream, make_folder, opens, write_atomically, write_once
 from leery.errors import InputError, OutputError, listed
 
 __all__ = ["Parts", "Shard", "open_parts", "parts_folder"]
@@ -114,11 +114,15 @@ class Parts:
         return range(len(self.rows)) if shard is None else shard.own(len(self.rows))
 
     def finished(self, number: int) -> Path | None:
-        """The file of a part, or None if it is not finished."""
+        """The file of a part, or None if it is not finished.
+
+        Raises:
+            MachineError: when a file is there but cannot be read.
+        """
         name = self._name(number)
         for folder in (self.folder, *self.others):
             file = folder / name
-            if file.is_file() and self.count_rows(file) == self.rows[number]:
+            if opens(file) and self.count_rows(file) == self.rows[number]:
                 return file
         return None
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from leery._files import check_opens, raise_reading_fault
+from leery._files import raise_reading_fault
 from leery.tasks import Parts, identity_of, open_parts
 
 __all__ = ["FitParts", "saved_tensors"]
@@ -111,13 +111,12 @@ def saved_tensors(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def _readable(part: Path) -> int:
-    """1 if the file of a part is complete, 0 if it is missing or damaged.
+    """1 if the file of a part is complete, 0 if it is damaged.
 
     Raises:
         MachineError: when the file cannot be read for another reason.
     """
     try:
-        check_opens(part)
         safetensors.load_file(part)
     except (SafetensorError, OSError) as error:
         raise_reading_fault(part, error)
