@@ -415,6 +415,14 @@ def wait_for_parts(parts: Path, process: subprocess.Popen[Any], count: int) -> N
         time.sleep(0.02)
 
 
+def scored_on(nodes: Nodes, folder: Path, out: str) -> subprocess.CompletedProcess[str]:
+    words = command("score", *scored(out), "--ray", nodes.address)
+    return subprocess.run(
+        [*nodes.enter, *words], cwd=folder, capture_output=True, text=True,
+        env={**environment(), **nodes.environment}, check=False,
+    )  # fmt: skip
+
+
 @pytest.mark.slow
 def test_the_error_of_a_part_reaches_the_user(place: Path) -> None:
     images = np.load(place / "train.npz")
@@ -453,11 +461,7 @@ def test_a_node_that_sees_other_files_is_named_before_anything_starts(
     nodes.kill_one()
     nodes.restore(*mount)
     try:
-        words = ["score", *scored("more/no.parquet"), "--ray", nodes.address]
-        done = subprocess.run(
-            [*nodes.enter, *command(*words)], cwd=place, capture_output=True, text=True,
-            env={**environment(), **nodes.environment}, check=False,
-        )  # fmt: skip
+        done = scored_on(nodes, place, "more/no.parquet")
         assert done.returncode == 1
         assert error in " ".join(done.stderr.split())
         assert "10.77.0.3" in done.stderr
@@ -472,11 +476,7 @@ def test_a_node_that_sees_other_files_is_named_before_anything_starts(
 def test_a_node_that_has_just_died_is_not_in_the_way(place: Path, nodes: Nodes) -> None:
     nodes.kill_one()
     try:
-        words = ["score", *scored("two-nodes.parquet"), "--ray", nodes.address]
-        done = subprocess.run(
-            [*nodes.enter, *command(*words)], cwd=place, capture_output=True, text=True,
-            env={**environment(), **nodes.environment}, check=False,
-        )  # fmt: skip
+        done = scored_on(nodes, place, "two-nodes.parquet")
         assert done.returncode == 0, done.stderr
     finally:
         nodes.restore()

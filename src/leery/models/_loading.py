@@ -198,7 +198,7 @@ def _made(name: str) -> nn.Module:
 
 @contextmanager
 def user_code(expected: str) -> Iterator[None]:
-    """If the block fails, raise an error that says what was expected of the user's code.
+    """Context manager that turns failures of user code into errors with a readable message.
 
     Args:
         expected: the beginning of the message, after "expected".
