@@ -198,7 +198,7 @@ def _made(name: str) -> nn.Module:
 
 @contextmanager
 def user_code(expected: str) -> Iterator[None]:
-    """Context manager that turns failures of user code into errors with a readable message.
+    """Run the block; if the user's code in it fails, raise an error that says what was expected.
 
     Args:
         expected: the beginning of the message, after "expected".
