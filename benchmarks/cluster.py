@@ -1,16 +1,16 @@
 """Actors of Ray beside plain processes, and what Ray itself costs.
 
-    python benchmarks/cluster.py speed [--images 60000] [--rounds 2]
+    python benchmarks/cluster.py speed [--images 60000] [--rounds 3]
     python benchmarks/cluster.py memory
-    python benchmarks/cluster.py sizing
+    python benchmarks/cluster.py sizing [--rounds 3]
     python benchmarks/cluster.py scale
 
 speed: a ResNet-18 of 64 x 64 pixels and a detector score the same images with one and two plain
 processes (a shard each) and with one and two actors, in turn, one thread each. memory: the memory
 of all processes of Ray together (proportional set size), by number of small rows. sizing: how long
-three kinds of inputs take, as predicted from an eighth and a quarter of them, and as measured.
-scale: what an image, a reference point, a row and a file cost, from which the guide estimates a
-task of 10^9 images. The tables go to docs/results/cluster.
+three kinds of inputs take, and two shards of them, a 32nd and a quarter, from which the guide
+predicts the time of all. scale: what an image, a reference point, a row and a file cost, from which
+the guide estimates a task of 10^9 images. The tables go to docs/results/cluster.
 """
 
 import argparse
@@ -330,50 +330,53 @@ def digits(path: Path, count: int) -> None:
 
 
 def pictures(path: Path, count: int) -> None:
-    """Digits as a folder of PNG files."""
+    """Digits of the training images, several times over, as a folder of PNG files."""
     images = (load("mnist", "train")[0][:, 0] * 255).round().byte().numpy()
     path.mkdir()
     for number in range(count):
-        Image.fromarray(images[number]).save(path / f"{number:06d}.png")
+        Image.fromarray(images[number % len(images)]).save(path / f"{number:06d}.png")
 
 
 def soft_shapes(path: Path, count: int) -> None:
-    """Images of 64 x 64 pixels."""
+    """Images of 64 x 64 pixels, several times over."""
     torch.manual_seed(1)
-    np.save(path, (waves(count) * 255).round().byte().numpy())
+    images = (waves(16_000) * 255).round().byte().numpy()
+    np.save(path, np.resize(images, (count, *images.shape[1:])))
 
 
 WORKLOADS: Mapping[str, Workload] = {
     "digits in one file": Workload("digit_net", digits, 480_000),
-    "digits, a PNG file each": Workload("digit_net", pictures, 48_000, ""),
-    "ResNet-18, 64 x 64 pixels": Workload("resnet", soft_shapes, 16_000),
+    "digits, a PNG file each": Workload("digit_net", pictures, 320_000, ""),
+    "ResNet-18, 64 x 64 pixels": Workload("resnet", soft_shapes, 128_000),
 }
-"""What is predicted and measured."""
+"""What is predicted and measured: about four minutes each on two processors."""
 
 
-def sizing() -> Iterator[Row]:
-    """Seconds for all inputs as predicted from an eighth and a quarter of them, and measured."""
+def sizing(rounds: int) -> Iterator[Row]:
+    """Seconds for a 32nd, a quarter and all of the inputs, in turn."""
     for name, work in WORKLOADS.items():
-        taken = {}
-        for part in (8, 4, 1):
-            count = work.count // part
-            with TemporaryDirectory() as folder:
-                place = Path(folder)
-                guard(place, work.model)
-                work.inputs(place / f"inputs{work.suffix}", count)
-                taken[part] = seconds_of(place, f"inputs{work.suffix}", work.model)
-                size = (place / "scores.parquet").stat().st_size
-        each = (taken[4] - taken[8]) / (work.count / 4 - work.count / 8)
-        start = taken[8] - each * work.count / 8
-        yield {
-            "inputs": name,
-            "count": work.count,
-            "start-up seconds": start,
-            "inputs per second": 1 / each,
-            "bytes per row": size / work.count,
-            "predicted seconds": start + each * work.count,
-            "measured seconds": taken[1],
-        }
+        with TemporaryDirectory() as folder:
+            place = Path(folder)
+            guard(place, work.model)
+            inputs = f"inputs{work.suffix}"
+            work.inputs(place / inputs, work.count)
+            for turn in range(rounds):
+                small = timed(place, inputs, work.model, "--shard", "1/32")
+                large = timed(place, inputs, work.model, "--shard", "2/4")
+                # Finished parts would be skipped, or refused.
+                shutil.rmtree(place / "scores.parquet.parts")
+                whole = timed(place, inputs, work.model)
+                yield {
+                    "inputs": name,
+                    "round": turn,
+                    "small count": small.rows,
+                    "small seconds": small.seconds,
+                    "large count": large.rows,
+                    "large seconds": large.seconds,
+                    "count": whole.rows,
+                    "seconds": whole.seconds,
+                    "bytes": (place / "scores.parquet").stat().st_size,
+                }
 
 
 def guard(place: Path, model: str) -> None:
@@ -389,18 +392,27 @@ def guard(place: Path, model: str) -> None:
     prepared(place, made, (waves(1500) * 255).round().byte().numpy(), 1)
 
 
-def seconds_of(place: Path, inputs: str, model: str) -> float:
-    """How long it takes to score inputs with a process for each processor."""
+@dataclass(frozen=True)
+class Timed:
+    """How many inputs a run scored, and in how many seconds."""
+
+    rows: int
+    seconds: float
+
+
+def timed(place: Path, inputs: str, model: str, *more: str) -> Timed:
+    """Score inputs with a process for each processor."""
     words = ["guard.leery", inputs, "--out", "scores.parquet", "--model", f"cluster:{model}"]
     start = time.monotonic()
-    subprocess.run(  # noqa: S603 - ours
-        [sys.executable, "-m", "leery", "score", *words],
+    ended = subprocess.run(  # noqa: S603 - ours
+        [sys.executable, "-m", "leery", "score", *words, "--json", *more],
         cwd=place,
         env=environment("/nowhere"),
         check=True,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
     )
-    return time.monotonic() - start
+    seconds = time.monotonic() - start
+    return Timed(json.loads(ended.stdout)["rows"], seconds)
 
 
 class Wide(nn.Module):
@@ -560,7 +572,7 @@ def spent(place: Path, inputs: str, model: str, *more: str) -> Spent:
 TABLES: Mapping[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "speed": lambda options: speed(options.images, options.rounds),
     "memory": lambda _options: memory(),
-    "sizing": lambda _options: sizing(),
+    "sizing": lambda options: sizing(options.rounds),
     "scale": lambda _options: scale(),
 }
 
@@ -584,7 +596,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("--images", type=int, default=60_000)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []

@@ -838,21 +838,40 @@ def cluster_memory_table() -> str:
 
 
 def sizing_table() -> str:
-    """Times of three workloads, as predicted from a quarter and an eighth of them, and measured."""
-    rows = [
-        [
-            row["inputs"],
-            f"{row['count']:,}",
-            f"{row['start-up seconds']:.1f} s",
-            f"{row['inputs per second']:,.0f}",
-            f"{row['bytes per row']:.0f}",
-            f"{row['predicted seconds']:.0f} s",
-            f"{row['measured seconds']:.0f} s",
-        ]
-        for row in cluster("sizing").to_dict("records")
-    ]
+    """Times of three workloads, as predicted from two samples of each, and as measured.
+
+    The large figures are medians over the rounds, or predicted from medians.
+    """
+    known = cluster("sizing").set_index("inputs")
+    rows = []
+    for inputs, rounds in known.groupby(level=0, sort=False):
+        median, each = predicted(rounds.median()), rounds.apply(predicted, axis=1)
+        rows.append(
+            [
+                inputs,
+                f"{median['count']:,.0f}",
+                f"{median['start-up']:.1f} s",
+                f"{median['per second']:,.0f}",
+                f"{median['bytes'] / median['count']:.0f}",
+                *(
+                    f"{median[what]:.0f} s, {each[what].min():.0f} to {each[what].max():.0f}"
+                    for what in ("predicted", "seconds")
+                ),
+            ]
+        )
     names = ["inputs", "number", "start-up", "inputs per second", "bytes per row of the output"]
     return _table([*names, "predicted", "measured"], rows)
+
+
+def predicted(times: pd.Series) -> pd.Series:
+    """Times of a small and a large sample, and the time of all inputs that follows from them."""
+    more = times["large count"] - times["small count"]
+    speed = more / (times["large seconds"] - times["small seconds"])
+    start = times["small seconds"] - times["small count"] / speed
+    of_all = start + times["count"] / speed
+    return pd.concat(
+        [times, pd.Series({"start-up": start, "per second": speed, "predicted": of_all})]
+    )
 
 
 IMAGES, REFERENCE = 10**9, 1_280_000
