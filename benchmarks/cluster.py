@@ -2,7 +2,7 @@
 
     python benchmarks/cluster.py speed [--images 60000] [--rounds 3]
     python benchmarks/cluster.py memory
-    python benchmarks/cluster.py sizing [--rounds 3]
+    python benchmarks/cluster.py sizing [--rounds 5]
     python benchmarks/cluster.py scale
 
 speed: a ResNet-18 of 64 x 64 pixels and a detector score the same images with one and two plain
@@ -345,11 +345,11 @@ def soft_shapes(path: Path, count: int) -> None:
 
 
 WORKLOADS: Mapping[str, Workload] = {
-    "digits in one file": Workload("digit_net", digits, 480_000),
-    "digits, a PNG file each": Workload("digit_net", pictures, 320_000, ""),
-    "ResNet-18, 64 x 64 pixels": Workload("resnet", soft_shapes, 128_000),
+    "digits in one file": Workload("digit_net", digits, 360_000),
+    "digits, a PNG file each": Workload("digit_net", pictures, 240_000, ""),
+    "ResNet-18, 64 x 64 pixels": Workload("resnet", soft_shapes, 96_000),
 }
-"""What is predicted and measured: about four minutes each on two processors."""
+"""What is predicted and measured: about three minutes each on two processors."""
 
 
 def sizing(rounds: int) -> Iterator[Row]:

@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -229,14 +228,14 @@ def test_a_file_that_vanishes_while_a_folder_is_listed_is_said(
 ) -> None:
     (tmp_path / "rows" / "deep").mkdir(parents=True)
     (tmp_path / "rows" / "a.png").touch()
-    before = Path.iterdir
+    before = os.scandir
 
-    def removing(path: Path) -> Iterator[Path]:
+    def removing(path: Path) -> object:
         if path.name == "deep":
             path.rmdir()
         return before(path)
 
-    monkeypatch.setattr(Path, "iterdir", removing)
+    monkeypatch.setattr("leery.inputs._read.os.scandir", removing)
     with pytest.raises(InputError, match="rows/deep to be there until the end, got no such file;"):
         Scoring(detector, "me", [tmp_path / "rows"], Format(), tmp_path / "out.parquet")
 

@@ -298,6 +298,32 @@ def test_the_output_in_a_folder_is_no_input(tmp_path: Path) -> None:
     assert count([tmp_path], Format()) == 3
 
 
+def test_the_output_is_no_input_behind_a_link_either(tmp_path: Path) -> None:
+    (tmp_path / "real" / "sub").mkdir(parents=True)
+    (tmp_path / "real" / "sub" / "a.png").write_bytes(png())
+    (tmp_path / "real" / "sub" / "out.csv").write_text("older scores")
+    (tmp_path / "real" / "latest.csv").symlink_to(tmp_path / "real" / "sub" / "out.csv")
+    (tmp_path / "linked").symlink_to(tmp_path / "real")
+    own = {tmp_path.resolve() / "real" / "sub" / "out.csv"}
+    found = Sources([tmp_path / "linked"], Format(), without=own).files
+    assert list(found) == [tmp_path / "linked" / "sub" / "a.png"]
+
+
+def test_files_of_a_folder_are_in_the_order_of_their_paths(tmp_path: Path) -> None:
+    names = ["b.png", "a/z.png", "a/b/c.png", "a-1.png", "a.png", "B.png", "a/b.png", "ä.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png())
+    assert list(Sources([tmp_path], Format()).files) == sorted(tmp_path / name for name in names)
+
+
+def test_folders_are_no_labels_where_labels_are_ignored(tmp_path: Path) -> None:
+    (tmp_path / "class-0").mkdir()
+    (tmp_path / "class-0" / "a.png").write_bytes(png())
+    assert [item.label for item in read([tmp_path], Format())] == [0]
+    assert [item.label for item in read([tmp_path], Format(labels_key=None))] == [None]
+
+
 def test_pictures_beside_tables_keep_their_rows(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png())
     pq.write_table(pa.table({"images": [png()]}), tmp_path / "b.parquet")

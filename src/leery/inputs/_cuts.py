@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby, islice
@@ -126,12 +127,20 @@ def _hash_of(sources: Sources) -> str:
     listing = hashlib.sha256()
     for path in sources.files:
         try:
-            stat = path.stat() if path.exists() else path.lstat()
+            stat = _stat(path)
             found = f"{stat.st_size}\0{stat.st_mtime_ns}"
         except FileNotFoundError:
             found = "gone"
         listing.update(f"{printable(path)}\0{found}\n".encode())
     return listing.hexdigest()
+
+
+def _stat(path: Path) -> os.stat_result:
+    """Size and time of a file, or of a broken link."""
+    try:
+        return path.stat()
+    except OSError:
+        return path.stat() if path.exists() else path.lstat()
 
 
 def rows_at_once(shape: Sequence[int]) -> int:

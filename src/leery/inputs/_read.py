@@ -1,5 +1,6 @@
 """Reading of inputs from any supported source."""
 
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -278,7 +279,8 @@ def _sources(path: Path, form: Format, without: Collection[Path]) -> Iterator[_S
         return _folder_labels(path, [file for file in inside if _is_picture(file)], form)
 
     def pictures(start: int) -> Iterator[Item]:
-        return (_picture(file, form, labels().get(file)) for file in inside[start:])
+        known = {} if form.labels_key is None else labels()
+        return (_picture(file, form, known.get(file)) for file in inside[start:])
 
     yield _Source(inside, lambda: len(inside), pictures)
 
@@ -324,30 +326,32 @@ def _is_picture(path: Path) -> bool:
 
 
 def _inside(folder: Path, without: Collection[Path]) -> list[Path]:
-    """All files in a folder and its subfolders, except hidden ones.
+    """All files in a folder and its subfolders, sorted, except hidden ones.
 
     Links are followed, except to a folder that contains the link.
     """
     found: list[Path] = []
-    waiting = [(folder, frozenset([folder.resolve()]))]
+    waiting = [(folder, folder.resolve(), frozenset[Path]())]
     while waiting:
-        here, above = waiting.pop()
-        for entry in here.iterdir():
-            if entry.name.startswith(".") or (without and _resolved(entry) in without):
-                continue
-            if not _is_folder(entry):
-                found.append(entry)
-            elif (real := entry.resolve()) not in above:
-                waiting.append((entry, above | {real}))
+        here, real, above = waiting.pop()
+        above |= {real}
+        with os.scandir(here) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                # Resolving a path takes longer than all else, and only links need it.
+                path = here / entry.name
+                own = _resolved(path) if entry.is_symlink() else real / entry.name
+                if own in without:
+                    continue
+                if own is None or not entry.is_dir():
+                    found.append(path)
+                elif own not in above:
+                    waiting.append((path, own, above))
     if not found:
         message = f"expected images in {folder}, got none; pass a folder with images"
         raise InputError(message)
     return sorted(found)
-
-
-def _is_folder(path: Path) -> bool:
-    """True if a path is a folder, False for a circular link."""
-    return _resolved(path) is not None and path.is_dir()
 
 
 def _resolved(path: Path) -> Path | None:
@@ -364,8 +368,7 @@ def _parts_among(inside: Sequence[Path]) -> list[Path]:
     Such a folder is a partitioned table. Files whose names begin with "_" are its metadata.
     """
     files = [path for path in inside if not path.name.startswith("_")]
-    parts = [path for path in files if path.suffix.lower() == ".parquet"]
-    return parts if len(parts) == len(files) else []
+    return files if all(path.suffix.lower() == ".parquet" for path in files) else []
 
 
 def _folders(folder: Path) -> list[str]:
@@ -404,14 +407,15 @@ def _folder_labels(folder: Path, files: Sequence[Path], form: Format) -> dict[Pa
     if any(len(parts) < 2 for parts in own):  # noqa: PLR2004 - a folder and a file
         return {}
     names = _folders(folder)
-    if form.labels_key is not None and form.classes not in (None, len(names)):
+    if form.classes not in (None, len(names)):
         message = (
             f"expected a folder for each of {form.classes} classes in {folder}, got {len(names)} "
             f"({listed(names)}); classes are numbered by folder: add empty ones for those without "
             "images"
         )
         raise InputError(message)
-    return {file: names.index(parts[0]) for file, parts in zip(files, own, strict=True)}
+    numbers = {name: number for number, name in enumerate(names)}
+    return {file: numbers[parts[0]] for file, parts in zip(files, own, strict=True)}
 
 
 def _picture(path: Path, form: Format, label: int | None) -> Item:
