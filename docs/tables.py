@@ -840,7 +840,8 @@ def cluster_memory_table() -> str:
 def sizing_table() -> str:
     """Times of three workloads, as predicted from two samples of each, and as measured.
 
-    The large figures are medians over the rounds, or predicted from medians.
+    The first figure of each is a median over the rounds, or predicted from medians; then come the
+    smallest and the largest of the rounds.
     """
     known = cluster("sizing").set_index("inputs")
     rows = []

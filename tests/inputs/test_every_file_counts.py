@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from leery.errors import InputError, LeeryWarning, MachineError
-from leery.inputs import Format, Item, batches, count, load, read
+from leery.inputs import Cuts, Format, Item, batches, count, load, read
 from leery.inputs._read import Sources
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
@@ -303,14 +303,15 @@ def test_the_output_is_no_input_behind_a_link_either(tmp_path: Path) -> None:
     (tmp_path / "real" / "sub" / "a.png").write_bytes(png())
     (tmp_path / "real" / "sub" / "out.csv").write_text("older scores")
     (tmp_path / "real" / "latest.csv").symlink_to(tmp_path / "real" / "sub" / "out.csv")
+    (tmp_path / "real" / "twin").symlink_to(tmp_path / "real" / "sub")
     (tmp_path / "linked").symlink_to(tmp_path / "real")
     own = {tmp_path.resolve() / "real" / "sub" / "out.csv"}
     found = Sources([tmp_path / "linked"], Format(), without=own).files
-    assert list(found) == [tmp_path / "linked" / "sub" / "a.png"]
+    assert list(found) == [tmp_path / "linked" / name / "a.png" for name in ("sub", "twin")]
 
 
 def test_files_of_a_folder_are_in_the_order_of_their_paths(tmp_path: Path) -> None:
-    names = ["b.png", "a/z.png", "a/b/c.png", "a-1.png", "a.png", "B.png", "a/b.png", "ä.png"]
+    names = ["b.png", "a/z.png", "a/b/c.png", "a-1.png", "a.png", "C.png", "a/b.png", "ä.png"]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(png())
@@ -334,6 +335,20 @@ def test_pictures_beside_tables_keep_their_rows(tmp_path: Path) -> None:
     assert found[f"{tmp_path}/notes"[-9:]] == "not an image of a supported format"
     with pytest.warns(LeeryWarning, match="2 files that are not images were"):
         assert len(load([tmp_path], Format())[0]) == 1
+
+
+def test_links_that_lead_nowhere_in_other_ways_are_rows_too(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "through-a-file").symlink_to(tmp_path / "a.png" / "x")
+    (tmp_path / "chain-0").symlink_to(tmp_path / "a.png")
+    for number in range(45):
+        (tmp_path / f"chain-{number + 1}").symlink_to(tmp_path / f"chain-{number}")
+    found = {Path(item.name).name: item.error for item in items(tmp_path)}
+    assert found["a.png"] == found["chain-1"] == ""
+    assert found["through-a-file"] == found["chain-45"] == "a broken link"
+    cuts = Cuts([tmp_path], Format(), (1, 2, 2))
+    cuts.check_unchanged()
+    assert sum(cuts.sizes) == 48
 
 
 def test_parts_in_folders_of_folders_are_one_table(tmp_path: Path) -> None:

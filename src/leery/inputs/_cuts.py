@@ -140,6 +140,7 @@ def _stat(path: Path) -> os.stat_result:
     try:
         return path.stat()
     except OSError:
+        # Raises again unless the file is missing, or a link leads nowhere.
         return path.stat() if path.exists() else path.lstat()
 
 

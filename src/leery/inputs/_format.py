@@ -49,7 +49,8 @@ class Format:
         channels: channel dimension of arrays: "first", "last", or "none" for greyscale images
             without one. It does not apply to image files.
         images_key: name of the images in npz and Parquet files.
-        labels_key: name of the labels in npz and Parquet files; None to ignore labels.
+        labels_key: name of the labels in npz and Parquet files; None to ignore all labels, also
+            those that folders give.
         classes: required number of class subfolders of a folder; None accepts any number.
         dtype: input dtype of the model; integers are rejected for a floating-point dtype and vice
             versa. None keeps the dtypes stated above.

@@ -128,8 +128,8 @@ def read(
     A folder yields one input for each file in it and its subfolders, sorted by path; links are
     followed and hidden files are skipped. Whether a file is an image is decided by its content. A
     folder that holds only Parquet files yields their rows. If all images lie in subfolders, the
-    label of an image is the index of its top-level subfolder, in alphabetical order. Nothing is
-    unpickled. An input that cannot be read is yielded with the reason.
+    label of an image is the index of its top-level subfolder, in alphabetical order, unless labels
+    are ignored. Nothing is unpickled. An input that cannot be read is yielded with the reason.
 
     Args:
         paths: paths of the sources.
@@ -341,10 +341,12 @@ def _inside(folder: Path, without: Collection[Path]) -> list[Path]:
                     continue
                 # Resolving a path takes longer than all else, and only links need it.
                 path = here / entry.name
-                own = _resolved(path) if entry.is_symlink() else real / entry.name
+                linked = entry.is_symlink()
+                own = _resolved(path) if linked else real / entry.name
                 if own in without:
                     continue
-                if own is None or not entry.is_dir():
+                # Unlike an entry, a path takes a link that leads nowhere for no folder.
+                if own is None or not (path.is_dir() if linked else entry.is_dir()):
                     found.append(path)
                 elif own not in above:
                     waiting.append((path, own, above))
