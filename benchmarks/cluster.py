@@ -567,15 +567,29 @@ def spent(place: Path, inputs: str, model: str, *more: str) -> Spent:
     words = ["guard.leery", inputs, "--out", "scores.parquet", "--model", f"cluster:{model}"]
     single = [] if "--merge" in more else ["--workers", "1"]
     start = time.monotonic()
-    process = subprocess.Popen(  # noqa: S603 - ours
-        [sys.executable, "-m", "leery", "score", *words, *single, *more],
+    ended = subprocess.run(  # noqa: S603 - ours
+        [sys.executable, "-c", LARGEST, "-m", "leery", "score", *words, *single, *more],
         cwd=place,
         env=environment("/nowhere"),
-        stdout=subprocess.DEVNULL,
+        check=True,
+        stdout=subprocess.PIPE,
     )
-    _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0
-    return Spent(time.monotonic() - start, 1024 * usage.ru_maxrss)
+    seconds = time.monotonic() - start
+    return Spent(seconds, 1024 * int(ended.stdout.split()[-1]))
+
+
+LARGEST = """
+import os, sys
+child = os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, *sys.argv[1:]])
+_, status, usage = os.wait4(child, 0)
+print(usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+"""Runs Python and prints its largest resident set size in KiB.
+
+It does so in a small process, because that size counts from before the new process has replaced a
+copy of the one that started it.
+"""
 
 
 TABLES: Mapping[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
