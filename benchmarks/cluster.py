@@ -435,13 +435,13 @@ FEATURES, POINTS, LARGE = 2048, 1280, 224
 
 
 def few() -> nn.Module:
-    """A wide classifier of ten classes, drawn at seed 0."""
-    return spread(10)
+    """A wide classifier of 40 classes, drawn at seed 0."""
+    return spread(40)
 
 
 def many() -> nn.Module:
-    """A wide classifier of forty classes, drawn at seed 0."""
-    return spread(40)
+    """A wide classifier of 160 classes, drawn at seed 0."""
+    return spread(160)
 
 
 def spread(classes: int) -> nn.Module:
@@ -458,7 +458,7 @@ def spread(classes: int) -> nn.Module:
 
 def scale(rounds: int) -> Iterator[Row]:
     """What single things cost, from which the guide estimates a very large task."""
-    kinds = {"few": 10, "many": 40}
+    kinds = {"few": 40, "many": 160}
     with TemporaryDirectory() as folder:
         places = {name: Path(folder) / name for name in kinds}
         for name, place in places.items():
