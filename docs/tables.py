@@ -885,24 +885,6 @@ MACHINES, PROCESSORS, MEMORY = 100, 16, 128e9
 """Machines of that task, and processors and bytes of memory of each."""
 
 
-def seconds_for_an_image(measured: pd.Series, each: int = POINTS) -> float:
-    """Seconds for an image of 1,000 classes, from those by number of reference points.
-
-    They grow with the number of classes among the 32 images that are scored together, and with the
-    number of points of each.
-    """
-
-    def classes(points: int) -> float:
-        """The expected number of classes among them, with as many images of each class."""
-        every = points / POINTS
-        return every * (1 - (1 - 1 / every) ** 32)
-
-    least, most = measured.index.min(), measured.index.max()
-    slope = (measured[most] - measured[least]) / (classes(most) - classes(least))
-    without = measured[most] - slope * classes(most)
-    return float(without + slope * classes(REFERENCE) * each / POINTS)
-
-
 def estimate_table() -> str:
     """What scoring a billion images would take, from the measured costs of single things."""
     known = cluster("scale")
@@ -916,12 +898,12 @@ def estimate_table() -> str:
     process = memory[least] + point * (REFERENCE - least)
     files = by_points["bytes of the detector's file"]
     stored = (files[most] - files[least]) / (most - least)
-    each = seconds_for_an_image(by_points["seconds for an image"])
+    # It does not grow with the points beyond the noise.
+    each = by_points["seconds for an image"].max()
     # The process that starts the others holds the detector too.
     processes = int(min(PROCESSORS, MEMORY // process - 1))
     fewer = memory[least] + point * (FEWER * REFERENCE / POINTS - least)
     with_fewer = int(min(PROCESSORS, MEMORY // fewer - 1))
-    faster = seconds_for_an_image(by_points["seconds for an image"], FEWER)
     rows = {
         "processor time for an image": f"{1000 * each:.0f} ms",
         "processor hours for all": f"{round(IMAGES * each / 3600, -2):,.0f}",
@@ -933,7 +915,7 @@ def estimate_table() -> str:
             f"{IMAGES * each / 3600 / MACHINES / processes:,.0f}"
         ),
         f"hours with {FEWER} points of each class, {with_fewer} processes of a machine": (
-            f"{IMAGES * faster / 3600 / MACHINES / with_fewer:,.0f}"
+            f"{IMAGES * each / 3600 / MACHINES / with_fewer:,.0f}"
         ),
         "images read, as JPEG files of 224 x 224 pixels": (
             f"{IMAGES * costs['bytes of a JPEG'] / 1e12:.0f} TB"
