@@ -345,7 +345,7 @@ def _inside(folder: Path, without: Collection[Path]) -> list[Path]:
                 own = _resolved(path) if linked else real / entry.name
                 if own in without:
                     continue
-                # Unlike an entry, a path takes a link that leads nowhere for no folder.
+                # Of a link that leads nowhere, path.is_dir() is False; entry.is_dir() may raise.
                 if own is None or not (path.is_dir() if linked else entry.is_dir()):
                     found.append(path)
                 elif own not in above:

@@ -198,7 +198,7 @@ def _made(name: str) -> nn.Module:
 
 @contextmanager
 def user_code(expected: str) -> Iterator[None]:
-    """Run the block; if the user's code in it fails, raise an error that says what was expected.
+    """Turn a failure of the user's code in a block into an error that says what was expected.
 
     Args:
         expected: the beginning of the message, after "expected".
