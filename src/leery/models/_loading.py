@@ -198,7 +198,7 @@ def _made(name: str) -> nn.Module:
 
 @contextmanager
 def user_code(expected: str) -> Iterator[None]:
-    """Turn a failure of the user's code in a block into an error that says what was expected.
+    """Raise one of leery's errors if the code of the user that runs inside the block fails.
 
     Args:
         expected: the beginning of the message, after "expected".
